@@ -1,0 +1,78 @@
+"""lengthwise: scheduling policies and output-length predictors for LLM serving.
+
+The names below are loaded when first used, so ``import lengthwise`` stays light.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lengthwise.errors import InputError, LengthwiseError, UnknownNameError
+    from lengthwise.eval.simulate import Result, simulate
+    from lengthwise.policies import load_policy, load_router
+    from lengthwise.policy import Admission, Preemption, RoutingPolicy, SchedulingPolicy, Score
+    from lengthwise.prediction import Prediction
+    from lengthwise.predictors import load_predictor
+    from lengthwise.serving import Engine
+    from lengthwise.serving.timing import LinearTiming, timing
+    from lengthwise.workload import Workload
+
+_WHERE = {
+    "Admission": "lengthwise.policy",
+    "Engine": "lengthwise.serving",
+    "InputError": "lengthwise.errors",
+    "LengthwiseError": "lengthwise.errors",
+    "LinearTiming": "lengthwise.serving.timing",
+    "Prediction": "lengthwise.prediction",
+    "Preemption": "lengthwise.policy",
+    "Result": "lengthwise.eval.simulate",
+    "RoutingPolicy": "lengthwise.policy",
+    "SchedulingPolicy": "lengthwise.policy",
+    "Score": "lengthwise.policy",
+    "UnknownNameError": "lengthwise.errors",
+    "Workload": "lengthwise.workload",
+    "load_policy": "lengthwise.policies",
+    "load_predictor": "lengthwise.predictors",
+    "load_router": "lengthwise.policies",
+    "simulate": "lengthwise.eval.simulate",
+    "timing": "lengthwise.serving.timing",
+}
+
+__all__ = [
+    "Admission",
+    "Engine",
+    "InputError",
+    "LengthwiseError",
+    "LinearTiming",
+    "Prediction",
+    "Preemption",
+    "Result",
+    "RoutingPolicy",
+    "SchedulingPolicy",
+    "Score",
+    "UnknownNameError",
+    "Workload",
+    "__version__",
+    "load_policy",
+    "load_predictor",
+    "load_router",
+    "simulate",
+    "timing",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'lengthwise' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,29 @@
+"""The exception tree: everything lengthwise raises on purpose is a ``LengthwiseError``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LengthwiseError(Exception):
+    """Base of every error that lengthwise raises on purpose."""
+
+
+class InputError(LengthwiseError, ValueError):
+    """Bad input: one line that says what came and what is allowed. The CLI exits with 2."""
+
+
+class UnknownNameError(InputError):
+    """A name that no table holds; the message lists the allowed names and the nearest one."""
+
+    def __init__(self, kind: str, name: str, allowed: Iterable[str]) -> None:
+        names = sorted(allowed)
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        listed = ", ".join(names) if names else "none"
+        super().__init__(f"unknown {kind} {name!r}{hint} (allowed: {listed})")
+
+
+class InvariantError(LengthwiseError, AssertionError):
+    """The simulated engine broke one of its own invariants: a bug in lengthwise, please report it."""

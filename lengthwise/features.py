@@ -1,0 +1,86 @@
+"""The one table of features: what a policy may read, in which unit, and when it changes.
+
+A policy names features by its positional parameters; from the ``changes`` column the engine infers
+how often a score must be evaluated again. The true output length is not a feature, and a router's
+features are what a real router can know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from lengthwise.errors import UnknownNameError
+
+Changes = Literal["arrival", "token", "clock", "state"]
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One feature: its name, unit, numpy dtype, meaning, what it belongs to and when it changes."""
+
+    name: str
+    unit: str
+    dtype: Literal["int64", "float64"]
+    of: Literal["request", "replica"]
+    changes: Changes
+    meaning: str
+
+
+FEATURES: dict[str, Feature] = {
+    feature.name: feature
+    for feature in (
+        Feature("arrival_s", "s", "float64", "request", "arrival", "when the request arrived"),
+        Feature("prompt_tokens", "tokens", "int64", "request", "arrival", "length of the prompt"),
+        Feature(
+            "predicted_tokens", "tokens", "float64", "request", "arrival",
+            "predicted length of the whole answer",
+        ),
+        Feature("priority", "1", "int64", "request", "arrival", "the client's priority; low first"),
+        Feature("deadline_s", "s", "float64", "request", "arrival", "when the answer is due"),
+        Feature(
+            "generated_tokens", "tokens", "int64", "request", "token", "output tokens so far"
+        ),
+        Feature(
+            "computed_tokens", "tokens", "int64", "request", "token",
+            "tokens whose keys and values are in the cache",
+        ),
+        Feature("preemptions", "1", "int64", "request", "token", "times the request was preempted"),
+        Feature("now_s", "s", "float64", "request", "clock", "the time of the decision"),
+        Feature(
+            "running_requests", "requests", "int64", "replica", "state", "requests in the batch"
+        ),
+        Feature(
+            "waiting_requests", "requests", "int64", "replica", "state", "requests in the queue"
+        ),
+        Feature(
+            "kv_utilization", "1", "float64", "replica", "state", "share of KV blocks in use"
+        ),
+        Feature(
+            "routed_requests", "requests", "int64", "replica", "state",
+            "requests sent to the replica so far",
+        ),
+        Feature(
+            "outstanding_tokens", "tokens", "float64", "replica", "state",
+            "prompt and predicted tokens of the requests sent to the replica and not finished",
+        ),
+        Feature(
+            "random_draw", "1", "float64", "replica", "state",
+            "uniform in [0, 1), drawn from (seed, request, replica)",
+        ),
+    )
+}  # fmt: skip
+
+
+def get(name: str) -> Feature:
+    """The feature called ``name``; raises ``UnknownNameError`` with the nearest name."""
+    try:
+        return FEATURES[name]
+    except KeyError:
+        raise UnknownNameError("feature", name, FEATURES) from None
+
+
+def changes(names: Iterable[str]) -> frozenset[Changes]:
+    """When a score that reads ``names`` changes, "arrival" left out: empty means it never does."""
+    return frozenset(get(name).changes for name in names) - {"arrival"}

@@ -1,0 +1,168 @@
+"""What a policy is: a pure function from features to a score; the lowest score goes first.
+
+Positional parameters are features, keyword-only parameters are tunables. The same ``Score`` runs on
+scalars (in an engine plugin), on numpy arrays (observations) and compiled by numba (the kernel).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lengthwise import features
+from lengthwise.errors import InputError, UnknownNameError
+
+Tunable = bool | int | float
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score function with its tunables bound.
+
+    ``function(*values, **tunables)`` takes one value (scalar or array of shape (n,)) per name in
+    ``features`` and returns a value of the same shape. Ties are broken by request id (scheduling)
+    or by replica index (routing).
+    """
+
+    name: str
+    function: Callable[..., Any]
+    features: tuple[str, ...]
+    tunables: Mapping[str, Tunable] = field(default_factory=dict)
+
+    def __call__(self, *values: Any) -> Any:
+        return self.function(*values, **self.tunables)
+
+    def evaluate(self, values: Mapping[str, Any]) -> Any:
+        """The score from a mapping that holds at least the features the score reads."""
+        return self.function(*(values[name] for name in self.features), **self.tunables)
+
+    @property
+    def changes(self) -> frozenset[features.Changes]:
+        """When the score changes after arrival; empty for a static score."""
+        return features.changes(self.features)
+
+    def with_tunables(self, given: Mapping[str, Tunable]) -> Score:
+        """The same score with some tunables replaced; unknown names and wrong types are errors."""
+        bound = dict(self.tunables)
+        for name, value in given.items():
+            if name not in bound:
+                raise UnknownNameError(f"tunable of policy {self.name!r}", name, bound)
+            bound[name] = _as_type_of(bound[name], value, f"{self.name}:{name}")
+        return Score(self.name, self.function, self.features, bound)
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], name: str | None = None) -> Score:
+        """Reads features and tunables off a function's signature.
+
+        Raises ``UnknownNameError`` for a positional parameter that is no feature and ``InputError``
+        for a signature that a policy can't have.
+        """
+        name = name or getattr(function, "__name__", "policy")
+        names: list[str] = []
+        tunables: dict[str, Tunable] = {}
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise InputError(f"policy {name!r} takes *{parameter.name}; name each feature")
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                if not isinstance(parameter.default, bool | int | float):
+                    raise InputError(
+                        f"tunable {parameter.name!r} of policy {name!r} needs a default that is "
+                        f"a number or a bool, not {parameter.default!r}"
+                    )
+                tunables[parameter.name] = parameter.default
+            else:
+                features.get(parameter.name)
+                names.append(parameter.name)
+        return cls(name, function, tuple(names), tunables)
+
+
+def _as_type_of(default: Tunable, value: Any, label: str) -> Tunable:
+    """``value`` in the type of the tunable's default; numbers may come as ints or floats."""
+    kind = type(default)
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    raise InputError(f"tunable {label} takes {kind.__name__}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Preemption:
+    """When a waiting request may take the place of a running one.
+
+    A victim ``v`` gives way to the waiting request ``w`` when
+
+        score(v) - score(w) > margin + price * lost_tokens(v) * requests in the replica
+
+    where ``lost_tokens`` is what must be recomputed (mode "recompute": the victim's computed tokens)
+    or moved ("swap"). The default price is one prefill token's time over one decode iteration's
+    time, about 1/400 on the GPUs measured: with scores in tokens, both sides are the same unit,
+    the decode steps of waiting that the exchange saves and those that its wasted work costs, summed
+    over everybody who waits for it. ``price=0`` is the naive preemption of most published code.
+    """
+
+    mode: Literal["none", "recompute", "swap"] = "none"
+    price: float = 0.0025  # score units per lost token and request in the replica
+    margin: float = 0.0  # score units
+    max_per_step: int = 8
+    protect_after: float = 1.0  # share of predicted_tokens generated, past which none is preempted
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("none", "recompute", "swap"):
+            raise UnknownNameError("preemption mode", self.mode, ("none", "recompute", "swap"))
+        if not self.price >= 0 or not self.margin >= 0 or not self.protect_after >= 0:
+            raise InputError("preemption price, margin and protect_after must be 0 or more")
+        if self.max_per_step < 1:
+            raise InputError(f"preemption max_per_step must be 1 or more, not {self.max_per_step}")
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Which waiting requests may enter the batch, beyond vLLM's own checks.
+
+    ``reserve`` is the share of the predicted remaining tokens of all running requests (and of the
+    candidate) for which KV blocks must be free before a request is admitted; 0 is stock vLLM,
+    1 the memory-aware admission of Past-Future (Gong et al., ASPLOS 2025).
+    """
+
+    reserve: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.reserve >= 0:
+            raise InputError(f"admission reserve must be 0 or more, not {self.reserve!r}")
+
+
+@dataclass(frozen=True)
+class SchedulingPolicy:
+    """An order (the score) and, beside it, what is not order: preemption and admission."""
+
+    score: Score
+    preemption: Preemption = field(default_factory=Preemption)
+    admission: Admission = field(default_factory=Admission)
+    # Which of vLLM's two queues the engine keeps: "priority" orders by score, also for the victim
+    # under KV pressure; "fcfs" is vLLM's own, where a preempted request returns to the front.
+    queue: Literal["fcfs", "priority"] = "priority"
+    label: str = ""  # as the user spelled it; the score's name when empty
+
+    @property
+    def name(self) -> str:
+        """What tables call the policy."""
+        return self.label or self.score.name
+
+
+@dataclass(frozen=True)
+class RoutingPolicy:
+    """A score over replicas; ``choices`` > 0 samples that many replicas first (power of d)."""
+
+    score: Score
+    choices: int = 0
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What tables call the router."""
+        return self.label or self.score.name

@@ -1,0 +1,151 @@
+"""What a predictor says about the answers to come, and how that becomes ``predicted_tokens``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lengthwise.errors import InputError
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predictions for n requests: exact lengths, buckets, ranks or quantiles.
+
+    Build one with ``exact``, ``bucketed``, ``ranked`` or ``distribution``; the other fields are
+    then None. ``tokens`` is the point estimate in tokens, shape (n,); for ranks it is there only
+    once they were calibrated.
+    """
+
+    tokens: Floats | None = None  # (n,)
+    bucket: NDArray[np.int64] | None = None  # (n,)
+    edges: Floats | None = None  # (buckets + 1,) tokens, ascending
+    probabilities: Floats | None = None  # (n, buckets)
+    rank: Floats | None = None  # (n,) higher = longer
+    quantiles: Floats | None = None  # (n, levels) tokens, ascending along the row
+    levels: Floats | None = None  # (levels,) in (0, 1), ascending
+
+    @classmethod
+    def exact(cls, tokens: ArrayLike) -> Prediction:
+        """Lengths in tokens, shape (n,)."""
+        return cls(tokens=_finite("tokens", tokens, 1))
+
+    @classmethod
+    def bucketed(
+        cls, probabilities: ArrayLike, edges: ArrayLike, means: ArrayLike | None = None
+    ) -> Prediction:
+        """Bucket probabilities (n, buckets) between ``edges`` (buckets + 1,), in tokens.
+
+        ``means`` (buckets,) are the mean lengths seen in each bucket; midpoints stand in for them.
+        """
+        p, e = _finite("probabilities", probabilities, 2), _finite("edges", edges, 1)
+        if p.shape[1] + 1 != len(e):
+            raise InputError(f"{p.shape[1]} buckets need {p.shape[1] + 1} edges, not {len(e)}")
+        centres = (e[:-1] + e[1:]) / 2 if means is None else _finite("means", means, 1)
+        return cls(tokens=p @ centres, bucket=p.argmax(axis=1), edges=e, probabilities=p)
+
+    @classmethod
+    def ranked(cls, rank: ArrayLike, tokens: ArrayLike | None = None) -> Prediction:
+        """Relative order, shape (n,), higher = longer; ``tokens`` if the ranks were calibrated."""
+        calibrated = None if tokens is None else _finite("tokens", tokens, 1)
+        return cls(rank=_finite("rank", rank, 1), tokens=calibrated)
+
+    @classmethod
+    def distribution(cls, quantiles: ArrayLike, levels: ArrayLike) -> Prediction:
+        """Quantiles (n, levels) in tokens at ``levels`` (levels,), e.g. 0.1, 0.5, 0.9."""
+        q, at = _finite("quantiles", quantiles, 2), _finite("levels", levels, 1)
+        if q.shape[1] != len(at) or (np.diff(at) <= 0).any() or at[0] <= 0 or at[-1] >= 1:
+            raise InputError("levels must ascend within (0, 1), one for each column of quantiles")
+        q = np.maximum.accumulate(q, axis=1)  # crossing quantiles are an artefact of separate fits
+        return cls(tokens=q @ _quantile_weights(at), quantiles=q, levels=at)
+
+    def __len__(self) -> int:
+        for values in (self.tokens, self.rank):
+            if values is not None:
+                return len(values)
+        return 0
+
+    @property
+    def kind(self) -> str:
+        """"exact", "bucket", "rank" or "quantile"."""
+        if self.rank is not None:
+            return "rank"
+        if self.probabilities is not None:
+            return "bucket"
+        return "quantile" if self.quantiles is not None else "exact"
+
+    @property
+    def order(self) -> Floats:
+        """Values that order the requests, shortest first, shape (n,): every kind has them."""
+        if self.rank is not None:
+            return self.rank
+        return self.predicted_tokens
+
+    @property
+    def predicted_tokens(self) -> Floats:
+        """The feature ``predicted_tokens``, shape (n,), at least 1 token.
+
+        Raises ``InputError`` for uncalibrated ranks, which can only order.
+        """
+        if self.tokens is None:
+            raise InputError(
+                "these predictions are uncalibrated ranks: they order requests but give no "
+                "predicted_tokens; fit the predictor with output_tokens to calibrate them"
+            )
+        return np.maximum(self.tokens, 1.0)
+
+    def refresh(self, generated_tokens: ArrayLike) -> Floats:
+        """Expected tokens still to come, given those generated already, both of shape (n,).
+
+        Buckets and quantiles are conditioned on having outlived ``generated_tokens``; an exact
+        length that was outlived leaves 1 token, the least that a running request still owes.
+        """
+        done = np.asarray(generated_tokens, dtype=np.float64)
+        if self.probabilities is not None and self.edges is not None:
+            low = np.maximum(self.edges[None, :-1], done[:, None])
+            high = np.maximum(self.edges[None, 1:], done[:, None])
+            width = self.edges[1:] - self.edges[:-1]
+            alive = self.probabilities * (high - low) / np.where(width > 0, width, 1.0)
+            mass = alive.sum(axis=1)
+            ahead = ((low + high) / 2 - done[:, None]) * alive
+            rest = ahead.sum(axis=1) / np.where(mass > 0, mass, 1.0)
+        elif self.quantiles is not None and self.levels is not None:
+            weights = _quantile_weights(self.levels)[None, :] * (self.quantiles > done[:, None])
+            mass = weights.sum(axis=1)
+            ahead = np.maximum(self.quantiles - done[:, None], 0.0) * weights
+            rest = ahead.sum(axis=1) / np.where(mass > 0, mass, 1.0)
+        else:
+            rest = self.predicted_tokens - done
+        return np.maximum(rest, 1.0)
+
+    def select(self, index: Any) -> Prediction:
+        """The predictions of some of the requests, by numpy index or mask."""
+
+        def pick(values: Any) -> Any:
+            return None if values is None else values[index]
+
+        return Prediction(
+            tokens=pick(self.tokens), bucket=pick(self.bucket), edges=self.edges,
+            probabilities=pick(self.probabilities), rank=pick(self.rank),
+            quantiles=pick(self.quantiles), levels=self.levels,
+        )  # fmt: skip
+
+
+def _quantile_weights(levels: Floats) -> Floats:
+    """The share of probability that each quantile stands for: its cell between mid-levels."""
+    cuts = np.concatenate(([0.0], (levels[:-1] + levels[1:]) / 2, [1.0]))
+    return np.diff(cuts)
+
+
+def _finite(label: str, values: ArrayLike, dimensions: int) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != dimensions:
+        raise InputError(f"{label} must have {dimensions} dimension(s), not {array.ndim}")
+    if not np.isfinite(array).all():
+        raise InputError(f"{label} hold {int((~np.isfinite(array)).sum())} NaN or infinite values")
+    return array

@@ -1,0 +1,63 @@
+"""Names to things: one dict of "module:attribute" strings per kind, and a short ``load``.
+
+Nothing is imported before it is asked for, so a table may name a class whose module needs torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from lengthwise.errors import UnknownNameError
+
+TABLES: dict[str, dict[str, str]] = {
+    "policy": {
+        "fcfs": "lengthwise.policies.fcfs:FCFS",
+        "sjf": "lengthwise.policies.sjf:SJF",
+        "srtf": "lengthwise.policies.srtf:SRTF",
+        "mlfq": "lengthwise.policies.mlfq:MLFQ",
+        "hrrn": "lengthwise.policies.hrrn:HRRN",
+        "priority": "lengthwise.policies.priority:PRIORITY",
+    },
+    "router": {
+        "round-robin": "lengthwise.policies.routers:ROUND_ROBIN",
+        "random": "lengthwise.policies.routers:RANDOM",
+        "jsq": "lengthwise.policies.routers:JSQ",
+        "least-tokens": "lengthwise.policies.routers:LEAST_TOKENS",
+        "power-of-two": "lengthwise.policies.routers:POWER_OF_TWO",
+    },
+    "predictor": {
+        "oracle": "lengthwise.predictors.oracle:Oracle",
+        "noisy-oracle": "lengthwise.predictors.oracle:NoisyOracle",
+        "constant": "lengthwise.predictors.baseline:Constant",
+        "prompt-length": "lengthwise.predictors.baseline:PromptLength",
+        "ridge": "lengthwise.predictors.text:Ridge",
+        "gbdt": "lengthwise.predictors.text:GBDT",
+        "transformer": "lengthwise.predictors.transformer:Transformer",
+        "minilm": "lengthwise.predictors.transformer:MiniLM",
+    },
+    "env": {
+        "lengthwise/Scheduling-v0": "lengthwise.envs.scheduling:SchedulingEnv",
+        "lengthwise/Routing-v0": "lengthwise.envs.routing:RoutingEnv",
+    },
+}
+
+
+def names(kind: str) -> list[str]:
+    """The registered names of ``kind``, in table order."""
+    return list(TABLES[kind])
+
+
+def load(kind: str, name: str) -> Any:
+    """The object registered as ``name``; raises ``UnknownNameError`` with the nearest name."""
+    try:
+        target = TABLES[kind][name]
+    except KeyError:
+        raise UnknownNameError(kind, name, TABLES[kind]) from None
+    return resolve(target)
+
+
+def resolve(target: str) -> Any:
+    """Imports "module:attribute"."""
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)

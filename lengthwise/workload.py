@@ -1,0 +1,191 @@
+"""A workload: requests as columns, checked once, read-only afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.registry import resolve
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")
+# name -> numpy dtype; "object" columns hold one Python value a request
+OPTIONAL: dict[str, str] = {
+    "prompt": "object",
+    "session_id": "object",
+    "tenant": "object",
+    "prefix_hashes": "object",  # tuple of ints: one hash a full block of the prompt's prefix
+    "hash_block_tokens": "int64",  # tokens that one entry of prefix_hashes stands for
+    "deadline_s": "float64",
+    "priority": "int64",
+    "model": "object",
+    "parent": "int64",  # index of the request that must finish first, -1 for none (closed loop)
+    "think_s": "float64",  # time from the parent's finish to this request's arrival
+}
+
+
+class Workload:
+    """Requests in arrival order, as numpy columns of one length.
+
+    ``arrival_s`` (float64, s), ``prompt_tokens`` and ``output_tokens`` (int64, 1 or more) are
+    always there; ``OPTIONAL`` lists the others. Rows that arrive out of order are sorted, with a
+    notice in ``notices``. A request's id is its row. Errors are ``InputError`` with the row.
+
+    A closed-loop request (``parent`` >= 0) arrives ``think_s`` after its parent finishes; its
+    ``arrival_s`` is then only the earliest time it may arrive.
+    """
+
+    def __init__(
+        self, columns: Mapping[str, Any], *, name: str = "workload", notices: Iterable[str] = ()
+    ) -> None:
+        for column in columns:
+            if column not in REQUIRED and column not in OPTIONAL:
+                raise UnknownNameError("workload column", column, (*REQUIRED, *OPTIONAL))
+        for column in REQUIRED:
+            if column not in columns:
+                raise InputError(
+                    f"{name}: no column {column!r}; it has {', '.join(columns) or 'no columns'} "
+                    f"and needs {', '.join(REQUIRED)}"
+                )
+        self.name = name
+        self.notices = tuple(notices)
+        data = {key: _column(name, key, values) for key, values in columns.items()}
+        rows = len(data["arrival_s"])
+        for key, values in data.items():
+            if len(values) != rows:
+                raise InputError(f"{name}: column {key!r} has {len(values)} rows, not {rows}")
+        if rows == 0:
+            raise InputError(f"{name}: the workload is empty; it needs at least one request")
+        arrival = data["arrival_s"]
+        if (np.diff(arrival) < 0).any():
+            order = np.argsort(arrival, kind="stable")
+            data = {key: values[order] for key, values in data.items()}
+            if "parent" in data:
+                place = np.empty(rows, dtype=np.int64)
+                place[order] = np.arange(rows)
+                parent = data["parent"]
+                data["parent"] = np.where(parent >= 0, place[parent], -1)
+            self.notices += (f"{name}: arrivals were not in order; sorted by arrival_s",)
+        if "parent" in data:
+            bad = np.flatnonzero(data["parent"] >= np.arange(rows))
+            if len(bad):
+                raise InputError(f"{name}: row {bad[0]}: parent must be an earlier request")
+        for values in data.values():
+            values.flags.writeable = False
+        self.columns: dict[str, NDArray[Any]] = data
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, *, name: str = "frame") -> Workload:
+        """A workload from a DataFrame; columns that lengthwise doesn't know are errors."""
+        return cls({str(key): frame[key].to_numpy() for key in frame.columns}, name=name)
+
+    @classmethod
+    def read(cls, path: str, **options: Any) -> Workload:
+        """Reads a trace file; ``options`` are those of ``lengthwise.serving.workload.read``."""
+        return resolve("lengthwise.serving.workload.readers:read")(path, **options)  # type: ignore[no-any-return]
+
+    @classmethod
+    def preset(
+        cls, name: str, *, requests: int = 1000, rate: float | None = None, seed: int = 0
+    ) -> Workload:
+        """A synthetic workload fitted to published statistics; ``rate`` in requests/s."""
+        make = resolve("lengthwise.serving.workload.presets:preset")
+        return make(name, requests=requests, rate=rate, seed=seed)  # type: ignore[no-any-return]
+
+    def __len__(self) -> int:
+        return len(self.columns["arrival_s"])
+
+    def __getitem__(self, column: str) -> NDArray[Any]:
+        try:
+            return self.columns[column]
+        except KeyError:
+            raise UnknownNameError(f"column of {self.name}", column, self.columns) from None
+
+    def __contains__(self, column: str) -> bool:
+        return column in self.columns
+
+    def __repr__(self) -> str:
+        return f"<Workload {self.name!r}: {len(self)} requests, {self.rate:.3g} requests/s>"
+
+    @property
+    def rate(self) -> float:
+        """Mean arrival rate, requests/s; infinite when all arrive at once."""
+        span = float(self["arrival_s"][-1] - self["arrival_s"][0])
+        return (len(self) - 1) / span if span > 0 else float("inf")
+
+    def replace(self, *, name: str | None = None, **columns: Any) -> Workload:
+        """The same workload with columns replaced or added; None drops an optional column."""
+        merged = {k: v for k, v in {**self.columns, **columns}.items() if v is not None}
+        return Workload(merged, name=name or self.name, notices=self.notices)
+
+    def at_rate(self, rate: float) -> Workload:
+        """Arrival times (deadlines with them) stretched to a mean of ``rate`` requests/s."""
+        if not (np.isfinite(rate) and rate > 0):
+            raise InputError(f"rate must be a positive number of requests/s, not {rate!r}")
+        if not np.isfinite(self.rate):
+            raise InputError(f"{self.name}: all requests arrive at once; it has no rate to change")
+        start, stretch = self["arrival_s"][0], self.rate / rate
+        changed = {"arrival_s": (self["arrival_s"] - start) * stretch}
+        if "deadline_s" in self:
+            changed["deadline_s"] = changed["arrival_s"] + self["deadline_s"] - self["arrival_s"]
+        return self.replace(**changed)
+
+    def select(self, index: Any) -> Workload:
+        """Some of the requests, by numpy index or mask; arrivals keep their times."""
+        if "parent" in self:
+            raise InputError(f"{self.name}: a closed-loop workload can't be cut into parts")
+        return Workload(
+            {key: values[index] for key, values in self.columns.items()},
+            name=self.name, notices=self.notices,
+        )  # fmt: skip
+
+    def head(self, requests: int) -> Workload:
+        """The first ``requests`` requests (parents come first, so a closed loop may be cut so)."""
+        return Workload(
+            {key: values[:requests] for key, values in self.columns.items()},
+            name=self.name, notices=self.notices,
+        )  # fmt: skip
+
+    def to_frame(self) -> pd.DataFrame:
+        """The columns as a DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.columns)
+
+
+def _column(name: str, key: str, values: Any) -> NDArray[Any]:
+    dtype = "float64" if key == "arrival_s" else OPTIONAL.get(key, "int64")
+    if dtype == "object":
+        array = np.empty(len(values), dtype=object)
+        array[:] = list(values)
+        return array
+    try:
+        numbers = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: column {key!r} holds values that are not numbers") from None
+    if numbers.ndim != 1:
+        raise InputError(f"{name}: column {key!r} must be one-dimensional, not {numbers.shape}")
+    _reject(name, key, ~np.isfinite(numbers), numbers, "a finite number")
+    if key in ("prompt_tokens", "output_tokens"):
+        _reject(name, key, numbers < 1, numbers, "1 or more")
+    elif key in ("arrival_s", "think_s"):
+        _reject(name, key, numbers < 0, numbers, "0 or more")
+    if dtype == "int64":
+        _reject(name, key, numbers != np.floor(numbers), numbers, "a whole number")
+        return numbers.astype(np.int64)
+    return numbers
+
+
+def _reject(name: str, key: str, bad: NDArray[np.bool_], values: Any, allowed: str) -> None:
+    rows = np.flatnonzero(bad)
+    if len(rows):
+        more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
+        raise InputError(
+            f"{name}: row {rows[0]}: {key} is {values[rows[0]]:g}; it must be {allowed}{more}"
+        )

@@ -1,0 +1,174 @@
+"""Exported policies: a folder with ``policy.json`` and ``weights.safetensors``.
+
+No pickle and no code: reading an untrusted bundle runs nothing of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lengthwise import features
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.policies.learned import MLP
+from lengthwise.policy import Admission, Preemption, RoutingPolicy, SchedulingPolicy, Score
+from lengthwise.registry import load
+
+FORMAT = 1
+POLICY, WEIGHTS, PREDICTOR = "policy.json", "weights.safetensors", "predictor"
+
+
+def is_bundle(path: str) -> bool:
+    """Whether ``path`` is a folder with a ``policy.json`` in it."""
+    return (Path(path) / POLICY).is_file()
+
+
+def write_bundle(policy: SchedulingPolicy | RoutingPolicy, folder: str | Path) -> Path:
+    """Writes a registered policy with its tunables, or a learned one, as a bundle; atomically.
+
+    Raises ``InputError`` for a policy that is a plain Python function: a bundle holds no code.
+    """
+    from safetensors.numpy import save_file
+
+    score = policy.score
+    described: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": "scheduling" if isinstance(policy, SchedulingPolicy) else "routing",
+        "name": policy.name,
+        "features": [{"name": n, "unit": features.get(n).unit} for n in score.features],
+        "tunables": dict(score.tunables),
+    }
+    if isinstance(policy, SchedulingPolicy):
+        described["preemption"] = dataclasses.asdict(policy.preemption)
+        described["admission"] = dataclasses.asdict(policy.admission)
+    else:
+        described["choices"] = policy.choices
+    target = Path(folder)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".bundle-") as made:
+            here = Path(made) / "bundle"
+            here.mkdir()
+            if isinstance(score.function, MLP):
+                described["score"] = {"type": "mlp", "layers": len(score.function.layers)}
+                save_file(_tensors(score.function), here / WEIGHTS)
+            else:
+                described["score"] = {"type": "registered", "name": _registered(policy)}
+            (here / POLICY).write_text(json.dumps(described, indent=2) + "\n")
+            if (target / PREDICTOR).is_dir():  # a re-exported policy keeps its predictor
+                os.rename(target / PREDICTOR, here / PREDICTOR)
+            if target.exists():
+                os.rename(target, Path(made) / "old")
+            os.rename(here, target)
+    except OSError as error:
+        raise InputError(f"can't write the bundle {str(target)!r}: {error.strerror}") from error
+    return target
+
+
+def read_bundle(folder: str | Path) -> SchedulingPolicy | RoutingPolicy:
+    """The policy in a bundle; raises ``InputError`` for anything but a well-formed one."""
+    path = Path(folder)
+    try:
+        described = json.loads((path / POLICY).read_text())
+    except OSError as error:
+        raise InputError(f"no bundle at {str(path)!r}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"bundle {str(path)!r}: {POLICY} is not JSON: {error}") from error
+    try:
+        return _build(path, described)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"bundle {str(path)!r}: {POLICY} is malformed: {error!r}") from error
+
+
+def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingPolicy:
+    if described["format"] != FORMAT:
+        raise InputError(
+            f"bundle {str(path)!r} has format {described['format']!r}; this version reads {FORMAT}"
+        )
+    names = tuple(item["name"] for item in described["features"])
+    for item in described["features"]:
+        unit = features.get(item["name"]).unit
+        if item["unit"] != unit:
+            raise InputError(
+                f"bundle {str(path)!r}: feature {item['name']} is in {item['unit']!r}; "
+                f"lengthwise has it in {unit!r}"
+            )
+    kind, how = described["kind"], described["score"]
+    if kind not in ("scheduling", "routing"):
+        raise UnknownNameError("bundle kind", str(kind), ("scheduling", "routing"))
+    if how["type"] == "mlp":
+        score = Score(described["name"], _read_mlp(path, how["layers"], len(names)), names)
+    elif how["type"] == "registered":
+        found = load("policy" if kind == "scheduling" else "router", how["name"]).score
+        if found.features != names:
+            raise InputError(
+                f"bundle {str(path)!r}: {how['name']} reads {', '.join(found.features)}, "
+                f"not {', '.join(names)}"
+            )
+        score = found.with_tunables(described["tunables"])
+    else:
+        raise UnknownNameError("score type", str(how["type"]), ("mlp", "registered"))
+    if kind == "routing":
+        return RoutingPolicy(score, int(described["choices"]), label=str(path))
+    return SchedulingPolicy(
+        score,
+        Preemption(**described["preemption"]),
+        Admission(**described["admission"]),
+        label=str(path),
+    )
+
+
+def _registered(policy: SchedulingPolicy | RoutingPolicy) -> str:
+    from lengthwise import registry
+
+    kind = "policy" if isinstance(policy, SchedulingPolicy) else "router"
+    for name in registry.names(kind):
+        if registry.load(kind, name).score.function is policy.score.function:
+            return name
+    raise InputError(
+        f"policy {policy.name!r} is a Python function; a bundle holds no code, so only registered "
+        "and learned policies can be exported"
+    )
+
+
+def _tensors(mlp: MLP) -> dict[str, Any]:
+    tensors: dict[str, Any] = {"shift": mlp.shift, "scale": mlp.scale, "log": mlp.log}
+    for i, (weight, bias) in enumerate(mlp.layers):
+        tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"] = weight, bias
+    return {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+
+
+def _read_mlp(path: Path, layers: int, width: int) -> MLP:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(path / WEIGHTS)
+        mlp = MLP(
+            tensors["shift"].astype(np.float64),
+            tensors["scale"].astype(np.float64),
+            tensors["log"].astype(bool),
+            tuple(
+                (
+                    tensors[f"layers.{i}.weight"].astype(np.float64),
+                    tensors[f"layers.{i}.bias"].astype(np.float64),
+                )
+                for i in range(layers)
+            ),
+        )
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InputError(f"bundle {str(path)!r}: bad {WEIGHTS}: {error}") from error
+    shapes = [width, *(weight.shape[0] for weight, _ in mlp.layers)]
+    wanted = all(
+        weight.shape == (shapes[i + 1], shapes[i]) and bias.shape == (shapes[i + 1],)
+        for i, (weight, bias) in enumerate(mlp.layers)
+    )
+    if not (wanted and layers and shapes[-1] == 1 and len(mlp.shift) == len(mlp.scale) == width):
+        raise InputError(f"bundle {str(path)!r}: {WEIGHTS} does not fit {width} features")
+    return mlp

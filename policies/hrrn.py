@@ -1,0 +1,18 @@
+"""Highest response ratio next: short answers first, ageing with the time waited.
+
+Brinch Hansen 1971; SGLang's ``hrrn`` schedule policy is the same ratio over predicted length.
+"""
+
+from typing import Any
+
+from lengthwise.policy import SchedulingPolicy, Score
+
+
+def hrrn(
+    now_s: Any, arrival_s: Any, predicted_tokens: Any, *, floor_tokens: float = 1.0
+) -> Any:
+    """Longest wait for each predicted token first (the classical ratio less its constant 1)."""
+    return -(now_s - arrival_s) / (predicted_tokens + floor_tokens)
+
+
+HRRN = SchedulingPolicy(Score.from_function(hrrn))

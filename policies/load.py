@@ -1,0 +1,145 @@
+"""From what a user writes to a policy: ``srtf``, ``mlfq:quantum=64``, ``./file.py:score``, a bundle.
+
+Grammar: ``NAME[:tunable=value,...][+preempt[:field=value,...]][+admit[:field=value,...]]`` where
+NAME is a registered policy, ``FILE.py:FUNCTION`` or the folder of an exported bundle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lengthwise.errors import InputError, LengthwiseError, UnknownNameError
+from lengthwise.policies.bundle import is_bundle, read_bundle
+from lengthwise.policy import Admission, Preemption, RoutingPolicy, SchedulingPolicy, Score, Tunable
+from lengthwise.registry import load
+
+
+def load_policy(spec: str | SchedulingPolicy | Callable[..., Any]) -> SchedulingPolicy:
+    """A scheduling policy from its spelling, a score function, or a policy (returned as it is)."""
+    if isinstance(spec, SchedulingPolicy):
+        return spec
+    if callable(spec):
+        return SchedulingPolicy(Score.from_function(spec))
+    head, *extras = spec.split("+")
+    policy = _head(head, "policy")
+    if not isinstance(policy, SchedulingPolicy):
+        raise InputError(f"{head!r} is a router, not a scheduling policy")
+    for extra in extras:
+        name, _, options = extra.partition(":")
+        if name == "preempt":
+            given = _options(options, extra)
+            # naming preemption switches it on; sjf and fcfs have it off
+            base = policy.preemption
+            if base.mode == "none" and "mode" not in given:
+                base = dataclasses.replace(base, mode="recompute")
+            policy = dataclasses.replace(policy, preemption=_replace(base, given, "preempt"))
+        elif name == "admit":
+            changed = _replace(policy.admission, _options(options, extra), "admit")
+            policy = dataclasses.replace(policy, admission=changed)
+        else:
+            raise UnknownNameError("policy part", name, ("preempt", "admit"))
+    return dataclasses.replace(policy, label=spec)
+
+
+def load_router(spec: str | RoutingPolicy | Callable[..., Any]) -> RoutingPolicy:
+    """A routing policy: ``jsq``, ``./file.py:score``, a bundle, a score function or a policy.
+
+    ``NAME:choices=d`` samples d replicas first.
+    """
+    if isinstance(spec, RoutingPolicy):
+        return spec
+    if callable(spec):
+        return RoutingPolicy(Score.from_function(spec))
+    policy = _head(spec, "router")
+    if not isinstance(policy, RoutingPolicy):
+        raise InputError(f"{spec!r} is a scheduling policy, not a router")
+    return dataclasses.replace(policy, label=spec)
+
+
+def _head(head: str, kind: str) -> SchedulingPolicy | RoutingPolicy:
+    if is_bundle(head):
+        found = read_bundle(head)
+        return found if isinstance(found, SchedulingPolicy | RoutingPolicy) else _whole(found, kind)
+    path, _, rest = head.partition(".py:")
+    if rest:
+        function, _, options = rest.partition(":")
+        return _apply(_whole(_from_file(f"{path}.py", function), kind), options, head)
+    if head.endswith(".py"):
+        raise InputError(f"policy file {head!r} needs a function: {head}:score")
+    name, _, options = head.partition(":")
+    if os.sep in name:
+        raise InputError(f"{head!r} is neither a bundle (a folder with policy.json) nor FILE.py:NAME")
+    return _apply(load(kind, name), options, head)
+
+
+def _whole(score: Score, kind: str) -> SchedulingPolicy | RoutingPolicy:
+    return SchedulingPolicy(score) if kind == "policy" else RoutingPolicy(score)
+
+
+def _apply(policy: Any, options: str, spec: str) -> Any:
+    given = _options(options, spec)
+    if isinstance(policy, RoutingPolicy) and "choices" in given:
+        choices = given.pop("choices")
+        if not isinstance(choices, int) or isinstance(choices, bool) or choices < 0:
+            raise InputError(f"choices takes a whole number of replicas, not {choices!r}")
+        policy = dataclasses.replace(policy, choices=choices)
+    return dataclasses.replace(policy, score=policy.score.with_tunables(given))
+
+
+def _from_file(path: str, name: str) -> Score:
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"policy file {path!r} does not exist")
+    module_spec = importlib.util.spec_from_file_location(f"_policy_{file.stem}", file)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except LengthwiseError:
+        raise
+    except Exception as error:
+        raise InputError(f"policy file {path!r} failed: {type(error).__name__}: {error}") from error
+    functions = [key for key, value in vars(module).items() if callable(value)]
+    if name not in functions:
+        raise UnknownNameError(f"function in {path}", name, functions)
+    return Score.from_function(getattr(module, name))
+
+
+def _options(text: str, spec: str) -> dict[str, Any]:
+    """``a=1,b=true`` as a dict; numbers, true/false and bare words."""
+    given: dict[str, Any] = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals or not key or not value:
+            raise InputError(f"{spec!r}: expected name=value, not {item!r}")
+        given[key] = _value(value)
+    return given
+
+
+def _value(text: str) -> Tunable | str:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _replace(options: Any, given: dict[str, Any], what: str) -> Any:
+    fields = {f.name: f.type for f in dataclasses.fields(options)}
+    for name, value in given.items():
+        if name not in fields:
+            raise UnknownNameError(f"{what} option", name, fields)
+        wanted = type(getattr(options, name))
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            given[name] = float(value)
+        elif type(value) is not wanted:
+            raise InputError(f"{what} option {name} takes {wanted.__name__}, not {value!r}")
+    return dataclasses.replace(options, **given)

@@ -1,0 +1,1 @@
+"""Policies inside real engines: vLLM, SGLang, transformers, Ray Serve, LiteLLM."""

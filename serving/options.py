@@ -1,0 +1,40 @@
+"""The serving engine's options, with vLLM's names and meanings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lengthwise.errors import InputError
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Options of one simulated replica; names as in vLLM's ``SchedulerConfig``/``CacheConfig``."""
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    num_gpu_blocks: int | None = None  # None takes the timing profile's
+    block_size: int = 16
+    max_model_len: int | None = None  # None: only the KV blocks limit a request's length
+    enable_chunked_prefill: bool = True
+    enable_prefix_caching: bool = False
+    long_prefill_token_threshold: int = 0  # 0 is off
+    async_scheduling: bool = False  # an iteration is scheduled while the one before it runs
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("num_gpu_blocks", "max_model_len"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        _at_least("long_prefill_token_threshold", self.long_prefill_token_threshold, 0)
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise InputError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
+                f"max_num_seqs ({self.max_num_seqs}), as in vLLM"
+            )
+
+
+def _at_least(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")

@@ -1,0 +1,85 @@
+"""What a run returns: flat records, one row a request; metrics are functions of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PS = 10**12  # picoseconds in a second; the engines count time in integer picoseconds
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Records:
+    """One entry a request, in the order of the workload; times in integer picoseconds.
+
+    ``iterations`` is the log of engine iterations, kept only when it was asked for.
+    """
+
+    replica: Ints
+    arrival_ps: Ints
+    scheduled_ps: Ints  # start of the first iteration that computed any of its tokens
+    first_token_ps: Ints
+    finish_ps: Ints
+    prompt_tokens: Ints
+    output_tokens: Ints
+    predicted_tokens: Floats  # NaN where nothing was predicted
+    preemptions: Ints
+    recomputed_tokens: Ints  # tokens computed again after preemptions
+    cached_tokens: Ints  # prompt tokens found in the prefix cache at first admission
+    backend: str  # which engine ran it, "reference" or "fast" or "vllm"
+    backend_reason: str = ""  # why, where the user left the choice
+    iterations: Iterations | None = None
+
+    def to_frame(self) -> pd.DataFrame:
+        """A DataFrame with times in seconds: the columns that ``Result.requests`` documents."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "request_id": np.arange(len(self.replica)),
+                "replica": self.replica,
+                "arrival_s": self.arrival_ps / PS,
+                "scheduled_s": self.scheduled_ps / PS,
+                "first_token_s": self.first_token_ps / PS,
+                "finish_s": self.finish_ps / PS,
+                "prompt_tokens": self.prompt_tokens,
+                "output_tokens": self.output_tokens,
+                "predicted_tokens": self.predicted_tokens,
+                "preemptions": self.preemptions,
+                "recomputed_tokens": self.recomputed_tokens,
+                "cached_tokens": self.cached_tokens,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Iterations:
+    """One entry an engine iteration, in the order in which they started; times in picoseconds."""
+
+    replica: Ints
+    start_ps: Ints
+    duration_ps: Ints
+    prefill_tokens: Ints
+    decode_seqs: Ints
+    running: Ints  # requests in the batch once it was scheduled
+    waiting: Ints
+    used_blocks: Ints
+    preempted: Ints
+
+    def to_frame(self) -> pd.DataFrame:
+        """A DataFrame of the log, times in seconds."""
+        import pandas as pd
+
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in ("start", "duration"):
+            columns[f"{name}_s"] = columns.pop(f"{name}_ps") / PS
+        return pd.DataFrame(columns)
