@@ -26,4 +26,4 @@ class UnknownNameError(InputError):
 
 
 class InvariantError(LengthwiseError, AssertionError):
-    """The simulated engine broke one of its own invariants: a bug in lengthwise, please report it."""
+    """The simulated engine broke one of its own invariants: a bug, please report it."""

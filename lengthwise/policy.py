@@ -98,7 +98,7 @@ class Preemption:
 
         score(v) - score(w) > margin + price * lost_tokens(v) * requests in the replica
 
-    where ``lost_tokens`` is what must be recomputed (mode "recompute": the victim's computed tokens)
+    where ``lost_tokens`` is what must be recomputed ("recompute": its computed tokens)
     or moved ("swap"). The default price is one prefill token's time over one decode iteration's
     time, about 1/400 on the GPUs measured: with scores in tokens, both sides are the same unit,
     the decode steps of waiting that the exchange saves and those that its wasted work costs, summed

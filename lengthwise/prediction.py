@@ -72,7 +72,7 @@ class Prediction:
 
     @property
     def kind(self) -> str:
-        """"exact", "bucket", "rank" or "quantile"."""
+        """ "exact", "bucket", "rank" or "quantile"."""
         if self.rank is not None:
             return "rank"
         if self.probabilities is not None:

@@ -8,9 +8,7 @@ from typing import Any
 from lengthwise.policy import SchedulingPolicy, Score
 
 
-def hrrn(
-    now_s: Any, arrival_s: Any, predicted_tokens: Any, *, floor_tokens: float = 1.0
-) -> Any:
+def hrrn(now_s: Any, arrival_s: Any, predicted_tokens: Any, *, floor_tokens: float = 1.0) -> Any:
     """Longest wait for each predicted token first (the classical ratio less its constant 1)."""
     return -(now_s - arrival_s) / (predicted_tokens + floor_tokens)
 

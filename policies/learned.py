@@ -13,7 +13,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MLP:
-    """``score = MLP((x - shift) / scale)`` over F features, x = log(1 + value) where ``log`` is set.
+    """``score = MLP((x - shift) / scale)`` over F features, x = log(1 + value) where ``log``.
 
     ``layers`` is a sequence of (weight (out, in), bias (out,)) pairs, as torch's ``Linear`` stores
     them; tanh between them, none after the last, whose output is one number: the score.

@@ -1,4 +1,4 @@
-"""From what a user writes to a policy: ``srtf``, ``mlfq:quantum=64``, ``./file.py:score``, a bundle.
+"""What a user writes to a policy: ``srtf``, ``mlfq:quantum=64``, ``./mine.py:score``, a bundle.
 
 Grammar: ``NAME[:tunable=value,...][+preempt[:field=value,...]][+admit[:field=value,...]]`` where
 NAME is a registered policy, ``FILE.py:FUNCTION`` or the folder of an exported bundle.
@@ -15,7 +15,7 @@ from typing import Any
 
 from lengthwise.errors import InputError, LengthwiseError, UnknownNameError
 from lengthwise.policies.bundle import is_bundle, read_bundle
-from lengthwise.policy import Admission, Preemption, RoutingPolicy, SchedulingPolicy, Score, Tunable
+from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score, Tunable
 from lengthwise.registry import load
 
 
@@ -73,7 +73,9 @@ def _head(head: str, kind: str) -> SchedulingPolicy | RoutingPolicy:
         raise InputError(f"policy file {head!r} needs a function: {head}:score")
     name, _, options = head.partition(":")
     if os.sep in name:
-        raise InputError(f"{head!r} is neither a bundle (a folder with policy.json) nor FILE.py:NAME")
+        raise InputError(
+            f"{head!r} is neither a bundle (a folder with policy.json) nor FILE.py:NAME"
+        )
     return _apply(load(kind, name), options, head)
 
 
