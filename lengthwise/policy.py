@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from lengthwise import features
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.features import Changes
 
 Tunable = bool | int | float
 
@@ -39,7 +40,7 @@ class Score:
         return self.function(*(values[name] for name in self.features), **self.tunables)
 
     @property
-    def changes(self) -> frozenset[features.Changes]:
+    def changes(self) -> frozenset[Changes]:
         """When the score changes after arrival; empty for a static score."""
         return features.changes(self.features)
 
@@ -59,7 +60,7 @@ class Score:
         Raises ``UnknownNameError`` for a positional parameter that is no feature and ``InputError``
         for a signature that a policy can't have.
         """
-        name = name or getattr(function, "__name__", "policy")
+        name = name or str(getattr(function, "__name__", "policy"))
         names: list[str] = []
         tunables: dict[str, Tunable] = {}
         for parameter in inspect.signature(function).parameters.values():

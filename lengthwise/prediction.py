@@ -121,7 +121,7 @@ class Prediction:
             rest = ahead.sum(axis=1) / np.where(mass > 0, mass, 1.0)
         else:
             rest = self.predicted_tokens - done
-        return np.maximum(rest, 1.0)
+        return np.maximum(np.asarray(rest, dtype=np.float64), 1.0)
 
     def select(self, index: Any) -> Prediction:
         """The predictions of some of the requests, by numpy index or mask."""

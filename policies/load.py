@@ -18,6 +18,8 @@ from lengthwise.policies.bundle import is_bundle, read_bundle
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score, Tunable
 from lengthwise.registry import load
 
+Policy = SchedulingPolicy | RoutingPolicy
+
 
 def load_policy(spec: str | SchedulingPolicy | Callable[..., Any]) -> SchedulingPolicy:
     """A scheduling policy from its spelling, a score function, or a policy (returned as it is)."""
@@ -61,10 +63,9 @@ def load_router(spec: str | RoutingPolicy | Callable[..., Any]) -> RoutingPolicy
     return dataclasses.replace(policy, label=spec)
 
 
-def _head(head: str, kind: str) -> SchedulingPolicy | RoutingPolicy:
+def _head(head: str, kind: str) -> Policy:
     if is_bundle(head):
-        found = read_bundle(head)
-        return found if isinstance(found, SchedulingPolicy | RoutingPolicy) else _whole(found, kind)
+        return read_bundle(head)
     path, _, rest = head.partition(".py:")
     if rest:
         function, _, options = rest.partition(":")
@@ -79,11 +80,11 @@ def _head(head: str, kind: str) -> SchedulingPolicy | RoutingPolicy:
     return _apply(load(kind, name), options, head)
 
 
-def _whole(score: Score, kind: str) -> SchedulingPolicy | RoutingPolicy:
+def _whole(score: Score, kind: str) -> Policy:
     return SchedulingPolicy(score) if kind == "policy" else RoutingPolicy(score)
 
 
-def _apply(policy: Any, options: str, spec: str) -> Any:
+def _apply(policy: Policy, options: str, spec: str) -> Policy:
     given = _options(options, spec)
     if isinstance(policy, RoutingPolicy) and "choices" in given:
         choices = given.pop("choices")
