@@ -1,0 +1,43 @@
+"""Timing models by name: measured profiles, rooflines, files."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.serving.timing.profile import ProfileTiming, read_profile
+from lengthwise.serving.timing.roofline import RooflineTiming, gpus, roofline
+
+PROFILES = {
+    "h200/llama-3.1-8b": "h200_llama-3.1-8b.json",
+}
+
+
+def timing(name: str) -> ProfileTiming | RooflineTiming:
+    """The timing model called ``name``.
+
+    ``h200/llama-3.1-8b`` is a profile measured on a GPU; ``h200/llama-3.1-8b@0.26.0`` refuses one
+    that another engine version was measured on. ``roofline:GPU/MODEL`` is an estimate from
+    datasheets (``roofline:2xh100/llama-3.1-70b`` on two GPUs; MODEL may be the path to a
+    ``config.json``). Anything that ends in ``.json`` is a profile's file.
+    """
+    if name.startswith("roofline:"):
+        return roofline(name.removeprefix("roofline:"))
+    plain, _, version = name.partition("@")
+    if plain in PROFILES:
+        path = Path(str(files("lengthwise.serving.timing").joinpath("data", PROFILES[plain])))
+        return read_profile(path, version or None)
+    if name.endswith(".json"):
+        return read_profile(Path(name))
+    if plain.partition("/")[0] in gpus() and "/" in plain:
+        raise InputError(
+            f"no profile of {plain!r} (measured: {', '.join(PROFILES)}); "
+            f"roofline:{plain} is an estimate"
+        )
+    raise UnknownNameError("timing", name, timing_names())
+
+
+def timing_names() -> list[str]:
+    """The measured profiles, and how a roofline is spelled."""
+    return [*PROFILES, "roofline:GPU/MODEL"]
