@@ -1,0 +1,90 @@
+"""What comes in, checked once: prompts, lengths and the mask of censored lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lengthwise.errors import InputError
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+
+def texts(prompts: Sequence[str], *, of: str) -> list[str]:
+    """The prompts as a list of strings; at least one. ``of`` names the predictor in errors."""
+    if isinstance(prompts, str | bytes):
+        raise InputError(f"{of}: prompts must be a list of strings, not one string")
+    found = list(prompts)
+    if not found:
+        raise InputError(f"{of}: the list of prompts is empty; it needs at least one")
+    for row, prompt in enumerate(found):
+        if not isinstance(prompt, str):
+            raise InputError(f"{of}: prompt {row} is {type(prompt).__name__}, not a string")
+    return found
+
+
+def lengths(values: ArrayLike, *, rows: int, name: str, of: str) -> Floats:
+    """A column of ``rows`` lengths in tokens, each finite and 1 or more."""
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{of}: {name} hold values that are not numbers") from None
+    _shape(array, rows, name, of)
+    bad = np.flatnonzero(~(np.isfinite(array) & (array >= 1)))
+    if len(bad):
+        raise InputError(
+            f"{of}: {name} row {bad[0]} is {array[bad[0]]:g}; a length is a finite number of "
+            f"tokens, 1 or more ({len(bad)} such row{'s' if len(bad) > 1 else ''})"
+        )
+    return array
+
+
+def mask(values: ArrayLike | None, *, rows: int, of: str) -> Mask:
+    """The censored mask, all False when it is not given; not every row may be censored."""
+    if values is None:
+        return np.zeros(rows, dtype=bool)
+    array = np.asarray(values)
+    _shape(array, rows, "censored", of)
+    if array.dtype != bool and not np.isin(array, (0, 1)).all():
+        raise InputError(f"{of}: censored must be true or false for each row")
+    cut = array.astype(bool)
+    if cut.all():
+        raise InputError(f"{of}: all {rows} lengths are censored; none shows where answers end")
+    return cut
+
+
+def fit_columns(
+    prompts: Sequence[str], output_tokens: ArrayLike, censored: ArrayLike | None, *, of: str
+) -> tuple[list[str], Floats, Mask]:
+    """What a text predictor learns from: prompts, lengths with more than one value, the mask."""
+    found = texts(prompts, of=of)
+    length = lengths(output_tokens, rows=len(found), name="output_tokens", of=of)
+    cut = mask(censored, rows=len(found), of=of)
+    if (length == length[0]).all():
+        raise InputError(
+            f"{of}: all {len(length)} lengths are {length[0]:g} tokens, so there is nothing to "
+            f"learn; use constant:tokens={length[0]:g}"
+        )
+    return found, length, cut
+
+
+def count(prompts: Sequence[str], *columns: ArrayLike | None, of: str) -> int:
+    """The number of requests, for predictors that read no text: of the first column that is there.
+
+    A workload without text has no prompts, so an empty ``prompts`` is no error here.
+    """
+    for column in (prompts, *columns):
+        if column is not None and len(column) > 0:  # type: ignore[arg-type]
+            return len(column)  # type: ignore[arg-type]
+    raise InputError(f"{of}: no requests to predict; it needs at least one")
+
+
+def _shape(array: NDArray[Any], rows: int, name: str, of: str) -> None:
+    if array.ndim != 1:
+        raise InputError(f"{of}: {name} must be one-dimensional, not of shape {array.shape}")
+    if len(array) != rows:
+        raise InputError(f"{of}: {name} has {len(array)} rows, the prompts {rows}")

@@ -1,0 +1,103 @@
+"""A saved predictor: a folder with ``predictor.json`` and, if it has any, ``arrays.safetensors``.
+
+No pickle and no code: reading an untrusted folder runs nothing of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError
+
+FORMAT = 1
+DESCRIPTION, ARRAYS = "predictor.json", "arrays.safetensors"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a folder holds: the registered name, constructor options, learned state and arrays."""
+
+    name: str
+    options: Mapping[str, Any]
+    state: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+def is_saved(folder: str | Path) -> bool:
+    """Whether ``folder`` holds a saved predictor."""
+    return (Path(folder) / DESCRIPTION).is_file()
+
+
+def write(saved: Saved, folder: str | Path, extra: Callable[[Path], None] | None = None) -> None:
+    """Writes the folder atomically; an older one of the same name is replaced whole.
+
+    ``extra(path)`` may add files before the folder takes its place. Raises ``InputError`` when the
+    place can't be written, or holds a folder that is no predictor.
+    """
+    from safetensors.numpy import save_file
+
+    target = Path(folder)
+    if target.exists() and not is_saved(target) and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{str(target)!r} exists and is no predictor; it is left as it is")
+    described = {
+        "format": FORMAT,
+        "predictor": saved.name,
+        "options": dict(saved.options),
+        "state": dict(saved.state),
+    }
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".predictor-") as made:
+            here = Path(made) / "predictor"
+            here.mkdir()
+            (here / DESCRIPTION).write_text(
+                json.dumps(described, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+            )
+            if saved.arrays:
+                arrays = {key: np.ascontiguousarray(value) for key, value in saved.arrays.items()}
+                save_file(arrays, here / ARRAYS)
+            if extra is not None:
+                extra(here)
+            if target.exists():
+                os.rename(target, Path(made) / "old")
+            os.rename(here, target)
+    except OSError as error:
+        raise InputError(f"can't write the predictor {str(target)!r}: {error.strerror}") from error
+
+
+def read(folder: str | Path) -> Saved:
+    """What the folder holds; raises ``InputError`` for anything but a well-formed predictor."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = Path(folder)
+    try:
+        described = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+        arrays = load_file(path / ARRAYS) if (path / ARRAYS).is_file() else {}
+    except OSError as error:
+        raise InputError(f"no predictor at {str(path)!r}: {error.strerror}") from error
+    except (ValueError, SafetensorError) as error:
+        raise InputError(f"predictor {str(path)!r} is damaged: {error}") from error
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        found = described.get("format") if isinstance(described, dict) else described
+        raise InputError(
+            f"predictor {str(path)!r} has format {found!r}; this version reads {FORMAT}"
+        )
+    try:
+        return Saved(
+            str(described["predictor"]),
+            dict(described["options"]),
+            dict(described["state"]),
+            arrays,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"predictor {str(path)!r}: malformed {DESCRIPTION}: {error!r}") from error
