@@ -18,10 +18,11 @@ from lengthwise import features
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies.learned import MLP
 from lengthwise.policy import Admission, Preemption, RoutingPolicy, SchedulingPolicy, Score
-from lengthwise.registry import load
+from lengthwise.registry import load as load_registered
 
 FORMAT = 1
 POLICY, WEIGHTS, PREDICTOR = "policy.json", "weights.safetensors", "predictor"
+LARGEST = 64 * 2**20  # bytes of one file: far above any policy, far below a serving host's memory
 
 
 def is_bundle(path: str) -> bool:
@@ -47,6 +48,7 @@ def write_bundle(policy: SchedulingPolicy | RoutingPolicy, folder: str | Path) -
     if isinstance(policy, SchedulingPolicy):
         described["preemption"] = dataclasses.asdict(policy.preemption)
         described["admission"] = dataclasses.asdict(policy.admission)
+        described["queue"] = policy.queue
     else:
         described["choices"] = policy.choices
     target = Path(folder)
@@ -75,15 +77,33 @@ def read_bundle(folder: str | Path) -> SchedulingPolicy | RoutingPolicy:
     """The policy in a bundle; raises ``InputError`` for anything but a well-formed one."""
     path = Path(folder)
     try:
-        described = json.loads((path / POLICY).read_text())
+        described = json.loads(_contents(path, POLICY), parse_constant=_constant)
     except OSError as error:
         raise InputError(f"no bundle at {str(path)!r}: {error.strerror}") from error
-    except ValueError as error:
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InputError(f"bundle {str(path)!r}: {POLICY} is not JSON: {error}") from error
     try:
         return _build(path, described)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"bundle {str(path)!r}: {POLICY} is malformed: {error!r}") from error
+
+
+def _contents(path: Path, name: str) -> bytes:
+    """A file of the bundle; not one that a link takes from elsewhere, nor one without end."""
+    file = (path / name).resolve()
+    if not file.is_relative_to(path.resolve()):
+        raise InputError(f"bundle {str(path)!r}: {name} lies outside the bundle")
+    if file.stat().st_size > LARGEST:
+        raise InputError(f"bundle {str(path)!r}: {name} is larger than {LARGEST // 2**20} MiB")
+    return file.read_bytes()
+
+
+def _constant(name: str) -> float:
+    if name == "NaN":
+        raise ValueError("NaN is no value")
+    return float(name)  # protect_after may be Infinity
 
 
 def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingPolicy:
@@ -92,6 +112,9 @@ def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingP
             f"bundle {str(path)!r} has format {described['format']!r}; this version reads {FORMAT}"
         )
     names = tuple(item["name"] for item in described["features"])
+    if not names:
+        raise InputError(f"bundle {str(path)!r} reads no feature")
+    _types(described, name=str, tunables=dict)
     for item in described["features"]:
         unit = features.get(item["name"]).unit
         if item["unit"] != unit:
@@ -105,7 +128,7 @@ def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingP
     if how["type"] == "mlp":
         score = Score(described["name"], _read_mlp(path, how["layers"], len(names)), names)
     elif how["type"] == "registered":
-        found = load("policy" if kind == "scheduling" else "router", how["name"]).score
+        found = load_registered("policy" if kind == "scheduling" else "router", how["name"]).score
         if found.features != names:
             raise InputError(
                 f"bundle {str(path)!r}: {how['name']} reads {', '.join(found.features)}, "
@@ -115,13 +138,29 @@ def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingP
     else:
         raise UnknownNameError("score type", str(how["type"]), ("mlp", "registered"))
     if kind == "routing":
-        return RoutingPolicy(score, int(described["choices"]), label=str(path))
+        _types(described, choices=int)
+        return RoutingPolicy(score, described["choices"], label=str(path))
+    preemption, admission = described["preemption"], described["admission"]
+    _types(preemption, mode=str, price=float, margin=float, max_per_step=int, protect_after=float)
+    _types(admission, reserve=float)
+    if described["queue"] not in ("fcfs", "priority"):
+        raise UnknownNameError("queue", described["queue"], ("fcfs", "priority"))
     return SchedulingPolicy(
         score,
-        Preemption(**described["preemption"]),
-        Admission(**described["admission"]),
+        Preemption(**preemption),
+        Admission(**admission),
+        queue=described["queue"],
         label=str(path),
     )
+
+
+def _types(values: dict[str, Any], **wanted: type) -> None:
+    """Raises ``TypeError`` unless each named value has its type; whole numbers may be floats."""
+    for name, kind in wanted.items():
+        value = values[name]
+        allowed = (int, float) if kind is float else kind
+        if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"{name} must be {kind.__name__}, not {value!r}")
 
 
 def _registered(policy: SchedulingPolicy | RoutingPolicy) -> str:
@@ -129,7 +168,8 @@ def _registered(policy: SchedulingPolicy | RoutingPolicy) -> str:
 
     kind = "policy" if isinstance(policy, SchedulingPolicy) else "router"
     for name in registry.names(kind):
-        if registry.load(kind, name).score.function is policy.score.function:
+        found = registry.load(kind, name).score
+        if (found.function, found.name) == (policy.score.function, policy.score.name):
             return name
     raise InputError(
         f"policy {policy.name!r} is a Python function; a bundle holds no code, so only registered "
@@ -146,10 +186,10 @@ def _tensors(mlp: MLP) -> dict[str, Any]:
 
 def _read_mlp(path: Path, layers: int, width: int) -> MLP:
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
     try:
-        tensors = load_file(path / WEIGHTS)
+        tensors = load(_contents(path, WEIGHTS))
         mlp = MLP(
             tensors["shift"].astype(np.float64),
             tensors["scale"].astype(np.float64),
@@ -164,11 +204,15 @@ def _read_mlp(path: Path, layers: int, width: int) -> MLP:
         )
     except (OSError, SafetensorError, KeyError) as error:
         raise InputError(f"bundle {str(path)!r}: bad {WEIGHTS}: {error}") from error
-    shapes = [width, *(weight.shape[0] for weight, _ in mlp.layers)]
-    wanted = all(
-        weight.shape == (shapes[i + 1], shapes[i]) and bias.shape == (shapes[i + 1],)
-        for i, (weight, bias) in enumerate(mlp.layers)
-    )
-    if not (wanted and layers and shapes[-1] == 1 and len(mlp.shift) == len(mlp.scale) == width):
+    inputs, fits = width, bool(layers)
+    for weight, bias in mlp.layers:
+        fits &= weight.ndim == 2 and weight.shape[1] == inputs and bias.shape == weight.shape[:1]
+        inputs = weight.shape[0] if weight.ndim == 2 else -1
+    fits &= all(t.shape == (width,) for t in (mlp.shift, mlp.scale, mlp.log))
+    if not fits or inputs != 1:
         raise InputError(f"bundle {str(path)!r}: {WEIGHTS} does not fit {width} features")
+    if not all(np.isfinite(t).all() for t in (mlp.shift, mlp.scale, *sum(mlp.layers, ()))):
+        raise InputError(f"bundle {str(path)!r}: {WEIGHTS} holds NaN or infinite values")
+    if not mlp.scale.all():
+        raise InputError(f"bundle {str(path)!r}: {WEIGHTS} has a scale of 0")
     return mlp

@@ -21,13 +21,18 @@ from lengthwise.registry import load
 Policy = SchedulingPolicy | RoutingPolicy
 
 
-def load_policy(spec: str | SchedulingPolicy | Callable[..., Any]) -> SchedulingPolicy:
+def load_policy(
+    spec: str | os.PathLike[str] | SchedulingPolicy | Callable[..., Any],
+) -> SchedulingPolicy:
     """A scheduling policy from its spelling, a score function, or a policy (returned as it is)."""
     if isinstance(spec, SchedulingPolicy):
         return spec
     if callable(spec):
         return SchedulingPolicy(Score.from_function(spec))
-    head, *extras = spec.split("+")
+    if not isinstance(spec, str | os.PathLike):
+        raise InputError(f"not a policy: {spec!r}; a policy is a name, a file or a score function")
+    spec = os.fspath(spec)
+    head, *extras = _parts(spec)
     policy = _head(head, "policy")
     if not isinstance(policy, SchedulingPolicy):
         raise InputError(f"{head!r} is a router, not a scheduling policy")
@@ -48,7 +53,9 @@ def load_policy(spec: str | SchedulingPolicy | Callable[..., Any]) -> Scheduling
     return dataclasses.replace(policy, label=spec)
 
 
-def load_router(spec: str | RoutingPolicy | Callable[..., Any]) -> RoutingPolicy:
+def load_router(
+    spec: str | os.PathLike[str] | RoutingPolicy | Callable[..., Any],
+) -> RoutingPolicy:
     """A routing policy: ``jsq``, ``./file.py:score``, a bundle, a score function or a policy.
 
     ``NAME:choices=d`` samples d replicas first.
@@ -57,10 +64,24 @@ def load_router(spec: str | RoutingPolicy | Callable[..., Any]) -> RoutingPolicy
         return spec
     if callable(spec):
         return RoutingPolicy(Score.from_function(spec))
+    if not isinstance(spec, str | os.PathLike):
+        raise InputError(f"not a router: {spec!r}; a router is a name, a file or a score function")
+    spec = os.fspath(spec)
     policy = _head(spec, "router")
     if not isinstance(policy, RoutingPolicy):
         raise InputError(f"{spec!r} is a scheduling policy, not a router")
     return dataclasses.replace(policy, label=spec)
+
+
+def _parts(spec: str) -> list[str]:
+    """``spec`` cut at its plus signs, but for those in the path of a bundle or of a file."""
+    parts = spec.split("+")
+    for end in range(2, len(parts) + 1):
+        head = "+".join(parts[:end])
+        path, py, function = head.partition(".py:")
+        if is_bundle(head) or (py and "+" not in function and Path(f"{path}.py").is_file()):
+            return [head, *parts[end:]]
+    return parts
 
 
 def _head(head: str, kind: str) -> Policy:
@@ -129,9 +150,12 @@ def _value(text: str) -> Tunable | str:
         return text.lower() == "true"
     for kind in (int, float):
         try:
-            return kind(text)
+            value = kind(text)
         except ValueError:
             continue
+        if value != value:
+            raise InputError("nan is no value for an option")
+        return value
     return text
 
 
