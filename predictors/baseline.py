@@ -21,9 +21,9 @@ class Constant:
     needs: frozenset[str] = frozenset()
 
     def __init__(self, tokens: float = 200.0) -> None:
-        if not 1 <= tokens < np.inf:
-            raise InputError(f"constant tokens must be finite and 1 or more, not {tokens!r}")
-        self.tokens = float(tokens)
+        self.tokens = columns.number(tokens, name="tokens", of="constant")
+        if self.tokens < 1:
+            raise InputError(f"constant: tokens must be 1 or more, not {tokens!r}")
         self.tokens_ = self.tokens
 
     def fit(

@@ -13,6 +13,8 @@ from lengthwise.errors import InputError
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
+FEWEST = 10  # rows: two for each of five folds
+
 
 def texts(prompts: Sequence[str], *, of: str) -> list[str]:
     """The prompts as a list of strings; at least one. ``of`` names the predictor in errors."""
@@ -57,6 +59,13 @@ def mask(values: ArrayLike | None, *, rows: int, of: str) -> Mask:
     return cut
 
 
+def number(value: object, *, name: str, of: str) -> float:
+    """An option that must be a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise InputError(f"{of}: {name} must be a finite number, not {value!r}")
+    return float(value)
+
+
 def fit_columns(
     prompts: Sequence[str], output_tokens: ArrayLike, censored: ArrayLike | None, *, of: str
 ) -> tuple[list[str], Floats, Mask]:
@@ -64,11 +73,15 @@ def fit_columns(
     found = texts(prompts, of=of)
     length = lengths(output_tokens, rows=len(found), name="output_tokens", of=of)
     cut = mask(censored, rows=len(found), of=of)
+    if len(found) < FEWEST:
+        raise InputError(f"{of}: {len(found)} rows are too few to learn from; at least {FEWEST}")
     if (length == length[0]).all():
         raise InputError(
             f"{of}: all {len(length)} lengths are {length[0]:g} tokens, so there is nothing to "
             f"learn; use constant:tokens={length[0]:g}"
         )
+    if len(set(found)) == 1:
+        raise InputError(f"{of}: all {len(found)} prompts are the same text; nothing to learn")
     return found, length, cut
 
 

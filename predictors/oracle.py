@@ -72,10 +72,10 @@ class NoisyOracle:
     ) -> None:
         if (tau is None) == (sigma is None):
             raise InputError("noisy-oracle takes either tau or sigma, e.g. noisy-oracle:tau=0.5")
-        if tau is not None and not -1 <= tau <= 1:
-            raise InputError(f"noisy-oracle tau must lie in [-1, 1], not {tau!r}")
-        if sigma is not None and not 0 <= sigma < np.inf:
-            raise InputError(f"noisy-oracle sigma must be finite and 0 or more, not {sigma!r}")
+        if tau is not None and not -1 <= columns.number(tau, name="tau", of="noisy-oracle") <= 1:
+            raise InputError(f"noisy-oracle: tau must lie in [-1, 1], not {tau!r}")
+        if sigma is not None and columns.number(sigma, name="sigma", of="noisy-oracle") < 0:
+            raise InputError(f"noisy-oracle: sigma must be 0 or more, not {sigma!r}")
         self.tau, self.sigma, self.seed = tau, sigma, seed
         self.blend_: tuple[float, float, float] | None = None  # weight of the truth, mean, spread
 
@@ -127,6 +127,7 @@ class NoisyOracle:
         from scipy.stats import kendalltau
 
         assert self.tau is not None
+        wanted = self.tau
         mean, spread = float(log.mean()), float(log.std())
         if spread == 0:
             raise InputError(
@@ -144,13 +145,13 @@ class NoisyOracle:
         for _ in range(40):
             middle = (low + high) / 2
             tried[middle] = tau(middle)
-            if abs(tried[middle] - self.tau) < 1e-3:
+            if abs(tried[middle] - wanted) < 1e-3:
                 break
-            low, high = (middle, high) if tried[middle] < self.tau else (low, middle)
-        weight = min(tried, key=lambda at: abs(tried[at] - self.tau))
-        if abs(tried[weight] - self.tau) > 0.01 + 2 / len(shown):
+            low, high = (middle, high) if tried[middle] < wanted else (low, middle)
+        weight = min(tried, key=lambda at: abs(tried[at] - wanted))
+        if abs(tried[weight] - wanted) > 0.01 + 2 / len(shown):
             raise InputError(
-                f"noisy-oracle: tau={self.tau:g} can't be had on these {len(log)} lengths, of "
+                f"noisy-oracle: tau={wanted:g} can't be had on these {len(log)} lengths, of "
                 f"which many are equal; the nearest is {tried[weight]:.3f}"
             )
         return weight, mean, spread

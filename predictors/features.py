@@ -1,0 +1,135 @@
+"""What a text predictor sees of a prompt: TF-IDF of words and word pairs, and the text's shape.
+
+TF-IDF as in scikit-learn's ``TfidfVectorizer`` with sublinear term frequency (a test holds them
+equal), in plain Python, so that a saved predictor needs nothing but numpy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+WORD = re.compile(r"\b\w\w+\b")
+NUMBER = re.compile(r"\d+")
+MAX_TERMS = 20_000
+SHAPE = (
+    "log_characters", "log_words", "log_lines", "word_length", "digits", "capitals", "punctuation",
+    "beyond_ascii", "question_marks", "code_marks", "list_marks", "has_number", "log_number",
+    "starts_with_question",
+)  # fmt: skip
+QUESTION = re.compile(r"\s*(?:who|what|when|where|which|why|how|is|are|do|does|can)\b", re.I)
+LIST_MARK = re.compile(r"^\s*(?:[-*•]|\(?\w\)|\d+[.)])\s", re.M)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A sparse matrix (n, columns) by rows: row i holds ``values[starts[i]:starts[i + 1]]``."""
+
+    starts: Ints  # (n + 1,)
+    columns: Ints  # (entries,)
+    values: Floats  # (entries,)
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def dot(self, weights: Floats) -> Floats:
+        """``self @ weights``, (n, k) of weights (width, k).
+
+        Row by row, so that a prompt's numbers do not depend on its company in the batch.
+        """
+        out = np.empty((len(self), weights.shape[1]))
+        for i, (a, b) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
+            out[i] = (self.values[a:b, None] * weights[self.columns[a:b]]).sum(axis=0)
+        return out
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Columns learned from training prompts: one for each term, then those of ``SHAPE``."""
+
+    terms: tuple[str, ...]
+    idf: Floats  # (terms,)
+    shift: Floats  # (SHAPE,) mean over the training prompts
+    scale: Floats  # (SHAPE,) standard deviation, times what weighs shape against terms
+
+    @classmethod
+    def fit(cls, prompts: Sequence[str], *, max_terms: int = MAX_TERMS) -> TextFeatures:
+        """Terms that at least two prompts hold, the most frequent ``max_terms`` of them."""
+        documents: Counter[str] = Counter()
+        totals: Counter[str] = Counter()
+        for prompt in prompts:
+            counted = Counter(terms_of(prompt))
+            totals.update(counted)
+            documents.update(counted.keys())
+        kept = [term for term, seen in documents.items() if seen >= 2]
+        kept.sort(key=lambda term: (-totals[term], term))
+        terms = tuple(sorted(kept[:max_terms]))
+        seen = np.array([documents[term] for term in terms], dtype=np.float64)
+        idf = np.log((1 + len(prompts)) / (1 + seen)) + 1
+        shapes = np.array([shape_of(prompt) for prompt in prompts])
+        spread = shapes.std(axis=0)
+        return cls(terms, idf, shapes.mean(axis=0), np.where(spread > 1e-9, spread, 1.0))
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {term: i for i, term in enumerate(self.terms)}
+
+    def rows(self, prompts: Sequence[str]) -> Rows:
+        """The prompts as rows: unit-length TF-IDF, then standardised shape."""
+        starts, columns, values = [0], [], []
+        shape_columns = np.arange(len(SHAPE), dtype=np.int64) + len(self.terms)
+        for prompt in prompts:
+            counted = Counter(self._place[t] for t in terms_of(prompt) if t in self._place)
+            at = np.array(sorted(counted), dtype=np.int64)
+            weight = (1 + np.log([counted[i] for i in at])) * self.idf[at]
+            norm = np.sqrt((weight * weight).sum())
+            shape = np.clip((np.array(shape_of(prompt)) - self.shift) / self.scale, -5, 5)
+            columns += [at, shape_columns]
+            values += [weight / norm if norm > 0 else weight, shape]
+            starts.append(starts[-1] + len(at) + len(SHAPE))
+        return Rows(
+            np.array(starts), np.concatenate(columns), np.concatenate(values),
+            len(self.terms) + len(SHAPE),
+        )  # fmt: skip
+
+
+def terms_of(prompt: str) -> Iterable[str]:
+    """The words of two letters or more, in lower case, then the pairs of neighbours."""
+    words = WORD.findall(prompt.lower())
+    yield from words
+    for first, second in pairwise(words):
+        yield f"{first} {second}"
+
+
+def shape_of(prompt: str) -> tuple[float, ...]:
+    """The numbers that ``SHAPE`` names."""
+    characters = max(len(prompt), 1)
+    words = prompt.split()
+    numbers = [min(int(digits[:6]), 5000) for digits in NUMBER.findall(prompt[:20_000])]
+    return (
+        np.log1p(len(prompt)),
+        np.log1p(len(words)),
+        np.log1p(prompt.count("\n")),
+        min(sum(map(len, words)) / max(len(words), 1), 30.0),
+        sum(map(str.isdigit, prompt)) / characters,
+        sum(map(str.isupper, prompt)) / characters,
+        sum(not c.isalnum() and not c.isspace() for c in prompt) / characters,
+        sum(ord(c) > 127 for c in prompt) / characters,
+        np.log1p(prompt.count("?")),
+        np.log1p(prompt.count("```") + prompt.count(";") + prompt.count("{")),
+        np.log1p(len(LIST_MARK.findall(prompt))),
+        float(bool(numbers)),
+        np.log1p(max(numbers, default=0)),
+        float(QUESTION.match(prompt) is not None),
+    )

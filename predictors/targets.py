@@ -1,0 +1,241 @@
+"""What a predictor is trained to say, and how its raw outputs become a ``Prediction``.
+
+Each target gives labels to train on, says what raw outputs mean, and is calibrated on raw outputs
+for rows that the model did not see:
+
+- exact: raw (n, 1) is the log length; tokens are its exponential, the conditional median.
+- bucket: raw (n, buckets) are probabilities; calibrated by a temperature (Guo et al., ICML 2017);
+  tokens are the mean lengths of the buckets, weighted. SSJF (Qiu et al., 2024) has the default
+  edges.
+- rank: raw (n, 1) is a score, higher = longer; tokens by isotonic regression.
+- quantile: raw (n, levels) are log lengths; calibrated by a shift of each level (conformalized
+  quantile regression: Romano et al., NeurIPS 2019); tokens are the mean of the distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.prediction import Prediction
+from lengthwise.predictors.isotonic import Isotonic
+
+Floats = NDArray[np.float64]
+
+TARGETS = ("exact", "bucket", "rank", "quantile")
+PERCENTILES = (25.0, 50.0, 75.0, 99.0)
+LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+
+State = dict[str, Any]
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Target(Protocol):
+    """One thing to predict; made from training lengths, frozen."""
+
+    @property
+    def outputs(self) -> int:
+        """How many raw numbers a request has."""
+        ...
+
+    def calibrated(self, raw: Floats, tokens: Floats) -> Self:
+        """Calibrated on held-out raw outputs (n, outputs) and the lengths (n,) that came."""
+        ...
+
+    def prediction(self, raw: Floats) -> Prediction:
+        """What raw outputs (n, outputs) say."""
+        ...
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All that ``restored`` needs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The length itself."""
+
+    outputs: int = 1
+
+    def calibrated(self, raw: Floats, tokens: Floats) -> Self:
+        return self
+
+    def prediction(self, raw: Floats) -> Prediction:
+        return Prediction.exact(np.exp(np.clip(raw[:, 0], 0.0, 20.0)))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Which of the intervals ``(edges[k], edges[k + 1]]`` the length falls into."""
+
+    edges: Floats  # (buckets + 1,) tokens
+    means: Floats  # (buckets,) tokens
+    temperature: float = 1.0
+
+    @property
+    def outputs(self) -> int:
+        return len(self.means)
+
+    def labels(self, tokens: Floats) -> NDArray[np.int64]:
+        """The bucket of each length, (n,)."""
+        return bucket_of(tokens, self.edges)
+
+    def calibrated(self, raw: Floats, tokens: Floats) -> Self:
+        labels, rows = self.labels(tokens), np.arange(len(tokens))
+        tried = np.exp(np.linspace(np.log(0.25), np.log(8.0), 61))
+        losses = [-np.log(_tempered(raw, t)[rows, labels]).mean() for t in tried]
+        return replace(self, temperature=float(tried[int(np.argmin(losses))]))
+
+    def prediction(self, raw: Floats) -> Prediction:
+        return Prediction.bucketed(_tempered(raw, self.temperature), self.edges, self.means)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {
+            "edges": self.edges,
+            "means": self.means,
+            "temperature": np.array([self.temperature]),
+        }
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Which answers are longer than which."""
+
+    curve: Isotonic | None = None
+    outputs: int = 1
+
+    def labels(self, tokens: Floats) -> Floats:
+        """Each length's place among the lengths, in (0, 1), ties at their middle, (n,)."""
+        _, inverse, counts = np.unique(tokens, return_inverse=True, return_counts=True)
+        below = np.cumsum(counts) - counts
+        return np.asarray((below[inverse] + counts[inverse] / 2) / len(tokens))
+
+    def calibrated(self, raw: Floats, tokens: Floats) -> Self:
+        return replace(self, curve=Isotonic.fit(raw[:, 0], tokens))
+
+    def prediction(self, raw: Floats) -> Prediction:
+        return Prediction.ranked(raw[:, 0], None if self.curve is None else self.curve(raw[:, 0]))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        assert self.curve is not None  # fit always calibrates
+        return {
+            "knots": self.curve.knots,
+            "values": self.curve.values,
+            "range": np.array([self.curve.low, self.curve.high]),
+        }
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """The distribution of the length, at ``levels``."""
+
+    levels: Floats
+    shift: Floats = field(default_factory=lambda: np.zeros(0))  # (levels,) log tokens
+
+    @property
+    def outputs(self) -> int:
+        return len(self.levels)
+
+    def calibrated(self, raw: Floats, tokens: Floats) -> Self:
+        missed = np.log(tokens)[:, None] - raw  # (n, levels)
+        found = [np.quantile(missed[:, k], level) for k, level in enumerate(self.levels)]
+        return replace(self, shift=np.array(found))
+
+    def prediction(self, raw: Floats) -> Prediction:
+        logs = raw + (self.shift if len(self.shift) else 0.0)
+        return Prediction.distribution(np.exp(np.clip(logs, 0.0, 20.0)), self.levels)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {"levels": self.levels, "shift": self.shift}
+
+
+AnyTarget = Exact | Bucket | Rank | Quantile
+
+
+def make_target(
+    name: str,
+    tokens: Floats,
+    *,
+    buckets: int | Sequence[float] | None = None,
+    levels: Sequence[float] = LEVELS,
+) -> AnyTarget:
+    """The target called ``name`` for training lengths (n,); raises for an unknown name."""
+    match check_target(name):
+        case "exact":
+            return Exact()
+        case "bucket":
+            edges = bucket_edges(tokens, buckets)
+            labels = bucket_of(tokens, edges)
+            return Bucket(edges, np.bincount(labels, tokens) / np.bincount(labels))
+        case "rank":
+            return Rank()
+        case _:
+            return Quantile(np.asarray(levels, dtype=np.float64))
+
+
+def restored(name: str, arrays: Arrays) -> AnyTarget:
+    """The target that ``arrays()`` described."""
+    match check_target(name):
+        case "exact":
+            return Exact()
+        case "bucket":
+            return Bucket(arrays["edges"], arrays["means"], arrays["temperature"].item())
+        case "rank":
+            low, high = (float(value) for value in arrays["range"])
+            return Rank(Isotonic(arrays["knots"], arrays["values"], low, high))
+        case _:
+            return Quantile(arrays["levels"], arrays["shift"])
+
+
+def check_target(name: str) -> str:
+    """``name`` if it is a target; raises ``UnknownNameError`` with the nearest one."""
+    if name not in TARGETS:
+        raise UnknownNameError("target", name, TARGETS)
+    return name
+
+
+def bucket_edges(tokens: Floats, buckets: int | Sequence[float] | None = None) -> Floats:
+    """Edges around the training lengths: at the default percentiles, at ``buckets`` equal shares,
+    or at the given inner edges; none of the buckets is empty. Shape (buckets + 1,).
+
+    Raises ``InputError`` where fewer than two buckets remain.
+    """
+    if buckets is None:
+        inner = np.percentile(tokens, PERCENTILES)
+    elif isinstance(buckets, int) and not isinstance(buckets, bool):
+        if buckets < 2:
+            raise InputError(f"buckets must be 2 or more, not {buckets}")
+        inner = np.quantile(tokens, np.arange(1, buckets) / buckets)
+    else:
+        inner = np.asarray(buckets, dtype=np.float64)
+        if inner.ndim != 1 or not np.isfinite(inner).all() or (np.diff(inner) <= 0).any():
+            raise InputError(f"bucket edges must be ascending numbers of tokens, not {buckets!r}")
+    low, high = float(tokens.min()), float(tokens.max())
+    edges = np.unique(np.concatenate(([low - 1], inner[(inner >= low) & (inner < high)], [high])))
+    filled = np.bincount(bucket_of(tokens, edges), minlength=len(edges) - 1) > 0
+    edges = np.concatenate((edges[:1], edges[1:][filled]))  # an empty bucket joins the next one
+    edges[-1] = high
+    if len(edges) < 3:
+        raise InputError(
+            f"the lengths ({low:g} to {high:g} tokens) fall into one bucket; give other edges"
+        )
+    return edges
+
+
+def bucket_of(tokens: Floats, edges: Floats) -> NDArray[np.int64]:
+    """The bucket of each length (n,); lengths outside the edges belong to the end buckets."""
+    return np.searchsorted(edges[1:-1], tokens, side="left").astype(np.int64)
+
+
+def _tempered(probabilities: Floats, temperature: float) -> Floats:
+    """Probabilities to the power of 1/temperature, none of them zero, summing to 1."""
+    powered = np.maximum(probabilities, 1e-4) ** (1.0 / temperature)
+    return np.asarray(powered / powered.sum(axis=1, keepdims=True))

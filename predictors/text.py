@@ -1,0 +1,166 @@
+"""Predictors on the text's own features: linear (ridge) and gradient-boosted trees.
+
+scikit-learn fits them; what was learned is kept as arrays and evaluated by numpy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.prediction import Floats
+from lengthwise.predictors import targets
+from lengthwise.predictors.features import Rows, TextFeatures
+from lengthwise.predictors.learned import Learned, folds_of
+
+ALPHAS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+@dataclass(frozen=True)
+class Design:
+    """Training prompts as rows, and the folds that hold some of them out."""
+
+    features: TextFeatures
+    rows: Rows
+    folds: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, prompts: Sequence[str], seed: int) -> Design:
+        """Features fitted to the prompts, which are rows of them."""
+        features = TextFeatures.fit(prompts)
+        return cls(features, features.rows(prompts), folds_of(prompts, seed))
+
+    @property
+    def matrix(self) -> Any:
+        """The rows as scipy's sparse matrix, for fitting."""
+        from scipy.sparse import csr_matrix
+
+        return csr_matrix(
+            (self.rows.values, self.rows.columns, self.rows.starts),
+            shape=(len(self.rows), self.rows.width),
+        )
+
+    def held_out(self, labels: Floats, alpha: float) -> Floats:
+        """For each row, what a ridge fitted to the other folds says; like ``labels`` (n, k)."""
+        matrix, out = self.matrix, np.empty_like(labels)
+        for fold in range(int(self.folds.max()) + 1):
+            unseen = self.folds == fold
+            weights, intercept = solve(matrix[~unseen], labels[~unseen], alpha)
+            out[unseen] = matrix[unseen] @ weights + intercept
+        return out
+
+    def best_alpha(self, labels: Floats) -> tuple[float, Floats]:
+        """The penalty with the least held-out squared error, and its held-out outputs."""
+        tried = {alpha: self.held_out(labels, alpha) for alpha in ALPHAS}
+        best = min(tried, key=lambda alpha: float(((tried[alpha] - labels) ** 2).sum()))
+        return best, tried[best]
+
+    def held_out_mean(self, labels: Floats) -> Floats:
+        """Held-out outputs for one label a row, (n,), at a middling penalty."""
+        return self.held_out(labels[:, None], 3.0)[:, 0]
+
+
+def solve(matrix: Any, labels: Floats, alpha: float) -> tuple[Floats, Floats]:
+    """Ridge regression with an unpenalised intercept: weights (width, k), intercept (k,)."""
+    from sklearn.linear_model import Ridge as Solver
+
+    solver = Solver(alpha=alpha, solver="sparse_cg", tol=1e-6)
+    solver.fit(matrix, labels)
+    k = labels.shape[1]
+    return np.ascontiguousarray(solver.coef_.reshape(k, -1).T), np.reshape(solver.intercept_, k)
+
+
+class Ridge(Learned):
+    """Ridge regression on TF-IDF and shape; ``alpha`` is chosen by cross-validation unless given.
+
+    Buckets are learned as P(longer than the edge) for each inner edge, ranks as places among the
+    training lengths, quantiles as the mean log length shifted by held-out residuals.
+    """
+
+    name = "ridge"
+
+    def __init__(
+        self,
+        target: str = "exact",
+        *,
+        buckets: int | Sequence[float] | None = None,
+        levels: Sequence[float] = targets.LEVELS,
+        seed: int = 0,
+        alpha: float | None = None,
+    ) -> None:
+        super().__init__(target, buckets=buckets, levels=levels, seed=seed)
+        self.alpha = alpha
+
+    def _learn(
+        self, prompts: list[str], length: Floats, target: targets.AnyTarget
+    ) -> tuple[Floats, NDArray[np.int64]]:
+        design = Design.of(prompts, self.seed)
+        labels = _linear_labels(target, length)
+        if self.alpha is None:
+            alpha, unseen = design.best_alpha(labels)
+        else:
+            alpha, unseen = self.alpha, design.held_out(labels, self.alpha)
+        self.features_ = design.features
+        self.weights_, self.intercept_ = solve(design.matrix, labels, alpha)
+        return _from_linear(target, unseen), np.arange(len(prompts))
+
+    def _raw(self, prompts: list[str]) -> Floats:
+        linear = self.features_.rows(prompts).dot(self.weights_) + self.intercept_
+        return _from_linear(self._fitted(), linear)
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "alpha": self.alpha}
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        arrays = {"weights": self.weights_, "intercept": self.intercept_}
+        return {"terms": list(self.features_.terms)}, arrays | feature_arrays(self.features_)
+
+    def _restore(
+        self, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], path: Path
+    ) -> None:
+        self.features_ = restored_features(state, arrays)
+        self.weights_, self.intercept_ = arrays["weights"], arrays["intercept"]
+
+
+def feature_arrays(features: TextFeatures) -> dict[str, NDArray[Any]]:
+    """The features' numbers, under the names they are saved by."""
+    return {
+        "features.idf": features.idf,
+        "features.shift": features.shift,
+        "features.scale": features.scale,
+    }
+
+
+def restored_features(state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> TextFeatures:
+    """The features that were saved."""
+    return TextFeatures(
+        tuple(state["terms"]),
+        arrays["features.idf"],
+        arrays["features.shift"],
+        arrays["features.scale"],
+    )
+
+
+def _linear_labels(target: targets.AnyTarget, length: Floats) -> Floats:
+    """What the linear model regresses on, (n, k)."""
+    if isinstance(target, targets.Bucket):
+        return (length[:, None] > target.edges[None, 1:-1]).astype(np.float64)
+    if isinstance(target, targets.Rank):
+        return target.labels(length)[:, None]
+    return np.log(length)[:, None]
+
+
+def _from_linear(target: targets.AnyTarget, linear: Floats) -> Floats:
+    """Raw outputs, as the target reads them, from the linear model's (n, k)."""
+    if isinstance(target, targets.Bucket):
+        longer = np.minimum.accumulate(np.clip(linear, 0.0, 1.0), axis=1)
+        ends = np.ones((len(linear), 1))
+        return -np.diff(np.concatenate((ends, longer, 0 * ends), axis=1), axis=1)
+    if isinstance(target, targets.Quantile):
+        return np.repeat(linear, target.outputs, axis=1)
+    return linear
