@@ -1,0 +1,1 @@
+"""Runs and compares policies: metrics, statistics over seeds, grids, capacity, plots, reports."""

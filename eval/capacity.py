@@ -1,0 +1,147 @@
+"""Capacity: the largest arrival rate at which a policy still meets a service-level objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from lengthwise.errors import InputError
+from lengthwise.eval import metrics
+from lengthwise.eval.pool import over_cores
+from lengthwise.eval.predict import PredictorLike, predict_tokens
+from lengthwise.eval.simulate import DEFAULT_TIMING, PolicyLike, RouterLike, simulate
+from lengthwise.eval.source import Source, as_source
+from lengthwise.eval.statistics import Interval, t_interval
+from lengthwise.protocols import TimingModel
+from lengthwise.serving import Engine
+from lengthwise.workload import Workload
+
+# "ttft_p99": the statistic of the metric over requests, in seconds
+SLO_NAMES = tuple(f"{m}_{s}" for m in metrics.PER_REQUEST for s in metrics.STATISTICS)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One rate tried on one seed: the metrics that the SLO names, in seconds."""
+
+    rate: float
+    seed: int
+    values: Mapping[str, float]
+    met: bool
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The largest rate that meets the SLO, requests/s, over seeds; and every rate tried."""
+
+    rate: Interval
+    per_seed: tuple[float, ...]
+    probes: tuple[Probe, ...]
+
+
+def capacity(
+    workload: str | Workload | Source,
+    policy: PolicyLike,
+    slo: Mapping[str, float],
+    predictor: PredictorLike = None,
+    seeds: int = 5,
+    tolerance: float = 0.01,
+    engine: Engine | None = None,
+    timing: str | TimingModel = DEFAULT_TIMING,
+    replicas: int = 1,
+    router: RouterLike = "round-robin",
+    backend: str = "auto",
+    processes: int = 1,
+    start_rate: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Capacity:
+    """Bisects the arrival rate on each seed until it is known within ``tolerance`` (relative).
+
+    The search doubles or halves ``start_rate`` until one rate meets the SLO and one misses it.
+    Raises ``InputError`` where none of 2^-20 to 2^20 times ``start_rate`` does one or the other: a
+    workload that is too short to queue meets any SLO.
+    """
+    for name in slo:
+        if name not in SLO_NAMES:
+            raise InputError(f"SLO metric {name!r} is not one of {', '.join(SLO_NAMES)}")
+    if seeds < 1 or not 0 < tolerance < 1:
+        raise InputError("capacity needs 1 seed or more and a tolerance between 0 and 1")
+    task = partial(
+        _one_seed, as_source(workload), policy, dict(slo), predictor, tolerance,
+        engine or Engine(), timing, replicas, router, backend, start_rate,
+    )  # fmt: skip
+    found: list[float] = []
+    probes: list[Probe] = []
+    for rate, tried in over_cores(task, [(seed,) for seed in range(seeds)], processes):
+        found.append(rate)
+        probes += tried
+        if progress is not None:
+            progress(len(found), seeds)
+    return Capacity(t_interval(found), tuple(found), tuple(probes))
+
+
+def _one_seed(
+    source: Source,
+    policy: PolicyLike,
+    slo: dict[str, float],
+    predictor: PredictorLike,
+    tolerance: float,
+    engine: Engine,
+    timing: str | TimingModel,
+    replicas: int,
+    router: RouterLike,
+    backend: str,
+    start_rate: float,
+    seed: int,
+) -> tuple[float, list[Probe]]:
+    probes: list[Probe] = []
+    workload = source.load(start_rate, seed)
+    predicted = predict_tokens(predictor, workload, seed)
+
+    def meets(rate: float) -> bool:
+        result = simulate(
+            workload.at_rate(rate), policy, None, engine, timing, replicas=replicas,
+            router=router, backend=backend, seed=seed, predicted_tokens=predicted,
+        )  # fmt: skip
+        values = _statistics(result.records, slo)
+        met = all(values[name] <= limit for name, limit in slo.items())
+        probes.append(Probe(rate, seed, values, met))
+        return met
+
+    low = high = start_rate
+    if meets(start_rate):
+        for _ in range(20):
+            low, high = high, high * 2
+            if not meets(high):
+                break
+        else:
+            raise InputError(
+                f"{source.name} meets the SLO even at {high:g} requests/s: it is too short to "
+                "queue; give it more --requests or a tighter SLO"
+            )
+    else:
+        for _ in range(20):
+            low, high = low / 2, low
+            if meets(low):
+                break
+        else:
+            raise InputError(
+                f"{source.name} misses the SLO even at {low:g} requests/s, where requests run "
+                "alone; give it a looser SLO"
+            )
+    while high / low > 1 + tolerance:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if meets(middle) else (low, middle)
+    return low, probes
+
+
+def _statistics(records: Any, slo: Mapping[str, float]) -> dict[str, float]:
+    """The statistics that the SLO names."""
+    values: dict[str, float] = {}
+    for name in slo:
+        metric = name.rpartition("_")[0]
+        described = metrics.describe(metric, metrics.PER_REQUEST[metric](records))
+        values[name] = described[name]
+    return values

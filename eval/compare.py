@@ -1,0 +1,254 @@
+"""A grid of policies x predictors x rates x seeds on common random numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError
+from lengthwise.eval import metrics
+from lengthwise.eval.alone import alone_s
+from lengthwise.eval.bound import mean_latency_bound_s
+from lengthwise.eval.pool import over_cores
+from lengthwise.eval.predict import (
+    PredictorLike,
+    needs_prediction,
+    predict_tokens,
+    predictor_label,
+)
+from lengthwise.eval.simulate import DEFAULT_TIMING, PolicyLike, RouterLike, simulate
+from lengthwise.eval.source import Source, as_source
+from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
+from lengthwise.policies import load_policy, load_router
+from lengthwise.predictors import load_predictor
+from lengthwise.protocols import TimingModel
+from lengthwise.serving import Engine
+from lengthwise.serving.timing import timing as load_timing
+from lengthwise.workload import Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BASELINE = "fcfs"
+BOUND = "lower bound"  # the row that no schedule beats, beside the policies
+QUANTILES = np.linspace(0.0, 1.0, 401)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the table: a policy, and the predictor whose lengths it reads ("none" if none)."""
+
+    policy: PolicyLike
+    predictor: PredictorLike
+    policy_name: str
+    predictor_name: str
+
+    @property
+    def label(self) -> str:
+        """What a legend calls it."""
+        if self.predictor_name == "none":
+            return self.policy_name
+        return f"{self.policy_name} · {self.predictor_name}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Every run of a grid.
+
+    ``runs`` has one row a run: rate (NaN: the workload's own), offered_rate, seed, policy,
+    predictor, and the metrics of ``lengthwise.eval.metrics.summary``. ``quantiles`` maps
+    (rate, label) to end-to-end latency at ``QUANTILES``, averaged over seeds, shape (401,).
+    """
+
+    name: str
+    runs: pd.DataFrame
+    contenders: tuple[Contender, ...]
+    quantiles: Mapping[tuple[float, str], NDArray[np.float64]]
+    config: Mapping[str, Any]
+    notices: tuple[str, ...] = ()
+
+    @property
+    def rates(self) -> list[float]:
+        """The rates of the grid, ascending; [NaN] where the workload's own was kept."""
+        return sorted(self.runs["rate"].unique().tolist())
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds each row ran on."""
+        return int(self.runs["seed"].nunique())
+
+    def values(self, rate: float, policy: str, predictor: str, metric: str) -> NDArray[np.float64]:
+        """One value a seed of a metric, in the order of the seeds."""
+        runs = self.runs
+        at = runs["rate"].isna() if np.isnan(rate) else runs["rate"] == rate
+        chosen = runs[at & (runs["policy"] == policy) & (runs["predictor"] == predictor)]
+        return chosen.sort_values("seed")[metric].to_numpy(dtype=np.float64)
+
+    def interval(self, rate: float, who: Contender, metric: str) -> Interval:
+        """The mean over seeds with its 95% interval."""
+        return t_interval(self.values(rate, who.policy_name, who.predictor_name, metric))
+
+    def ratio(self, rate: float, who: Contender, metric: str) -> Interval:
+        """The paired ratio to fcfs, seed by seed on the same workload, with its 95% interval."""
+        baseline = self.contenders[0]
+        return paired_ratio(
+            self.values(rate, who.policy_name, who.predictor_name, metric),
+            self.values(rate, baseline.policy_name, baseline.predictor_name, metric),
+        )
+
+    def bound(self, rate: float) -> Interval:
+        """The mean latency that no schedule beats, over the seeds."""
+        return t_interval(self.values(rate, BOUND, "none", "e2e_mean_s"))
+
+    def offered_rate(self, rate: float) -> float:
+        """Requests a second that arrived, averaged over seeds."""
+        first = self.contenders[0]
+        return float(
+            self.values(rate, first.policy_name, first.predictor_name, "offered_rate").mean()
+        )
+
+
+def compare(
+    workload: str | Workload | Source,
+    policies: Sequence[PolicyLike] = ("fcfs", "sjf", "srtf", "mlfq"),
+    predictors: Sequence[PredictorLike] = ("oracle",),
+    rates: Sequence[float] = (),
+    seeds: int = 5,
+    engine: Engine | None = None,
+    timing: str | TimingModel = DEFAULT_TIMING,
+    replicas: int = 1,
+    router: RouterLike = "round-robin",
+    backend: str = "auto",
+    processes: int = 1,
+    slo: Mapping[str, float] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Runs every policy with every predictor it can read, at every rate, on every seed.
+
+    fcfs runs always, as the baseline, and policies that read predictions run with the oracle too,
+    so the table shows what a perfect predictor would gain. At one rate and seed all of them see
+    the same requests. ``progress`` is called with (points done, points in all).
+    """
+    if seeds < 1:
+        raise InputError(f"seeds must be 1 or more, not {seeds}")
+    source = as_source(workload)
+    contenders = _contenders(policies, predictors, router)
+    engine = engine or Engine()
+    model = load_timing(timing) if isinstance(timing, str) else timing
+    points = [(rate, seed) for rate in (rates or (None,)) for seed in range(seeds)]
+    task = partial(
+        _point, source, contenders, engine, timing, replicas, router, backend, dict(slo or {})
+    )
+    rows: list[dict[str, Any]] = []
+    drawn: dict[tuple[float, str], list[NDArray[np.float64]]] = {}
+    notices: dict[str, None] = {}
+    for done, (made, quantiles, said) in enumerate(over_cores(task, points, processes), start=1):
+        rows += made
+        notices |= dict.fromkeys(said)
+        for key, values in quantiles.items():
+            drawn.setdefault(key, []).append(values)
+        if progress is not None:
+            progress(done, len(points))
+    import pandas as pd
+
+    runs = pd.DataFrame(rows)
+    return Comparison(
+        name=source.name,
+        runs=runs,
+        contenders=contenders,
+        quantiles={key: np.mean(values, axis=0) for key, values in drawn.items()},
+        config={
+            "workload": source.name,
+            "policies": [c.policy_name for c in contenders],
+            "predictors": [c.predictor_name for c in contenders],
+            "rates_requests_per_s": list(rates),
+            "seeds": list(range(seeds)),
+            "engine": dataclasses.asdict(engine),
+            "timing": model.name,
+            "replicas": replicas,
+            "router": load_router(router).name,
+            "backend": sorted(set(runs["backend"].dropna())),
+        },
+        notices=tuple(notices),
+    )
+
+
+def _contenders(
+    policies: Sequence[PolicyLike], predictors: Sequence[PredictorLike], router: RouterLike
+) -> tuple[Contender, ...]:
+    """The rows of the table, fcfs first; names are checked here, before any work."""
+    if not policies:
+        raise InputError("compare needs at least one policy")
+    routing = load_router(router)
+    given = [p for p in predictors if load_predictor(p) is not None]
+    if "oracle" not in map(predictor_label, given):
+        given.append("oracle")
+    found: dict[tuple[str, str], Contender] = {}
+    for policy in (BASELINE, *policies):
+        loaded = load_policy(policy)
+        reads = needs_prediction(loaded, routing)
+        for predictor in given if reads else (None,):
+            label = predictor_label(predictor)
+            contender = Contender(policy, predictor, loaded.name, label)
+            if found.setdefault((loaded.name, label), contender) is not contender:
+                same = found[loaded.name, label]
+                if same.policy != policy or same.predictor != predictor:
+                    raise InputError(f"two rows are both called {contender.label!r}; rename one")
+    return tuple(found.values())
+
+
+def _point(
+    source: Source,
+    contenders: tuple[Contender, ...],
+    engine: Engine,
+    timing: str | TimingModel,
+    replicas: int,
+    router: RouterLike,
+    backend: str,
+    slo: dict[str, float],
+    rate: float | None,
+    seed: int,
+) -> tuple[list[dict[str, Any]], dict[tuple[float, str], NDArray[np.float64]], tuple[str, ...]]:
+    """All contenders on the workload of one rate and seed."""
+    workload = source.load(rate, seed)
+    at = float("nan") if rate is None else float(rate)
+    base = {"rate": at, "offered_rate": workload.rate, "seed": seed}
+    predictions: dict[str, NDArray[np.float64] | None] = {}
+    rows: list[dict[str, Any]] = []
+    quantiles: dict[tuple[float, str], NDArray[np.float64]] = {}
+    model = load_timing(timing) if isinstance(timing, str) else timing
+    tables = model.tables(engine.max_num_batched_tokens, engine.max_num_seqs)
+    alone = alone_s(workload, engine, tables)
+    for contender in contenders:
+        name = contender.predictor_name
+        if name not in predictions:
+            predictions[name] = predict_tokens(contender.predictor, workload, seed)
+        records = simulate(
+            workload,
+            contender.policy,
+            engine=engine,
+            timing=model,
+            replicas=replicas,
+            router=router,
+            backend=backend,
+            seed=seed,
+            predicted_tokens=predictions[name],
+        ).records
+        found = metrics.summary(
+            records,
+            alone_s=alone,
+            slo=slo or None,
+            tenants=workload["tenant"] if "tenant" in workload else None,
+        )
+        who = {"policy": contender.policy_name, "predictor": name, "backend": records.backend}
+        rows.append({**base, **who, **found})
+        quantiles[at, contender.label] = np.quantile(metrics.e2e_s(records), QUANTILES)
+    bound = mean_latency_bound_s(workload, engine, tables, alone, replicas=replicas)
+    rows.append({**base, "policy": BOUND, "predictor": "none", "e2e_mean_s": bound})
+    return rows, quantiles, workload.notices

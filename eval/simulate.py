@@ -1,0 +1,166 @@
+"""One run: a workload under a policy on simulated replicas, and what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError
+from lengthwise.eval import metrics
+from lengthwise.eval.alone import alone_s
+from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
+from lengthwise.eval.predict import (
+    ORACLES,
+    PredictorLike,
+    needs_prediction,
+    predict_tokens,
+    predictor_label,
+)
+from lengthwise.policies import load_policy, load_router
+from lengthwise.policy import RoutingPolicy, SchedulingPolicy
+from lengthwise.protocols import TimingModel
+from lengthwise.serving import Engine, Records, run
+from lengthwise.serving.timing import timing as load_timing
+from lengthwise.workload import Workload
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_TIMING = "h200/llama-3.1-8b"
+PolicyLike = str | SchedulingPolicy | Callable[..., Any]
+RouterLike = str | RoutingPolicy | Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run returns; ``config`` names everything that went into it."""
+
+    workload: Workload
+    records: Records
+    engine: Engine
+    timing: TimingModel
+    config: Mapping[str, Any]
+
+    @cached_property
+    def requests(self) -> pd.DataFrame:
+        """One row a request: request_id, replica, arrival_s, scheduled_s, first_token_s, finish_s,
+        prompt_tokens, output_tokens, predicted_tokens, preemptions, recomputed_tokens,
+        cached_tokens.
+        """
+        return self.records.to_frame()
+
+    @cached_property
+    def iterations(self) -> pd.DataFrame | None:
+        """One row an engine iteration, or None where ``log_iterations`` was not asked for."""
+        return None if self.records.iterations is None else self.records.iterations.to_frame()
+
+    @cached_property
+    def alone_s(self) -> NDArray[np.float64]:
+        """Latency of each request alone on an idle replica, seconds, shape (n,)."""
+        return alone_s(self.workload, self.engine, self.timing)
+
+    @property
+    def num_gpu_blocks(self) -> int | None:
+        """KV blocks of each replica."""
+        return self.engine.num_gpu_blocks or self.timing.num_gpu_blocks
+
+    def summary(self, slo: Mapping[str, float] | None = None) -> dict[str, float]:
+        """The metrics by their standard names (see ``lengthwise.eval.metrics``).
+
+        ``slo`` maps ttft, tpot, e2e, normalized_latency or wait to a limit in seconds, for
+        goodput. Inter-token latency and KV utilisation need ``log_iterations``.
+        """
+        return metrics.summary(
+            self.records,
+            alone_s=self.alone_s,
+            slo=slo,
+            tenants=self.workload["tenant"] if "tenant" in self.workload else None,
+            num_gpu_blocks=self.num_gpu_blocks,
+            replicas=int(self.config["replicas"]),
+        )
+
+    def save(self, folder: str | Path, command: str | None = None) -> Path:
+        """Writes requests.parquet, summary.json, config.json (and iterations.parquet) at once.
+
+        An earlier result in ``folder`` is replaced, anything else there is an ``InputError``.
+        """
+        with replaced_folder(folder) as fresh:
+            self.requests.to_parquet(fresh / "requests.parquet", index=False)
+            if self.iterations is not None:
+                self.iterations.to_parquet(fresh / "iterations.parquet", index=False)
+            write_json(fresh / "summary.json", self.summary())
+            write_json(fresh / CONFIG, provenance(self.config, command))
+        return Path(folder)
+
+
+def simulate(
+    workload: Workload,
+    policy: PolicyLike = "fcfs",
+    predictor: PredictorLike = None,
+    engine: Engine | None = None,
+    timing: str | TimingModel = DEFAULT_TIMING,
+    replicas: int = 1,
+    router: RouterLike = "round-robin",
+    backend: str = "auto",
+    seed: int = 0,
+    log_iterations: bool = False,
+    predicted_tokens: NDArray[np.float64] | None = None,
+) -> Result:
+    """Runs a workload and returns a ``Result``.
+
+    ``predictor`` is a name, a saved folder or an object; ``predicted_tokens`` (n,) gives its
+    predictions directly, where they were made before. Raises ``InputError`` where a policy reads
+    predicted lengths and there are none.
+    """
+    scheduling, routing = load_policy(policy), load_router(router)
+    model = load_timing(timing) if isinstance(timing, str) else timing
+    options = engine or Engine()
+    if predicted_tokens is None:
+        predicted_tokens = predict_tokens(predictor, workload, seed)
+    check_prediction(scheduling, routing, predicted=predicted_tokens is not None)
+    records = run(
+        workload,
+        policy=scheduling,
+        routing=routing,
+        engine=options,
+        timing=model,
+        predicted_tokens=predicted_tokens,
+        replicas=replicas,
+        seed=seed,
+        backend=backend,
+        log_iterations=log_iterations,
+    )
+    config = {
+        "workload": workload.name,
+        "requests": len(workload),
+        "rate_requests_per_s": workload.rate,
+        "policy": scheduling.name,
+        "preemption": dataclasses.asdict(scheduling.preemption),
+        "admission": dataclasses.asdict(scheduling.admission),
+        "predictor": predictor_label(predictor),
+        "router": routing.name,
+        "replicas": replicas,
+        "engine": dataclasses.asdict(options),
+        "timing": model.name,
+        "backend": records.backend,
+        "backend_reason": records.backend_reason,
+        "seed": seed,
+    }
+    return Result(workload, records, options, model, config)
+
+
+def check_prediction(policy: SchedulingPolicy, router: RoutingPolicy, *, predicted: bool) -> None:
+    """Raises ``InputError`` where ``policy`` or ``router`` reads predictions and has none."""
+    name = needs_prediction(policy, router)
+    if name and not predicted:
+        raise InputError(
+            f"{name!r} reads predicted_tokens and no predictor was given; "
+            f"give one, or its bound: --predictor {ORACLES}"
+        )

@@ -1,0 +1,70 @@
+"""Where the workload of a grid comes from: the same for every policy, drawn anew for every seed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from lengthwise.serving.workload import load_workload
+from lengthwise.workload import Workload
+
+
+class Source(Protocol):
+    """Makes the workload of one point of a grid; must be picklable to run in other processes."""
+
+    @property
+    def name(self) -> str:
+        """What tables call the workload."""
+        ...
+
+    def load(self, rate: float | None, seed: int) -> Workload:
+        """The workload at ``rate`` requests/s (None: its own), drawn with ``seed``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Spelled:
+    """A workload as the command line spells it: a preset, a file, prompts joined to arrivals.
+
+    ``options`` are those of ``lengthwise.serving.workload.load_workload``.
+    """
+
+    spec: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The workload's spelling."""
+        arrivals = self.options.get("arrivals")
+        return f"{self.spec} + {arrivals}" if arrivals else self.spec
+
+    def load(self, rate: float | None, seed: int) -> Workload:
+        """Reads or draws it."""
+        return load_workload(self.spec, rate=rate, seed=seed, **self.options)
+
+    def described(self) -> dict[str, Any]:
+        """For a result's config."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A workload at hand: rates stretch its arrivals, seeds change nothing in it."""
+
+    workload: Workload
+
+    @property
+    def name(self) -> str:
+        """The workload's name."""
+        return self.workload.name
+
+    def load(self, rate: float | None, seed: int) -> Workload:
+        """The workload, stretched to ``rate``."""
+        return self.workload if rate is None else self.workload.at_rate(rate)
+
+
+def as_source(workload: str | Workload | Source) -> Source:
+    """A source from a spelling, a workload or a source."""
+    if isinstance(workload, str):
+        return Spelled(workload)
+    return Fixed(workload) if isinstance(workload, Workload) else workload

@@ -1,0 +1,117 @@
+"""The command line: ``lengthwise COMMAND``. Commands are imported only when they are asked for."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from lengthwise import __version__
+from lengthwise.errors import InputError, UnknownNameError
+
+# name -> ("module:attribute", one line for --help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo:demo", "Train, simulate, compare and report; nothing to download."),
+    "simulate": ("simulate:simulate", "Run one workload under one policy."),
+    "compare": ("compare:compare", "Compare policies and predictors at several rates and seeds."),
+    "capacity": ("capacity:capacity", "Find the largest arrival rate that meets an SLO."),
+    "train": ("train:train", "Train a predictor or a policy."),
+    "evaluate": ("evaluate:evaluate", "Evaluate a trained predictor or policy."),
+    "export": ("export:export", "Export a trained policy as a bundle for the engines."),
+    "profile": ("profile:profile", "Measure an engine's iteration times on this machine's GPU."),
+    "reproduce": ("reproduce:reproduce", "Reproduce a published table, ours beside theirs."),
+    "list": ("listing:listing", "List policies, predictors, routers, timings, workloads, envs."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on demand, and whose unknown names name the nearest."""
+
+    def __init__(self, lazy: dict[str, tuple[str, str]] | None = None, **options: object) -> None:
+        super().__init__(**options)  # type: ignore[arg-type]
+        self.lazy = lazy or {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*self.lazy, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.lazy:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = self.lazy[cmd_name][0].partition(":")
+        found = getattr(import_module(f"lengthwise.training.commands.{module}"), attribute)
+        assert isinstance(found, click.Command)
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            raise UnknownNameError(f"command of {ctx.command_path!r}", args[0], self._names(ctx))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if not self.lazy:
+            return super().format_commands(ctx, formatter)
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in self.lazy.items()])
+        return None
+
+    def _names(self, ctx: click.Context) -> list[str]:
+        return self.list_commands(ctx)
+
+
+@click.group(cls=LazyGroup, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lengthwise")
+def cli() -> None:
+    """Trainable scheduling policies and output-length predictors for LLM serving.
+
+    Try `lengthwise demo` first; `lengthwise COMMAND --help` tells a command's options.
+    """
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs the command line and exits: 0, or 2 with one line on stderr for bad input.
+
+    Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        cli.main(args=arguments, prog_name="lengthwise", standalone_mode=False)
+    except InputError as error:
+        _refuse(str(error))
+    except click.UsageError as error:
+        _refuse(usage_line(error))
+    except click.ClickException as error:
+        _refuse(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # `lengthwise list policies | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(0)
+
+
+def usage_line(error: click.UsageError) -> str:
+    """A usage error as one line: what came, what is allowed, the nearest name."""
+    where = error.ctx.command_path if error.ctx is not None else "lengthwise"
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        options = sorted(
+            option
+            for parameter in error.ctx.command.get_params(error.ctx)
+            for option in (*parameter.opts, *parameter.secondary_opts)
+            if option.startswith("--")
+        )
+        near = difflib.get_close_matches(error.option_name, options, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"unknown option {error.option_name!r} of {where!r}{hint} (allowed: {', '.join(options)})"
+    message = error.format_message().rstrip(".")
+    return f"{where}: {message[:1].lower()}{message[1:]} (see {where} --help)"
+
+
+def _refuse(message: str) -> NoReturn:
+    click.echo(f"lengthwise: {' '.join(message.split())}", err=True)
+    sys.exit(2)

@@ -1,0 +1,179 @@
+"""Options that several commands share, and the types that read them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import click
+
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.serving.options import Engine
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+DEFAULT_TIMING = "h200/llama-3.1-8b"
+
+
+class Name(click.ParamType):
+    """One of several names; an unknown one is told the nearest."""
+
+    name = "name"
+
+    def __init__(self, kind: str, allowed: Iterable[str]) -> None:
+        self.kind, self.allowed = kind, tuple(allowed)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in self.allowed:
+            raise UnknownNameError(self.kind, str(value), self.allowed)
+        return str(value)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"[{'|'.join(self.allowed)}]"
+
+
+class Rates(click.ParamType):
+    """``4,8,12``: positive numbers of requests a second."""
+
+    name = "R,R,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            rates = tuple(float(item) for item in str(value).split(","))
+        except ValueError:
+            raise InputError(
+                f"--rates takes numbers of requests/s between commas, not {value!r}"
+            ) from None
+        for rate in rates:
+            if not 0 < rate < float("inf"):
+                raise InputError(f"--rates takes positive numbers of requests/s, not {rate:g}")
+        if len(set(rates)) < len(rates):
+            raise InputError(f"--rates names a rate twice: {value!r}")
+        return rates
+
+
+class Specs(click.ParamType):
+    """``fcfs,mlfq:quantum=64,levels=6,srtf``: names between commas, each with its options.
+
+    What stands between two commas belongs to the name before it if it is ``word=value``.
+    """
+
+    name = "A,B,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        return value if isinstance(value, tuple) else split_specs(str(value))
+
+
+def split_specs(text: str) -> tuple[str, ...]:
+    """The specs in a list between commas."""
+    found: list[str] = []
+    for item in text.split(","):
+        if found and item.partition("=")[0].isidentifier() and "=" in item:
+            found[-1] += f",{item}"
+        elif item:
+            found.append(item)
+    return tuple(found)
+
+
+def workload_options(command: Command) -> Command:
+    """WORKLOAD and how it is drawn; the command receives ``workload`` (a ``Spelled`` source)."""
+    for decorate in reversed(
+        (
+            click.argument("workload", metavar="WORKLOAD"),
+            click.option(
+                "--arrivals",
+                metavar="SPEC",
+                help="Arrival times: a trace file, or poisson:RATE, gamma:RATE,cv=2, "
+                "bursty:RATE, constant:RATE, burst. Default: the workload's own.",
+            ),
+            click.option("--requests", type=int, metavar="N", help="How many requests."),
+            click.option("--model", metavar="NAME", help="Whose answers, in a file of several."),
+            click.option(
+                "--split",
+                type=Name("split", ("all", "train", "test")),
+                default="all",
+                show_default=True,
+                help="Half of the prompts, by a hash of their text.",
+            ),
+            click.option(
+                "--drop-zero-output", is_flag=True, help="Drop requests without output tokens."
+            ),
+        )
+    ):
+        command = decorate(command)
+    return command
+
+
+def engine_options(command: Command) -> Command:
+    """One option per field of ``Engine``, by vLLM's names; None where it was not given."""
+    for option in reversed(fields(Engine)):
+        flag = option.name.replace("_", "-")
+        if option.type == "bool":
+            spelled = f"--{flag}/--no-{flag}"
+            decorate = click.option(
+                spelled, option.name, default=None, help=f"vLLM's; default {option.default}."
+            )
+        else:
+            what = option.default if option.default is not None else "the profile's, or none"
+            decorate = click.option(
+                f"--{flag}", type=int, metavar="N", help=f"vLLM's; default {what}."
+            )
+        command = decorate(command)
+    return command
+
+
+def system_options(command: Command) -> Command:
+    """The simulated system beside the engine: timing, replicas, router, backend."""
+    for decorate in reversed(
+        (
+            click.option(
+                "--timing", default=DEFAULT_TIMING, show_default=True, metavar="NAME",
+                help="How long iterations take (`lengthwise list timings`).",
+            ),
+            click.option("--replicas", type=click.IntRange(1), default=1, show_default=True),
+            click.option(
+                "--router", default="round-robin", show_default=True, metavar="SPEC",
+                help="Who gets a request (`lengthwise list routers`).",
+            ),
+            click.option(
+                "--backend", type=Name("backend", ("auto", "fast", "reference", "vllm")),
+                default="auto", show_default=True,
+            ),
+        )
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+processes_option = click.option(
+    "--processes", type=click.IntRange(1), default=os.cpu_count() or 1, show_default="all cores"
+)
+seeds_option = click.option(
+    "--seeds", type=click.IntRange(1), default=5, show_default=True, metavar="N",
+    help="Repetitions with different random numbers, for the confidence intervals.",
+)  # fmt: skip
+out_option = click.option("--out", metavar="DIR", help="Folder for the results.")
+
+
+def take_engine(options: dict[str, Any]) -> Engine:
+    """The engine from a command's options, which are taken out of ``options``."""
+    given = {f.name: options.pop(f.name) for f in fields(Engine)}
+    return Engine(**{name: value for name, value in given.items() if value is not None})
+
+
+def take_source(options: dict[str, Any]) -> Any:
+    """The workload's source from a command's options, which are taken out of ``options``."""
+    from lengthwise.eval.source import Spelled
+
+    names = ("arrivals", "requests", "model", "split", "drop_zero_output")
+    given = {name: options.pop(name) for name in names}
+    drop = given.pop("drop_zero_output")
+    chosen = {k: v for k, v in given.items() if v is not None and (k, v) != ("split", "all")}
+    return Spelled(options.pop("workload"), {**chosen, **({"drop_zero": True} if drop else {})})
