@@ -20,6 +20,8 @@ class Engine:
     enable_prefix_caching: bool = False
     long_prefill_token_threshold: int = 0  # 0 is off
     async_scheduling: bool = False  # an iteration is scheduled while the one before it runs
+    scheduler_reserve_full_isl: bool = True  # admit only what fits whole, not just its first chunk
+    watermark: float = 0.0  # share of KV blocks kept free when a request joins others
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
@@ -28,6 +30,8 @@ class Engine:
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         _at_least("long_prefill_token_threshold", self.long_prefill_token_threshold, 0)
+        if not 0 <= self.watermark < 1:
+            raise InputError(f"watermark must be at least 0 and below 1, not {self.watermark!r}")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise InputError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "

@@ -1,0 +1,379 @@
+"""One replica of a serving engine: what vLLM V1's scheduler decides, iteration by iteration.
+
+The order of decisions is vLLM's own (``Scheduler.schedule`` and ``update_from_output``): running
+requests first, each getting the tokens it misses from one token budget; under KV pressure one of
+them is preempted and recomputed later; then, unless somebody was preempted, waiting requests while
+there are seats, tokens and blocks. Before that comes what vLLM lacks: policy preemption. All state
+is integers, but for scores; ties go to the earlier arrival and then the lower id.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from lengthwise.errors import InvariantError
+from lengthwise.policy import SchedulingPolicy
+from lengthwise.protocols import Batch
+from lengthwise.serving.kv_cache import KVCache
+from lengthwise.serving.options import Engine
+from lengthwise.serving.request import Request
+from lengthwise.serving.scoring import ReplicaView, Scorer
+from lengthwise.serving.waiting import ArrivalQueue, ScoreQueue, WaitingQueue
+
+UNLIMITED = 1 << 62
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """One iteration: what was scheduled, when it runs and what it yields."""
+
+    scheduled: dict[Request, int] = field(default_factory=dict)  # request -> tokens, in order
+    preempted: list[Request] = field(default_factory=list)
+    swapped_tokens: int = 0  # moved to or from host memory
+    yields: list[Request] = field(default_factory=list)  # those that get a token at its end
+    batch: Batch = field(default_factory=Batch)
+    start_ps: int = 0
+    end_ps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """How long things take, in integer picoseconds."""
+
+    iteration_ps: Callable[[Batch], int]
+    swap_ps_per_token: int
+
+
+class Replica:
+    """A scheduler, its queues and its KV cache.
+
+    ``begin`` and then ``schedule`` make an iteration; ``finish`` brings its results. With
+    ``async_scheduling`` two iterations may be under way: the second is scheduled when the first
+    starts, before its results are known.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        engine: Engine,
+        num_gpu_blocks: int,
+        policy: SchedulingPolicy,
+        scorer: Scorer,
+        clock: Clock,
+    ) -> None:
+        self.index = index
+        self.engine = engine
+        self.policy = policy
+        self.kv = KVCache(num_gpu_blocks, engine.block_size, engine.enable_prefix_caching)
+        self.running: list[Request] = []
+        self.waiting: WaitingQueue = ArrivalQueue() if policy.queue == "fcfs" else ScoreQueue()
+        self.in_flight: deque[Step] = deque()
+        self.depth = 2 if engine.async_scheduling else 1
+        self.routed = 0
+        self.outstanding = 0  # prompt and predicted tokens x FRACTION, of unfinished requests
+        self._scorer = scorer
+        self._clock = clock
+        self._max_model_len = engine.max_model_len or UNLIMITED
+        self._watermark = int(engine.watermark * num_gpu_blocks)
+        self._free_at_ps = 0  # when the GPU has done all that was scheduled
+        self._step = Step()
+        self._view = self.view(0)  # as the scores of this iteration see the replica
+        self._waiting_scored = self._running_scored = False
+        self._stale: list[Request] = []  # preempted: their scores are out of date
+
+    def view(self, now_ps: int) -> ReplicaView:
+        """What policies may know of this replica now."""
+        return ReplicaView(
+            self.index, now_ps, len(self.running), len(self.waiting),
+            self.kv.used, self.kv.total, self.routed, self.outstanding,
+        )  # fmt: skip
+
+    def add(self, request: Request, now_ps: int, planned_ps: int) -> None:
+        """A request arrives, and waits; ``planned_ps`` is when the workload says it would."""
+        score = self._scorer.known_at_arrival(request, planned_ps)
+        if score is None:
+            self._scorer.update([request], self.view(now_ps))
+        else:
+            request.score = score
+        self.waiting.push(request)
+
+    @property
+    def can_schedule(self) -> bool:
+        """Whether there is work, and room for another iteration in flight."""
+        return len(self.in_flight) < self.depth and bool(self.running or len(self.waiting))
+
+    def begin(self, now_ps: int) -> None:
+        """Starts an iteration: fixes what its scores see, and preempts by policy."""
+        self._step = Step(start_ps=max(now_ps, self._free_at_ps))
+        if self._scorer.changes:
+            self._view = self.view(now_ps)
+            self._waiting_scored = self._running_scored = False
+        if self.policy.preemption.mode != "none" and len(self.waiting):
+            self._preempt_by_policy()
+
+    def candidates(self) -> list[Request]:
+        """The waiting requests, next first; between ``begin`` and ``schedule``."""
+        self._score_waiting()
+        return self.waiting.ordered()
+
+    def schedule(self, first: Sequence[Request] = ()) -> Step:
+        """Decides the iteration that ``begin`` started; ``first`` go ahead of the queue in it."""
+        step = self._step
+        budget, pressed = self._schedule_running(step)
+        if not pressed:
+            self._schedule_waiting(step, budget, first)
+        self._launch(step)
+        self.in_flight.append(step)
+        return step
+
+    def finish(self) -> list[Request]:
+        """The oldest iteration in flight ends; returns the requests that are done and left."""
+        step = self.in_flight.popleft()
+        done: list[Request] = []
+        for request in step.yields:
+            request.known += 1
+            if self.depth > 1:
+                request.pending -= 1
+            if request.known == request.prompt + 1:
+                request.first_token_ps = step.end_ps
+            if request.generated == request.output:
+                self.kv.release(request)
+                if not request.in_batch:  # preempted while its last token was under way
+                    self.waiting.remove(request)
+                done.append(request)
+            elif self.depth > 1:
+                if request.in_batch:
+                    self.kv.remember(request, request.computed - request.pending)
+                elif self._scorer.changes:
+                    self._stale.append(request)
+        if done:
+            finished = set(done)
+            self.running = [r for r in self.running if r not in finished]
+        return done
+
+    def check(self) -> None:
+        """Raises ``InvariantError`` if seats, tokens or blocks don't add up."""
+        if len(self.running) > self.engine.max_num_seqs:
+            raise InvariantError(f"{len(self.running)} requests run on {self.engine.max_num_seqs}")
+        waiting = self.waiting.ordered()
+        if len(waiting) != len(self.waiting) or any(r.in_batch or r.held for r in waiting):
+            raise InvariantError("a waiting request runs or holds KV blocks")
+        for request in self.running:
+            if not request.in_batch or request.computed > request.known + request.pending:
+                raise InvariantError(f"request {request.id} computed tokens that it can't know")
+            if request.held < self.kv.blocks_for(request.computed):
+                raise InvariantError(f"request {request.id} has tokens outside its KV blocks")
+        self.kv.check(self.running)
+
+    # Scores: evaluated when first asked for in an iteration, all as of its beginning.
+
+    def _score_waiting(self) -> None:
+        if not self._scorer.changes or self._waiting_scored:
+            return
+        self._waiting_scored = True
+        if self._scorer.every_iteration:
+            changed = self.waiting.ordered()
+        else:
+            changed = [r for r in dict.fromkeys(self._stale) if not r.in_batch]
+        self._stale.clear()
+        self._scorer.update(changed, self._view)
+        self.waiting.reorder(changed)
+
+    def _score_running(self) -> None:
+        if self._scorer.changes and not self._running_scored:
+            self._running_scored = True
+            self._scorer.update(self.running, self._view)
+
+    # Preemption
+
+    def _preempt(self, request: Request) -> None:
+        """Takes a request, no longer in ``running``, out of the batch: its blocks are lost."""
+        self.kv.release(request)
+        request.in_batch = False
+        request.computed = 0
+        request.preemptions += 1
+        self.waiting.push_back(request)
+        self._step.preempted.append(request)
+        if self._scorer.changes:
+            self._stale.append(request)
+
+    def _worst(self, running: Iterable[Request]) -> Request:
+        """vLLM's victim: highest score, then latest arrival, then first in the batch."""
+        self._score_running()
+        return max(running, key=lambda r: (r.score, r.arrival_ps))
+
+    def _preempt_by_policy(self) -> None:
+        """Lets waiting requests take the place of running ones; see ``policy.Preemption``.
+
+        Walks the queue in order, giving each request a seat and the blocks that its admission
+        needs, for as long as those, victims' places and the iteration's tokens last.
+        """
+        rule, step = self.policy.preemption, self._step
+        self._score_waiting()
+        self._score_running()
+        seats = self.engine.max_num_seqs - len(self.running)
+        budget = self.engine.max_num_batched_tokens - sum(map(self._wanted, self.running))
+        blocks = 0  # promised to those walked past
+        in_replica = len(self.running) + len(self.waiting)
+        for request in self._queue():
+            hits = self.kv.find(request)
+            needed = self._admission_blocks(request, hits)
+            while seats == 0 or blocks + needed > self.kv.free:
+                unprotected = [r for r in self.running if not self._protected(r)]
+                if len(step.preempted) == rule.max_per_step or not unprotected or budget <= 0:
+                    return
+                victim = self._worst(unprotected)
+                cost = rule.price * victim.computed * in_replica
+                if not victim.score - request.score > rule.margin + cost:
+                    return
+                seats += 1
+                budget += self._wanted(victim)
+                self.running.remove(victim)
+                if rule.mode == "swap":
+                    # an iteration in flight may still compute its last token: that one is not moved
+                    victim.stored = min(victim.computed, victim.known - 1)
+                    step.swapped_tokens += victim.stored
+                self._preempt(victim)
+            seats -= 1
+            blocks += needed
+            budget -= self._prompt_tokens(request, hits)
+
+    def _queue(self) -> Iterator[Request]:
+        """The waiting requests, next first, without those preempted in this iteration."""
+        first = self.waiting.peek()
+        yield first  # most of the time nobody asks for more, which need sorting
+        for request in self.waiting.ordered():
+            if request is not first and request not in self._step.preempted:
+                yield request
+
+    def _protected(self, request: Request) -> bool:
+        """Whether a request is too close to its predicted end to be preempted by policy."""
+        share = self.policy.preemption.protect_after
+        return request.predicted > 0 and request.generated >= share * request.predicted
+
+    # The iteration
+
+    def _wanted(self, request: Request) -> int:
+        """Tokens that a running request would compute, but for the budget."""
+        if request.pending and request.generated + 1 == request.output:
+            return 0  # its last token is under way
+        tokens = min(request.missing, self._max_model_len - request.computed - 1)
+        return self._capped(tokens)
+
+    def _capped(self, tokens: int) -> int:
+        threshold = self.engine.long_prefill_token_threshold
+        return threshold if 0 < threshold < tokens else tokens
+
+    def _schedule_running(self, step: Step) -> tuple[int, bool]:
+        """Tokens for the running requests; the budget left, and whether KV ran out."""
+        budget = self.engine.max_num_batched_tokens
+        pressed = False
+        place = 0
+        while place < len(self.running) and budget > 0:
+            request = self.running[place]
+            tokens = min(self._wanted(request), budget)
+            if tokens == 0:
+                place += 1
+                continue
+            while not self.kv.grow(request, request.computed + tokens):
+                pressed = True
+                if self.policy.queue == "fcfs":
+                    victim = self.running.pop()
+                else:
+                    victim = self._worst(self.running)
+                    self.running.remove(victim)
+                    if victim in step.scheduled:
+                        budget += step.scheduled.pop(victim)
+                        place -= 1
+                self._preempt(victim)
+                if victim is request:
+                    return budget, pressed
+            self.kv.remember(request, min(request.computed + tokens, request.known))
+            step.scheduled[request] = tokens
+            budget -= tokens
+            place += 1
+        return budget, pressed
+
+    def _schedule_waiting(self, step: Step, budget: int, first: Sequence[Request]) -> None:
+        """Admits waiting requests, in order, until one finds no seat, no tokens or no blocks."""
+        if not len(self.waiting) or len(self.running) >= self.engine.max_num_seqs:
+            return
+        self._score_waiting()
+        ahead = deque(first)
+        while len(self.waiting) and budget > 0 and len(self.running) < self.engine.max_num_seqs:
+            request = ahead[0] if ahead else self.waiting.peek()
+            hits = self.kv.find(request)
+            found = len(hits) * self.engine.block_size
+            start = max(found, request.stored)
+            tokens = self._capped(request.known - start)
+            if tokens > budget and not self.engine.enable_chunked_prefill:
+                return
+            tokens = min(tokens, budget)
+            if self._admission_blocks(request, hits, start + tokens) > self.kv.free:
+                return
+            self.kv.admit(request, hits, start + tokens)
+            self.kv.remember(request, start + tokens)
+            if ahead:
+                ahead.popleft()
+            self.waiting.remove(request)
+            self.running.append(request)
+            request.in_batch = True
+            request.computed = start
+            step.swapped_tokens += start - found
+            request.stored = 0
+            if request.cached < 0:
+                request.cached = min(found, request.prompt)
+            step.scheduled[request] = tokens
+            budget -= tokens
+
+    def _admission_blocks(self, request: Request, hits: list[int], tokens: int = 0) -> int:
+        """Free blocks that must be there for a waiting request to be admitted.
+
+        ``tokens`` is what its first iteration needs room for; 0 stands for all that it knows.
+        """
+        if self.engine.scheduler_reserve_full_isl or tokens == 0:
+            tokens = request.known
+        needed = self.kv.demand(tokens, hits)
+        if self.running:  # alone, a request is always admitted: nobody else could free blocks
+            needed += self._watermark
+            share = self.policy.admission.reserve
+            if share > 0:
+                ahead = sum(max(r.predicted - r.generated, 0) for r in (*self.running, request))
+                needed += math.ceil(share * ahead / self.engine.block_size)
+        return needed
+
+    def _prompt_tokens(self, request: Request, hits: list[int]) -> int:
+        """Tokens that a waiting request would compute in its first iteration."""
+        found = len(hits) * self.engine.block_size
+        return self._capped(request.known - max(found, request.stored))
+
+    def _launch(self, step: Step) -> None:
+        """Counts the batch, times it, and takes its tokens as computed."""
+        prefill_tokens = prefill_seqs = decode_seqs = context_tokens = chunk_context = 0
+        for request, tokens in step.scheduled.items():
+            before = request.computed
+            after = request.computed = before + tokens
+            if after == request.known + request.pending:  # all known: it yields the next token
+                step.yields.append(request)
+                if self.depth > 1:
+                    request.pending += 1
+            if tokens == 1 and step.yields and step.yields[-1] is request:
+                decode_seqs += 1
+                context_tokens += after
+            else:
+                prefill_seqs += 1
+                prefill_tokens += tokens
+                chunk_context += tokens * before + tokens * (tokens + 1) // 2
+            if request.scheduled_ps < 0:
+                request.scheduled_ps = step.start_ps
+            if request.reach > before:
+                request.recomputed += min(after, request.reach) - before
+            if after > request.reach:
+                request.reach = after
+        step.batch = Batch(prefill_tokens, prefill_seqs, decode_seqs, context_tokens, chunk_context)
+        duration = self._clock.iteration_ps(step.batch) if step.scheduled else 0
+        duration += step.swapped_tokens * self._clock.swap_ps_per_token
+        step.end_ps = self._free_at_ps = step.start_ps + duration
