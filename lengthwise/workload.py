@@ -55,7 +55,7 @@ class Workload:
                 )
         self.name = name
         self.notices = tuple(notices)
-        data = {key: _column(name, key, values) for key, values in columns.items()}
+        data = {key: check_column(name, key, values) for key, values in columns.items()}
         rows = len(data["arrival_s"])
         for key, values in data.items():
             if len(values) != rows:
@@ -159,33 +159,52 @@ class Workload:
         return pd.DataFrame(self.columns)
 
 
-def _column(name: str, key: str, values: Any) -> NDArray[Any]:
+def check_column(
+    name: str, key: str, values: Any, rows: NDArray[np.int64] | None = None
+) -> NDArray[Any]:
+    """One column in its dtype, or an ``InputError`` for the first value that it may not hold.
+
+    ``rows`` are the numbers by which errors call the rows, where they are not 0, 1, 2 ...
+    """
     dtype = "float64" if key == "arrival_s" else OPTIONAL.get(key, "int64")
+    at = np.arange(len(values)) if rows is None else rows
     if dtype == "object":
-        array = np.empty(len(values), dtype=object)
-        array[:] = list(values)
-        return array
+        # one by one: numpy would unpack tuples of equal length into a matrix
+        return np.fromiter(values, dtype=object, count=len(values))
     try:
         numbers = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise InputError(f"{name}: column {key!r} holds values that are not numbers") from None
+        place = next((i for i, value in enumerate(values) if not _is_number(value)), None)
+        where = f"row {at[place]}: {key} is {values[place]!r}" if place is not None else key
+        raise InputError(f"{name}: {where}; it must be a number") from None
     if numbers.ndim != 1:
         raise InputError(f"{name}: column {key!r} must be one-dimensional, not {numbers.shape}")
-    _reject(name, key, ~np.isfinite(numbers), numbers, "a finite number")
-    if key in ("prompt_tokens", "output_tokens"):
-        _reject(name, key, numbers < 1, numbers, "1 or more")
+    _reject(name, key, ~np.isfinite(numbers), numbers, at, "a finite number")
+    if key in ("prompt_tokens", "output_tokens", "hash_block_tokens"):
+        _reject(name, key, numbers < 1, numbers, at, "1 or more")
     elif key in ("arrival_s", "think_s"):
-        _reject(name, key, numbers < 0, numbers, "0 or more")
+        _reject(name, key, numbers < 0, numbers, at, "0 or more")
     if dtype == "int64":
-        _reject(name, key, numbers != np.floor(numbers), numbers, "a whole number")
+        _reject(name, key, numbers != np.floor(numbers), numbers, at, "a whole number")
         return numbers.astype(np.int64)
     return numbers
 
 
-def _reject(name: str, key: str, bad: NDArray[np.bool_], values: Any, allowed: str) -> None:
-    rows = np.flatnonzero(bad)
-    if len(rows):
-        more = f" (and {len(rows) - 1} more rows)" if len(rows) > 1 else ""
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _reject(
+    name: str, key: str, bad: NDArray[np.bool_], values: Any, at: NDArray[np.int64], allowed: str
+) -> None:
+    places = np.flatnonzero(bad)
+    if len(places):
+        more = f" (and {len(places) - 1} more rows)" if len(places) > 1 else ""
         raise InputError(
-            f"{name}: row {rows[0]}: {key} is {values[rows[0]]:g}; it must be {allowed}{more}"
+            f"{name}: row {at[places[0]]}: {key} is {values[places[0]]:g}; "
+            f"it must be {allowed}{more}"
         )

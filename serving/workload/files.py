@@ -1,0 +1,201 @@
+"""Files to raw columns: CSV, JSON, JSON Lines and Parquet, gzipped or not, and `datasets`.
+
+Whatever is wrong with a file ends as one ``InputError`` that names it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError, UnknownNameError
+
+Columns = dict[str, NDArray[Any]]  # name -> (rows,), all of one length
+
+SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet")
+HUGGING_FACE = "hf:"
+_LFS = b"version https://git-lfs"
+
+
+def read_columns(source: Any) -> Columns:
+    """The columns of a file, of ``hf:NAME[:SPLIT]``, of a `datasets` object or of a mapping."""
+    if isinstance(source, str) and source.startswith(HUGGING_FACE):
+        return _from_hugging_face(source.removeprefix(HUGGING_FACE))
+    if isinstance(source, str | Path):
+        return _from_file(Path(source))
+    if hasattr(source, "column_names") and hasattr(source, "to_pandas"):
+        return _from_dataset(source, source_name(source))
+    if isinstance(source, Mapping):
+        return {str(key): _array(values) for key, values in source.items()}
+    raise InputError(
+        f"can't read a workload from {type(source).__name__}; give a path, hf:NAME[:SPLIT], "
+        "a datasets.Dataset or a mapping of columns"
+    )
+
+
+def source_name(source: Any) -> str:
+    """What messages and tables call the source: the file's name, for a path."""
+    if isinstance(source, str) and source.startswith(HUGGING_FACE):
+        return source
+    if isinstance(source, str | Path):
+        return Path(source).name
+    return type(source).__name__.lower()
+
+
+def _from_file(path: Path) -> Columns:
+    name = path.name
+    suffix = Path(name.removesuffix(".gz")).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(
+            f"{path}: unknown kind of file; it must end in {', '.join(SUFFIXES)} or that + .gz"
+        )
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file{_near(path)}") from None
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror}") from None
+    data = _plain(name, data)
+    if not data.strip():
+        raise InputError(f"{name}: the file is empty")
+    if data.startswith(_LFS):
+        raise InputError(f"{name}: a Git LFS pointer, not the data; run 'git lfs pull' first")
+    if suffix == ".parquet":
+        return _from_parquet(name, data)
+    if suffix == ".csv":
+        return _from_csv(name, data)
+    return _from_json(name, data, lines=suffix != ".json")
+
+
+def _near(path: Path) -> str:
+    """ "; did you mean ...?" from the files beside the one that is missing."""
+    import difflib
+
+    if not path.parent.is_dir():
+        return f"; there is no folder {path.parent}"
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def _plain(name: str, data: bytes) -> bytes:
+    """``data`` unzipped if it is gzip, whatever the file is called."""
+    if not data.startswith(b"\x1f\x8b"):
+        if name.endswith(".gz") and data and not data.startswith(_LFS):
+            raise InputError(f"{name}: not a gzip file, though its name ends in .gz")
+        return data
+    try:
+        return gzip.decompress(data)
+    except EOFError:
+        raise InputError(f"{name}: the gzip file is truncated; fetch it again") from None
+    except (OSError, zlib.error) as error:
+        raise InputError(f"{name}: the gzip file is damaged ({error}); fetch it again") from None
+
+
+def _from_csv(name: str, data: bytes) -> Columns:
+    import io
+
+    import pandas as pd
+
+    try:
+        frame = pd.read_csv(io.BytesIO(data), skipinitialspace=True, low_memory=False)
+    except (pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
+        raise InputError(f"{name}: not a CSV table: {str(error).strip()}") from None
+    return {str(key).strip(): _array(frame[key]) for key in frame.columns}
+
+
+def _from_parquet(name: str, data: bytes) -> Columns:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except pa.ArrowException as error:
+        raise InputError(f"{name}: not a Parquet file: {str(error).splitlines()[0]}") from None
+    return {key: _array(table.column(key).to_pylist()) for key in table.column_names}
+
+
+def _from_json(name: str, data: bytes, *, lines: bool) -> Columns:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not UTF-8 text (byte {error.start})") from None
+    rows: list[Any] = []
+    if lines:
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                rows.append(_parse(name, line, f"line {number}"))
+    else:
+        whole = _parse(name, text, "the file")
+        rows = whole if isinstance(whole, list) else [whole]
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise InputError(f"{name}: row {number} is a JSON {type(row).__name__}, not an object")
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return {key: _array([row.get(key) for row in rows]) for key in keys}
+
+
+def _parse(name: str, text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{name}: {where} is not JSON: {error.msg} (column {error.colno})"
+        ) from None
+
+
+def _from_hugging_face(spec: str) -> Columns:
+    """``NAME[:SPLIT]``: a name on the hub, or a local folder of data files or saved."""
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(
+            f"hf:{spec} needs the package datasets: pip install 'lengthwise[bert]'"
+        ) from None
+    name, _, split = spec.partition(":")
+    try:
+        if (Path(name) / "dataset_info.json").exists() or (
+            Path(name) / "dataset_dict.json"
+        ).exists():
+            loaded = datasets.load_from_disk(name)
+        else:
+            loaded = datasets.load_dataset(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"hf:{name}: the data set can't be loaded: {first}") from None
+    if isinstance(loaded, dict):  # a DatasetDict: one data set a split
+        split = split or next(iter(loaded))
+        if split not in loaded:
+            raise UnknownNameError(f"split of hf:{name}", split, loaded)
+        loaded = loaded[split]
+    elif split and str(loaded.split) != split:
+        raise UnknownNameError(f"split of hf:{name}", split, [str(loaded.split)])
+    return _from_dataset(loaded, f"hf:{spec}")
+
+
+def _from_dataset(data: Any, name: str) -> Columns:
+    if isinstance(data, dict):
+        raise InputError(f"{name} holds several splits ({', '.join(data)}); give one of them")
+    return {key: _array(list(data[key])) for key in data.column_names}
+
+
+def _array(values: Any) -> NDArray[Any]:
+    """A one-dimensional array: numbers and bools as such, everything else as Python objects."""
+    array = np.asarray(values) if hasattr(values, "dtype") else None
+    if array is None and all(isinstance(v, int | float | bool) for v in values):
+        array = np.array(values)
+    if array is not None and array.dtype.kind in "biuf":
+        return array
+    items = list(values)
+    objects = np.empty(len(items), dtype=object)
+    for place, item in enumerate(items):  # one by one: numpy would unpack lists of equal length
+        objects[place] = item
+    return objects

@@ -1,0 +1,94 @@
+"""Arrivals of one source joined to the prompts and lengths of another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError
+from lengthwise.serving.workload.arrivals import arrivals as arrival_times
+from lengthwise.serving.workload.arrivals import is_trace
+from lengthwise.serving.workload.table import Table
+from lengthwise.workload import Workload
+
+SAMPLING = 2  # the stream of random numbers that belongs to sampling
+
+
+def join(
+    requests: Table | Workload,
+    arrivals: Any,
+    *,
+    n: int | None = None,
+    rate: float | None = None,
+    seed: int = 0,
+    replace: bool = False,
+) -> Workload:
+    """``n`` requests with the arrival times of ``arrivals`` (a spec, trace, ``Workload``, times).
+
+    Without ``n`` there are as many as the trace has arrivals, or as ``requests`` has rows for a
+    process. Requests are drawn in random order without replacement, and all of them again when
+    they run out; with ``replace`` each is drawn independently. Sessions keep their order: the
+    times are then those at which sessions start, and ``n`` counts sessions.
+    """
+    table = requests if isinstance(requests, Table) else Table(requests.name, requests.columns)
+    arrivals = _read_trace(arrivals)
+    if n is not None and n < 1:
+        raise InputError(f"requests must be 1 or more, not {n}")
+    if "parent" in table.columns or table.session_clock:
+        return _join_sessions(table, arrivals, n, rate, seed)
+    if n is None:
+        n = len(table) if isinstance(arrivals, str) else len(_times(arrivals))
+    times = arrival_times(arrivals, n, rate=rate, seed=seed)
+    rows = _sample(len(table), n, seed, replace)
+    notices = table.notices
+    if n > len(table) and not replace:
+        notices += (f"{table.name}: {n} requests from {len(table)} rows; rows repeat",)
+    columns = {key: values[rows] for key, values in table.columns.items() if key != "censored"}
+    if "deadline_s" in columns:
+        if "arrival_s" not in columns:
+            raise InputError(f"{table.name}: deadline_s without arrival_s can't be moved")
+        columns["deadline_s"] = times + columns["deadline_s"] - columns["arrival_s"]
+    columns["arrival_s"] = times
+    return Workload(columns, name=table.name, notices=notices)
+
+
+def _read_trace(arrivals: Any) -> Any:
+    """A trace given by name as a ``Workload``; processes, workloads and times as they are."""
+    if isinstance(arrivals, Workload) or not isinstance(arrivals, str) or not is_trace(arrivals):
+        return arrivals
+    from lengthwise.serving.workload.readers import read
+
+    return read(arrivals, drop_zero=True)
+
+
+def _times(arrivals: Any) -> NDArray[Any]:
+    return arrivals["arrival_s"] if isinstance(arrivals, Workload) else np.asarray(arrivals)
+
+
+def _sample(rows: int, n: int, seed: int, replace: bool) -> NDArray[np.int64]:
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SAMPLING,)))
+    if replace:
+        return rng.integers(0, rows, n)
+    rounds = [rng.permutation(rows) for _ in range(-(-n // rows))]
+    return np.concatenate(rounds)[:n]
+
+
+def _join_sessions(
+    table: Table, arrivals: Any, n: int | None, rate: float | None, seed: int
+) -> Workload:
+    """Session k of the table (in order of appearance) starts at the k-th time."""
+    sessions = table.columns["session_id"]
+    first: dict[Any, int] = {}
+    codes = np.array([first.setdefault(value, len(first)) for value in sessions], dtype=np.int64)
+    count = len(first) if n is None else n
+    if count > len(first):
+        raise InputError(f"{table.name}: has {len(first)} sessions, not {count}")
+    table = table.select(codes < count)
+    times = arrival_times(arrivals, count, rate=rate, seed=seed)[codes[codes < count]]
+    columns = {key: values for key, values in table.columns.items() if key != "censored"}
+    offset = columns["arrival_s"] if table.session_clock else 0.0
+    return Workload(
+        {**columns, "arrival_s": times + offset}, name=table.name, notices=table.notices
+    )

@@ -1,0 +1,346 @@
+"""Layouts: which columns a published format has, and how they become those of a workload.
+
+A layout is recognised by its columns. To add one, write a function from raw columns to workload
+columns and put it into ``LAYOUTS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError
+from lengthwise.serving.workload.files import Columns
+from lengthwise.workload import check_column
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read what a layout leaves open."""
+
+    turns: str = "first"  # of a conversation: "first" or "all"
+    closed_loop: bool = False  # sessions: wait for the request before, instead of the clock
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``needs``: for each needed column, its possible names; ``read(columns, name, options)``."""
+
+    name: str
+    needs: tuple[tuple[str, ...], ...]
+    read: Callable[[Columns, str, Options], Columns]
+    session_clock: bool = False
+
+    def fits(self, columns: Columns) -> bool:
+        """Whether ``columns`` hold everything that the layout needs."""
+        return all(any(name in columns for name in names) for names in self.needs)
+
+    @property
+    def described(self) -> str:
+        """For messages: "azure (TIMESTAMP, ContextTokens, GeneratedTokens)"."""
+        return f"{self.name} ({', '.join(' or '.join(names) for names in self.needs)})"
+
+
+def _native(columns: Columns, name: str, options: Options) -> Columns:
+    """The project's own columns, and a few common names for what they can't hold."""
+    table = {key: values for key, values in columns.items() if key in NATIVE}
+    if "hash_ids" in table:
+        table |= _prefixes(name, table.pop("hash_ids"), table["prompt_tokens"])
+    if "client_id" in table:
+        table["tenant"] = table.pop("client_id")
+    for column, cut in (("ended_with_eos", 0), ("finish_reason", "length")):
+        if column in table:
+            table["censored"] = np.asarray(table.pop(column) == cut)
+    return table
+
+
+def _azure(columns: Columns, name: str, options: Options) -> Columns:
+    """Azure's public traces of 2023 and 2024 (Patel et al., ISCA 2024)."""
+    return {
+        "arrival_s": seconds(name, "TIMESTAMP", columns["TIMESTAMP"]),
+        "prompt_tokens": columns["ContextTokens"],
+        "output_tokens": columns["GeneratedTokens"],
+    }
+
+
+def _burstgpt(columns: Columns, name: str, options: Options) -> Columns:
+    """BurstGPT (Wang et al., 2024); failed requests have 0 response tokens."""
+    table = {
+        "arrival_s": seconds(name, "Timestamp", columns["Timestamp"]),
+        "prompt_tokens": columns["Request tokens"],
+        "output_tokens": columns["Response tokens"],
+    }
+    for theirs, ours in (("Model", "model"), ("Session ID", "session_id"), ("Log Type", "tenant")):
+        if theirs in columns:
+            table[ours] = columns[theirs]
+    return table
+
+
+def _mooncake(columns: Columns, name: str, options: Options) -> Columns:
+    """Mooncake's traces (Qin et al., FAST 2025): milliseconds, 512-token prefix blocks."""
+    table = {
+        "arrival_s": seconds(name, "timestamp", columns["timestamp"], unit_s=1e-3),
+        "prompt_tokens": columns["input_length"],
+        "output_tokens": columns["output_length"],
+    }
+    if "hash_ids" in columns:
+        table |= _prefixes(name, columns["hash_ids"], table["prompt_tokens"])
+    return table
+
+
+def _servegen(columns: Columns, name: str, options: Options) -> Columns:
+    """Workloads written by ServeGen (Xiang et al., 2025): seconds."""
+    table = {
+        "arrival_s": seconds(name, "timestamp", columns["timestamp"]),
+        "prompt_tokens": columns["input_tokens"],
+        "output_tokens": columns["output_tokens"],
+    }
+    if "client_id" in columns:
+        table["tenant"] = columns["client_id"]
+    return table
+
+
+def _agent_sessions(columns: Columns, name: str, options: Options) -> Columns:
+    """Agent sessions on a clock of their own, each request sharing a prefix with an earlier one.
+
+    Request ``idx`` of a session has ``n_blocks`` 64-token blocks; the first ``shared_blocks`` are
+    those of request ``parent_idx``, the others are new. In a closed loop a request waits for the
+    one before it of the same agent, and an agent's first for the session's last before it.
+    """
+    rows = len(columns["session_id"])
+    prompt = check_column(name, "prompt_tokens", columns["prompt_tokens"])
+    parent_idx = check_column(name, "parent_idx", columns["parent_idx"])
+    shared = check_column(name, "shared_blocks", columns["shared_blocks"])
+    blocks = check_column(name, "n_blocks", columns["n_blocks"])
+    keys = zip(columns["session_id"], columns["idx"], strict=True)
+    place = {key: row for row, key in enumerate(keys)}
+    chains: list[tuple[int, ...]] = []
+    new = 0
+    for row in range(rows):
+        above = place.get((columns["session_id"][row], parent_idx[row]), -1)
+        if above >= row:
+            raise InputError(f"{name}: row {row}: parent_idx {parent_idx[row]} is no earlier row")
+        prefix = chains[above][: shared[row]] if above >= 0 else ()
+        fresh = int(blocks[row]) - len(prefix)
+        chains.append(prefix + tuple(range(new, new + fresh)))
+        new += fresh
+    full = prompt // AGENT_BLOCK_TOKENS
+    table: Columns = {
+        "session_id": columns["session_id"],
+        "arrival_s": columns["arrival_s"],
+        "prompt_tokens": prompt,
+        "output_tokens": columns["output_tokens"],
+        "prefix_hashes": _objects([c[:k] for c, k in zip(chains, full.tolist(), strict=True)]),
+        "hash_block_tokens": np.full(rows, AGENT_BLOCK_TOKENS),
+    }
+    if "model" in columns:
+        table["model"] = columns["model"]
+    if options.closed_loop:
+        think = columns.get("think_time_s", np.zeros(rows))
+        table |= _loop(columns["session_id"], think, columns.get("agent"))
+    return table
+
+
+def _session_turns(columns: Columns, name: str, options: Options) -> Columns:
+    """Turns of multi-turn sessions without a clock: each waits for the one before it.
+
+    The prompt of a turn is the session's whole history, so its full blocks are those of the turn
+    before, and new ones.
+    """
+    table = {key: values for key, values in columns.items() if key in NATIVE}
+    order = np.lexsort((columns["turn"], _codes(columns["session_id"])))
+    table = {key: values[order] for key, values in table.items()}
+    prompt = check_column(name, "prompt_tokens", table["prompt_tokens"], order)
+    return table | _history(table["session_id"], prompt) | _loop(table["session_id"], None)
+
+
+def _conversations(columns: Columns, name: str, options: Options) -> Columns:
+    """ShareGPT's, LMSYS-Chat's and OpenAI's lists of messages.
+
+    ``turns="first"`` takes the first question and answer of each conversation, as vLLM's benchmark
+    does; "all" takes every answer as a request of a closed-loop session, its prompt being all the
+    text before it.
+    """
+    column = next(key for key in CONVERSATION if key in columns)
+    prompts: list[str] = []
+    answers: list[str] = []
+    source: list[int] = []
+    for row, messages in enumerate(columns[column]):
+        history = ""
+        for asked, text in _messages(name, row, column, messages):
+            if asked:
+                history += ("\n" if history else "") + text
+            elif history:
+                prompts.append(history)
+                answers.append(text)
+                source.append(row)
+                if options.turns == "first":
+                    break
+                history += "\n" + text
+    if not prompts:
+        raise InputError(f"{name}: no conversation has a question and an answer")
+    rows = np.array(source)
+    table = {"prompt": _objects(prompts), "response": _objects(answers)}
+    if "model" in columns:
+        table["model"] = columns["model"][rows]
+    if options.turns == "all":
+        keys = next((k for k in ("session_id", "id", "conversation_id") if k in columns), None)
+        table["session_id"] = _objects((columns[keys][rows] if keys else rows).tolist())
+        table |= _loop(rows, None)
+    return table
+
+
+def _instructions(columns: Columns, name: str, options: Options) -> Columns:
+    """Alpaca's instruction, input and output."""
+    prompts = list(columns["instruction"])
+    if "input" in columns:
+        pairs = zip(prompts, columns["input"], strict=True)
+        prompts = [f"{task}\n\n{given}" if given else task for task, given in pairs]
+    return {"prompt": _objects(prompts), "response": columns["output"]}
+
+
+AGENT_BLOCK_TOKENS = 64
+HISTORY_BLOCK_TOKENS = 64
+CONVERSATION = ("conversations", "conversation", "messages")
+# what the native layout understands; the last six are turned into columns of a workload
+NATIVE = (
+    "arrival_s", "prompt_tokens", "output_tokens", "prompt", "session_id", "tenant",
+    "prefix_hashes", "hash_block_tokens", "deadline_s", "priority", "model", "parent", "think_s",
+    "censored", "response", "hash_ids", "client_id", "ended_with_eos", "finish_reason",
+)  # fmt: skip
+
+# the first that fits is taken, so the more particular come first
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout("azure", (("TIMESTAMP",), ("ContextTokens",), ("GeneratedTokens",)), _azure),
+        Layout(
+            "burstgpt", (("Timestamp",), ("Request tokens",), ("Response tokens",)), _burstgpt
+        ),
+        Layout("mooncake", (("timestamp",), ("input_length",), ("output_length",)), _mooncake),
+        Layout("servegen", (("timestamp",), ("input_tokens",), ("output_tokens",)), _servegen),
+        Layout(
+            "agent-sessions",
+            (
+                ("session_id",), ("idx",), ("arrival_s",), ("prompt_tokens",),
+                ("output_tokens",), ("parent_idx",), ("shared_blocks",), ("n_blocks",),
+            ),
+            _agent_sessions, session_clock=True,
+        ),
+        Layout(
+            "session-turns",
+            (("session_id",), ("turn",), ("prompt_tokens",), ("output_tokens",)),
+            _session_turns,
+        ),
+        Layout("conversations", (CONVERSATION,), _conversations),
+        Layout("instructions", (("instruction",), ("output",)), _instructions),
+        Layout(
+            "native", (("prompt_tokens", "prompt"), ("output_tokens", "response")), _native
+        ),
+    )
+}  # fmt: skip
+
+
+def seconds(name: str, column: str, values: NDArray[Any], unit_s: float = 1.0) -> NDArray[Any]:
+    """Times as seconds from the earliest one; texts are read as ISO 8601 dates."""
+    if values.dtype.kind not in "iuf":
+        import pandas as pd
+
+        try:
+            dates = pd.to_datetime(pd.Series(values), utc=True, format="ISO8601")
+        except (ValueError, TypeError) as error:
+            first = str(error).splitlines()[0]
+            raise InputError(f"{name}: column {column!r} holds no dates: {first}") from None
+        bad = np.flatnonzero(dates.isna().to_numpy())
+        if len(bad):
+            raise InputError(f"{name}: row {bad[0]}: {column} is missing; it must be a date")
+        nanoseconds = dates.dt.tz_localize(None).to_numpy(dtype="datetime64[ns]").astype(np.int64)
+        return np.asarray((nanoseconds - nanoseconds.min()) / 1e9)
+    numbers = values.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        raise InputError(f"{name}: row {bad[0]}: {column} is {values[bad[0]]}; it must be a number")
+    return np.asarray((numbers - numbers.min()) * unit_s)
+
+
+def _prefixes(name: str, hashes: NDArray[Any], prompt_tokens: NDArray[Any]) -> Columns:
+    """``prefix_hashes`` of the full blocks, from ids that also cover the last, partial one."""
+    prompt = check_column(name, "prompt_tokens", prompt_tokens)
+    ids = [tuple(int(i) for i in entry) for entry in hashes]
+    lengths = np.array([len(entry) for entry in ids])
+    for block in (16, 32, 64, 128, 256, 512, 1024, 2048):
+        if (-(-prompt // block) == lengths).all() or (prompt // block == lengths).all():
+            full = (prompt // block).tolist()
+            return {
+                "prefix_hashes": _objects([entry[:k] for entry, k in zip(ids, full, strict=True)]),
+                "hash_block_tokens": np.full(len(ids), block),
+            }
+    raise InputError(
+        f"{name}: hash_ids fit no block size (a power of two from 16 to 2048 tokens); "
+        "give prefix_hashes and hash_block_tokens instead"
+    )
+
+
+def _history(sessions: NDArray[Any], prompt: NDArray[np.int64]) -> Columns:
+    """Prefix hashes of prompts that only ever grow at their end within a session."""
+    codes = _codes(sessions)
+    full = prompt // HISTORY_BLOCK_TOKENS
+    longest = np.zeros(codes.max() + 1, dtype=np.int64)
+    np.maximum.at(longest, codes, full)
+    start = np.concatenate(([0], np.cumsum(longest)))[codes]
+    spans = zip(start.tolist(), full.tolist(), strict=True)
+    hashes = [tuple(range(first, first + blocks)) for first, blocks in spans]
+    return {
+        "prefix_hashes": _objects(hashes),
+        "hash_block_tokens": np.full(len(hashes), HISTORY_BLOCK_TOKENS),
+    }
+
+
+def _loop(
+    sessions: NDArray[Any], think_s: NDArray[Any] | None, agents: NDArray[Any] | None = None
+) -> Columns:
+    """``parent`` and ``think_s`` of rows that follow each other within a session (and agent)."""
+    parent = np.full(len(sessions), -1, dtype=np.int64)
+    last: dict[Any, int] = {}
+    for row, session in enumerate(sessions):
+        agent = (session, agents[row]) if agents is not None else session
+        parent[row] = last.get(agent, last.get(session, -1))
+        last[agent] = last[session] = row
+    think = np.zeros(len(parent)) if think_s is None else np.asarray(think_s, dtype=np.float64)
+    return {
+        "parent": parent,
+        "think_s": np.where(parent >= 0, think, 0.0),
+        "arrival_s": np.zeros(len(parent)),
+    }
+
+
+def _messages(name: str, row: int, column: str, messages: Any) -> list[tuple[bool, str]]:
+    """(whether the user speaks, text) of each message; system and tool texts count as asked."""
+    try:
+        said = [
+            (str(m.get("from", m.get("role"))).lower(), m.get("value", m.get("content")))
+            for m in messages
+        ]
+    except (TypeError, AttributeError):
+        raise InputError(
+            f"{name}: row {row}: {column} must be a list of messages with from and value, "
+            "or role and content"
+        ) from None
+    return [
+        (who not in ("gpt", "chatgpt", "bard", "bing", "assistant", "model"), text or "")
+        for who, text in said
+    ]
+
+
+def _codes(values: NDArray[Any]) -> NDArray[np.int64]:
+    """0, 1, 2 ... for the values in order of first appearance."""
+    seen: dict[Any, int] = {}
+    return np.array([seen.setdefault(value, len(seen)) for value in values], dtype=np.int64)
+
+
+def _objects(values: list[Any]) -> NDArray[Any]:
+    return np.fromiter(values, dtype=object, count=len(values))

@@ -1,0 +1,107 @@
+"""What the command line calls a workload: a preset's name or a file, with arrivals and a split."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from lengthwise.errors import InputError
+from lengthwise.serving.workload.files import HUGGING_FACE
+from lengthwise.serving.workload.join import join
+from lengthwise.serving.workload.presets import PRESETS, preset
+from lengthwise.serving.workload.readers import read_table
+from lengthwise.serving.workload.split import in_split
+from lengthwise.serving.workload.table import Table
+from lengthwise.workload import Workload
+
+DEFAULT_REQUESTS = 1000  # of a preset
+
+
+def load_workload(
+    spec: Any,
+    *,
+    arrivals: Any = None,
+    requests: int | None = None,
+    rate: float | None = None,
+    seed: int = 0,
+    model: str | None = None,
+    split: str | None = None,
+    test_share: float = 0.5,
+    **options: Any,
+) -> Workload:
+    """A workload from a preset's name, a file or ``hf:NAME[:SPLIT]``.
+
+    arrivals  a process ("poisson:8") or a trace, in place of the workload's own times
+    requests  how many: the first of a trace, drawn (see ``join``) where ``arrivals`` is given
+    rate      mean requests/s: time is stretched, or the process's rate replaced; a file without
+              arrival times and without ``arrivals`` gets Poisson arrivals of this rate
+    seed      of arrivals and drawing; a trace with its own arrivals is the same for every seed
+    model     only this model's rows; split: only the "train" or "test" prompts (``split_of``)
+    options   the others of ``read_table``, e.g. drop_zero=True
+    """
+    name = str(spec)
+    if name in PRESETS:
+        if model is not None or options:
+            given = ", ".join(["model"] * (model is not None) + list(options))
+            raise InputError(f"{name!r} is a preset; it takes no {given}")
+        return _from_preset(name, arrivals, requests, rate, seed, split, test_share)
+    table = _table(spec, name, model, options)
+    if split is not None:
+        table = _half(table, split, test_share)
+    if arrivals is None and "arrival_s" not in table.columns and rate is not None:
+        arrivals = "poisson"
+        table = Table(
+            table.name, table.columns,
+            (*table.notices, f"{table.name}: has no arrival times; Poisson, {rate:g} requests/s"),
+        )  # fmt: skip
+    if arrivals is not None:
+        return join(table, arrivals, n=requests, rate=rate, seed=seed)
+    workload = table.workload()
+    workload = workload if requests is None else workload.head(_count(requests))
+    return workload if rate is None else workload.at_rate(rate)
+
+
+def _from_preset(
+    name: str, arrivals: Any, requests: int | None, rate: float | None, seed: int,
+    split: str | None, test_share: float,
+) -> Workload:  # fmt: skip
+    count = DEFAULT_REQUESTS if requests is None else requests
+    workload = preset(name, requests=count, rate=None if arrivals else rate, seed=seed)
+    if split is not None:
+        table = Table(workload.name, workload.columns)
+        workload = workload.select(_mask(table, split, test_share))
+    if arrivals is None:
+        return workload if split is None or rate is None else workload.at_rate(rate)
+    return join(workload, arrivals, n=requests, rate=rate, seed=seed)
+
+
+def _table(spec: Any, name: str, model: str | None, options: dict[str, Any]) -> Table:
+    is_name = isinstance(spec, str) and not name.startswith(HUGGING_FACE)
+    if is_name and "." not in name and "/" not in name and not Path(name).exists():
+        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(
+            f"no preset and no file {name!r}{hint} (presets: {', '.join(PRESETS)}; files end in "
+            ".csv, .jsonl, .json or .parquet, or that + .gz)"
+        )
+    return read_table(spec, model=model, **options)
+
+
+def _half(table: Table, split: str, test_share: float) -> Table:
+    mask = _mask(table, split, test_share)
+    if not mask.any():
+        raise InputError(f"{table.name}: the {split} split holds none of its {len(table)} prompts")
+    return table.select(mask)
+
+
+def _mask(table: Table, split: str, test_share: float) -> Any:
+    if "prompt" not in table.columns:
+        raise InputError(f"{table.name}: has no prompt texts, so no {split} split by prompt")
+    return in_split(table.columns["prompt"], split, test_share)
+
+
+def _count(requests: int) -> int:
+    if requests < 1:
+        raise InputError(f"requests must be 1 or more, not {requests}")
+    return requests

@@ -1,0 +1,257 @@
+"""Traces and prompt files as workloads, whatever the layout."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.serving.workload.files import Columns, read_columns, source_name
+from lengthwise.serving.workload.layouts import LAYOUTS, NATIVE, Layout, Options
+from lengthwise.serving.workload.split import in_split
+from lengthwise.serving.workload.table import Table
+from lengthwise.serving.workload.tokens import estimate_tokens
+from lengthwise.workload import OPTIONAL, REQUIRED, Workload, check_column
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts with the lengths of their answers, for training: n rows, columns of shape (n,)."""
+
+    prompt: NDArray[Any]  # str
+    prompt_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+    censored: NDArray[np.bool_]  # answers cut off at a limit: the true length is longer
+    model: NDArray[Any] | None = None  # str: who answered
+    name: str = "prompts"
+    notices: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def select(self, index: Any) -> Prompts:
+        """Some of the rows, by numpy index or mask."""
+        return Prompts(
+            self.prompt[index], self.prompt_tokens[index], self.output_tokens[index],
+            self.censored[index], None if self.model is None else self.model[index],
+            self.name, self.notices,
+        )  # fmt: skip
+
+    def split(self, split: str, test_share: float = 0.5) -> Prompts:
+        """The "train" or "test" rows, by a hash of the prompt (see ``split_of``)."""
+        return self.select(in_split(self.prompt, split, test_share))
+
+
+def read(path: Any, **options: Any) -> Workload:
+    """A trace as a workload; the options are those of ``read_table``.
+
+    Raises ``InputError``, one line, for whatever is wrong with the file or its values.
+    """
+    return read_table(path, **options).workload()
+
+
+def read_prompts(path: Any, **options: Any) -> Prompts:
+    """Prompts and answer lengths, for training; the options are those of ``read_table``."""
+    table = read_table(path, **options)
+    if "prompt" not in table.columns:
+        raise InputError(f"{table.name}: has no prompt texts; a predictor is trained on texts")
+    return Prompts(
+        prompt=table.columns["prompt"],
+        prompt_tokens=table.columns["prompt_tokens"],
+        output_tokens=table.columns["output_tokens"],
+        censored=np.asarray(
+            table.columns.get("censored", np.zeros(len(table), dtype=bool)), dtype=bool
+        ),
+        model=table.columns.get("model"),
+        name=table.name,
+        notices=table.notices,
+    )
+
+
+def read_table(
+    path: Any,
+    *,
+    layout: str = "auto",
+    model: str | None = None,
+    limit: int | None = None,
+    drop_zero: bool = False,
+    columns: Mapping[str, str] | None = None,
+    prompts: Any = None,
+    turns: str = "first",
+    closed_loop: bool = False,
+) -> Table:
+    """Reads a file, ``hf:NAME[:SPLIT]`` or a ``datasets.Dataset``.
+
+    layout       one of ``LAYOUTS``; "auto" finds it from the columns
+    model        only the rows of this model, where the file has several
+    limit        only the first ``limit`` rows of what the other options leave
+    drop_zero    drops requests without output, which are an error otherwise
+    columns      the file's own names, e.g. {"prompt": "question", "response": "answer"}
+    prompts      a second source with ``prompt_id`` and ``prompt``, joined by ``prompt_id``
+    turns        of conversations: "first" or "all"
+    closed_loop  sessions with a clock: each request waits for the one before it instead
+    """
+    if turns not in ("first", "all"):
+        raise UnknownNameError("value of turns", turns, ("first", "all"))
+    if limit is not None and limit < 1:
+        raise InputError(f"limit must be 1 or more, not {limit}")
+    name = source_name(path)
+    raw = _renamed(name, read_columns(path), columns or {})
+    if prompts is not None:
+        raw = _with_prompts(name, raw, prompts)
+    found = _layout(name, raw, layout)
+    table = found.read(raw, name, Options(turns, closed_loop))
+    notices = _ignored(name, raw) if found.name == "native" else ()
+    table, counted = _with_tokens(name, table)
+    return _chosen(
+        Table(name, table, notices + counted, found.session_clock and not closed_loop),
+        model, limit, drop_zero,
+    )  # fmt: skip
+
+
+def _renamed(name: str, raw: Columns, names: Mapping[str, str]) -> Columns:
+    for ours, theirs in names.items():
+        if ours not in NATIVE:
+            raise UnknownNameError("workload column", ours, NATIVE)
+        if theirs not in raw:
+            raise UnknownNameError(f"column of {name}", theirs, raw)
+    return {**raw, **{ours: raw[theirs] for ours, theirs in names.items()}}
+
+
+def _with_prompts(name: str, raw: Columns, prompts: Any) -> Columns:
+    other, called = read_columns(prompts), source_name(prompts)
+    for column, held, where in (
+        ("prompt_id", raw, name), ("prompt_id", other, called), ("prompt", other, called),
+    ):  # fmt: skip
+        if column not in held:
+            raise InputError(f"{where}: no column {column!r}, which joins {name} and {called}")
+    place = {key: row for row, key in enumerate(other["prompt_id"])}
+    missing = [row for row, key in enumerate(raw["prompt_id"]) if key not in place]
+    if missing:
+        row = missing[0]
+        raise InputError(f"{name}: row {row}: {called} has no prompt {raw['prompt_id'][row]!r}")
+    rows = np.array([place[key] for key in raw["prompt_id"]], dtype=np.int64)
+    taken = [key for key in ("prompt", "prompt_tokens") if key in other and key not in raw]
+    return {**raw, **{key: other[key][rows] for key in taken}}
+
+
+def _layout(name: str, raw: Columns, layout: str) -> Layout:
+    if layout != "auto":
+        if layout not in LAYOUTS:
+            raise UnknownNameError("layout", layout, ("auto", *LAYOUTS))
+        if not LAYOUTS[layout].fits(raw):
+            raise InputError(
+                f"{name}: the layout needs {LAYOUTS[layout].described}; the file has "
+                f"{', '.join(raw) or 'no columns'}"
+            )
+        return LAYOUTS[layout]
+    for candidate in LAYOUTS.values():
+        if candidate.fits(raw):
+            return candidate
+    raise InputError(_no_layout(name, raw))
+
+
+def _no_layout(name: str, raw: Columns) -> str:
+    """Which columns the layout that comes nearest still needs, and what may stand for them."""
+
+    def share(layout: Layout) -> float:
+        held = sum(any(column in raw for column in names) for names in layout.needs)
+        return held / len(layout.needs)
+
+    best = max(reversed(LAYOUTS.values()), key=share)  # native, the last, wins ties
+    missing = [names for names in best.needs if not any(column in raw for column in names)]
+    known = {column for layout in LAYOUTS.values() for names in layout.needs for column in names}
+    near = [
+        f"{column!r} is near {close[0]!r}"
+        for column in raw
+        if column not in known
+        and (close := difflib.get_close_matches(column, sum(missing, ()), n=1, cutoff=0.6))
+    ]
+    return (
+        f"{name}: no column {' and '.join(' or '.join(names) for names in missing)}"
+        + (f" ({'; '.join(near)})" if near else "")
+        + f", which the layout {best.name} needs; it has {', '.join(raw) or 'no columns'}"
+        + ("; texts are joined by prompt_id with prompts=FILE" if "prompt_id" in raw else "")
+        + f" (layouts: {', '.join(LAYOUTS)}; columns={{...}} renames columns)"
+    )
+
+
+def _ignored(name: str, raw: Columns) -> tuple[str, ...]:
+    """A notice of the columns that the native layout doesn't know, near misses spelled out."""
+    unknown = [column for column in raw if column not in NATIVE]
+    if not unknown:
+        return ()
+    listed = []
+    for column in unknown:
+        near = difflib.get_close_matches(column, (*REQUIRED, *OPTIONAL), n=1, cutoff=0.8)
+        hint = near and near[0] not in raw
+        listed.append(f"{column} (did you mean {near[0]}?)" if hint else column)
+    return (f"{name}: ignored columns {', '.join(listed)}",)
+
+
+def _with_tokens(name: str, table: Columns) -> tuple[Columns, tuple[str, ...]]:
+    """Fills in token counts from texts where the file has none; ``response`` is then dropped."""
+    estimated = []
+    for text, count in (("prompt", "prompt_tokens"), ("response", "output_tokens")):
+        if text not in table:
+            continue
+        bad = [row for row, value in enumerate(table[text]) if not isinstance(value, str)]
+        if bad:
+            raise InputError(f"{name}: row {bad[0]}: {text} is {table[text][bad[0]]!r}, not a text")
+        if count not in table:
+            table[count] = np.where(table[text] == "", 0, estimate_tokens(table[text]))
+            estimated.append(count)
+    kept = {key: values for key, values in table.items() if key != "response"}
+    if not estimated:
+        return kept, ()
+    return kept, (f"{name}: {' and '.join(estimated)} estimated from the texts",)
+
+
+def _chosen(table: Table, model: str | None, limit: int | None, drop_zero: bool) -> Table:
+    """The rows that the options ask for, their values checked under their number in the file."""
+    rows = np.arange(len(table))
+    notices = table.notices
+    if model is not None:
+        if "model" not in table.columns:
+            raise InputError(f"{table.name}: has no model column, so no model {model!r} to pick")
+        names = sorted({str(value) for value in table.columns["model"]})
+        if model not in names:
+            raise UnknownNameError(f"model in {table.name}", model, names)
+        rows = rows[table.columns["model"][rows] == model]
+    elif "model" in table.columns and "prompt" in table.columns:
+        names = sorted({str(value) for value in table.columns["model"]})
+        if len(names) > 1:
+            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            notices += (f"{table.name}: answers of {len(names)} models together ({listed})",)
+    output = table.columns["output_tokens"]
+    empty = np.flatnonzero(_numbers(output[rows]) == 0)
+    if len(empty) and drop_zero:
+        notices += (f"{table.name}: dropped {len(empty)} requests without output",)
+        rows = np.delete(rows, empty)
+    elif len(empty):
+        more = f" (and {len(empty) - 1} more rows)" if len(empty) > 1 else ""
+        raise InputError(
+            f"{table.name}: row {rows[empty[0]]}: output_tokens is 0; it must be 1 or more{more}; "
+            "drop such rows with drop_zero=True (--drop-zero-output)"
+        )
+    rows = rows[:limit]
+    if len(rows) == 0:
+        raise InputError(f"{table.name}: no requests; a workload needs at least one")
+    chosen = table.select(rows)
+    checked = {
+        key: values if key == "censored" else check_column(table.name, key, values, rows)
+        for key, values in chosen.columns.items()
+    }
+    return Table(table.name, checked, notices, table.session_clock)
+
+
+def _numbers(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Numbers where there are some, NaN elsewhere: what isn't a number is reported later."""
+    if values.dtype.kind in "biuf":
+        return values.astype(np.float64)
+    return np.array([v if isinstance(v, int | float) else np.nan for v in values], dtype=np.float64)
