@@ -1,0 +1,36 @@
+"""What an agent pays for: a cost that accrues as a run goes on; the reward is minus its growth.
+
+A cost is a function of the run so far, so rewards telescope: the undiscounted return is minus the
+cost of the whole run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lengthwise.errors import UnknownNameError
+from lengthwise.serving.cluster import Cluster
+from lengthwise.serving.records import PS
+
+Cost = Callable[[Cluster], float]  # a run so far -> its cost so far
+
+
+def latency(cluster: Cluster) -> float:
+    """Seconds that requests have spent in the system so far, summed over requests.
+
+    It is the time integral of the number of requests in the system, which by Little's law is the
+    sum of the end-to-end latencies once all are done.
+    """
+    return cluster.request_ps / PS
+
+
+COSTS: dict[str, Cost] = {"latency": latency}
+
+
+def cost_of(spec: str | Cost) -> Cost:
+    """A cost from its name, or a cost function as it is."""
+    if callable(spec):
+        return spec
+    if spec not in COSTS:
+        raise UnknownNameError("cost", spec, COSTS)
+    return COSTS[spec]

@@ -1,0 +1,207 @@
+"""Both environments: what gymnasium and stable-baselines3 ask, seeds, rewards, illegal actions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+import lengthwise.envs  # noqa: F401 - registers
+from lengthwise.envs.base import DecisionEnv
+from lengthwise.envs.routing import RoutingEnv
+from lengthwise.envs.scheduling import SchedulingEnv
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.serving.cluster import Cluster
+from lengthwise.serving.records import PS
+from lengthwise.serving.timing import LinearTiming
+from lengthwise.workload import Workload
+
+TIMING = LinearTiming(base_s=0.01, per_sequence_s=0.0005, num_gpu_blocks=400)
+
+
+def bursty(seed: int, requests: int = 60) -> Workload:
+    rng = np.random.default_rng(seed)
+    return Workload(
+        {
+            "arrival_s": np.cumsum(rng.exponential(0.1, requests)),
+            "prompt_tokens": rng.integers(1, 300, requests),
+            "output_tokens": rng.geometric(0.03, requests),
+        },
+        name="bursty",
+    )
+
+
+def scheduling(**options: Any) -> SchedulingEnv:
+    options = {"timing": TIMING, "engine": {"max_num_seqs": 4}, "slots": 8, **options}
+    return SchedulingEnv(options.pop("workload", bursty), **options)
+
+
+def routing(**options: Any) -> RoutingEnv:
+    options = {"timing": TIMING, "engine": {"max_num_seqs": 4}, "replicas": 3, **options}
+    return RoutingEnv(options.pop("workload", bursty), **options)
+
+
+both = pytest.mark.parametrize("make", [scheduling, routing])
+Make = Callable[..., DecisionEnv]
+
+
+def play(env: DecisionEnv, seed: int, choose: int = 0) -> list[tuple[bytes, float, bool]]:
+    rng = np.random.default_rng(choose)
+    observation, _ = env.reset(seed=seed)
+    trajectory, done = [], False
+    while not done:
+        action = int(rng.integers(observation["mask"].sum()))
+        observation, reward, done, _, _ = env.step(action)
+        seen = b"".join(value.tobytes() for value in observation.values())
+        trajectory.append((seen, reward, done))
+    return trajectory
+
+
+@pytest.mark.parametrize("name", ["lengthwise/Scheduling-v0", "lengthwise/Routing-v0"])
+def test_gymnasium_checker(name: str) -> None:
+    env = gymnasium.make(name, workload=bursty, timing=TIMING, engine={"max_num_seqs": 4})
+    check_env(env.unwrapped)
+
+
+@both
+def test_stable_baselines3_checker(make: Make) -> None:
+    sb3_check_env(make(), warn=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lengthwise/Routing-v0", {"replicas": 4, "requests": 50}),
+        ("lengthwise/Scheduling-v0", {"engine": {"max_num_seqs": 8}, "requests": 50, "rate": 20.0}),
+    ],
+)
+def test_made_from_json(name: str, options: dict[str, Any]) -> None:
+    env = gymnasium.make(
+        name, workload="azure-conv-2023", timing="h200/llama-3.1-8b", **options
+    ).unwrapped
+    assert isinstance(env, DecisionEnv)
+    assert play(env, seed=3)[-1][2]
+
+
+@both
+def test_same_seed_same_bytes(make: Make) -> None:
+    assert play(make(), seed=5) == play(make(), seed=5)
+    assert play(make(), seed=5) != play(make(), seed=6)
+
+
+@both
+def test_return_is_the_sum_of_latencies(make: Make) -> None:
+    """Little's law, to the picosecond: whatever the choices, the integral is the latencies' sum."""
+    env = make(reward_scale=1.0)
+    for seed in range(5):
+        rewards = [reward for _, reward, _ in play(env, seed=seed, choose=seed)]
+        records = env.cluster.records()
+        total_ps = int((records.finish_ps - records.arrival_ps).sum())
+        assert env.cluster.request_ps == total_ps
+        assert -math.fsum(rewards) == pytest.approx(total_ps / PS, rel=1e-12)
+
+
+@both
+def test_default_return_is_minus_the_mean(make: Make) -> None:
+    env = make()
+    rewards = [reward for _, reward, _ in play(env, seed=2)]
+    records = env.cluster.records()
+    mean_s = (records.finish_ps - records.arrival_ps).mean() / PS
+    assert -math.fsum(rewards) == pytest.approx(mean_s, rel=1e-9)
+
+
+@both
+def test_cost_can_be_a_function(make: Make) -> None:
+    def makespan(cluster: Cluster) -> float:
+        return cluster.now_ps / PS
+
+    env = make(cost=makespan, reward_scale=1.0)
+    rewards = [reward for _, reward, _ in play(env, seed=1)]
+    assert -math.fsum(rewards) == pytest.approx(env.cluster.records().finish_ps.max() / PS)
+
+
+@both
+def test_masks_agree(make: Make) -> None:
+    env = make()
+    observation, _ = env.reset(seed=0)
+    assert env.action_masks().tolist() == (observation["mask"] == 1).tolist()
+    rows = observation["candidates"].reshape(int(env.action_space.n), -1)
+    assert not rows[~env.action_masks()].any()
+
+
+def test_illegal_action_is_the_head_of_the_queue_and_costs() -> None:
+    legal, illegal = scheduling(illegal_penalty=2.5), scheduling(illegal_penalty=2.5)
+    observation, _ = legal.reset(seed=0)
+    illegal.reset(seed=0)
+    assert observation["mask"][-1] == 0
+    _, reward, _, _, info = legal.step(0)
+    _, penalised, _, _, told = illegal.step(7)
+    assert penalised == pytest.approx(reward - 2.5)
+    assert (info["illegal_actions"], told["illegal_actions"]) == (0, 1)
+    assert legal.cluster.now_ps == illegal.cluster.now_ps
+
+
+@both
+@pytest.mark.parametrize("action", [-1, 8, 3.7])
+def test_actions_outside_the_space_are_errors(make: Make, action: float) -> None:
+    env = make()
+    env.reset(seed=0)
+    with pytest.raises(InputError, match=r"action must be in 0\.\."):
+        env.step(action)
+
+
+@both
+def test_bad_options_are_told(make: Make) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'prompt_tokens'"):
+        make(features=("prompt_token",))
+    with pytest.raises(UnknownNameError, match="arrival_s"):
+        make(features=("arrival_s",))
+    with pytest.raises(UnknownNameError, match="did you mean 'latency'"):
+        make(cost="latencies")
+    with pytest.raises(InputError, match="reward_scale must be positive"):
+        make(reward_scale=0.0)
+    with pytest.raises(InputError, match="scale of"):
+        make(features=("prompt_tokens",), scales={"prompt_tokens": (1.0, 0.0)})
+    with pytest.raises(UnknownNameError, match="did you mean 'azure-conv-2023'"):
+        make(workload="azure-conv-2032")
+
+
+def test_a_choice_needs_two() -> None:
+    with pytest.raises(InputError, match="at least 2 candidates"):
+        routing(replicas=1)
+    with pytest.raises(InputError, match="no moment of it leaves a choice"):
+        scheduling(workload=lambda seed: bursty(seed, 1)).reset(seed=0)
+
+
+def test_a_feature_without_its_column_is_told() -> None:
+    with pytest.raises(InputError, match="deadline_s"):
+        scheduling(features=("slack_s",)).reset(seed=0)
+
+
+def test_windows_of_a_workload() -> None:
+    whole = bursty(0, 200)
+    env = scheduling(workload=whole, requests=50)
+    env.reset(seed=0)
+    first = env.workload
+    env.reset(seed=1)
+    assert len(first) == len(env.workload) == 50
+    assert first["arrival_s"][0] == 0.0
+    assert first["prompt_tokens"].tolist() != env.workload["prompt_tokens"].tolist()
+
+
+def test_one_episode_by_number() -> None:
+    env = scheduling()
+    env.reset(seed=0, options={"workload_seed": 12})
+    assert env.workload["arrival_s"].tolist() == bursty(12)["arrival_s"].tolist()
+
+
+def test_render_is_a_line() -> None:
+    env = routing(render_mode="ansi")
+    env.reset(seed=0)
+    assert "3 candidates" in env.render()

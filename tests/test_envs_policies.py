@@ -1,0 +1,133 @@
+"""An agent that plays a known policy's choices gets that policy's run, to the picosecond."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lengthwise.envs.base import DecisionEnv
+from lengthwise.envs.columns import SCALES, Columns
+from lengthwise.envs.routing import RoutingEnv
+from lengthwise.envs.scheduling import SchedulingEnv
+from lengthwise.policies import load_policy, load_router
+from lengthwise.serving import Engine, Records
+from lengthwise.serving.cluster import Cluster
+from lengthwise.serving.timing import LinearTiming
+from lengthwise.workload import Workload
+
+TIMING = LinearTiming(
+    base_s=0.01, per_prefill_token_s=1e-4, per_sequence_s=0.001, num_gpu_blocks=10_000
+)
+ENGINE = Engine(max_num_seqs=5, max_num_batched_tokens=256)
+
+
+def overload(seed: int) -> Workload:
+    rng = np.random.default_rng(seed)
+    n = 150
+    return Workload(
+        {
+            "arrival_s": np.cumsum(rng.exponential(0.05, n)),
+            "prompt_tokens": rng.integers(1, 400, n),
+            "output_tokens": rng.geometric(0.02, n),
+        }
+    )
+
+
+def plain(seed: int, policy: str, router: str, replicas: int) -> Records:
+    workload = overload(seed)
+    cluster = Cluster(
+        workload,
+        policy=load_policy(policy),
+        routing=load_router(router),
+        engine=ENGINE,
+        timing=TIMING,
+        predicted_tokens=workload["output_tokens"],
+        replicas=replicas,
+        seed=seed,
+    )
+    assert cluster.run_until() == "done"
+    return cluster.records()
+
+
+def played(env: DecisionEnv, seed: int, choose: Callable[[NDArray[np.float64]], int]) -> Records:
+    env.reset(options={"workload_seed": seed})
+    done = False
+    while not done:
+        _, _, done, _, _ = env.step(choose(env.candidates()))
+    return env.cluster.records()
+
+
+def same(a: Records, b: Records) -> None:
+    for name in ("replica", "scheduled_ps", "first_token_ps", "finish_ps", "preemptions"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize(
+    ("policy", "choose"),
+    [
+        ("fcfs", lambda rows: 0),
+        ("sjf", lambda rows: int(rows[:, 0].argmin())),
+        ("hrrn", lambda rows: int((rows[:, 1] / (rows[:, 0] + 1)).argmax())),
+    ],
+)
+def test_scheduling_plays_known_policies(
+    policy: str, choose: Callable[[NDArray[np.float64]], int], replicas: int
+) -> None:
+    env = SchedulingEnv(
+        overload, slots=150, timing=TIMING, engine=ENGINE, replicas=replicas,
+        features=("predicted_tokens", "waited_s"),
+    )  # fmt: skip
+    for seed in range(3):
+        same(played(env, seed, choose), plain(seed, policy, "round-robin", replicas))
+
+
+@pytest.mark.parametrize(
+    ("router", "features"),
+    [
+        ("round-robin", ("routed_requests",)),
+        ("least-tokens", ("outstanding_tokens",)),
+        ("jsq", ("running_requests", "waiting_requests")),
+    ],
+)
+def test_routing_plays_known_routers(router: str, features: tuple[str, ...]) -> None:
+    env = RoutingEnv(
+        overload, replicas=3, timing=TIMING, engine=ENGINE, features=features, policy="sjf"
+    )
+    for seed in range(3):
+        found = played(env, seed, lambda rows: int(rows.sum(axis=1).argmin()))
+        same(found, plain(seed, "sjf", router, 3))
+
+
+def test_columns_fold_differences_into_the_first_layer() -> None:
+    """The exported score over features equals the layers over normalised columns, by hand."""
+    rng = np.random.default_rng(0)
+    columns = Columns.of(("predicted_tokens", "waited_s", "remaining_tokens"))
+    first, last = (rng.normal(size=(4, 3)), rng.normal(size=4)), (rng.normal(size=(1, 4)), [0.3])
+    mlp, names = columns.score([first, (last[0], np.array(last[1]))])
+    assert names == (
+        "predicted_tokens",
+        "now_s",
+        "arrival_s",
+        "predicted_tokens",
+        "generated_tokens",
+    )
+    n = 1000
+    values = {
+        "predicted_tokens": rng.uniform(1, 2000, n),
+        "now_s": rng.uniform(1000, 2000, n),
+        "arrival_s": rng.uniform(0, 1000, n),
+        "generated_tokens": rng.integers(0, 100, n),
+    }
+    waited = values["now_s"] - values["arrival_s"]
+    left = values["predicted_tokens"] - values["generated_tokens"]
+    (_, a, b), (_, c, d), (_, e, f) = (SCALES[name] for name in columns.names)
+    seen = np.stack(
+        [(np.log1p(values["predicted_tokens"]) - a) / b, (waited - c) / d, (left - e) / f], axis=1
+    )
+    expected = np.tanh(seen @ first[0].T + first[1]) @ last[0].T + last[1]
+    np.testing.assert_allclose(mlp(*(values[n] for n in names)), expected[:, 0], rtol=1e-9)
+    np.testing.assert_allclose(columns.normaliser().normalise(columns.raw(values)), seen)

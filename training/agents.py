@@ -1,0 +1,72 @@
+"""The reinforcement-learning algorithms, each over the same per-candidate network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sb3_contrib import MaskablePPO
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from lengthwise.errors import UnknownNameError
+from lengthwise.training.masked_dqn import MaskedDQN
+from lengthwise.training.scorer import Flat, MaskableScorerPolicy, ScorerDQNPolicy, ScorerPolicy
+
+# Batches of 2,048: with stable-baselines3's default of 64 the optimiser, not the environment, takes
+# nearly all the time of such small networks.
+_PPO: dict[str, Any] = {
+    "rollout": 8192,  # transitions gathered between updates, over all environments
+    "batch_size": 2048,
+    "n_epochs": 8,
+    "learning_rate": 1e-3,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "ent_coef": 0.0,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ppo": _PPO,
+    "maskable-ppo": _PPO,
+    "dqn": {
+        "buffer_size": 50_000,
+        "learning_starts": 2048,
+        "batch_size": 2048,
+        "train_freq": 4,  # steps of all environments between two gradient steps
+        "gradient_steps": 1,
+        "target_update_interval": 2048,
+        "exploration_fraction": 0.4,
+        "exploration_final_eps": 0.02,
+        "learning_rate": 1e-3,
+        "gamma": 0.99,
+    },
+}
+
+
+def settings_for(algo: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The algorithm's settings with ``given`` ones replaced; unknown names are errors."""
+    if algo not in SETTINGS:
+        raise UnknownNameError("algorithm", algo, SETTINGS)
+    settings = dict(SETTINGS[algo])
+    for name, value in (given or {}).items():
+        if name not in settings:
+            raise UnknownNameError(f"setting of {algo}", name, settings)
+        settings[name] = value
+    return settings
+
+
+def make_agent(
+    algo: str, envs: VecEnv, settings: Mapping[str, Any], hidden: Sequence[int], seed: int
+) -> BaseAlgorithm:
+    """A stable-baselines3 model on the CPU, untrained; ``settings`` from ``settings_for``."""
+    options = dict(settings)
+    if algo != "dqn":
+        options["n_steps"] = max(2, options.pop("rollout") // envs.num_envs)
+        options["batch_size"] = min(options["batch_size"], options["n_steps"] * envs.num_envs)
+    options["policy_kwargs"] = {"net_arch": list(hidden), "features_extractor_class": Flat}
+    options |= {"seed": seed, "device": "cpu"}
+    if algo == "ppo":
+        return PPO(ScorerPolicy, envs, **options)
+    if algo == "maskable-ppo":
+        return MaskablePPO(MaskableScorerPolicy, envs, **options)
+    return MaskedDQN(ScorerDQNPolicy, envs, **options)

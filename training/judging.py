@@ -1,0 +1,96 @@
+"""Judging a policy on held-out workloads, in the simulator it will run in, beside baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lengthwise.envs.costs import Cost
+from lengthwise.eval import metrics
+from lengthwise.eval.predict import PredictorLike, predict_tokens
+from lengthwise.eval.simulate import simulate
+from lengthwise.policies import load_policy, load_router
+from lengthwise.policy import RoutingPolicy, SchedulingPolicy
+from lengthwise.protocols import TimingModel
+from lengthwise.serving import Engine, Records
+from lengthwise.serving.cluster import Cluster
+from lengthwise.workload import Workload
+
+Judged = SchedulingPolicy | RoutingPolicy
+
+BASELINES = {
+    "scheduling": ("fcfs", "sjf"),
+    "routing": ("round-robin", "jsq", "least-tokens"),
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The cluster that policies are judged on, and the workloads by seed."""
+
+    source: Callable[[int], Workload]
+    timing: TimingModel
+    engine: Engine
+    predictor: PredictorLike
+    replicas: int
+    policy: SchedulingPolicy  # beside a router that is judged
+    router: RoutingPolicy  # beside a scheduling policy that is judged
+
+    def run(self, judged: Judged, seed: int) -> Records:
+        """One run of the held-out workload ``seed`` under the judged policy or router."""
+        workload = self.source(seed)
+        return simulate(
+            workload,
+            policy=judged if isinstance(judged, SchedulingPolicy) else self.policy,
+            router=self.router if isinstance(judged, SchedulingPolicy) else judged,
+            predicted_tokens=predict_tokens(self.predictor, workload, seed),
+            engine=self.engine,
+            timing=self.timing,
+            replicas=self.replicas,
+            seed=seed,
+        ).records
+
+
+def baselines(kind: str, given: Sequence[str] | None = None) -> list[Judged]:
+    """The named baselines of "scheduling" or "routing", or the usual ones."""
+    loader: Callable[[str], Any] = load_policy if kind == "scheduling" else load_router
+    return [loader(name) for name in (BASELINES[kind] if given is None else given)]
+
+
+def costs(bench: Bench, judged: Judged, cost: Cost, seeds: Sequence[int]) -> list[float]:
+    """The cost a request of each held-out workload: the mean latency in s for cost "latency"."""
+    found = []
+    for seed in seeds:
+        workload = bench.source(seed)
+        cluster = Cluster(
+            workload,
+            policy=judged if isinstance(judged, SchedulingPolicy) else bench.policy,
+            routing=bench.router if isinstance(judged, SchedulingPolicy) else judged,
+            engine=bench.engine,
+            timing=bench.timing,
+            predicted_tokens=predict_tokens(bench.predictor, workload, seed),
+            replicas=bench.replicas,
+            seed=seed,
+        )
+        cluster.run_until()
+        found.append(cost(cluster) / len(workload))
+    return found
+
+
+def table_row(bench: Bench, judged: Judged, seeds: Sequence[int]) -> dict[str, list[float]]:
+    """Metrics of a policy over seeds, one list entry a seed (s, or s/token)."""
+    found: dict[str, list[float]] = {}
+    for seed in seeds:
+        records = bench.run(judged, seed)
+        e2e, first = metrics.e2e_s(records), metrics.ttft_s(records)
+        for name, value in (
+            ("mean_latency_s", e2e.mean()),
+            ("p99_latency_s", np.percentile(e2e, 99)),
+            ("mean_ttft_s", first.mean()),
+            ("mean_normalized_latency_s", metrics.normalized_latency_s(records).mean()),
+        ):
+            found.setdefault(name, []).append(float(value))
+    return found

@@ -1,0 +1,114 @@
+"""The folder of a training run: its configuration, and the policy that its weights make."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lengthwise.envs.columns import Columns
+from lengthwise.errors import InputError
+from lengthwise.eval.output import CONFIG, provenance, write_json
+from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
+from lengthwise.serving import Engine
+from lengthwise.training.checkpoint import read_checkpoint
+from lengthwise.workload import Workload
+
+CHECKPOINT, BEST, BUNDLE, EVALUATIONS = "checkpoint.pt", "best.pt", "bundle", "evaluations.json"
+_PACKAGES = ("gymnasium", "stable-baselines3", "sb3-contrib")
+
+
+def open_run(folder: Path, config: Mapping[str, Any], *, resume: bool, command: str | None) -> None:
+    """Makes the folder of a new run, or checks that the run in it is this one.
+
+    Raises ``InputError`` if ``folder`` holds something else, or if an argument differs from the
+    run's ("steps" may).
+    """
+    file = folder / CONFIG
+    given = json.loads(json.dumps(config))
+    if resume:
+        _same(folder, given)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "a training run; resume it, or" if file.is_file() else "other files;"
+        raise InputError(f"{str(folder)!r} holds {what} name a new folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        versions = {package: version(package) for package in _PACKAGES}
+        described = provenance(given, command)
+        described["versions"] |= versions
+        write_json(file, described)
+    except OSError as error:
+        raise InputError(f"can't write a run to {str(folder)!r}: {error.strerror}") from error
+
+
+def _same(folder: Path, given: Mapping[str, Any]) -> None:
+    found = read_config(folder)
+    for name, value in given.items():
+        if name != "steps" and found.get(name) != value:
+            raise InputError(
+                f"can't resume {str(folder)!r}: its {name} is {found.get(name)!r}, not {value!r}"
+            )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The configuration of a run; ``InputError`` where there is none."""
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+    except OSError as error:
+        raise InputError(f"no training run at {str(folder)!r}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{str(folder / CONFIG)!r} is not JSON: {error}") from error
+    return config
+
+
+def described(value: Any) -> Any:
+    """An option as JSON can hold it: data as it is, objects by name."""
+    if isinstance(value, Mapping):
+        return {str(key): described(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, Engine):
+        return dataclasses.asdict(value)
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}:{value.__qualname__}"
+    if isinstance(value, Workload):
+        return repr(value)
+    name = getattr(value, "name", None)  # timing models and policies have one
+    return name if isinstance(name, str) else type(value).__qualname__
+
+
+def learned(
+    kind: str, columns: Columns, layers: Sequence[tuple[Any, Any]]
+) -> SchedulingPolicy | RoutingPolicy:
+    """The policy of a trained score; ``kind`` is "scheduling" or "routing"."""
+    mlp, names = columns.score(layers)
+    score = Score("learned", mlp, names)
+    return SchedulingPolicy(score) if kind == "scheduling" else RoutingPolicy(score)
+
+
+def best_policy(folder: Path) -> SchedulingPolicy | RoutingPolicy:
+    """The policy of a run with the lowest held-out cost so far."""
+    best = read_checkpoint(folder / BEST)
+    columns = Columns.of(best["features"], best["scales"])
+    layers = [(weight.numpy(), bias.numpy()) for weight, bias in best["layers"]]
+    return learned(best["kind"], columns, layers)
+
+
+def best_state(
+    kind: str, columns: Columns, layers: Sequence[tuple[Any, Any]], cost: float
+) -> dict[str, Any]:
+    """What ``best_policy`` reads back."""
+    return {
+        "kind": kind,
+        "cost": cost,
+        "features": list(columns.names),
+        "scales": {c.name: [c.shift, c.scale] for c in columns.columns},
+        "layers": [[torch.from_numpy(w), torch.from_numpy(b)] for w, b in layers],
+    }

@@ -1,0 +1,158 @@
+"""The network of every learned policy: one small MLP scores each candidate on its own.
+
+Logits are minus the scores, so the trained actor *is* a score over features and can leave the gym.
+The critic sees more: all candidates, pooled, and the environment's ``state``; it stays behind.
+Architecture as in Deep Sets (Zaheer et al., NeurIPS 2017): permutation-equivariant actor,
+permutation-invariant critic.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
+from torch import Tensor, nn
+
+ILLEGAL = -1e8  # logit or value of a slot without a candidate
+
+
+class Flat(BaseFeaturesExtractor):
+    """The observation as one vector: candidates (slots * F), mask (slots), state (S)."""
+
+    def __init__(self, observation_space: spaces.Dict) -> None:
+        super().__init__(observation_space, sum(_sizes(observation_space)))
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        """(B, slots * F + slots + S)"""
+        parts = [observations[name] for name in ("candidates", "mask", "state")]
+        return torch.cat([part.float() for part in parts], dim=1)
+
+
+class CandidateNet(nn.Module):
+    """Actor and critic over a ``Flat`` vector."""
+
+    def __init__(self, space: spaces.Dict, hidden: list[int]) -> None:
+        super().__init__()
+        self.candidates, self.slots, self.state = _sizes(space)
+        width = self.candidates // self.slots
+        self.score = _tanh_mlp([width, *hidden], _linear(hidden[-1], 1, 0.01))  # near uniform
+        self.embed = nn.Sequential(_linear(width, hidden[0]), nn.Tanh())
+        pooled = 2 * hidden[0] + self.state
+        self.pool = nn.Sequential(_linear(pooled, hidden[-1]), nn.Tanh())
+        self.latent_dim_pi, self.latent_dim_vf = self.slots, hidden[-1]
+
+    def forward(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, slots) and the critic's latent vector (B, hidden[-1])."""
+        return self.forward_actor(flat), self.forward_critic(flat)
+
+    def forward_actor(self, flat: Tensor) -> Tensor:
+        """Minus the scores (B, slots); ``ILLEGAL`` where there is no candidate."""
+        rows, mask = self._split(flat)
+        return torch.where(mask, -self.score(rows)[..., 0], ILLEGAL)
+
+    def forward_critic(self, flat: Tensor) -> Tensor:
+        """The candidates pooled by mean and maximum, with the state: (B, hidden[-1])."""
+        rows, mask = self._split(flat)
+        seen = mask[..., None]
+        embedded = self.embed(rows)
+        mean = (embedded * seen).sum(1) / seen.sum(1).clamp(min=1)
+        most = torch.where(seen, embedded, -1.0).amax(1)  # tanh is above -1
+        latent: Tensor = self.pool(torch.cat([mean, most, flat[:, -self.state :]], dim=1))
+        return latent
+
+    def _split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        rows = flat[:, : self.candidates].reshape(len(flat), self.slots, -1)
+        return rows, flat[:, self.candidates : self.candidates + self.slots] > 0.5
+
+
+class ScorerPolicy(ActorCriticPolicy):
+    """For PPO, which reads the mask from the observation."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        _build(self, lr_schedule)
+
+
+class MaskableScorerPolicy(MaskableActorCriticPolicy):
+    """For MaskablePPO."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        _build(self, lr_schedule)
+
+
+def _build(policy: Any, lr_schedule: Any) -> None:
+    """Puts ``CandidateNet`` where stable-baselines3 has its own networks."""
+    policy.mlp_extractor = CandidateNet(policy.observation_space, policy.net_arch)
+    policy.action_net = nn.Identity()
+    policy.value_net = _linear(policy.mlp_extractor.latent_dim_vf, 1, 1.0)
+    policy.optimizer = policy.optimizer_class(
+        policy.parameters(), lr=lr_schedule(1), **policy.optimizer_kwargs
+    )
+
+
+class _Dueling(nn.Module):
+    """Q(s, a) = V(s) - (score of a - mean score): its greedy choice is the lowest score."""
+
+    def __init__(self, space: spaces.Dict, hidden: list[int]) -> None:
+        super().__init__()
+        self.net = CandidateNet(space, hidden)
+        self.value = _linear(self.net.latent_dim_vf, 1, 1.0)
+
+    def forward(self, flat: Tensor) -> Tensor:
+        logits, latent = self.net(flat)
+        legal = logits > ILLEGAL
+        mean = (logits * legal).sum(1, keepdim=True) / legal.sum(1, keepdim=True).clamp(min=1)
+        return torch.where(legal, self.value(latent) + logits - mean, ILLEGAL)
+
+
+class ScorerQNetwork(QNetwork):
+    """Action values for DQN from the same network."""
+
+    def __init__(self, **options: Any) -> None:
+        hidden = options.pop("net_arch")
+        super().__init__(net_arch=[], **options)
+        self.net_arch = hidden
+        self.q_net = _Dueling(options["observation_space"], hidden)  # type: ignore[assignment]
+
+
+class ScorerDQNPolicy(DQNPolicy):
+    """For DQN."""
+
+    def make_q_net(self) -> QNetwork:
+        """The network and, called again, its target."""
+        made = self._update_features_extractor(self.net_args, features_extractor=None)
+        return ScorerQNetwork(**made).to(self.device)
+
+
+def score_layers(policy: nn.Module) -> list[tuple[Any, Any]]:
+    """The actor's (weight, bias) pairs, float64, from any of the three policies."""
+    found = next(m for m in policy.modules() if isinstance(m, CandidateNet))
+    return [
+        (m.weight.detach().cpu().numpy().astype(np.float64),
+         m.bias.detach().cpu().numpy().astype(np.float64))
+        for m in found.score if isinstance(m, nn.Linear)
+    ]  # fmt: skip
+
+
+def _sizes(space: spaces.Dict) -> tuple[int, int, int]:
+    return tuple(int(np.prod(space[n].shape)) for n in ("candidates", "mask", "state"))  # type: ignore[return-value,arg-type]
+
+
+def _tanh_mlp(sizes: list[int], last: nn.Linear) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(sizes):
+        layers += [_linear(fan_in, fan_out), nn.Tanh()]
+    return nn.Sequential(*layers, last)
+
+
+def _linear(fan_in: int, fan_out: int, gain: float = 2**0.5) -> nn.Linear:
+    layer = nn.Linear(fan_in, fan_out)
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
