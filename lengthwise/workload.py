@@ -128,6 +128,8 @@ class Workload:
         """Arrival times (deadlines with them) stretched to a mean of ``rate`` requests/s."""
         if not (np.isfinite(rate) and rate > 0):
             raise InputError(f"rate must be a positive number of requests/s, not {rate!r}")
+        if len(self) == 1:
+            return self
         if not np.isfinite(self.rate):
             raise InputError(f"{self.name}: all requests arrive at once; it has no rate to change")
         start, stretch = self["arrival_s"][0], self.rate / rate

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.serving.workload.files import HUGGING_FACE, SUFFIXES
+from lengthwise.serving.workload.readers import read
 from lengthwise.workload import Workload
 
 Floats = NDArray[np.float64]
@@ -121,15 +122,12 @@ def arrivals(spec: Any, n: int, *, rate: float | None = None, seed: int = 0) -> 
         raise InputError(f"requests must be 1 or more, not {n}")
     if rate is not None and not (np.isfinite(rate) and rate > 0):
         raise InputError(f"rate must be a positive number of requests/s, not {rate!r}")
+    spec = read_trace(spec)
     if isinstance(spec, Workload):
         return replayed(n, spec["arrival_s"], rate)
-    if not isinstance(spec, str | Path):
+    if not isinstance(spec, str):
         return replayed(n, np.asarray(spec, dtype=np.float64), rate)
-    if is_trace(spec):
-        from lengthwise.serving.workload.readers import read
-
-        return replayed(n, read(spec, drop_zero=True)["arrival_s"], rate)
-    name, _, rest = str(spec).partition(":")
+    name, _, rest = spec.partition(":")
     if name == "burst" and not rest:
         if rate is not None:
             raise InputError("a burst arrives all at once; it has no rate")
@@ -137,10 +135,10 @@ def arrivals(spec: Any, n: int, *, rate: float | None = None, seed: int = 0) -> 
     if name not in PROCESSES:
         raise UnknownNameError("arrival process", name, (*PROCESSES, "burst", "a trace file"))
     process, allowed = PROCESSES[name]
-    own_rate, parameters = _parsed(str(spec), rest, allowed)
+    own_rate, parameters = _parsed(spec, rest, allowed)
     first_rate = own_rate or rate
     if first_rate is None:
-        raise InputError(f"arrivals {str(spec)!r} need a rate in requests/s, e.g. {name}:8")
+        raise InputError(f"arrivals {spec!r} need a rate in requests/s, e.g. {name}:8")
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ARRIVALS,)))
     times = process(n, first_rate, rng, **parameters)
     return times if rate is None else np.asarray(times * (first_rate / rate))
@@ -149,10 +147,14 @@ def arrivals(spec: Any, n: int, *, rate: float | None = None, seed: int = 0) -> 
 ARRIVALS = 1  # the stream of random numbers that belongs to arrivals
 
 
-def is_trace(spec: Any) -> bool:
-    """Whether ``spec`` names a file (or ``hf:`` data set) rather than a process."""
+def read_trace(spec: Any) -> Any:
+    """A trace given by its file's (or ``hf:``) name as a ``Workload``; the rest as it is."""
+    if not isinstance(spec, str | Path):
+        return spec
     text = str(spec)
-    return text.startswith(HUGGING_FACE) or text.removesuffix(".gz").endswith(SUFFIXES)
+    if not text.startswith(HUGGING_FACE) and not text.removesuffix(".gz").endswith(SUFFIXES):
+        return text
+    return read(spec, drop_zero=True)
 
 
 def _parsed(

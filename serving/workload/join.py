@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.serving.workload.arrivals import arrivals as arrival_times
-from lengthwise.serving.workload.arrivals import is_trace
+from lengthwise.serving.workload.arrivals import read_trace
 from lengthwise.serving.workload.table import Table
 from lengthwise.workload import Workload
 
@@ -29,19 +29,23 @@ def join(
 
     Without ``n`` there are as many as the trace has arrivals, or as ``requests`` has rows for a
     process. Requests are drawn in random order without replacement, and all of them again when
-    they run out; with ``replace`` each is drawn independently. Sessions keep their order: the
-    times are then those at which sessions start, and ``n`` counts sessions.
+    they run out; with ``replace`` each is drawn independently. Two kinds keep their own order:
+    requests with ``prefix_hashes``, whose order is what a prefix cache lives on, and sessions,
+    where the times are those at which sessions start, and ``n`` counts sessions.
     """
     table = requests if isinstance(requests, Table) else Table(requests.name, requests.columns)
-    arrivals = _read_trace(arrivals)
+    arrivals = read_trace(arrivals)
     if n is not None and n < 1:
         raise InputError(f"requests must be 1 or more, not {n}")
     if "parent" in table.columns or table.session_clock:
         return _join_sessions(table, arrivals, n, rate, seed)
     if n is None:
-        n = len(table) if isinstance(arrivals, str) else len(_times(arrivals))
+        n = arrival_count(arrivals) or len(table)
     times = arrival_times(arrivals, n, rate=rate, seed=seed)
-    rows = _sample(len(table), n, seed, replace)
+    if "prefix_hashes" in table.columns:
+        rows = np.arange(n) % len(table)
+    else:
+        rows = _sample(len(table), n, seed, replace)
     notices = table.notices
     if n > len(table) and not replace:
         notices += (f"{table.name}: {n} requests from {len(table)} rows; rows repeat",)
@@ -54,17 +58,9 @@ def join(
     return Workload(columns, name=table.name, notices=notices)
 
 
-def _read_trace(arrivals: Any) -> Any:
-    """A trace given by name as a ``Workload``; processes, workloads and times as they are."""
-    if isinstance(arrivals, Workload) or not isinstance(arrivals, str) or not is_trace(arrivals):
-        return arrivals
-    from lengthwise.serving.workload.readers import read
-
-    return read(arrivals, drop_zero=True)
-
-
-def _times(arrivals: Any) -> NDArray[Any]:
-    return arrivals["arrival_s"] if isinstance(arrivals, Workload) else np.asarray(arrivals)
+def arrival_count(arrivals: Any) -> int | None:
+    """How many arrivals a trace has; None for a process, which has as many as one likes."""
+    return None if isinstance(arrivals, str) else len(arrivals)
 
 
 def _sample(rows: int, n: int, seed: int, replace: bool) -> NDArray[np.int64]:
@@ -79,16 +75,27 @@ def _join_sessions(
     table: Table, arrivals: Any, n: int | None, rate: float | None, seed: int
 ) -> Workload:
     """Session k of the table (in order of appearance) starts at the k-th time."""
-    sessions = table.columns["session_id"]
-    first: dict[Any, int] = {}
-    codes = np.array([first.setdefault(value, len(first)) for value in sessions], dtype=np.int64)
-    count = len(first) if n is None else n
-    if count > len(first):
-        raise InputError(f"{table.name}: has {len(first)} sessions, not {count}")
-    table = table.select(codes < count)
-    times = arrival_times(arrivals, count, rate=rate, seed=seed)[codes[codes < count]]
+    sessions = _sessions(table)
+    count = arrival_count(arrivals) or int(sessions.max()) + 1 if n is None else n
+    if count > sessions.max() + 1:
+        raise InputError(f"{table.name}: has {sessions.max() + 1} sessions, not {count}")
+    table = table.select(sessions < count)
+    times = arrival_times(arrivals, count, rate=rate, seed=seed)[sessions[sessions < count]]
     columns = {key: values for key, values in table.columns.items() if key != "censored"}
     offset = columns["arrival_s"] if table.session_clock else 0.0
     return Workload(
         {**columns, "arrival_s": times + offset}, name=table.name, notices=table.notices
     )
+
+
+def _sessions(table: Table) -> NDArray[np.int64]:
+    """The number of each row's session: 0, 1, 2 ... in order of appearance."""
+    if "parent" in table.columns:
+        keys = np.arange(len(table))
+        for row, parent in enumerate(table.columns["parent"]):
+            if parent >= 0:
+                keys[row] = keys[parent]  # parents come first, so theirs is the root already
+    else:
+        keys = table.columns["session_id"]
+    seen: dict[Any, int] = {}
+    return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)

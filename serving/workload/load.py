@@ -6,9 +6,14 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lengthwise.errors import InputError
+from lengthwise.serving.workload.arrivals import arrivals as arrival_times
+from lengthwise.serving.workload.arrivals import read_trace
 from lengthwise.serving.workload.files import HUGGING_FACE
-from lengthwise.serving.workload.join import join
+from lengthwise.serving.workload.join import arrival_count, join
 from lengthwise.serving.workload.presets import PRESETS, preset
 from lengthwise.serving.workload.readers import read_table
 from lengthwise.serving.workload.split import in_split
@@ -66,14 +71,23 @@ def _from_preset(
     name: str, arrivals: Any, requests: int | None, rate: float | None, seed: int,
     split: str | None, test_share: float,
 ) -> Workload:  # fmt: skip
-    count = DEFAULT_REQUESTS if requests is None else requests
-    workload = preset(name, requests=count, rate=None if arrivals else rate, seed=seed)
-    if split is not None:
-        table = Table(workload.name, workload.columns)
-        workload = workload.select(_mask(table, split, test_share))
-    if arrivals is None:
-        return workload if split is None or rate is None else workload.at_rate(rate)
-    return join(workload, arrivals, n=requests, rate=rate, seed=seed)
+    arrivals = read_trace(arrivals)
+    count = requests
+    if count is None:
+        count = (None if arrivals is None else arrival_count(arrivals)) or DEFAULT_REQUESTS
+    own = preset(name, requests=count, rate=None if arrivals is not None else rate, seed=seed)
+    times = own["arrival_s"]
+    if arrivals is not None:
+        times = arrival_times(arrivals, count, rate=rate, seed=seed)
+    drawn, half = count, own
+    while split is not None:  # draw until the half has as many as were asked for
+        mask = _mask(Table(name, own.columns), split, test_share)
+        if mask.sum() >= count:
+            half = own.select(mask).head(count)
+            break
+        drawn *= 2
+        own = preset(name, requests=drawn, seed=seed)
+    return half.replace(arrival_s=times)
 
 
 def _table(spec: Any, name: str, model: str | None, options: dict[str, Any]) -> Table:
@@ -95,7 +109,7 @@ def _half(table: Table, split: str, test_share: float) -> Table:
     return table.select(mask)
 
 
-def _mask(table: Table, split: str, test_share: float) -> Any:
+def _mask(table: Table, split: str, test_share: float) -> NDArray[np.bool_]:
     if "prompt" not in table.columns:
         raise InputError(f"{table.name}: has no prompt texts, so no {split} split by prompt")
     return in_split(table.columns["prompt"], split, test_share)

@@ -68,12 +68,15 @@ def preset(
 ) -> Workload:
     """``requests`` requests of the preset; ``rate`` stretches time to that mean of requests/s.
 
-    Raises ``UnknownNameError`` with the nearest name.
+    As with a recorded trace, the mean is that of the requests drawn, not of the process. Raises
+    ``UnknownNameError`` with the nearest name and ``InputError`` for a bad number.
     """
     if name not in PRESETS:
         raise UnknownNameError("workload preset", name, PRESETS)
     if requests < 1:
         raise InputError(f"requests must be 1 or more, not {requests}")
+    if rate is not None and not (np.isfinite(rate) and rate > 0):
+        raise InputError(f"rate must be a positive number of requests/s, not {rate!r}")
     chosen = PRESETS[name]
     if not isinstance(chosen, Preset):
         return chosen(name, requests, rate, seed)
@@ -89,18 +92,17 @@ def preset(
     if chosen.sessions is not None:
         columns |= _prefixes(chosen.sessions, prompt, session)
     times = arrivals(chosen.arrivals, requests, seed=seed)
+    times -= times[0]
+    stretch = 1.0 if rate is None or requests == 1 else (requests - 1) / times[-1] / rate
+    times *= stretch
     if chosen.tick_s:
-        times = np.floor(times / chosen.tick_s) * chosen.tick_s
-    workload = Workload(
-        {
-            "arrival_s": times - times[0],
-            "prompt_tokens": prompt,
-            "output_tokens": lengths(chosen.output, other),
-            **columns,
-        },
-        name=name,
-    )
-    return workload if rate is None else workload.at_rate(rate)
+        times = np.floor(times / (chosen.tick_s * stretch)) * (chosen.tick_s * stretch)
+    columns |= {
+        "arrival_s": times,
+        "prompt_tokens": prompt,
+        "output_tokens": lengths(chosen.output, other),
+    }
+    return Workload(columns, name=name)
 
 
 LENGTHS = 3  # the stream of random numbers that belongs to lengths
@@ -175,7 +177,7 @@ PRESETS: dict[str, Preset | Callable[[str, int, float | None, int], Workload]] =
         output=(7, 16, 39, 50, 71, 87, 97, 115, 159, 375, 397, 421, 447, 520, 598, 643, 939, 1000,
                 1000),
         tau=0.036,
-        arrivals="bursty:5.925,ratio=1.5,share=0.35,dwell_s=300,cv=1.04",
+        arrivals="bursty:5.925,ratio=1.53,share=0.35,dwell_s=300,cv=1.04",
     ),
     "azure-code-2023": Preset(
         source="Azure LLM inference trace 2023, code completion (Patel et al., ISCA 2024)",
@@ -183,7 +185,7 @@ PRESETS: dict[str, Preset | Callable[[str, int, float | None, int], Workload]] =
                 7436, 7437, 7437, 7437),
         output=(6, 6, 6, 7, 8, 9, 11, 13, 15, 19, 28, 54, 86, 145, 247, 325, 846, 1386, 1899),
         tau=-0.007,
-        arrivals="bursty:3.138,ratio=100,share=0.2,dwell_s=10,cv=2",
+        arrivals="bursty:3.138,ratio=10000,share=0.22,dwell_s=10.7,cv=2",
     ),
     "mooncake-conversation": Preset(
         source="Mooncake conversation trace (Qin et al., FAST 2025)",
@@ -192,9 +194,9 @@ PRESETS: dict[str, Preset | Callable[[str, int, float | None, int], Workload]] =
         output=(1, 3, 10, 24, 100, 216, 299, 356, 402, 452, 510, 606, 713, 850, 1166, 1807, 2000,
                 2000, 2000),
         tau=0.051,
-        arrivals="bursty:3.261,ratio=1.3,share=0.35,dwell_s=100",
+        arrivals="bursty:3.261,ratio=1.25,share=0.35,dwell_s=100",
         tick_s=3.0,
-        sessions=Sessions(turns=1.6, likeness=0.95, lag=300, block_tokens=512, common_blocks=1),
+        sessions=Sessions(turns=1.72, likeness=0.8, lag=300, block_tokens=512, common_blocks=1),
     ),
     "burstgpt": Preset(
         source="BurstGPT, GPT-4 conversations (Wang et al., 2024; lengths as in Llumnix, table 1)",
@@ -212,7 +214,7 @@ PRESETS: dict[str, Preset | Callable[[str, int, float | None, int], Workload]] =
         output=(9, 169, 265, 355, 564, 859, 1393, 2083, 2854, 3707, 4880, 7050, 9342, 12148,
                 15925, 18320, 22307, 30221, 32768),
         tau=-0.27,
-        arrivals="bursty:13.486,ratio=2,share=0.3,dwell_s=20,cv=1.5",
+        arrivals="bursty:13.486,ratio=1.95,share=0.3,dwell_s=20,cv=1.57",
     ),
     "sharegpt": Preset(
         source="ShareGPT (tokenised by NanoFlow; three prompts above 32k left out)",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
 from typing import TypeVar
@@ -29,8 +30,7 @@ from lengthwise.serving.workload.tokens import estimate_tokens
 
 MAX_OUTPUT_TOKENS = 4096
 TOPIC_SD = 0.2  # log tokens, between topics (and other fillings of a template)
-OWN_SD = 0.45  # log tokens, between prompts that read alike
-BETWEEN_SD = 1.35  # log tokens, between prompts altogether; what `ceiling` is measured against
+BETWEEN_SD = 1.52  # log tokens, between prompts altogether; what `ceiling` is measured against
 NOISE = 4  # the stream of random numbers that belongs to the samples
 
 T = TypeVar("T")
@@ -50,8 +50,9 @@ def generate_prompts(n: int, seed: int = 0, *, ceiling: float = 0.74, sample: in
         raise InputError(f"ceiling must be above 0 and at most 1, not {ceiling!r}")
     rng = Random(f"prompts {seed}")
     drafts = [_draft(rng) for _ in range(n)]
-    prompts = [text for text, _ in drafts]
-    usual = np.log([tokens for _, tokens in drafts]) + OWN_SD * _own_scores(prompts)
+    prompts = [text for text, _, _ in drafts]
+    usual = np.array([log_tokens for _, log_tokens, _ in drafts])
+    usual += np.array([own_sd for _, _, own_sd in drafts]) * _own_scores(prompts)
     noise = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(NOISE, sample)))
     log_tokens = usual + noise_sd(ceiling) * noise.standard_normal(n)
     output = np.clip(np.rint(np.exp(log_tokens)), 1, MAX_OUTPUT_TOKENS).astype(np.int64)
@@ -110,9 +111,9 @@ def _text(rng: Random, sentences: int) -> str:
 
 
 def _fact(rng: Random) -> Draft:
-    place, thing, topic = (
-        _pick(rng, words.PLACES), _pick(rng, words.INVENTIONS), _pick(rng, words.TOPICS)
-    )  # fmt: skip
+    place, other = _pick(rng, words.PLACES), _pick(rng, words.PLACES)
+    thing, second = _pick(rng, words.INVENTIONS), _pick(rng, words.INVENTIONS)
+    topic = _pick(rng, words.TOPICS)
     return _pick(
         rng,
         (
@@ -125,6 +126,10 @@ def _fact(rng: Random) -> Draft:
             (f"Yes or no: is {topic} taught at school in {place}?", 8.0),
             (f"Which language do people speak in {place}, and since when?", 60.0),
             (f"Give me one fun fact about {topic}.", 45.0),
+            (f"Is {place} larger than {other}?", 30.0),
+            (f"How far is it from {place} to {other}?", 40.0),
+            (f"Which came first, the {thing} or the {second}?", 50.0),
+            (f"Was the {thing} invented in {place}? Yes or no.", 6.0),
         ),
     )
 
@@ -306,13 +311,13 @@ def _extract(rng: Random) -> Draft:
     task, tokens = _pick(
         rng,
         (
-            ("List every organisation named in the text below", 40),
-            ("Extract the main event from the text below as JSON", 55),
+            ("List every organisation named in the text below.", 40),
+            ("Extract the main event from the text below as JSON.", 55),
             ("Which question does the text below answer?", 22),
-            ("Give three keywords for the text below", 11),
+            ("Give three keywords for the text below.", 11),
         ),
     )
-    return f"{task}.\n\n{_text(rng, _between(rng, 6, 30))}", tokens * _slant(task)
+    return f"{task}\n\n{_text(rng, _between(rng, 6, 30))}", tokens * _slant(task)
 
 
 def _compare(rng: Random) -> Draft:
@@ -348,16 +353,34 @@ def _greet(rng: Random) -> Draft:
     return greeting + name + topic, (22 + 35 * bool(topic)) * _slant(greeting)
 
 
-# family: how often it is asked
-FAMILIES: dict[Callable[[Random], Draft], float] = {
-    _fact: 9, _explain: 13, _list: 10, _code: 13, _summarise: 6, _translate: 5, _math: 6,
-    _story: 8, _classify: 5, _rewrite: 5, _advice: 8, _letter: 6, _extract: 3, _compare: 5,
-    _plan: 5, _greet: 3,
-}  # fmt: skip
-_MAKERS = tuple(FAMILIES)
-_BOUNDS = (np.cumsum(list(FAMILIES.values()))[:-1] / sum(FAMILIES.values())).tolist()
+@dataclass(frozen=True)
+class Family:
+    """``weight``: how often it is asked; ``own_sd``: log tokens between prompts that read alike."""
+
+    make: Callable[[Random], Draft]
+    weight: float
+    own_sd: float
 
 
-def _draft(rng: Random) -> Draft:
-    draw = rng.random()
-    return _MAKERS[bisect_right(_BOUNDS, draw)](rng)
+# answers to open tasks differ more than those whose length the task sets
+FAMILIES = (
+    Family(_fact, 8, 0.6), Family(_explain, 14, 0.85), Family(_list, 10, 0.6),
+    Family(_code, 13, 0.95), Family(_summarise, 6, 0.5), Family(_translate, 5, 0.3),
+    Family(_math, 6, 0.7), Family(_story, 8, 0.8), Family(_classify, 4, 0.5),
+    Family(_rewrite, 5, 0.4), Family(_advice, 9, 0.85), Family(_letter, 6, 0.8),
+    Family(_extract, 3, 0.7), Family(_compare, 5, 0.8), Family(_plan, 5, 0.7),
+    Family(_greet, 3, 0.7),
+)  # fmt: skip
+_WEIGHTS = np.array([family.weight for family in FAMILIES])
+_BOUNDS = (np.cumsum(_WEIGHTS)[:-1] / _WEIGHTS.sum()).tolist()
+
+
+def _draft(rng: Random) -> tuple[str, float, float]:
+    """A prompt, the usual log tokens of its answer, and how far single prompts are from that."""
+    family = FAMILIES[bisect_right(_BOUNDS, rng.random())]
+    text, tokens = family.make(rng)
+    if rng.random() < 0.25:
+        text = _pick(rng, words.OPENERS) + text
+    if rng.random() < 0.25:
+        text = f"{text} {_pick(rng, words.CLOSERS)}"
+    return text, math.log(tokens), family.own_sd

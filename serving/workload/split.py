@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.errors import UnknownNameError
+from lengthwise.errors import InputError, UnknownNameError
 
 Split = Literal["train", "test"]
 
@@ -24,4 +24,6 @@ def in_split(prompts: Iterable[str], split: str, test_share: float = 0.5) -> NDA
     """Which prompts belong to ``split``, "train" or "test"; shape (n,)."""
     if split not in ("train", "test"):
         raise UnknownNameError("split", split, ("train", "test"))
+    if not 0 < test_share < 1:
+        raise InputError(f"test_share must be between 0 and 1, not {test_share!r}")
     return np.array([split_of(prompt, test_share) == split for prompt in prompts], dtype=bool)

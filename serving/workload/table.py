@@ -49,7 +49,23 @@ class Table:
                 "(arrivals='poisson:8'), --arrivals burst or --arrivals TRACE"
             )
         columns = {key: values for key, values in self.columns.items() if key != "censored"}
-        return Workload(columns, name=self.name, notices=self.notices)
+        arrival, notices = columns["arrival_s"], self.notices
+        if arrival.min() >= EPOCH_S:
+            notices += (
+                f"{self.name}: arrival_s starts at {arrival.min():.0f}; counted from there",
+            )
+            for key in {"arrival_s", "deadline_s"} & columns.keys():
+                columns[key] = columns[key] - arrival.min()
+        if self.session_clock or "parent" in columns:
+            notices += (f"{self.name}: every session starts at 0 s, unless arrivals are given",)
+        elif same := len(arrival) - len(np.unique(arrival)):
+            notices += (
+                f"{self.name}: {same} requests arrive together with another; in file order",
+            )
+        return Workload(columns, name=self.name, notices=notices)
+
+
+EPOCH_S = 1e7  # later starts are dates, not times since a trace's start
 
 
 def _relink(

@@ -51,7 +51,7 @@ THINGS = _words("""
 """)
 
 LANGUAGES = _words("""
-    Python; JavaScript; Rust; Go; Java; C++; TypeScript; SQL; Bash; Kotlin; Ruby; Swift; C; R
+    Python; JavaScript; Rust; Go; Java; C++; TypeScript; PHP; Bash; Kotlin; Ruby; Swift; C; Scala
 """)
 
 # (what the code is to do, tokens of a usual answer)
@@ -184,4 +184,11 @@ GREETINGS = _words("""
     are you a real person?; what can you do?; ok, great; can you help me?; who made you?; test;
     hello, can you speak German?; what's your name?; good night; never mind, I found it;
     tell me a joke; nice to meet you; sorry, wrong window; are you there?
+""")
+
+OPENERS = ("Hi! ", "Hello, ", "Quick question: ", "Hey, ", "Please help: ", "One more thing: ")
+
+CLOSERS = _words("""
+    Thanks!; Thank you in advance.; It is for school.; It is for work.; I am in a hurry.;
+    My friend asked me this.; English is not my first language.; I am curious.; Thank you so much!
 """)
