@@ -7,40 +7,46 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.protocols import Batch
+from lengthwise.protocols import Batch, TimingModel
 from lengthwise.serving import Engine
+from lengthwise.serving.inputs import iteration_clock
 from lengthwise.serving.records import PS
-from lengthwise.serving.timing.model import TimingTables
 from lengthwise.workload import Workload
 
 
-def alone_s(workload: Workload, engine: Engine, tables: TimingTables) -> NDArray[np.float64]:
+def alone_s(workload: Workload, engine: Engine, timing: TimingModel) -> NDArray[np.float64]:
     """End-to-end latency of each request on an idle replica, seconds, shape (n,).
 
-    The prompt is computed in chunks of the engine's token budget, then one token an iteration. No
-    prefix is cached. ``tables`` are those of the engine's batch sizes.
+    The prompt is computed in chunks of the engine's token budget, then one token an iteration;
+    no prefix is cached.
     """
     prompt, output = workload["prompt_tokens"], workload["output_tokens"]
+    iteration_ps = iteration_clock(engine, timing)
     budget = engine.max_num_batched_tokens
     if engine.long_prefill_token_threshold > 0:
         budget = min(budget, engine.long_prefill_token_threshold)
+
+    @cache
+    def decode_ps(context: int) -> int:
+        return iteration_ps(Batch(decode_seqs=1, context_tokens=context))
 
     @cache
     def prefill_ps(tokens: int) -> int:
         total = 0
         for start in range(0, tokens, budget):
             chunk = min(budget, tokens - start)
+            if chunk == 1 and start + chunk == tokens:
+                return total + decode_ps(tokens)  # one last token is computed as decoding is
             attended = chunk * start + chunk * (chunk + 1) // 2
-            total += tables.iteration_ps(
+            total += iteration_ps(
                 Batch(prefill_tokens=chunk, prefill_seqs=1, chunk_context=attended)
             )
         return total
 
     longest = int((prompt + output).max())
-    step = [tables.iteration_ps(Batch(decode_seqs=1, context_tokens=c)) for c in range(longest + 1)]
-    until = np.cumsum(np.array(step, dtype=np.int64))  # (longest + 1,) all steps up to a context
-    # the first output token comes from the prefill; the k-th after it attends to prompt + k tokens
-    decode_ps = until[prompt + output - 1] - until[prompt]
+    steps = np.array([decode_ps(context) for context in range(longest)], dtype=np.int64)
+    until = np.cumsum(steps)  # (longest,) all steps up to a context
+    # the prefill gives the first output token; the k-th after it attends to prompt + k tokens
+    decoding = until[prompt + output - 1] - until[prompt]
     prefilled = np.array([prefill_ps(int(tokens)) for tokens in prompt], dtype=np.int64)
-    latencies = tables.arrival_latency_ps + tables.output_latency_ps
-    return np.asarray((prefilled + decode_ps + latencies) / PS)
+    return np.asarray((prefilled + decoding) / PS)

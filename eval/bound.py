@@ -1,30 +1,39 @@
 """A hindsight bound: the mean latency that no schedule beats, whatever it knows or may preempt.
 
-Two relaxations, of which the larger counts.
+Three relaxations, of which the largest counts. T(p, d) is the least time of an iteration with p
+prompt tokens and d decoding sequences; shares a, b are such that T(p, d) >= a p + b d always.
 
-1. Every request takes at least as long as alone on an idle replica.
+1. Alone. Every request takes at least as long as on an idle replica.
 
-2. Replicas share their time. Find shares a, b such that an iteration with p prompt tokens and d
-   decoding sequences lasts at least ``a p + b d`` for every p and d the engine allows; then a
-   request needs ``w = a prompt + b (output - 1)`` (and its attention) of replica time. Give each
-   moment of time to the arrived request with the smallest w (preemptive shortest job first on one
-   machine as fast as all replicas): this minimises the sum of mean busy times M_j, the average
-   moment at which j's work is done (Goemans et al., SIAM J. Discrete Math. 2002, lemma 2.1). Tokens
-   of one request come one an iteration, each at least the shortest iteration after the one before,
-   so C_j >= M_j + g_j, where g_j is how long before C_j its average unit of work must have been
-   done.
+2. One machine. A request needs at least w = a prompt + b (output - 1), and its attention, of
+   replica time. Giving each moment to the arrived request with the smallest w (preemptive shortest
+   job first, on one machine as fast as all replicas) minimises the sum of mean busy times M_j, the
+   average moment at which j's work is done (Goemans et al., SIAM J. Discrete Math. 2002). A
+   request's tokens come one an iteration, so C_j >= M_j + g_j, where g_j is how long before C_j its
+   average unit of work must have been done. Tight where a queue forms.
 
-Neither relaxation knows the KV cache, the batch limits' interplay or what a preemption costs, so
-the best schedule lies above the bound, by how much is unknown.
+3. Batching. n requests in an iteration wait T each, so serving them fast means small batches, which
+   take more replica time a token. Give replica time a price of y requests: where
+   T(p, d) (sequences + y) >= A p + B d for every iteration, the iterations until the last arrival
+   at t give
+
+       sum of latencies >= sum_j min(A prompt_j + B (output_j - 1), t - arrival_j) - y replicas t,
+
+   the second term of the minimum standing for requests unfinished at t; the best y counts. This is
+   Little's law with the batch that the load needs. Tight in a steady state near saturation.
+
+None of them knows the KV cache or what a preemption costs, so the best schedule lies above.
 """
 
 from __future__ import annotations
 
 import heapq
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
 from lengthwise.serving.records import PS
 from lengthwise.serving.timing.model import TimingTables
@@ -34,67 +43,131 @@ Floats = NDArray[np.float64]
 
 
 def mean_latency_bound_s(
-    workload: Workload,
-    engine: Engine,
-    tables: TimingTables,
-    alone_s: Floats,
-    *,
-    replicas: int = 1,
+    workload: Workload, engine: Engine, timing: TimingModel, alone_s: Floats, *, replicas: int = 1
 ) -> float:
     """No schedule of this workload on these replicas has a lower mean end-to-end latency, s.
 
     ``alone_s`` (n,) are the latencies on an idle replica (``lengthwise.eval.alone``). With prefix
-    caching, prompts count as cached.
+    caching, prompts count as cached. NaN for a closed loop, whose arrivals depend on the schedule,
+    and for a timing model without tables (``lengthwise.serving.timing.model``).
     """
+    tables_of = getattr(timing, "tables", None)
+    if tables_of is None or "parent" in workload:
+        return float("nan")
+    tables: TimingTables = tables_of(engine.max_num_batched_tokens, engine.max_num_seqs)
+    needs = _needs(workload, engine, tables)
+    cells = _cells(engine, tables)
+    bounds = [
+        _one_machine(workload["arrival_s"], needs, cells, replicas),
+        _batching(workload["arrival_s"], needs, cells, replicas),
+    ]
+    if not engine.enable_prefix_caching:
+        bounds.append(float(alone_s.mean()))
+    return max(bounds)
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What each request needs, (n,): tokens, and seconds of attention that no batching spares."""
+
+    prompt: Floats
+    steps: Floats
+    prefill_attention_s: Floats
+    decode_attention_s: Floats
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Iterations in cells of a grid: the least time within, the most tokens within."""
+
+    least_s: Floats  # (D, P)
+    decode: Floats  # (D, 1) most decoding sequences
+    prefill: Floats  # (1, P) most prompt tokens
+    sequences: Floats  # (D, P) fewest sequences
+
+
+def _needs(workload: Workload, engine: Engine, tables: TimingTables) -> _Needs:
     prompt = workload["prompt_tokens"].astype(np.float64)
     steps = workload["output_tokens"].astype(np.float64) - 1
     context_ps = max(0, tables.context_ps + min(0, tables.mixed_context_ps))
-    prefill_share, decode_share = _shares(tables, engine, prompt.sum(), steps.sum())
-    attended = prompt * (prompt + 1) / 2
-    prefill = prefill_share * prompt + tables.chunk_context_ps * attended
+    # the k-th output token after the first attends to prompt + k tokens; at least to the prompt
+    decode_attention = context_ps * prompt * steps / PS
+    prefill_attention = tables.chunk_context_ps * prompt * (prompt + 1) / 2 / PS
     if engine.enable_prefix_caching:
-        prefill = np.zeros_like(prompt)
-    # the k-th output token after the first attends to prompt + k tokens; at least prompt of them
-    decode = steps * (decode_share + context_ps * prompt)
-    work = (prefill + decode) / PS  # (n,) s of replica time
-    shortest = _shortest_iteration_ps(tables) / PS
-    # a unit of prefill work is followed by `steps` iterations, the i-th decode by steps - i
-    after = shortest * (prefill * steps + decode * np.maximum(steps - 1, 0) / 2) / PS
-    gap = np.divide(after, work, out=np.zeros_like(after), where=work > 0)
-    latencies = (tables.arrival_latency_ps + tables.output_latency_ps) / PS
-    busy = _mean_busy_times(workload["arrival_s"], work / replicas)
-    shared = float((busy + gap - workload["arrival_s"]).mean()) + latencies
-    return shared if engine.enable_prefix_caching else max(shared, float(alone_s.mean()))
+        nothing = np.zeros_like(prompt)
+        return _Needs(nothing, steps, nothing, decode_attention)
+    return _Needs(prompt, steps, prefill_attention, decode_attention)
 
 
-def _shortest_iteration_ps(tables: TimingTables) -> float:
-    floor = tables.floor_ps + tables.floor_seq_ps
-    mixed = tables.mixed_ps[1:] + min(0, tables.decode_seq_ps) * np.arange(len(tables.mixed_ps) - 1)
-    least = min(float(tables.decode_ps[1:].min()), float(mixed.min()) if len(mixed) else np.inf)
-    return max(float(floor), least, 0.0)
+def _cells(engine: Engine, tables: TimingTables) -> _Cells:
+    """The grid; an iteration of a cell lasts at least as long as one of its lower corner.
+
+    Times are lowered where needed to never fall when a sequence or a token is added.
+    """
+    d, p = _edges(0, engine.max_num_seqs), _edges(1, engine.max_num_batched_tokens)
+    d_low, p_low = d[:-1, None], p[None, :-1]
+    mixed_ps = np.minimum.accumulate(tables.mixed_ps[::-1])[::-1]
+    decode_ps = np.minimum.accumulate(tables.decode_ps[::-1])[::-1]
+    beside = tables.decode_seq_ps * (d_low if tables.decode_seq_ps >= 0 else d[1:, None] - 1)
+    tokens = d_low + p_low
+    mixed = mixed_ps[np.minimum(tokens, len(mixed_ps) - 1)] + tables.prefill_seq_ps + beside
+    feasible = tokens <= engine.max_num_batched_tokens
+    mixed = np.where(feasible, mixed, np.inf)
+    alone = np.minimum(decode_ps[d[:-1]], mixed.min(axis=1))[:, None]
+    least = np.concatenate((alone, mixed), axis=1)
+    sequences = np.concatenate((d_low, d_low + np.ones_like(p_low)), axis=1)
+    least = np.maximum(least, tables.floor_ps + tables.floor_seq_ps * sequences)
+    least[0, 0] = np.inf  # no sequence: no iteration
+    return _Cells(
+        least_s=np.maximum(least, 0) / PS,
+        decode=d[1:, None] - 1.0,
+        prefill=np.concatenate(([0.0], p[1:] - 1.0))[None, :],
+        sequences=sequences.astype(np.float64),
+    )
 
 
-def _shares(
-    tables: TimingTables, engine: Engine, prompt_total: float, decode_total: float
-) -> tuple[float, float]:
-    """The shares (a, b) in ps that every feasible iteration covers, best for these totals."""
-    seqs = np.arange(engine.max_num_seqs + 1)[:, None]  # (S + 1, 1)
-    tokens = np.arange(1, engine.max_num_batched_tokens + 1)[None, :]  # (1, B)
-    total = np.minimum(seqs + tokens, engine.max_num_batched_tokens)
-    feasible = seqs + tokens <= engine.max_num_batched_tokens
-    lasts = tables.mixed_ps[total] + tables.prefill_seq_ps + tables.decode_seq_ps * seqs
-    floor = tables.floor_ps + tables.floor_seq_ps * (seqs + 1)
-    lasts = np.maximum(lasts, floor).astype(np.float64)
-    n = np.arange(1, engine.max_num_seqs + 1)
-    alone = np.maximum(tables.decode_ps[1 : len(n) + 1], tables.floor_ps + tables.floor_seq_ps * n)
-    best, found = -1.0, (0.0, 0.0)
-    for decode_share in np.linspace(0, float((alone / n).min()), 33):
-        left = np.where(feasible, (lasts - decode_share * seqs) / tokens, np.inf)
-        prefill_share = float(left.min())
-        value = prefill_share * prompt_total + decode_share * decode_total
-        if prefill_share >= 0 and value > best:
-            best, found = value, (prefill_share, float(decode_share))
-    return found
+def _edges(low: int, high: int) -> NDArray[np.int64]:
+    """Cell borders from ``low`` to ``high`` + 1: single steps first, then 5% apart."""
+    steps = np.rint(np.geomspace(1, high + 1, int(np.log(high + 1) / 0.05) + 2)).astype(np.int64)
+    return np.unique(np.concatenate(([low], steps, [high + 1])))
+
+
+def _prices(cells: _Cells, cost: Floats, prompt: float, steps: float) -> tuple[float, float]:
+    """A and B with ``A p + B d <= cost`` in every cell, best for these totals of tokens."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        highest = float(np.nanmin(np.where(cells.decode > 0, cost / cells.decode, np.inf)))
+    tried = np.linspace(0, highest, 65)
+    p, c, d = cells.prefill[:, 1:], cost[:, 1:], cells.decode
+    per_prompt = np.array([float(((c - b * d) / p).min()) for b in tried])
+    value = np.where(per_prompt >= 0, per_prompt * prompt + tried * steps, -np.inf)
+    best = int(value.argmax())
+    return float(per_prompt[best]), float(tried[best])
+
+
+def _one_machine(arrival_s: Floats, needs: _Needs, cells: _Cells, replicas: int) -> float:
+    a, b = _prices(cells, cells.least_s, needs.prompt.sum(), needs.steps.sum())
+    prefill = a * needs.prompt + needs.prefill_attention_s
+    decode = b * needs.steps + needs.decode_attention_s
+    work = prefill + decode  # (n,) s of replica time
+    # prefill work is followed by all `steps` iterations, decoding by half of them on average
+    after = prefill * needs.steps + decode * np.maximum(needs.steps - 1, 0) / 2
+    gap = cells.least_s.min() * np.divide(after, work, out=np.zeros_like(after), where=work > 0)
+    busy = _mean_busy_times(arrival_s, work / replicas)
+    return float((busy + gap - arrival_s).mean())
+
+
+def _batching(arrival_s: Floats, needs: _Needs, cells: _Cells, replicas: int) -> float:
+    until = float(arrival_s[-1])
+    left = until - arrival_s
+    best = 0.0
+    for price in np.geomspace(1, 16 * cells.sequences.max() * replicas, 40):
+        cost = cells.least_s * (cells.sequences + price)
+        a, b = _prices(cells, cost, needs.prompt.sum(), needs.steps.sum())
+        attention = (1 + price) * (needs.prefill_attention_s + needs.decode_attention_s)
+        priced = a * needs.prompt + b * needs.steps + attention
+        total = np.minimum(priced, left).sum() - price * replicas * (until - arrival_s[0])
+        best = max(best, float(total) / len(arrival_s))
+    return best
 
 
 def _mean_busy_times(arrival_s: Floats, work: Floats) -> Floats:

@@ -223,8 +223,7 @@ def _point(
     rows: list[dict[str, Any]] = []
     quantiles: dict[tuple[float, str], NDArray[np.float64]] = {}
     model = load_timing(timing) if isinstance(timing, str) else timing
-    tables = model.tables(engine.max_num_batched_tokens, engine.max_num_seqs)
-    alone = alone_s(workload, engine, tables)
+    alone = alone_s(workload, engine, model)
     for contender in contenders:
         name = contender.predictor_name
         if name not in predictions:
@@ -249,6 +248,6 @@ def _point(
         who = {"policy": contender.policy_name, "predictor": name, "backend": records.backend}
         rows.append({**base, **who, **found})
         quantiles[at, contender.label] = np.quantile(metrics.e2e_s(records), QUANTILES)
-    bound = mean_latency_bound_s(workload, engine, tables, alone, replicas=replicas)
+    bound = mean_latency_bound_s(workload, engine, model, alone, replicas=replicas)
     rows.append({**base, "policy": BOUND, "predictor": "none", "e2e_mean_s": bound})
     return rows, quantiles, workload.notices

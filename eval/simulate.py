@@ -27,6 +27,7 @@ from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine, Records, run
+from lengthwise.serving.inputs import gpu_blocks
 from lengthwise.serving.timing import timing as load_timing
 from lengthwise.workload import Workload
 
@@ -67,9 +68,9 @@ class Result:
         return alone_s(self.workload, self.engine, self.timing)
 
     @property
-    def num_gpu_blocks(self) -> int | None:
+    def num_gpu_blocks(self) -> int:
         """KV blocks of each replica."""
-        return self.engine.num_gpu_blocks or self.timing.num_gpu_blocks
+        return gpu_blocks(self.engine, self.timing)
 
     def summary(self, slo: Mapping[str, float] | None = None) -> dict[str, float]:
         """The metrics by their standard names (see ``lengthwise.eval.metrics``).

@@ -50,7 +50,8 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
-            raise UnknownNameError(f"command of {ctx.command_path!r}", args[0], self._names(ctx))
+            allowed = self.list_commands(ctx)
+            raise UnknownNameError(f"command of {ctx.command_path!r}", args[0], allowed)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -59,9 +60,6 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in self.lazy.items()])
         return None
-
-    def _names(self, ctx: click.Context) -> list[str]:
-        return self.list_commands(ctx)
 
 
 @click.group(cls=LazyGroup, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
@@ -107,7 +105,8 @@ def usage_line(error: click.UsageError) -> str:
         )
         near = difflib.get_close_matches(error.option_name, options, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"unknown option {error.option_name!r} of {where!r}{hint} (allowed: {', '.join(options)})"
+        allowed = ", ".join(options)
+        return f"unknown option {error.option_name!r} of {where!r}{hint} (allowed: {allowed})"
     message = error.format_message().rstrip(".")
     return f"{where}: {message[:1].lower()}{message[1:]} (see {where} --help)"
 

@@ -1,0 +1,154 @@
+"""A comparison as rows of cells: the same ones in the terminal, in Markdown and in the report."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from lengthwise.eval.compare import BOUND, Comparison, Contender
+from lengthwise.eval.statistics import Interval, paired_ratio
+
+Verdict = Literal["better", "worse", "same", ""]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its heading with unit, the metric, and whether it is the ratio to fcfs."""
+
+    heading: str
+    metric: str
+    ratio: bool = False
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: what it says, the number to sort by (NaN: none), and how it compares to fcfs."""
+
+    text: str
+    value: float = math.nan
+    verdict: Verdict = ""
+
+
+# In order of importance: a narrow terminal drops columns from the end.
+COLUMNS = (
+    Column("mean latency, s", "e2e_mean_s", help="arrival to last token"),
+    Column("× fcfs", "e2e_mean_s", ratio=True),
+    Column("P99 latency, s", "e2e_p99_s"),
+    Column("× fcfs", "e2e_p99_s", ratio=True),
+    Column("mean TTFT, s", "ttft_mean_s", help="time to first token"),
+    Column("s/token", "normalized_latency_mean_s", help="mean of latency over output tokens"),
+    Column("max wait, s", "wait_max_s", help="longest time in the queue"),
+    Column("tokens/s", "throughput_tokens_per_s", help="output tokens, at 100% completion"),
+    Column("preempted", "preemptions", help="preemptions in a run"),
+)
+GOODPUT = Column("meet SLO", "slo_attainment", help="share of requests that meet the SLO")
+
+
+def columns_of(comparison: Comparison) -> tuple[Column, ...]:
+    """The columns that a comparison has values for."""
+    if GOODPUT.metric in comparison.runs:
+        return (*COLUMNS[:4], GOODPUT, *COLUMNS[4:])
+    return COLUMNS
+
+
+def number(value: float) -> str:
+    """Three significant digits without exponents: 1234, 12.3, 1.23, 0.012."""
+    if math.isnan(value):
+        return "–"
+    size = abs(value)
+    if size >= 100 or value == 0:
+        return f"{value:,.0f}"
+    decimals = 1 if size >= 10 else 2 if size >= 1 else 3
+    return f"{value:.{decimals}f}"
+
+
+def with_interval(interval: Interval) -> str:
+    """``12.3 ± 0.4``; no ± where there is none (one seed, or the same value on every seed)."""
+    text = number(interval.mean)
+    if math.isnan(interval.half) or interval.half == 0:
+        return text
+    decimals = len(text.partition(".")[2])
+    return f"{text} ± {interval.half:,.{decimals}f}"
+
+
+def verdict(ratio: Interval) -> Verdict:
+    """Whether a ratio to fcfs lies below 1, above 1, or its interval holds 1."""
+    if math.isnan(ratio.low):
+        return ""
+    return "better" if ratio.high < 1 else "worse" if ratio.low > 1 else "same"
+
+
+def ratio_cell(ratio: Interval) -> Cell:
+    """A ratio to fcfs, two decimals, with its verdict."""
+    half = ratio.half
+    spread = "" if math.isnan(half) or half == 0 else f" ± {half:.2f}"
+    return Cell(f"{ratio.mean:.2f}{spread}", ratio.mean, verdict(ratio))
+
+
+def row(comparison: Comparison, rate: float, who: Contender) -> list[Cell]:
+    """One contender's cells at one rate, one a column of ``columns_of``."""
+    cells = []
+    for column in columns_of(comparison):
+        if column.ratio:
+            cells.append(ratio_cell(comparison.ratio(rate, who, column.metric)))
+        else:
+            interval = comparison.interval(rate, who, column.metric)
+            text = with_interval(interval)
+            if column.metric == "preemptions":
+                text = f"{interval.mean:,.0f}"
+            elif column.metric == "slo_attainment":
+                text = f"{interval.mean:.1%}"
+            cells.append(Cell(text, interval.mean))
+    return cells
+
+
+def bound_row(comparison: Comparison, rate: float) -> list[Cell]:
+    """The lower bound's cells: a mean latency and its ratio to fcfs."""
+    baseline = comparison.contenders[0]
+    bound = comparison.values(rate, BOUND, "none", "e2e_mean_s")
+    fcfs = comparison.values(rate, baseline.policy_name, baseline.predictor_name, "e2e_mean_s")
+    ratio = ratio_cell(paired_ratio(bound, fcfs))
+    mean = comparison.bound(rate)
+    first = [Cell(with_interval(mean), mean.mean), Cell(ratio.text, ratio.value)]
+    return first + [Cell("–")] * (len(columns_of(comparison)) - 2)
+
+
+def heading(comparison: Comparison, rate: float) -> str:
+    """``8.0 requests/s: ...``: the load of one table, and whether a queue formed under fcfs."""
+    baseline = comparison.contenders[0]
+    wait = comparison.interval(rate, baseline, "wait_mean_s").mean
+    latency = comparison.interval(rate, baseline, "e2e_mean_s").mean
+    queue = "a queue forms" if wait > 0.05 * latency else "no queue forms"
+    at = comparison.offered_rate(rate) if math.isnan(rate) else rate
+    speed = "all at once" if math.isinf(at) else f"{at:.3g} requests/s"
+    return f"{speed}: {queue} (under fcfs a request waits {number(wait)} s of {number(latency)} s)"
+
+
+def subtitle(comparison: Comparison) -> str:
+    """What all tables of a comparison have in common."""
+    requests = comparison.runs["requests"].dropna()
+    few, many = int(requests.min()), int(requests.max())
+    count = f"{many:,}" if few == many else f"{few:,} to {many:,}"
+    replicas = int(comparison.config["replicas"])
+    on = f"{replicas} replicas of " if replicas > 1 else ""
+    by = f", routed by {comparison.config['router']}" if replicas > 1 else ""
+    seeds = comparison.seeds
+    return (
+        f"{count} requests × {seeds} seed{'s' if seeds > 1 else ''}, "
+        f"on {on}{comparison.config['timing']}{by}"
+    )
+
+
+def footnote(comparison: Comparison) -> str:
+    """How to read the numbers."""
+    spread = (
+        "Mean over seeds ± half of its 95% t-interval; ratios to fcfs are paired by seed. "
+        if comparison.seeds > 1
+        else "One seed: no intervals. "
+    )
+    return (
+        f"{spread}{BOUND}: no schedule has a lower mean, whatever it knows; "
+        "what is reachable lies above."
+    )
