@@ -97,17 +97,16 @@ class Preemption:
 
     A victim ``v`` gives way to the waiting request ``w`` when
 
-        score(v) - score(w) > margin + price * lost_tokens(v) * requests in the replica
+        score(v) - score(w) > margin + cost(lost tokens of v, running, waiting)
 
-    where ``lost_tokens`` is what must be recomputed ("recompute": its computed tokens)
-    or moved ("swap"). The default price is one prefill token's time over one decode iteration's
-    time, about 1/400 on the GPUs measured: with scores in tokens, both sides are the same unit,
-    the decode steps of waiting that the exchange saves and those that its wasted work costs, summed
-    over everybody who waits for it. ``price=0`` is the naive preemption of most published code.
+    With scores in tokens both sides are decode steps of waiting: what the exchange saves, and what
+    it wastes. A lost token (to be computed again, or moved to host memory and back) delays every
+    request in the replica, and when few requests wait for many seats, a seat becomes free soon
+    without any preemption. ``price=0`` is the naive preemption of most published code.
     """
 
     mode: Literal["none", "recompute", "swap"] = "none"
-    price: float = 0.0025  # score units per lost token and request in the replica
+    price: float = 0.01  # score units per lost token and request in the replica
     margin: float = 0.0  # score units
     max_per_step: int = 8
     protect_after: float = 1.0  # share of predicted_tokens generated, past which none is preempted
@@ -119,6 +118,14 @@ class Preemption:
             raise InputError("preemption price, margin and protect_after must be 0 or more")
         if self.max_per_step < 1:
             raise InputError(f"preemption max_per_step must be 1 or more, not {self.max_per_step}")
+
+    def cost(self, lost_tokens: int, running: int, waiting: int) -> float:
+        """What preempting costs, in score units; ``waiting`` is 1 or more.
+
+        The order of operations is part of the contract: the compiled engine repeats it to the bit.
+        """
+        in_replica = running + waiting
+        return self.price * lost_tokens * in_replica * max(1.0, running / waiting)
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,7 @@ class Replica:
         seats = self.engine.max_num_seqs - len(self.running)
         budget = self.engine.max_num_batched_tokens - sum(map(self._wanted, self.running))
         blocks = 0  # promised to those walked past
-        in_replica = len(self.running) + len(self.waiting)
+        running, waiting = len(self.running), len(self.waiting)
         for request in self._queue():
             hits = self.kv.find(request)
             needed = self._admission_blocks(request, hits)
@@ -226,7 +226,7 @@ class Replica:
                 if len(step.preempted) == rule.max_per_step or not unprotected or budget <= 0:
                     return
                 victim = self._worst(unprotected)
-                cost = rule.price * victim.computed * in_replica
+                cost = rule.cost(victim.computed, running, waiting)
                 if not victim.score - request.score > rule.margin + cost:
                     return
                 seats += 1
