@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from lengthwise.prediction import Floats
 from lengthwise.predictors import targets
-from lengthwise.predictors.features import Rows, TextFeatures
+from lengthwise.predictors.boosting import boosted, raw_outputs
+from lengthwise.predictors.features import SHAPE, Rows, TextFeatures
 from lengthwise.predictors.learned import Learned, folds_of
+from lengthwise.predictors.trees import Trees
 
 ALPHAS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+COMPONENTS = 48  # of the TF-IDF columns, for trees
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,67 @@ class Ridge(Learned):
     ) -> None:
         self.features_ = restored_features(state, arrays)
         self.weights_, self.intercept_ = arrays["weights"], arrays["intercept"]
+
+
+class GBDT(Learned):
+    """Gradient-boosted trees on the text's shape, its main TF-IDF components and a ridge's guess.
+
+    The guess that trees are trained on is held out, so that they learn how far to trust it.
+    """
+
+    name = "gbdt"
+
+    def _learn(
+        self, prompts: list[str], length: Floats, target: targets.AnyTarget
+    ) -> tuple[Floats, NDArray[np.int64]]:
+        design = Design.of(prompts, self.seed)
+        logs = np.log(length)[:, None]
+        alpha, guess = design.best_alpha(logs)
+        weights, intercept = solve(design.matrix, logs, alpha)
+        self.features_ = design.features
+        self.weights_ = np.concatenate((weights, self._components(design)), axis=1)
+        self.intercept_ = intercept
+        columns = self._columns(design.rows)
+        columns[:, 0] = guess[:, 0]
+        self.ensembles_, unseen = boosted(columns, length, target, design.folds, self.seed)
+        return unseen, np.arange(len(prompts))
+
+    def _raw(self, prompts: list[str]) -> Floats:
+        columns = self._columns(self.features_.rows(prompts))
+        return raw_outputs(self.ensembles_, columns, self._fitted())
+
+    def _components(self, design: Design) -> Floats:
+        """The main directions of the TF-IDF columns, (width, components), none for few terms."""
+        from sklearn.decomposition import TruncatedSVD
+
+        terms, width = len(design.features.terms), design.rows.width
+        components = min(COMPONENTS, terms - 1, len(design.rows) - 1)
+        out = np.zeros((width, max(components, 0)))
+        if components > 0:
+            svd = TruncatedSVD(components, random_state=self.seed)
+            out[:terms] = svd.fit(design.matrix[:, :terms]).components_.T
+        return out
+
+    def _columns(self, rows: Rows) -> Floats:
+        """What the trees see, (n, 1 + components + SHAPE): the guess first."""
+        columns = rows.dot(self.weights_)
+        columns[:, 0] += self.intercept_[0]
+        shape = rows.values[rows.starts[1:, None] + np.arange(-len(SHAPE), 0)]
+        return np.concatenate((columns, shape), axis=1)
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        arrays = {"weights": self.weights_, "intercept": self.intercept_}
+        for k, trees in enumerate(self.ensembles_):
+            arrays |= trees.arrays(f"trees.{k}")
+        state = {"terms": list(self.features_.terms), "ensembles": len(self.ensembles_)}
+        return state, arrays | feature_arrays(self.features_)
+
+    def _restore(
+        self, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], path: Path
+    ) -> None:
+        self.features_ = restored_features(state, arrays)
+        self.weights_, self.intercept_ = arrays["weights"], arrays["intercept"]
+        self.ensembles_ = [Trees.restored(f"trees.{k}", arrays) for k in range(state["ensembles"])]
 
 
 def feature_arrays(features: TextFeatures) -> dict[str, NDArray[Any]]:
