@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -105,13 +105,25 @@ def read_table(
     if prompts is not None:
         raw = _with_prompts(name, raw, prompts)
     found = _layout(name, raw, layout)
-    table = found.read(raw, name, Options(turns, closed_loop))
-    notices = _ignored(name, raw) if found.name == "native" else ()
-    table, counted = _with_tokens(name, table)
-    return _chosen(
-        Table(name, table, notices + counted, found.session_clock and not closed_loop),
-        model, limit, drop_zero,
-    )  # fmt: skip
+    table = Table(
+        name,
+        found.read(raw, name, Options(turns, closed_loop)),
+        _ignored(name, raw) if found.name == "native" else (),
+        found.session_clock and not closed_loop,
+    )
+    table, rows = _of_model(table, model)
+    if limit is not None and not drop_zero:
+        table, rows = table.select(slice(limit)), rows[:limit]
+    table = _with_tokens(table, rows)
+    table, rows = _with_output(table, rows, drop_zero)
+    table, rows = table.select(slice(limit)), rows[:limit]
+    if len(table) == 0:
+        raise InputError(f"{name}: no requests; a workload needs at least one")
+    checked = {
+        key: values if key == "censored" else check_column(name, key, values, rows)
+        for key, values in table.columns.items()
+    }
+    return replace(table, columns=checked)
 
 
 def _renamed(name: str, raw: Columns, names: Mapping[str, str]) -> Columns:
@@ -120,7 +132,8 @@ def _renamed(name: str, raw: Columns, names: Mapping[str, str]) -> Columns:
             raise UnknownNameError("workload column", ours, NATIVE)
         if theirs not in raw:
             raise UnknownNameError(f"column of {name}", theirs, raw)
-    return {**raw, **{ours: raw[theirs] for ours, theirs in names.items()}}
+    kept = {key: values for key, values in raw.items() if key not in names.values()}
+    return kept | {ours: raw[theirs] for ours, theirs in names.items()}
 
 
 def _with_prompts(name: str, raw: Columns, prompts: Any) -> Columns:
@@ -194,60 +207,61 @@ def _ignored(name: str, raw: Columns) -> tuple[str, ...]:
     return (f"{name}: ignored columns {', '.join(listed)}",)
 
 
-def _with_tokens(name: str, table: Columns) -> tuple[Columns, tuple[str, ...]]:
-    """Fills in token counts from texts where the file has none; ``response`` is then dropped."""
-    estimated = []
-    for text, count in (("prompt", "prompt_tokens"), ("response", "output_tokens")):
-        if text not in table:
-            continue
-        bad = [row for row, value in enumerate(table[text]) if not isinstance(value, str)]
-        if bad:
-            raise InputError(f"{name}: row {bad[0]}: {text} is {table[text][bad[0]]!r}, not a text")
-        if count not in table:
-            table[count] = np.where(table[text] == "", 0, estimate_tokens(table[text]))
-            estimated.append(count)
-    kept = {key: values for key, values in table.items() if key != "response"}
-    if not estimated:
-        return kept, ()
-    return kept, (f"{name}: {' and '.join(estimated)} estimated from the texts",)
-
-
-def _chosen(table: Table, model: str | None, limit: int | None, drop_zero: bool) -> Table:
-    """The rows that the options ask for, their values checked under their number in the file."""
+def _of_model(table: Table, model: str | None) -> tuple[Table, NDArray[np.int64]]:
+    """The rows of one model, with their numbers in the file; a notice if several stay together."""
     rows = np.arange(len(table))
-    notices = table.notices
+    if model is not None and "model" not in table.columns:
+        raise InputError(f"{table.name}: has no model column, so no model {model!r} to pick")
+    if "model" not in table.columns:
+        return table, rows
+    names = sorted({str(value) for value in table.columns["model"]})
     if model is not None:
-        if "model" not in table.columns:
-            raise InputError(f"{table.name}: has no model column, so no model {model!r} to pick")
-        names = sorted({str(value) for value in table.columns["model"]})
         if model not in names:
             raise UnknownNameError(f"model in {table.name}", model, names)
-        rows = rows[table.columns["model"][rows] == model]
-    elif "model" in table.columns and "prompt" in table.columns:
-        names = sorted({str(value) for value in table.columns["model"]})
-        if len(names) > 1:
-            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            notices += (f"{table.name}: answers of {len(names)} models together ({listed})",)
-    output = table.columns["output_tokens"]
-    empty = np.flatnonzero(_numbers(output[rows]) == 0)
-    if len(empty) and drop_zero:
-        notices += (f"{table.name}: dropped {len(empty)} requests without output",)
-        rows = np.delete(rows, empty)
-    elif len(empty):
-        more = f" (and {len(empty) - 1} more rows)" if len(empty) > 1 else ""
+        rows = np.flatnonzero(table.columns["model"] == model)
+        return table.select(rows), rows
+    if "prompt" in table.columns and len(names) > 1:
+        listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        notice = f"{table.name}: answers of {len(names)} models together ({listed})"
+        return replace(table, notices=(*table.notices, notice)), rows
+    return table, rows
+
+
+def _with_tokens(table: Table, rows: NDArray[np.int64]) -> Table:
+    """Token counts from the texts where the file has none; ``response`` is dropped."""
+    columns, estimated = dict(table.columns), []
+    for text, count in (("prompt", "prompt_tokens"), ("response", "output_tokens")):
+        if text not in columns:
+            continue
+        for row, value in zip(rows, columns[text], strict=True):
+            if not isinstance(value, str):
+                raise InputError(f"{table.name}: row {row}: {text} is {value!r}, not a text")
+        if count not in columns:
+            columns[count] = np.where(columns[text] == "", 0, estimate_tokens(columns[text]))
+            estimated.append(count)
+    columns.pop("response", None)
+    notices = table.notices
+    if estimated:
+        notices += (f"{table.name}: {' and '.join(estimated)} estimated from the texts",)
+    return replace(table, columns=columns, notices=notices)
+
+
+def _with_output(
+    table: Table, rows: NDArray[np.int64], drop_zero: bool
+) -> tuple[Table, NDArray[np.int64]]:
+    """Only requests with output; those without are an error unless they may be dropped."""
+    empty = _numbers(table.columns["output_tokens"]) == 0
+    if not empty.any():
+        return table, rows
+    if not drop_zero:
+        more = f" (and {empty.sum() - 1} more rows)" if empty.sum() > 1 else ""
         raise InputError(
-            f"{table.name}: row {rows[empty[0]]}: output_tokens is 0; it must be 1 or more{more}; "
+            f"{table.name}: row {rows[empty][0]}: output_tokens is 0; it must be 1 or more{more}; "
             "drop such rows with drop_zero=True (--drop-zero-output)"
         )
-    rows = rows[:limit]
-    if len(rows) == 0:
-        raise InputError(f"{table.name}: no requests; a workload needs at least one")
-    chosen = table.select(rows)
-    checked = {
-        key: values if key == "censored" else check_column(table.name, key, values, rows)
-        for key, values in chosen.columns.items()
-    }
-    return Table(table.name, checked, notices, table.session_clock)
+    notice = f"{table.name}: dropped {empty.sum()} requests without output"
+    kept = replace(table, notices=(*table.notices, notice))
+    return kept.select(~empty), rows[~empty]
 
 
 def _numbers(values: NDArray[Any]) -> NDArray[np.float64]:

@@ -27,7 +27,7 @@ class Table:
     session_clock: bool = False
 
     def __len__(self) -> int:
-        return len(self.columns["output_tokens"])
+        return len(next(iter(self.columns.values())))
 
     def select(self, index: Any) -> Table:
         """Some of the rows, by numpy index or mask; children of dropped requests take their place.
@@ -51,17 +51,13 @@ class Table:
         columns = {key: values for key, values in self.columns.items() if key != "censored"}
         arrival, notices = columns["arrival_s"], self.notices
         if arrival.min() >= EPOCH_S:
-            notices += (
-                f"{self.name}: arrival_s starts at {arrival.min():.0f}; counted from there",
-            )
+            notices += (f"{self.name}: arrival_s is counted from its first, {arrival.min():.0f}",)
             for key in {"arrival_s", "deadline_s"} & columns.keys():
                 columns[key] = columns[key] - arrival.min()
-        if self.session_clock or "parent" in columns:
+        if self.session_clock or ("parent" in columns and not arrival.any()):
             notices += (f"{self.name}: every session starts at 0 s, unless arrivals are given",)
         elif same := len(arrival) - len(np.unique(arrival)):
-            notices += (
-                f"{self.name}: {same} requests arrive together with another; in file order",
-            )
+            notices += (f"{self.name}: {same} arrivals coincide with another; in file order",)
         return Workload(columns, name=self.name, notices=notices)
 
 

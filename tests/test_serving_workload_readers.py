@@ -1,0 +1,562 @@
+"""Readers: every layout on small files written here, every error, and the shared data pack."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.serving.workload import load_workload, read, read_prompts
+from lengthwise.serving.workload.readers import read_table
+from lengthwise.serving.workload.tokens import estimate_tokens
+from lengthwise.workload import Workload
+
+DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
+needs_data = pytest.mark.skipif(
+    not DATA.is_dir(), reason=f"the data pack is not beside the repository ({DATA})"
+)
+NATIVE = "arrival_s,prompt_tokens,output_tokens\n"
+
+
+def write(path: Path, text: str) -> Path:
+    """Writes a text file, gzipped if its name says so."""
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return path
+
+
+def jsonl(*rows: dict[str, Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+# --- formats ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["t.csv", "t.csv.gz", "t.jsonl", "t.jsonl.gz", "t.json", "t.ndjson", "t.parquet"]
+)
+def test_every_format_reads_the_same(tmp_path: Path, name: str) -> None:
+    frame = pd.DataFrame(
+        {"arrival_s": [0.0, 0.5, 2.25], "prompt_tokens": [3, 4, 5], "output_tokens": [7, 8, 9],
+         "prompt": ["a, b", 'say "x"', "línea\nnueva"], "priority": [1, 0, 2]}
+    )  # fmt: skip
+    path = tmp_path / name
+    if ".parquet" in name:
+        frame.to_parquet(path)
+    elif ".csv" in name:
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_json(path, orient="records", lines=not name.endswith(".json"))
+    workload = read(path)
+    pd.testing.assert_frame_equal(workload.to_frame(), frame, check_like=True, check_dtype=False)
+    assert workload.name == name
+    pd.testing.assert_frame_equal(Workload.read(str(path)).to_frame(), workload.to_frame())
+
+
+def test_gzip_is_found_by_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(gzip.compress((NATIVE + "0,1,1\n").encode()))
+    assert len(read(path)) == 1
+
+
+# --- errors ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.csv", "", "t.csv: the file is empty"),
+        ("t.csv.gz", "", "t.csv.gz: the file is empty"),
+        ("t.csv", NATIVE, "t.csv: no requests"),
+        ("t.csv", NATIVE + "0,1,1\n1,2,0\n", "row 1: output_tokens is 0; it must be 1 or more; "
+         r"drop such rows with drop_zero=True \(--drop-zero-output\)"),
+        ("t.csv", NATIVE + "0,1,0\n1,2,0\n", r"row 0: output_tokens is 0.*\(and 1 more rows\)"),
+        ("t.csv", NATIVE + "0,1,1\n1,-2,3\n", "row 1: prompt_tokens is -2; it must be 1 or more"),
+        ("t.csv", NATIVE + "0,1,1\n1,2,-3\n", "row 1: output_tokens is -3; it must be 1 or more"),
+        ("t.csv", NATIVE + "0,1,1\n1,2,\n", "row 1: output_tokens is nan; .*a finite number"),
+        ("t.csv", NATIVE + "0,1,1\nNaN,2,3\n", "row 1: arrival_s is nan; .*a finite number"),
+        ("t.csv", NATIVE + "0,1,1\n1,2,many\n", "row 1: output_tokens is 'many'; .*a number"),
+        ("t.csv", NATIVE + "0,1,1,5\n0,1,1\n0,1,1,2,3\n", "t.csv: not a CSV table"),
+        ("t.csv", "arrival_s,prompt_token,output_tokens\n0,1,1\n",
+         "no column prompt_tokens or prompt .'prompt_token' is near 'prompt_tokens'"),
+        ("t.csv", "TIMESTAMP,ContextTokens,GeneratedToken\n2023-11-16,1,1\n",
+         "no column GeneratedTokens .'GeneratedToken' is near 'GeneratedTokens'.*layout azure"),
+        ("t.csv", "a,b\n1,2\n", "no column .*; it has a, b .layouts: azure, burstgpt"),
+        ("t.csv", "prompt_tokens,output_tokens\n1,2\n", "has no arrival times; .*poisson:8"),
+        ("t.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\nsoon,1,1\n", "holds no dates"),
+        ("t.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16,1,1\n,1,1\n",
+         "row 1: TIMESTAMP is missing"),
+        ("t.jsonl", '{"arrival_s": 0}\n{"arr', "t.jsonl: line 2 is not JSON"),
+        ("t.jsonl", "[1, 2]\n", "t.jsonl: row 0 is a JSON list, not an object"),
+        ("t.json", "[{]", "t.json: the file is not JSON"),
+        ("t.jsonl", jsonl({"prompt": None, "response": "x"}), "row 0: prompt is None, not a text"),
+        ("t.jsonl", jsonl({"conversations": "hi"}), "row 0: conversations must be a list"),
+        ("t.jsonl", jsonl({"conversations": []}), "no conversation has a question and an answer"),
+        ("t.jsonl", jsonl({"timestamp": 0, "input_length": 100, "output_length": 5,
+                           "hash_ids": [1, 2, 3]},
+                          {"timestamp": 0, "input_length": 5000, "output_length": 5,
+                           "hash_ids": [1]}), "hash_ids fit no block size"),
+        ("t.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer"),
+        ("t.parquet", "not parquet", "t.parquet: not a Parquet file"),
+        ("t.txt", "x", "unknown kind of file; it must end in .csv"),
+    ],
+)  # fmt: skip
+def test_bad_files_are_one_clear_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        read(write(tmp_path / name, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_gzip_files(tmp_path: Path) -> None:
+    whole = gzip.compress((NATIVE + "0,1,1\n" * 1000).encode())
+    for data, message in (
+        (whole[: len(whole) // 2], "the gzip file is truncated"),
+        (whole[:-8] + b"xxxx" + whole[-4:], "the gzip file is damaged"),
+        (NATIVE.encode(), "not a gzip file, though its name ends in .gz"),
+    ):
+        (tmp_path / "t.csv.gz").write_bytes(data)
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / "t.csv.gz")
+
+
+def test_missing_files_name_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path / "trace.csv", NATIVE)
+    with pytest.raises(InputError, match=r"no such file; did you mean .*trace\.csv\?"):
+        read(tmp_path / "trase.csv")
+    with pytest.raises(InputError, match="no such file; there is no folder"):
+        read(tmp_path / "nowhere" / "trace.csv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(InputError, match="can't be read: Is a directory"):
+        read(tmp_path / "folder.csv")
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    for name in ("t.csv", "t.jsonl"):
+        (tmp_path / name).write_bytes(b"arrival_s,\xff\xfe\n1,2\n")
+        with pytest.raises(InputError, match=r"not UTF-8 text|not a CSV table"):
+            read(tmp_path / name)
+
+
+def test_options_are_checked(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", NATIVE.replace("\n", ",model\n") + "0,1,1,m7b\n")
+    with pytest.raises(UnknownNameError, match="layout 'azur'; did you mean 'azure'"):
+        read(path, layout="azur")
+    with pytest.raises(InputError, match=r"the layout needs azure .TIMESTAMP, ContextTokens"):
+        read(path, layout="azure")
+    with pytest.raises(UnknownNameError, match=r"model in t.csv 'm7'; did you mean 'm7b'"):
+        read(path, model="m7")
+    with pytest.raises(InputError, match="limit must be 1 or more"):
+        read(path, limit=0)
+    with pytest.raises(UnknownNameError, match="value of turns"):
+        read(path, turns="last")
+    with pytest.raises(UnknownNameError, match=r"column of t.csv 'modell'; did you mean 'model'"):
+        read(path, columns={"tenant": "modell"})
+    with pytest.raises(InputError, match="can't read a workload from int"):
+        read(3)
+    bare = write(tmp_path / "bare.csv", NATIVE + "0,1,1\n")
+    with pytest.raises(InputError, match="has no model column"):
+        read(bare, model="m")
+
+
+# --- native columns --------------------------------------------------------------------------
+
+
+def test_notices_say_what_was_ignored_sorted_and_together(tmp_path: Path) -> None:
+    text = NATIVE.replace("\n", ",deadlines_s,colour\n") + "2,1,1,9,a\n1,2,2,9,a\n1,3,3,9,a\n"
+    workload = read(write(tmp_path / "t.csv", text))
+    assert list(workload["prompt_tokens"]) == [2, 3, 1]
+    assert workload.notices == (
+        "t.csv: ignored columns deadlines_s (did you mean deadline_s?), colour",
+        "t.csv: 1 arrivals coincide with another; in file order",
+        "t.csv: arrivals were not in order; sorted by arrival_s",
+    )
+
+
+def test_zero_output_rows_can_be_dropped(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", NATIVE + "0,1,0\n1,2,5\n2,3,0\n3,4,6\n")
+    workload = read(path, drop_zero=True)
+    assert list(workload["output_tokens"]) == [5, 6]
+    assert workload.notices == ("t.csv: dropped 2 requests without output",)
+    assert len(read(path, drop_zero=True, limit=1)) == 1
+
+
+def test_errors_name_the_row_of_the_file_even_after_a_choice(tmp_path: Path) -> None:
+    rows = "0,1,1,a\n1,2,0,b\n2,3,0,a\n"
+    path = write(tmp_path / "t.csv", NATIVE.replace("\n", ",model\n") + rows)
+    with pytest.raises(InputError, match="row 2: output_tokens is 0"):
+        read(path, model="a")
+    with pytest.raises(InputError, match="row 1: output_tokens is 0"):
+        read(path, model="b")
+
+
+def test_dates_as_arrival_seconds_count_from_the_first(tmp_path: Path) -> None:
+    text = (
+        NATIVE.replace("\n", ",deadline_s\n")
+        + "1700000000,1,1,1700000004\n1700000002.5,1,1,1700000009\n"
+    )
+    workload = read(write(tmp_path / "t.csv", text))
+    assert list(workload["arrival_s"]) == [0.0, 2.5]
+    assert list(workload["deadline_s"]) == [4.0, 9.0]
+    assert "counted from its first" in workload.notices[0]
+
+
+def test_columns_may_be_renamed(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", jsonl({"question": "Why?", "answer": "Because of it."}))
+    prompts = read_prompts(path, columns={"prompt": "question", "response": "answer"})
+    assert list(prompts.prompt) == ["Why?"]
+    assert list(prompts.prompt_tokens) == [2]
+    assert list(prompts.output_tokens) == [4]
+    assert prompts.notices == ("t.jsonl: prompt_tokens and output_tokens estimated from the texts",)
+
+
+def test_censored_answers_are_marked(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "output_tokens": 4, "ended_with_eos": e} for e in (1, 0, -1)]
+    assert list(read_prompts(write(tmp_path / "t.jsonl", jsonl(*rows))).censored) == [0, 1, 0]
+    rows = [{"prompt": "p", "output_tokens": 4, "finish_reason": r} for r in ("stop", "length")]
+    assert list(read_prompts(write(tmp_path / "u.jsonl", jsonl(*rows))).censored) == [0, 1]
+
+
+def test_texts_are_joined_by_prompt_id(tmp_path: Path) -> None:
+    lengths = write(tmp_path / "l.csv", "prompt_id,model,output_tokens\nb,m,7\na,m,5\nb,n,9\n")
+    texts = write(
+        tmp_path / "p.jsonl",
+        jsonl(*({"prompt_id": i, "prompt": f"text {i}", "prompt_tokens": 2} for i in "ab")),
+    )
+    prompts = read_prompts(lengths, prompts=texts)
+    assert list(prompts.prompt) == ["text b", "text a", "text b"]
+    assert list(prompts.output_tokens) == [7, 5, 9]
+    with pytest.raises(InputError, match="texts are joined by prompt_id with prompts=FILE"):
+        read_prompts(lengths)
+    write(tmp_path / "l.csv", "prompt_id,output_tokens\nc,7\n")
+    with pytest.raises(InputError, match=r"row 0: p.jsonl has no prompt 'c'"):
+        read_prompts(lengths, prompts=texts)
+
+
+def test_prompts_need_texts(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no prompt texts"):
+        read_prompts(write(tmp_path / "t.csv", NATIVE + "0,1,1\n"))
+
+
+# --- published layouts -----------------------------------------------------------------------
+
+
+def test_azure(tmp_path: Path) -> None:
+    text = (
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:15:46.6805900,374,44\n"
+        "2023-11-16 18:15:50.9951690,396,109\n"
+    )
+    workload = read(write(tmp_path / "t.csv", text))
+    assert workload["arrival_s"] == pytest.approx([0, 4.314579], abs=1e-9)
+    assert list(workload["prompt_tokens"]) == [374, 396]
+    # the traces of 2024 carry a time zone
+    text = (
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2024-05-10 00:00:00.009930+00:00,2162,5\n2024-05-10 00:00:01+00:00,1,5\n"
+    )
+    assert read(write(tmp_path / "u.csv", text))["arrival_s"][1] == pytest.approx(0.99007)
+
+
+def test_burstgpt(tmp_path: Path) -> None:
+    text = (
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "5,ChatGPT,472,18,490,Conversation log\n45,GPT-4,1087,230,1317,Conversation log\n"
+        "46,ChatGPT,10,0,10,API log\n"
+    )
+    path = write(tmp_path / "t.csv", text)
+    workload = read(path, drop_zero=True)
+    assert list(workload["arrival_s"]) == [0, 40]
+    assert list(workload["output_tokens"]) == [18, 230]
+    assert list(read(path, model="GPT-4")["prompt_tokens"]) == [1087]
+    with pytest.raises(InputError, match="row 2: output_tokens is 0"):
+        read(path)
+
+
+def test_mooncake(tmp_path: Path) -> None:
+    rows = (
+        {"timestamp": 27482, "input_length": 1100, "output_length": 52, "hash_ids": [46, 47, 48]},
+        {"timestamp": 30535, "input_length": 512, "output_length": 26, "hash_ids": [46]},
+    )
+    workload = read(write(tmp_path / "t.jsonl", jsonl(*rows)))
+    assert workload["arrival_s"] == pytest.approx([0, 3.053])
+    # 1100 tokens fill two blocks of 512; the third id stands for a part of one
+    assert list(workload["prefix_hashes"]) == [(46, 47), (46,)]
+    assert list(workload["hash_block_tokens"]) == [512, 512]
+
+
+def test_servegen(tmp_path: Path) -> None:
+    text = (
+        "request_id,timestamp,input_tokens,output_tokens,client_id\n0,3.5,10,20,7\n1,4.0,11,21,8\n"
+    )
+    workload = read(write(tmp_path / "t.csv", text))
+    assert list(workload["arrival_s"]) == [0, 0.5]
+    assert list(workload["tenant"]) == [7, 8]
+
+
+CONVERSATION = [
+    {"from": "human", "value": "What is SRPT?"},
+    {"from": "gpt", "value": "Shortest remaining time first."},
+    {"from": "human", "value": "Is it fair?"},
+    {"from": "gpt", "value": "No."},
+]
+
+
+def test_sharegpt(tmp_path: Path) -> None:
+    unanswered = {"id": "b", "conversations": CONVERSATION[1:3]}
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps([{"id": "a", "conversations": CONVERSATION}, unanswered]))
+    prompts = read_prompts(path)
+    assert list(prompts.prompt) == ["What is SRPT?"]
+    assert list(prompts.output_tokens) == [5]
+    with pytest.raises(InputError, match="has no arrival times"):
+        read(path)
+    every = read(path, turns="all")
+    assert list(every["session_id"]) == ["a", "a"]
+    assert list(every["parent"]) == [-1, 0]
+    assert every["prompt"][1] == "What is SRPT?\nShortest remaining time first.\nIs it fair?"
+
+
+def test_openai_messages_and_lmsys_chat(tmp_path: Path) -> None:
+    turns = [
+        {"role": "system", "content": "Be terse."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello!"},
+    ]
+    for column in ("messages", "conversation"):
+        path = write(tmp_path / f"{column}.jsonl", jsonl({column: turns, "model": "m"}))
+        prompts = read_prompts(path, model="m")
+        assert list(prompts.prompt) == ["Be terse.\nHi"]
+        assert list(prompts.output_tokens) == [2]
+
+
+def test_instructions(tmp_path: Path) -> None:
+    rows = (
+        {"instruction": "Add.", "input": "1 2", "output": "3"},
+        {"instruction": "Greet.", "input": "", "output": "Hello there"},
+    )
+    prompts = read_prompts(write(tmp_path / "t.jsonl", jsonl(*rows)))
+    assert list(prompts.prompt) == ["Add.\n\n1 2", "Greet."]
+
+
+AGENTS = (
+    "session_id,agent,idx,arrival_s,prompt_tokens,output_tokens,parent_idx,shared_blocks,n_blocks,"
+    "think_time_s\n"
+    "s,main,0,0,200,10,-1,0,3,0\n"  # 3 full blocks of 64 tokens
+    "s,main,1,5,330,0,0,3,5,4\n"  # shares all 3
+    "s,sub,2,6,130,9,0,1,2,2\n"  # shares 1
+    "s,main,3,9,400,8,1,5,6,3\n"
+    "t,main,0,0,64,7,-1,0,1,0\n"
+)
+
+
+def test_agent_sessions(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", AGENTS)
+    table = read_table(path, drop_zero=True)
+    assert table.session_clock
+    first, sub, third, other = table.columns["prefix_hashes"]
+    assert first == (0, 1, 2)
+    assert sub == (0, 5)
+    assert third == (0, 1, 2, 3, 4, 6)
+    assert not set(other) & set(third)
+    workload = load_workload(path, drop_zero=True, arrivals=[100.0, 200.0])
+    assert list(workload["arrival_s"]) == [0.0, 6.0, 9.0, 100.0]
+    assert any("every session starts at 0 s" in notice for notice in table.workload().notices)
+
+
+def test_agent_sessions_in_a_closed_loop(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path / "t.csv", AGENTS), drop_zero=True, closed_loop=True)
+    # row 1 had no output and is gone: its child waits for row 0, and thinks for both
+    assert list(table.columns["parent"]) == [-1, 0, 0, -1]
+    assert list(table.columns["think_s"]) == [0, 2 + 4, 3 + 4, 0]
+
+
+def test_session_turns(tmp_path: Path) -> None:
+    text = (
+        "session_id,turn,prompt_tokens,new_tokens,output_tokens\n"
+        "b,1,200,20,30\na,0,64,64,5\nb,0,150,150,40\na,1,140,10,6\n"
+    )
+    workload = read(write(tmp_path / "t.csv", text))
+    assert list(workload["session_id"]) == ["b", "b", "a", "a"]
+    assert list(workload["prompt_tokens"]) == [150, 200, 64, 140]
+    assert list(workload["parent"]) == [-1, 0, -1, 2]
+    hashes = workload["prefix_hashes"]
+    assert [len(h) for h in hashes] == [2, 3, 1, 2]
+    assert hashes[1][:2] == hashes[0]
+    assert hashes[3][:1] == hashes[2]
+    assert not set(hashes[0]) & set(hashes[2])
+    staggered = load_workload(tmp_path / "t.csv", arrivals="constant:0.5")
+    assert list(staggered["arrival_s"]) == [0, 0, 2, 2]
+
+
+# --- Hugging Face datasets -------------------------------------------------------------------
+
+
+def test_hugging_face_folders_and_objects(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = [{"prompt": f"prompt {i}", "response": " ".join(["word"] * (i + 1))} for i in range(4)]
+    (tmp_path / "hub").mkdir()
+    write(tmp_path / "hub" / "train.jsonl", jsonl(*rows[:3]))
+    write(tmp_path / "hub" / "test.jsonl", jsonl(*rows[3:]))
+    assert len(read_prompts(f"hf:{tmp_path / 'hub'}:train")) == 3
+    assert list(read_prompts(f"hf:{tmp_path / 'hub'}:test").prompt) == ["prompt 3"]
+    with pytest.raises(UnknownNameError, match=r"split of hf:.* 'tset'; did you mean 'test'"):
+        read_prompts(f"hf:{tmp_path / 'hub'}:tset")
+
+    made = datasets.Dataset.from_list(rows)
+    assert list(read_prompts(made).output_tokens) == [1, 2, 3, 4]
+    made.save_to_disk(tmp_path / "saved")
+    assert len(read_prompts(f"hf:{tmp_path / 'saved'}")) == 4
+    datasets.DatasetDict(train=made, test=made.select([0])).save_to_disk(tmp_path / "both")
+    assert len(read_prompts(f"hf:{tmp_path / 'both'}:test")) == 1
+    workload = load_workload(made, arrivals="poisson:2", seed=1)
+    assert sorted(workload["output_tokens"]) == [1, 2, 3, 4]
+
+    with pytest.raises(InputError, match="the data set can't be loaded"):
+        read_prompts(f"hf:{tmp_path / 'missing'}")
+
+
+# --- token counts ----------------------------------------------------------------------------
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [("alpaca_eval", 0.06), ("mmlu_pro", 0.1), ("oasst_sampling", 0.06), ("zeroeval_gsm", 0.06)],
+)
+def test_estimated_tokens_are_near_a_real_tokenizers(name: str, tolerance: float) -> None:
+    """The pack's counts are cl100k_base's; ours need no tokenizer."""
+    columns = read_table(
+        DATA / "prompts" / f"{name}_responses.jsonl.gz", limit=1500, drop_zero=True
+    )
+    ours = estimate_tokens(columns.columns["prompt"])
+    assert ours.sum() / columns.columns["prompt_tokens"].sum() == pytest.approx(1, abs=tolerance)
+
+
+# --- the data pack ---------------------------------------------------------------------------
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "rows", "prompt_mean", "output_mean"),
+    [
+        ("lengths/arxiv_summarization.csv.gz", 28_257, 2588.1, 291.4),
+        ("lengths/lmsys_nanoflow_a.csv.gz", 50_000, 92.4, 208.1),
+        ("lengths/sharegpt_nanoflow_a.csv.gz", 29_393, 301.5, 323.0),
+        ("sessions/mint_turns.csv.gz", 59_178, 1353.8, 160.5),
+        ("traces/agent_miniswe.csv.gz", 402, 6169.5, 109.7),
+        ("traces/azure2023_code_a.csv.gz", 5_353, 2028.4, 27.5),
+        ("traces/azure2023_conv_a.csv.gz", 13_828, 1202.9, 200.9),
+        ("traces/mooncake_arxiv_toolagent_a.csv.gz", 11_159, 8984.9, 181.3),
+        ("traces/mooncake_conversation_a.jsonl.gz", 7_689, 12449.1, 347.7),
+        ("traces/servegen_deepseek_r1_day.csv.gz", 97_095, 960.4, 3067.8),
+        ("traces/servegen_m_large.csv.gz", 83_127, 938.3, 68.1),
+        ("prompts/gpteacher_codegen_responses.jsonl.gz", 3_611, 34.0, 68.0),
+        ("prompts/arena_hard_responses.jsonl.gz", 1_803, None, 596.0),
+        ("prompts/gsm8k_example_solutions_responses.jsonl.gz", 5_325, 59.4, 103.3),
+    ],
+)
+def test_files_of_the_pack_have_their_published_means(
+    name: str, rows: int, prompt_mean: float | None, output_mean: float
+) -> None:
+    table = read_table(DATA / name)
+    assert len(table) == rows
+    if prompt_mean is not None:
+        assert table.columns["prompt_tokens"].mean() == pytest.approx(prompt_mean, abs=0.051)
+    assert table.columns["output_tokens"].mean() == pytest.approx(output_mean, abs=0.051)
+
+
+@needs_data
+def test_arrivals_of_the_pack_have_their_published_rates() -> None:
+    for name, rate, cv in (
+        ("azure2023_conv_a.csv.gz", 5.925, 1.08), ("azure2023_code_a.csv.gz", 3.138, 13.64),
+        ("mooncake_conversation_a.jsonl.gz", 3.261, 2.96),
+    ):  # fmt: skip
+        workload = read(DATA / "traces" / name)
+        gaps = np.diff(workload["arrival_s"])
+        assert workload.rate == pytest.approx(rate, abs=0.002)
+        assert gaps.std() / gaps.mean() == pytest.approx(cv, abs=0.01)
+
+
+@needs_data
+def test_agent_sessions_of_the_pack() -> None:
+    path = DATA / "traces" / "claude_code_sessions_a.csv.gz"
+    table = read_table(path, drop_zero=True, limit=3000)
+    assert table.notices == (f"{path.name}: dropped 17 requests without output",)
+    assert table.session_clock
+    assert set(table.columns["hash_block_tokens"]) == {64}
+    assert hit_share(table.columns["prefix_hashes"]) > 0.9
+
+
+@needs_data
+def test_prefixes_of_the_mooncake_trace_hit_as_published() -> None:
+    workload = read(DATA / "traces" / "mooncake_conversation_a.jsonl.gz")
+    # published: 0.35 of all blocks, the last partial one of each request counted as well
+    assert hit_share(workload["prefix_hashes"]) == pytest.approx(0.35, abs=0.02)
+
+
+def hit_share(hashes: Any) -> float:
+    """The share of blocks that an infinite prefix cache would hold."""
+    seen: set[int] = set()
+    hits = total = 0
+    for entry in hashes:
+        total += len(entry)
+        for block in entry:
+            if block not in seen:
+                break
+            hits += 1
+        seen.update(entry)
+    return hits / total
+
+
+@needs_data
+@pytest.mark.slow
+def test_every_file_of_the_pack_is_read_or_refused_clearly() -> None:
+    refused = {}
+    for path in sorted(DATA.glob("*/*.gz")):
+        options: dict[str, Any] = {"drop_zero": True, "limit": 500}
+        if path.name.endswith("_lengths.csv.gz"):
+            texts = path.with_name(path.name.replace("_lengths.csv", "_prompts.jsonl"))
+            options["prompts"] = texts
+        try:
+            assert len(read_table(path, **options)) > 200
+        except InputError as error:
+            refused[path.name] = str(error)
+    # texts without answers, and lengths without prompts
+    assert all("no column" in message for message in refused.values())
+    assert {name.removesuffix("_prompts.jsonl.gz") for name in refused} == {
+        "alpaca_eval", "arena_hard", "creative_writing_2025", "gpteacher_codegen",
+        "gsm8k_example_solutions", "mmlu_pro", "oasst_sampling", "self_instruct_eval",
+        "zeroeval_gsm", "zeroeval_math_l5", "lmsys_vicuna13b_bert_predictions_a.csv.gz",
+    }  # fmt: skip
+
+
+@needs_data
+def test_conversations_of_the_pack_become_closed_loop_sessions() -> None:
+    path = DATA / "sessions" / "mint_messages.jsonl.gz"
+    table = read_table(path, turns="all", model="gpt-4-0613", drop_zero=True)
+    parents = table.columns["parent"]
+    assert (parents < 0).sum() > 300
+    # up to five turns a session, and every prompt begins with the one before it
+    assert 1.5 < len(table) / (parents < 0).sum() <= 5
+    prompts = table.columns["prompt"]
+    assert all(prompts[i].startswith(prompts[p]) for i, p in enumerate(parents) if p >= 0)
+
+
+@needs_data
+def test_one_model_of_several() -> None:
+    path = DATA / "prompts" / "alpaca_eval_responses.jsonl.gz"
+    both = read_prompts(path, drop_zero=True)
+    assert "answers of 14 models together" in both.notices[-1]
+    one = read_prompts(path, model="Mistral-7B-Instruct-v0.2", drop_zero=True)
+    assert len(one) == len(set(one.prompt)) == 457
+    train, test = one.split("train"), one.split("test")
+    assert len(train) + len(test) == 457
+    assert not set(train.prompt) & set(test.prompt)
