@@ -1,0 +1,357 @@
+"""A policy at the wheel of a vLLM scheduler: order, preemption and the starvation guard.
+
+The driver reads and changes the scheduler that it is given through what all versions share: its
+queues, ``running``, ``_preempt_request`` and the KV cache manager. It adds ``request.lengthwise``,
+an ``Entry``, to each request.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import time
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.policies.plugins.entry import Entry
+from lengthwise.policies.plugins.guard import Guard
+from lengthwise.policies.plugins.lengths import Lengths
+from lengthwise.policies.plugins.metrics import Counters
+from lengthwise.policies.plugins.queue import ClockQueue, RankQueue, ScoredQueue
+from lengthwise.policies.plugins.scorer import Scorer
+from lengthwise.policies.plugins.settings import Settings
+from lengthwise.policies.plugins.victims import Victims
+from lengthwise.policy import SchedulingPolicy
+
+Floats = NDArray[np.float64]
+
+QUEUES = ("waiting", "skipped_waiting", "kv_holding_waiting")  # by vLLM's version
+VIEW = ("now_s", "running_requests", "waiting_requests", "kv_utilization")  # shared by all requests
+
+# What a request has, by feature
+VALUES: Mapping[str, Callable[[Entry], float]] = {
+    "arrival_s": lambda e: e.arrival_s,
+    "prompt_tokens": lambda e: e.request.num_prompt_tokens,
+    "predicted_tokens": lambda e: e.predicted_tokens,
+    "priority": lambda e: e.priority,
+    "deadline_s": lambda e: e.deadline_s,
+    "generated_tokens": lambda e: e.request.num_output_tokens,
+    "computed_tokens": lambda e: e.request.num_computed_tokens,
+    "preemptions": lambda e: e.request.num_preemptions,
+}
+
+
+class Driver:
+    """One scheduler's driver; ``clock`` gives seconds on the scale of requests' arrival times.
+
+    Replaces the scheduler's waiting queues. Raises ``InputError`` for a policy that reads what an
+    engine doesn't have, and for a predictor that can't be loaded.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        settings: Settings,
+        policy: SchedulingPolicy,
+        clock: Callable[[], float],
+    ) -> None:
+        self.scheduler = scheduler
+        self.policy = policy
+        self.counters = Counters(settings.metrics_port)
+        self.gave_way: list[str] = []  # ids preempted by policy in this step
+        self.clock, self.origin_s = clock, clock()
+        self._scorer = Scorer(policy.score, self.counters, settings.policy_timeout_s)
+        self._scorer.require((*VALUES, *VIEW), "a vLLM scheduler")
+        self._reads_length = "predicted_tokens" in policy.score.features
+        self._view: dict[str, float] = dict.fromkeys(VIEW, 0.0)
+        self._sequence = count()
+        self._guarded = settings.guard > 0
+        self._guard = Guard(settings.guard, settings.guard_floor_s)
+        self._oldest: list[tuple[float, int, Entry]] = []  # heap: when waiting began, in effect
+        self._held: list[Entry] = []  # preempted by policy: not yet fit to run again
+        self._stale: list[Entry] = []  # preempted since the last step: scores are out of date
+        self._queues: list[ScoredQueue] = []
+        for name in QUEUES:
+            if hasattr(scheduler, name):
+                self._queues.append(self._make_queue())
+                setattr(scheduler, name, self._queues[-1])
+        self._waiting = self._queues[0]
+        self._groups = len(scheduler.kv_cache_config.kv_cache_groups)
+        self._pool = scheduler.kv_cache_manager.block_pool
+        self._lengths = Lengths(settings, scheduler.vllm_config.model_config, self.counters)
+
+    def _make_queue(self) -> ScoredQueue:
+        if self._scorer.by_clock:
+            return ClockQueue(_entry, self._scorer, VALUES, self._view, self._policy_failed)
+        return RankQueue(_entry, self._score)
+
+    # What the scheduler reports
+
+    def arrive(self, request: Any) -> None:
+        """A request is about to be added."""
+        if not self.scheduler.requests:
+            self._guard.idle()
+        if request.request_id in self.scheduler.requests:
+            return  # the next turn of a streaming session, which has its entry
+        extra = getattr(request.sampling_params, "extra_args", None) or {}
+        arrival_s = request.arrival_time - self.origin_s
+        due_in_s = extra.get("deadline_s")
+        entry = request.lengthwise = Entry(
+            request=request,
+            sequence=next(self._sequence),
+            arrival_s=arrival_s,
+            priority=request.priority,
+            deadline_s=arrival_s + due_in_s if _is_number(due_in_s) else math.inf,
+            predicted_tokens=self._lengths.default,
+            waiting_since_s=arrival_s,
+        )
+        self._lengths.ask(entry, extra.get("predicted_tokens"), self._reads_length)
+        if getattr(request, "resumable", False):
+            entry.state = "failed"  # a session waits for its user, not for us
+        else:
+            self._watch_wait(entry)
+        self._guard.arrived(entry)
+
+    def preempted(self, request: Any) -> None:
+        """A running request went back to the queue, by whatever cause."""
+        entry = _entry(request)
+        entry.running = False
+        entry.waiting_since_s = self._view["now_s"]
+        self._guard.preempted(entry, request.num_output_tokens)
+        self._stale.append(entry)
+        self._watch_wait(entry)
+
+    def before_step(self, throttled: bool) -> None:
+        """Brings scores up to date and preempts by policy; never raises.
+
+        ``throttled`` says that the step admits nobody.
+        """
+        try:
+            self._update()
+            if not throttled and self.policy.preemption.mode != "none":
+                self._preempt_by_policy()
+            if self._scorer.by_progress and self._blocks_may_run_out():
+                self._set_priorities()
+        except Exception as error:  # ours or the policy's: the engine must go on
+            self.counters.warn("plugin-error", f"the policy was left out of a step: {error!r}")
+            self.counters.add("fallbacks", "plugin-error")
+        # Those that just gave way can't be resumed in this very step, nor before the output that
+        # is under way for them has come.
+        self._waiting.remove_requests([entry.request for entry in self._held])
+
+    def after_step(self) -> None:
+        """Notes who runs now: vLLM appends those that it admits to ``running``."""
+        for entry in self._held:
+            self._waiting.add(entry)
+        for request in reversed(self.scheduler.running):
+            entry = _entry(request)
+            if entry.running:
+                return
+            entry.running = True
+            entry.waited_s += max(self._view["now_s"] - entry.waiting_since_s, 0.0)
+            self._guard.admitted(entry)
+
+    def close(self) -> None:
+        """Ends the predictor's process."""
+        self._lengths.close()
+
+    # Order
+
+    def _update(self) -> None:
+        self.gave_way = []
+        self._held = [
+            entry
+            for entry in self._held
+            if not (entry.running or entry.gone) and entry.request.num_output_placeholders
+        ]
+        now_s = self.clock() - self.origin_s
+        self._view["now_s"] = now_s
+        self._view["running_requests"] = len(self.scheduler.running)
+        self._view["waiting_requests"] = sum(map(len, self._queues))
+        if "kv_utilization" in self._scorer.names:
+            self._view["kv_utilization"] = self.scheduler.kv_cache_manager.usage
+        for queue in self._queues:
+            queue.refresh()
+        for entry in self._lengths.news():
+            self._reorder(entry)
+        for entry in self._stale:
+            self._reorder(entry)
+        self._stale.clear()
+        for entry in self._guard.turns(now_s):
+            entry.turn = True
+            if entry.state != "ready":
+                self._reorder(entry)
+        self._send_ahead(now_s)
+
+    def _reorder(self, entry: Entry) -> None:
+        """A request's rank may have changed: it is moved, if it waits."""
+        if entry.running:
+            entry.request.priority = entry.rank
+        for queue in self._queues:
+            queue.reorder(entry)
+
+    def _send_ahead(self, now_s: float) -> None:
+        """The starvation guard: those that waited too long go first."""
+        bound_s = self._guard.bound_s(now_s)
+        while self._oldest and now_s - self._oldest[0][0] > bound_s:
+            start_s, _, entry = heapq.heappop(self._oldest)
+            stands = not entry.running and start_s == entry.waiting_since_s - entry.waited_s
+            if stands and not entry.ahead and not entry.gone:
+                entry.ahead = True
+                self.counters.add("guarded", "wait")
+                self._reorder(entry)
+
+    def _watch_wait(self, entry: Entry) -> None:
+        if self._guarded and not entry.ahead:
+            start_s = entry.waiting_since_s - entry.waited_s
+            heapq.heappush(self._oldest, (start_s, entry.sequence, entry))
+
+    def _score(self, entry: Entry) -> None:
+        """The score of a request that joins a queue whose scores stand still."""
+        if entry.state == "ready":
+            entry.score = self._scorer.one({n: VALUES[n](entry) for n in self._scorer.names})
+            if math.isnan(entry.score):
+                self._policy_failed(entry)
+
+    def _policy_failed(self, entry: Entry) -> None:
+        entry.state = "failed"
+        self.counters.add("fallbacks", "policy")
+
+    def _running_scores(self) -> Floats:
+        """Scores of the running requests as of this step, (running,); NaN where that fails."""
+        entries = [request.lengthwise for request in self.scheduler.running]
+        if not self._scorer.by_progress:
+            return np.array([entry.score for entry in entries], dtype=np.float64)
+        values: dict[str, Any] = {}
+        for name in self._scorer.names:
+            if name in self._view:
+                values[name] = self._view[name]
+            else:
+                of = VALUES[name]
+                values[name] = np.array([of(entry) for entry in entries], dtype=np.float64)
+        return self._scorer.many(values, len(entries))
+
+    def _set_priorities(self) -> None:
+        """Under KV pressure vLLM preempts the running request of the highest priority value."""
+        running = self.scheduler.running
+        for request, score in zip(running, self._running_scores().tolist(), strict=True):
+            entry = _entry(request)
+            if math.isnan(score) and entry.state == "ready":
+                self._policy_failed(entry)
+            entry.score = score
+            request.priority = entry.rank
+
+    def _blocks_may_run_out(self) -> bool:
+        """Whether this step could ask for more KV blocks than are free."""
+        scheduler = self.scheduler
+        running = len(scheduler.running)
+        tokens = scheduler.max_num_scheduled_tokens + running * scheduler.num_lookahead_tokens
+        most = self._groups * (running + tokens // scheduler.block_size + 1)
+        return bool(self._pool.get_num_free_blocks() < most)
+
+    # Preemption by policy: see ``lengthwise.policy.Preemption``
+
+    def _preempt_by_policy(self) -> None:
+        """Lets waiting requests take the place of running ones, before vLLM schedules.
+
+        Walks the queue in order, giving each request a seat and the blocks that its admission
+        needs, for as long as those, victims' places and the step's tokens last.
+        """
+        scheduler, rule = self.scheduler, self.policy.preemption
+        pause = getattr(scheduler, "_pause_state", None)
+        if not (scheduler.running and self._waiting) or (pause and pause.name != "UNPAUSED"):
+            return
+        seats = getattr(scheduler, "max_num_active_reqs", scheduler.max_num_running_reqs)
+        seats -= len(scheduler.running) + getattr(scheduler, "num_waiting_for_streaming_input", 0)
+        seats = max(seats, 0)
+        in_replica = self._view["running_requests"] + self._view["waiting_requests"]
+        promised = spent = 0  # blocks and tokens, to those walked past
+        victims: Victims | None = None
+        for entry in self._waiting.best(seats + rule.max_per_step + 1):
+            if not self._can_run(entry.request):
+                continue
+            demand: tuple[int, int] | None = None  # blocks and tokens; seldom needed, not cheap
+            while True:
+                if seats > 0:
+                    demand = demand or self._demand(entry.request)
+                    if promised + demand[0] <= self._pool.get_num_free_blocks():
+                        break
+                if len(self.gave_way) == rule.max_per_step or entry.state != "ready":
+                    return
+                if victims is None:
+                    entries = [request.lengthwise for request in scheduler.running]
+                    victims = Victims(entries, self._running_scores(), rule.protect_after)
+                victim = victims.worst()
+                if victim is None:
+                    return
+                cost = rule.price * victim.request.num_computed_tokens * in_replica
+                if not victims.score - entry.score > rule.margin + cost:
+                    return
+                wanted = sum(map(self._wanted, scheduler.running))
+                if scheduler.max_num_scheduled_tokens - wanted - spent <= 0:
+                    return
+                victims.take()
+                self._give_way(victim)
+                seats += 1
+            seats -= 1
+            promised += demand[0]
+            spent += demand[1]
+
+    def _give_way(self, victim: Entry) -> None:
+        request = victim.request
+        self.scheduler.running.remove(request)
+        self.scheduler._preempt_request(request, time.monotonic())
+        self.gave_way.append(request.request_id)
+        self._held.append(victim)
+        self.counters.add("preemptions", "policy")
+
+    def _can_run(self, request: Any) -> bool:
+        """Whether vLLM would admit a waiting request, were there room."""
+        if request.status.name not in ("WAITING", "PREEMPTED"):
+            return False  # it waits for a grammar, for remote KV blocks or for its user
+        config = self.scheduler.lora_config
+        if not config or not request.lora_request:
+            return True
+        running = self.scheduler.running
+        loaded = {r.lora_request.lora_int_id for r in running if r.lora_request}
+        return request.lora_request.lora_int_id in loaded or len(loaded) < config.max_loras
+
+    def _demand(self, request: Any) -> tuple[int, int]:
+        """Free blocks that must be there to admit a request, and tokens of its first step."""
+        manager, size = self.scheduler.kv_cache_manager, self.scheduler.block_size
+        found = idle = 0  # tokens in the prefix cache; blocks of them that count as free
+        if manager.enable_caching:
+            hits = manager.coordinator.find_longest_cache_hit(
+                request.block_hashes, request.num_tokens - 1
+            )
+            found = hits[1]
+            idle = sum(block.ref_cnt == 0 for group in hits[0] for block in group)
+        needed = self._groups * (-(-request.num_tokens // size) - found // size) + idle
+        if self.scheduler.running:
+            needed += getattr(manager, "watermark_blocks", 0)
+        return needed, self._capped(request.num_tokens - found)
+
+    def _wanted(self, request: Any) -> int:
+        """Tokens that a running request would compute in this step, but for the budget."""
+        pending, computed = request.num_output_placeholders, request.num_computed_tokens
+        if pending > 0 and computed + 2 - pending >= request.num_prompt_tokens + request.max_tokens:
+            return 0  # its last token is under way
+        tokens = request.num_tokens_with_spec + pending - computed
+        return self._capped(min(tokens, self.scheduler.max_model_len - 1 - computed))
+
+    def _capped(self, tokens: int) -> int:
+        threshold = int(self.scheduler.scheduler_config.long_prefill_token_threshold)
+        return threshold if 0 < threshold < tokens else tokens
+
+
+def _entry(request: Any) -> Entry:
+    found: Entry = request.lengthwise
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

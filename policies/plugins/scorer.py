@@ -1,0 +1,89 @@
+"""Scores inside a serving engine: the policy's own function, and what happens when it fails."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise import features
+from lengthwise.errors import InputError
+from lengthwise.policies.plugins.metrics import Counters
+from lengthwise.policy import Score
+
+SLOW_ALLOWED = 3  # slow evaluations in a row before the policy is switched off
+
+
+class Scorer:
+    """Evaluates one score; a request whose score fails gets NaN, and is then served FCFS.
+
+    ``off`` is set when evaluations keep taking longer than ``timeout_s``: a policy can't be
+    interrupted, but it need not be called again.
+    """
+
+    def __init__(self, score: Score, counters: Counters, timeout_s: float) -> None:
+        self.score = score
+        self.names = score.features
+        self.by_clock = bool(score.changes & {"clock", "state"})  # changes while a request waits
+        self.by_progress = bool(score.changes)  # changes while a request runs
+        self.off = False
+        self._counters = counters
+        self._timeout_s = timeout_s
+        self._slow = 0
+
+    def require(self, available: Iterable[str], engine: str) -> None:
+        """Raises ``InputError`` if the score reads a feature that ``engine`` doesn't have."""
+        missing = [name for name in self.names if name not in set(available)]
+        if missing:
+            kinds = ", ".join(f"{n} (of a {features.get(n).of})" for n in missing)
+            raise InputError(
+                f"policy {self.score.name!r} reads {kinds}; {engine} has no such thing"
+            )
+
+    def one(self, values: Mapping[str, Any]) -> float:
+        """The score of one request; NaN where the policy fails."""
+        if self.off:
+            return np.nan
+        start = time.perf_counter()
+        try:
+            score = float(self.score.evaluate(values))
+        except Exception as error:  # whatever a user's function raises: that request is served FCFS
+            self._failed(error)
+            score = np.nan
+        self._watch(time.perf_counter() - start)
+        return score
+
+    def many(self, values: Mapping[str, Any], count: int) -> NDArray[np.float64]:
+        """The scores of ``count`` requests, from arrays (count,) or scalars by feature name."""
+        if self.off:
+            return np.full(count, np.nan)
+        start = time.perf_counter()
+        try:
+            scores = np.asarray(self.score.evaluate(values), dtype=np.float64)
+            scores = (
+                scores if scores.shape == (count,) else np.broadcast_to(scores, (count,)).copy()
+            )
+        except Exception as error:
+            self._failed(error)
+            self._watch(time.perf_counter() - start)
+            rows = ({k: v if np.ndim(v) == 0 else v[i] for k, v in values.items()}
+                    for i in range(count))  # fmt: skip
+            return np.array([self.one(row) for row in rows])
+        self._watch(time.perf_counter() - start)
+        return scores
+
+    def _failed(self, error: Exception) -> None:
+        self._counters.warn("policy-error", f"policy {self.score.name!r} raised {error!r}")
+
+    def _watch(self, took_s: float) -> None:
+        self._slow = self._slow + 1 if took_s > self._timeout_s else 0
+        if self._slow == SLOW_ALLOWED:
+            self.off = True
+            self._counters.warn(
+                "policy-slow",
+                f"policy {self.score.name!r} took {took_s:.3g} s to score, more than "
+                f"{self._timeout_s:g} s for the {SLOW_ALLOWED}th time: it is switched off",
+            )

@@ -1,0 +1,72 @@
+"""What a plugin is configured with: ``{"policy": "srtf", "predictor": "DIR", ...}``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.policies.bundle import PREDICTOR
+from lengthwise.policies.load import load_policy
+from lengthwise.policy import SchedulingPolicy
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One engine's configuration; ``parse`` reads it from JSON-like data.
+
+    ``guard`` bounds waiting: a request that waited longer than ``guard`` times the longest wait
+    that first come, first served would have caused lately goes first (0 switches the guard off).
+    """
+
+    policy: str = ""
+    bundle: str = ""  # an exported policy; its folder "predictor" is used unless another is named
+    predictor: str = ""  # a folder that a predictor was saved to
+    default_tokens: float = 256.0  # predicted length where nobody says anything
+    guard: float = 1.2
+    guard_floor_s: float = 0.5  # nobody goes first for a wait shorter than this
+    predict_timeout_s: float = 0.5  # per request, from its arrival in the scheduler
+    policy_timeout_s: float = 0.1  # one evaluation of the score; slow thrice, it is switched off
+    metrics_port: int = 0  # serve Prometheus metrics of the plugin on this port; 0 doesn't
+
+    @classmethod
+    def parse(cls, given: Any) -> Settings:
+        """Checks names and types; raises ``InputError`` with one clear line."""
+        if not isinstance(given, Mapping):
+            raise InputError(f"lengthwise takes an object of settings, not {given!r}")
+        fields: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for name, value in given.items():
+            if name not in fields:
+                raise UnknownNameError("lengthwise setting", str(name), fields)
+            kind = type(fields[name])
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
+                value = float(value)
+            if type(value) is not kind:
+                raise InputError(f"lengthwise setting {name} takes {kind.__name__}, not {value!r}")
+            if kind is not str and not value >= 0:
+                raise InputError(f"lengthwise setting {name} must be 0 or more, not {value!r}")
+            values[name] = value
+        settings = cls(**values)
+        if bool(settings.policy) == bool(settings.bundle):
+            raise InputError("lengthwise takes either a policy or a bundle")
+        if settings.default_tokens < 1:
+            raise InputError("lengthwise setting default_tokens must be 1 or more")
+        return settings
+
+    def load(self) -> SchedulingPolicy:
+        """The policy; raises ``InputError`` for one that doesn't exist or is malformed."""
+        if self.bundle and not Path(self.bundle).is_dir():
+            raise InputError(f"no bundle at {self.bundle!r}: not a folder")
+        return load_policy(self.bundle or self.policy)
+
+    @property
+    def predictor_folder(self) -> str:
+        """The predictor's folder; empty if there is none."""
+        inside = Path(self.bundle) / PREDICTOR
+        if self.predictor or not self.bundle or not inside.is_dir():
+            return self.predictor
+        return str(inside)

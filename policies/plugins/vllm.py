@@ -1,0 +1,133 @@
+"""Scheduling policies in vLLM (0.12 and later), from outside.
+
+    vllm serve MODEL --scheduler-cls lengthwise.policies.plugins.vllm.scheduler \\
+        --additional-config '{"lengthwise": {"policy": "srtf", "predictor": "DIR"}}'
+
+vLLM's own ``schedule()`` still schedules. The plugin owns what it reads: the order of the waiting
+queue, ``request.priority``, and which running requests gave way before it began. ``fcfs`` is vLLM's
+own class, untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from lengthwise.errors import InputError
+from lengthwise.policies.plugins.driver import Driver
+from lengthwise.policies.plugins.settings import Settings
+from lengthwise.policy import SchedulingPolicy
+
+ENVIRONMENT = "LENGTHWISE_VLLM"  # the settings as JSON, where additional_config says nothing
+
+
+def scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+    """vLLM's ``--scheduler-cls``: its own scheduler, ordered by the policy that was configured.
+
+    Raises ``InputError`` for a configuration that can't work, by name.
+    """
+    settings = Settings.parse(_given(vllm_config))
+    policy = settings.load()
+    refuse(vllm_config, policy)
+    base = _base(vllm_config)
+    if policy.queue == "fcfs":
+        return base(vllm_config, *args, **kwargs)
+    vllm_config.scheduler_config.policy = "priority"
+    made = type(f"Policy{base.__name__}", (PolicyScheduling, base), {})
+    return made(vllm_config, *args, lengthwise=(settings, policy), **kwargs)
+
+
+def refuse(vllm_config: Any, policy: SchedulingPolicy) -> None:
+    """Raises ``InputError`` for what doesn't work together with the policy."""
+    reasons = []
+    if policy.admission.reserve:
+        reasons.append("memory-aware admission (+admit)")
+    if policy.preemption.mode == "swap":
+        reasons.append("preemption by swapping (vLLM recomputes: +preempt:mode=recompute)")
+    if policy.queue == "fcfs":
+        if policy.preemption.mode != "none":
+            reasons.append("preemption with vLLM's own queue")
+        if vllm_config.scheduler_config.policy != "fcfs":
+            reasons.append("policy fcfs with --scheduling-policy priority (use policy priority)")
+    elif policy.preemption.mode != "none":
+        off = "; +preempt:mode=none switches policy preemption off"
+        if vllm_config.kv_transfer_config is not None:
+            reasons.append(f"policy preemption with a KV connector{off}")
+        if vllm_config.parallel_config.pipeline_parallel_size > 1:
+            reasons.append(f"policy preemption with pipeline parallelism{off}")
+    if reasons:
+        raise InputError(f"policy {policy.name!r} in vLLM: not supported: {', '.join(reasons)}")
+
+
+class PolicyScheduling:
+    """Goes before vLLM's ``Scheduler`` or ``AsyncScheduler`` in a class made of both.
+
+    ``lengthwise`` is the one attribute that is added to theirs.
+    """
+
+    lengthwise: Driver
+
+    def __init__(
+        self,
+        vllm_config: Any,
+        *args: Any,
+        lengthwise: tuple[Settings, SchedulingPolicy],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
+        self.lengthwise = Driver(self, *lengthwise, time.time)  # the clock of vLLM's arrival times
+
+    def add_request(self, request: Any) -> None:
+        """A request arrives."""
+        self.lengthwise.arrive(request)
+        super().add_request(request)  # type: ignore[misc]
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """One step: the policy first, then vLLM's own scheduling."""
+        driver = self.lengthwise
+        driver.before_step(throttled=any(args) or any(kwargs.values()))
+        try:
+            output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            driver.after_step()
+        if driver.gave_way and output.preempted_req_ids is not None:
+            # before 0.26 vLLM lists only those that it preempted itself
+            output.preempted_req_ids.update(driver.gave_way)
+        return output
+
+    def shutdown(self) -> None:
+        """The engine ends."""
+        self.lengthwise.close()
+        super().shutdown()  # type: ignore[misc]
+
+    def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
+        super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
+        self.lengthwise.preempted(request)
+
+
+def _given(vllm_config: Any) -> Any:
+    """The settings: of ``--additional-config``, else of the environment."""
+    config = vllm_config.additional_config
+    given = config.get("lengthwise") if isinstance(config, dict) else None
+    if given is not None:
+        return given
+    if ENVIRONMENT not in os.environ:
+        raise InputError(
+            'no policy: pass --additional-config \'{"lengthwise": {"policy": "srtf"}}\''
+        )
+    try:
+        return json.loads(os.environ[ENVIRONMENT])
+    except ValueError as error:
+        raise InputError(f"{ENVIRONMENT} is not JSON: {error}") from None
+
+
+def _base(vllm_config: Any) -> Any:
+    """The class that vLLM itself would take: the wrong one of the two costs most of the speed."""
+    config = vllm_config.scheduler_config
+    named, config.scheduler_cls = config.scheduler_cls, None
+    try:
+        return config.get_scheduler_cls()
+    finally:
+        config.scheduler_cls = named
