@@ -69,6 +69,13 @@ def model_shape(name: str) -> ModelShape:
     raise UnknownNameError("model", name, known)
 
 
+def known_configs(name: str) -> dict[str, Any]:
+    """The ``config.json`` fields of a known model; ``UnknownNameError`` for another."""
+    if name not in _known():
+        raise UnknownNameError("model", name, _known())
+    return _known()[name]
+
+
 def model_names() -> list[str]:
     """The models whose shapes are known by name."""
     return list(_known())
