@@ -128,9 +128,9 @@ def arrivals(spec: Any, n: int, *, rate: float | None = None, seed: int = 0) -> 
     if not isinstance(spec, str):
         return replayed(n, np.asarray(spec, dtype=np.float64), rate)
     name, _, rest = spec.partition(":")
-    if name == "burst" and not rest:
-        if rate is not None:
-            raise InputError("a burst arrives all at once; it has no rate")
+    if name == "burst":
+        if rest or rate is not None:
+            raise InputError("a burst arrives all at once; it has no rate or other parameter")
         return np.zeros(n)
     if name not in PROCESSES:
         raise UnknownNameError("arrival process", name, (*PROCESSES, "burst", "a trace file"))

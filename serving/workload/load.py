@@ -37,7 +37,8 @@ def load_workload(
 ) -> Workload:
     """A workload from a preset's name, a file or ``hf:NAME[:SPLIT]``.
 
-    arrivals  a process ("poisson:8") or a trace, in place of the workload's own times
+    arrivals  a process ("poisson:8"), a trace or a preset's name (its process), in place of the
+              workload's own times
     requests  how many: the first of a trace, drawn (see ``join``) where ``arrivals`` is given
     rate      mean requests/s: time is stretched, or the process's rate replaced; a file without
               arrival times and without ``arrivals`` gets Poisson arrivals of this rate
@@ -45,6 +46,8 @@ def load_workload(
     model     only this model's rows; split: only the "train" or "test" prompts (``split_of``)
     options   the others of ``read_table``, e.g. drop_zero=True
     """
+    if isinstance(arrivals, str) and arrivals in PRESETS:
+        arrivals = PRESETS[arrivals].arrivals
     name = str(spec)
     if name in PRESETS:
         if model is not None or options:

@@ -7,7 +7,6 @@ coefficient of variation and index of dispersion. ``docs/workloads.md`` has them
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.serving.workload.arrivals import arrivals
+from lengthwise.serving.workload.prompts import generate_prompts
 from lengthwise.workload import Workload
 
 Floats = NDArray[np.float64]
@@ -41,6 +41,14 @@ class Preset:
     arrivals: str
     tick_s: float = 0.0
     sessions: Sessions | None = None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Prompts with text, from ``generate_prompts``, under ``arrivals`` (a spec)."""
+
+    source: str
+    arrivals: str
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,8 @@ def preset(
     if rate is not None and not (np.isfinite(rate) and rate > 0):
         raise InputError(f"rate must be a positive number of requests/s, not {rate!r}")
     chosen = PRESETS[name]
-    if not isinstance(chosen, Preset):
-        return chosen(name, requests, rate, seed)
+    if isinstance(chosen, Generated):
+        return _generated(name, chosen, requests, rate, seed)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(LENGTHS,)))
     columns: dict[str, NDArray[np.generic] | list[object]] = {}
     if chosen.sessions is None:
@@ -155,21 +163,21 @@ def _prefixes(
     }
 
 
-def _synthetic_chat(name: str, requests: int, rate: float | None, seed: int) -> Workload:
-    """Generated prompts with text (see ``generate_prompts``) under Poisson arrivals."""
-    from lengthwise.serving.workload.prompts import generate_prompts
-
+def _generated(
+    name: str, chosen: Generated, requests: int, rate: float | None, seed: int
+) -> Workload:
     prompts = generate_prompts(requests, seed)
     columns = {
-        "arrival_s": arrivals("poisson:8", requests, rate=rate, seed=seed),
+        "arrival_s": arrivals(chosen.arrivals, requests, seed=seed),
         "prompt_tokens": prompts.prompt_tokens,
         "output_tokens": prompts.output_tokens,
         "prompt": prompts.prompt,
     }
-    return Workload(columns, name=name)
+    workload = Workload(columns, name=name)
+    return workload if rate is None else workload.at_rate(rate)
 
 
-PRESETS: dict[str, Preset | Callable[[str, int, float | None, int], Workload]] = {
+PRESETS: dict[str, Preset | Generated] = {
     "azure-conv-2023": Preset(
         source="Azure LLM inference trace 2023, conversation (Patel et al., ISCA 2024)",
         prompt=(2, 31, 181, 231, 388, 402, 437, 1016, 1068, 1135, 1347, 4075, 4085, 4093, 4122,
@@ -234,5 +242,8 @@ PRESETS: dict[str, Preset | Callable[[str, int, float | None, int], Workload]] =
         tau=0.136,
         arrivals="poisson:8",
     ),
-    "synthetic-chat": _synthetic_chat,
+    "synthetic-chat": Generated(
+        source="prompts with text, written by a generator (see generate_prompts)",
+        arrivals="poisson:8",
+    ),
 }  # fmt: skip
