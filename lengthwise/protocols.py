@@ -62,8 +62,15 @@ class Predictor(Protocol):
 class TimingModel(Protocol):
     """Says how long one iteration of the engine takes, and how much KV cache it has."""
 
-    name: str
-    num_gpu_blocks: int | None  # KV blocks of 16 tokens, used where Engine.num_gpu_blocks is None
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        ...
+
+    @property
+    def num_gpu_blocks(self) -> int | None:
+        """KV blocks of 16 tokens, used where ``Engine.num_gpu_blocks`` is None."""
+        ...
 
     def iteration_time(self, batch: Batch) -> float:
         """Seconds that an iteration with this batch takes."""

@@ -134,7 +134,7 @@ def _contexts(
 def _chunks(rng: np.random.Generator, total: int, max_model_len: int) -> list[list[int]]:
     """``total`` tokens in one to six chunks, every third late in its prompt."""
     pieces = min(int(rng.choice([1, 1, 1, 2, 3, 4, 6])), max(total // 8, 1))
-    cuts = np.sort(rng.choice(np.arange(1, total), pieces - 1, replace=False)) if pieces > 1 else []
+    cuts = np.sort(rng.choice(np.arange(1, max(total, 2)), pieces - 1, replace=False))
     sizes = np.diff(np.concatenate([[0], cuts, [total]])).astype(int)
     chunks = []
     for size in sizes.tolist():

@@ -46,11 +46,11 @@ class _Recorder:
         elif self._sweep is None:
             name = request.request_id.rsplit("-", 1)[0]
             self._events[name] = [time.perf_counter_ns(), -1, -1, -1]
-        super().add_request(request)
+        super().add_request(request)  # type: ignore[misc]
 
     def add_unrecorded(self: Any, request: Any) -> None:
         """What a sweep adds: no client waits for it."""
-        super().add_request(request)
+        super().add_request(request)  # type: ignore[misc]
 
     def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
         """vLLM's decision, and a row for it."""
@@ -59,9 +59,9 @@ class _Recorder:
             label = self._sweep.before_schedule()
             if self._sweep.done:
                 self._sweep = None
-                super().add_request(self._trigger)
+                super().add_request(self._trigger)  # type: ignore[misc]
         before = time.perf_counter_ns()
-        output = super().schedule(*args, **kwargs)
+        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         after = time.perf_counter_ns()
         if output.num_scheduled_tokens:
             output.lengthwise_row = len(self._rows)
@@ -71,7 +71,9 @@ class _Recorder:
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
         """vLLM's bookkeeping, timed."""
         now = time.perf_counter_ns()
-        result = super().update_from_output(scheduler_output, model_runner_output)
+        result = super().update_from_output(  # type: ignore[misc]
+            scheduler_output, model_runner_output
+        )
         row = getattr(scheduler_output, "lengthwise_row", None)
         if row is not None and row < len(self._rows):
             self._rows[row][DONE] = now
