@@ -105,9 +105,9 @@ def test_traces_are_replayed_cycled_and_scaled(tmp_path: Path) -> None:
     [
         ("poison:8", "arrival process 'poison'; did you mean 'poisson'"),
         ("poisson", "need a rate in requests/s, e.g. poisson:8"),
-        ("poisson:0", "the rate must be positive, not 0"),
-        ("poisson:-2", "the rate must be positive"),
-        ("poisson:nan", "the rate must be positive"),
+        ("poisson:0", "0 must be a positive number"),
+        ("poisson:-2", "-2 must be a positive number"),
+        ("poisson:nan", "nan must be a positive number"),
         ("poisson:fast", "'fast' is not a number"),
         ("gamma:8,cv=0", "cv must be above 0, not 0"),
         ("gamma:8,vc=2", "parameter of arrivals .* 'vc'; did you mean 'cv'"),
@@ -117,6 +117,7 @@ def test_traces_are_replayed_cycled_and_scaled(tmp_path: Path) -> None:
         ("bursty:8,ratio=inf", "ratio must be above 0, not inf"),
         ("burst:8", "a burst arrives all at once; it has no rate"),
         ("nowhere.csv", "no such file"),
+        ("closed:8", "a closed loop has no arrival times of its own"),
     ],
 )
 def test_bad_specs_are_one_clear_line(spec: str, message: str) -> None:

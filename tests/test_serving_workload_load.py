@@ -203,6 +203,28 @@ def test_sessions_start_when_the_arrivals_say(tmp_path: Path) -> None:
     assert "every session starts at 0 s" in read(path).notices[-1]
 
 
+def test_clients_in_a_closed_loop_take_turns(prompts: Path) -> None:
+    workload = load_workload(prompts, arrivals="closed:3,think_s=2", requests=3000, model="a")
+    np.testing.assert_array_equal(workload["parent"], np.r_[[-1, -1, -1], np.arange(2997)])
+    assert not workload["arrival_s"].any()
+    assert not workload["think_s"][:3].any()
+    assert workload["think_s"][3:].mean() == pytest.approx(2.0, rel=0.1)
+    eager = load_workload("sharegpt", arrivals="closed:2", requests=5)
+    assert list(eager["parent"]) == [-1, -1, 0, 1, 2]
+    assert not eager["think_s"].any()
+    for spec in ("closed", "closed:0", "closed:1.5", "closed:2,think=3", "closed:2,think_s=-1"):
+        with pytest.raises(InputError, match=r"closed:?.*(clients|positive|above 0|think_s)"):
+            load_workload(prompts, arrivals=spec)
+    with pytest.raises(InputError, match="takes no rate"):
+        load_workload(prompts, arrivals="closed:2", rate=3.0)
+
+
+def test_asking_for_more_than_a_trace_has_is_said(trace: Path) -> None:
+    workload = load_workload(trace, requests=20)
+    assert len(workload) == 12
+    assert "trace.csv: has only 12 requests, not 20" in workload.notices
+
+
 def test_workloads_are_read_without_heavy_imports() -> None:
     code = (
         "import sys, lengthwise.serving.workload as w; w.load_workload('sharegpt', requests=5);"

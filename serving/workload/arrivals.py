@@ -6,6 +6,8 @@
   of the time in bursts of 10 s on average in which the rate is 5 times as high
 - ``constant:8``: one each 1/8 s
 - ``burst``: all at time 0
+- ``closed:32,think_s=2``: 32 clients, each sending its next request after the answer to its last
+  one and a pause of 2 s on average (none by default)
 - ``trace.csv.gz``: the arrivals of a trace, cycled if it is too short
 """
 
@@ -132,8 +134,11 @@ def arrivals(spec: Any, n: int, *, rate: float | None = None, seed: int = 0) -> 
         if rest or rate is not None:
             raise InputError("a burst arrives all at once; it has no rate or other parameter")
         return np.zeros(n)
+    if name == CLOSED:
+        raise InputError("a closed loop has no arrival times of its own; join it to requests")
     if name not in PROCESSES:
-        raise UnknownNameError("arrival process", name, (*PROCESSES, "burst", "a trace file"))
+        allowed_names = (*PROCESSES, "burst", CLOSED, "a trace file")
+        raise UnknownNameError("arrival process", name, allowed_names)
     process, allowed = PROCESSES[name]
     own_rate, parameters = _parsed(spec, rest, allowed)
     first_rate = own_rate or rate
@@ -144,6 +149,26 @@ def arrivals(spec: Any, n: int, *, rate: float | None = None, seed: int = 0) -> 
     return times if rate is None else np.asarray(times * (first_rate / rate))
 
 
+def closed_loop(spec: str, n: int, *, seed: int = 0) -> dict[str, NDArray[Any]]:
+    """``parent``, ``think_s`` and ``arrival_s`` (n,) of requests dealt to clients in turn.
+
+    Pauses are exponential, as in the interactive systems of queueing theory.
+    """
+    rest = spec.partition(":")[2]
+    clients, parameters = _parsed(spec, rest, {"think_s": (0.0, np.inf)})
+    if clients is None or clients != int(clients):
+        raise InputError(f"arrivals {spec!r} need a whole number of clients, e.g. {CLOSED}:32")
+    row = np.arange(n)
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ARRIVALS,)))
+    think = rng.exponential(1.0, n) * parameters.get("think_s", 0.0)
+    return {
+        "parent": np.where(row >= clients, row - int(clients), -1),
+        "think_s": np.where(row >= clients, think, 0.0),
+        "arrival_s": np.zeros(n),
+    }
+
+
+CLOSED = "closed"
 ARRIVALS = 1  # the stream of random numbers that belongs to arrivals
 
 
@@ -171,7 +196,7 @@ def _parsed(
             raise InputError(f"arrivals {spec!r}: {part.strip()!r} is not a number") from None
         if not equals and place == 0:
             if not (np.isfinite(value) and value > 0):
-                raise InputError(f"arrivals {spec!r}: the rate must be positive, not {value:g}")
+                raise InputError(f"arrivals {spec!r}: {key} must be a positive number")
             rate = value
         elif not equals or key not in allowed:
             raise UnknownNameError(f"parameter of arrivals {spec!r}", key, allowed)

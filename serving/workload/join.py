@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.serving.workload.arrivals import CLOSED, closed_loop, read_trace
 from lengthwise.serving.workload.arrivals import arrivals as arrival_times
-from lengthwise.serving.workload.arrivals import read_trace
 from lengthwise.serving.workload.table import Table
 from lengthwise.workload import Workload
 
@@ -25,7 +25,7 @@ def join(
     seed: int = 0,
     replace: bool = False,
 ) -> Workload:
-    """``n`` requests with the arrival times of ``arrivals`` (a spec, trace, ``Workload``, times).
+    """``n`` requests with the arrivals of ``arrivals``: a spec, a trace, a ``Workload`` or times.
 
     Without ``n`` there are as many as the trace has arrivals, or as ``requests`` has rows for a
     process. Requests are drawn in random order without replacement, and all of them again when
@@ -41,7 +41,6 @@ def join(
         return _join_sessions(table, arrivals, n, rate, seed)
     if n is None:
         n = arrival_count(arrivals) or len(table)
-    times = arrival_times(arrivals, n, rate=rate, seed=seed)
     if "prefix_hashes" in table.columns:
         rows = np.arange(n) % len(table)
     else:
@@ -49,13 +48,29 @@ def join(
     notices = table.notices
     if n > len(table) and not replace:
         notices += (f"{table.name}: {n} requests from {len(table)} rows; rows repeat",)
-    columns = {key: values[rows] for key, values in table.columns.items() if key != "censored"}
+    drawn = Table(table.name, table.columns, notices).select(rows)
+    return with_arrivals(drawn, arrivals, rate=rate, seed=seed)
+
+
+def with_arrivals(
+    table: Table, arrivals: Any, *, rate: float | None = None, seed: int = 0
+) -> Workload:
+    """The requests in the order that they have, with other arrivals; deadlines move along."""
+    n = len(table)
+    columns = {key: values for key, values in table.columns.items() if key != "censored"}
+    if isinstance(arrivals, str) and arrivals.partition(":")[0] == CLOSED:
+        if rate is not None or "deadline_s" in columns:
+            raise InputError(f"{table.name}: a closed loop takes no rate and no deadlines")
+        return Workload(
+            {**columns, **closed_loop(arrivals, n, seed=seed)},
+            name=table.name, notices=table.notices,
+        )  # fmt: skip
+    times = arrival_times(arrivals, n, rate=rate, seed=seed)
     if "deadline_s" in columns:
         if "arrival_s" not in columns:
             raise InputError(f"{table.name}: deadline_s without arrival_s can't be moved")
         columns["deadline_s"] = times + columns["deadline_s"] - columns["arrival_s"]
-    columns["arrival_s"] = times
-    return Workload(columns, name=table.name, notices=notices)
+    return Workload({**columns, "arrival_s": times}, name=table.name, notices=table.notices)
 
 
 def arrival_count(arrivals: Any) -> int | None:
@@ -76,7 +91,7 @@ def _join_sessions(
 ) -> Workload:
     """Session k of the table (in order of appearance) starts at the k-th time."""
     sessions = _sessions(table)
-    count = arrival_count(arrivals) or int(sessions.max()) + 1 if n is None else n
+    count = n or min(arrival_count(arrivals) or len(table), int(sessions.max()) + 1)
     if count > sessions.max() + 1:
         raise InputError(f"{table.name}: has {sessions.max() + 1} sessions, not {count}")
     table = table.select(sessions < count)

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.serving.workload.arrivals import arrivals as arrival_times
 from lengthwise.serving.workload.arrivals import read_trace
 from lengthwise.serving.workload.files import HUGGING_FACE
-from lengthwise.serving.workload.join import arrival_count, join
+from lengthwise.serving.workload.join import arrival_count, join, with_arrivals
 from lengthwise.serving.workload.presets import PRESETS, preset
 from lengthwise.serving.workload.readers import read_table
 from lengthwise.serving.workload.split import in_split
@@ -65,9 +64,19 @@ def load_workload(
         )  # fmt: skip
     if arrivals is not None:
         return join(table, arrivals, n=requests, rate=rate, seed=seed)
+    if requests is not None:
+        table = _first(table, requests)
     workload = table.workload()
-    workload = workload if requests is None else workload.head(_count(requests))
     return workload if rate is None else workload.at_rate(rate)
+
+
+def _first(table: Table, requests: int) -> Table:
+    if requests < 1:
+        raise InputError(f"requests must be 1 or more, not {requests}")
+    notices = table.notices
+    if requests > len(table):
+        notices += (f"{table.name}: has only {len(table)} requests, not {requests}",)
+    return Table(table.name, table.columns, notices, table.session_clock).select(slice(requests))
 
 
 def _from_preset(
@@ -79,18 +88,17 @@ def _from_preset(
     if count is None:
         count = (None if arrivals is None else arrival_count(arrivals)) or DEFAULT_REQUESTS
     own = preset(name, requests=count, rate=None if arrivals is not None else rate, seed=seed)
-    times = own["arrival_s"]
-    if arrivals is not None:
-        times = arrival_times(arrivals, count, rate=rate, seed=seed)
     drawn, half = count, own
     while split is not None:  # draw until the half has as many as were asked for
-        mask = _mask(Table(name, own.columns), split, test_share)
+        mask = _mask(Table(name, half.columns), split, test_share)
         if mask.sum() >= count:
-            half = own.select(mask).head(count)
+            half = half.select(mask).head(count).replace(arrival_s=own["arrival_s"])
             break
         drawn *= 2
-        own = preset(name, requests=drawn, seed=seed)
-    return half.replace(arrival_s=times)
+        half = preset(name, requests=drawn, seed=seed)
+    if arrivals is None:
+        return half
+    return with_arrivals(Table(name, half.columns), arrivals, rate=rate, seed=seed)
 
 
 def _table(spec: Any, name: str, model: str | None, options: dict[str, Any]) -> Table:
@@ -116,9 +124,3 @@ def _mask(table: Table, split: str, test_share: float) -> NDArray[np.bool_]:
     if "prompt" not in table.columns:
         raise InputError(f"{table.name}: has no prompt texts, so no {split} split by prompt")
     return in_split(table.columns["prompt"], split, test_share)
-
-
-def _count(requests: int) -> int:
-    if requests < 1:
-        raise InputError(f"requests must be 1 or more, not {requests}")
-    return requests
