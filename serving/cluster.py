@@ -57,10 +57,7 @@ class Cluster:
         self._features = Features(workload, inputs.predicted, seed)
         self._features.require(routing.score.features, f"router {routing.score.name!r}")
         scorer = Scorer(policy.score, self._features, inputs.arrival_ps)
-        self.replicas = [
-            Replica(index, engine, inputs.num_gpu_blocks, policy, scorer, inputs.clock)
-            for index in range(replicas)
-        ]
+        self.replicas = [self._replica(index, engine, policy, scorer) for index in range(replicas)]
         self.now_ps = 0
         self.request_ps = 0  # integral over time of the number of requests in the system
         self.pending: int | None = None  # the request that waits for ``route``
@@ -178,6 +175,13 @@ class Cluster:
             preemptions=preemptions, recomputed_tokens=recomputed, cached_tokens=cached,
             backend="reference", iterations=self._iterations(),
         )  # fmt: skip
+
+    def _replica(
+        self, index: int, engine: Engine, policy: SchedulingPolicy, scorer: Scorer
+    ) -> Replica:
+        """Makes a replica; what another engine overrides."""
+        inputs = self._inputs
+        return Replica(index, engine, inputs.num_gpu_blocks, policy, scorer, inputs.clock)
 
     # Events
 

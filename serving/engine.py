@@ -80,6 +80,7 @@ class Replica:
         self._watermark = int(engine.watermark * num_gpu_blocks)
         self._free_at_ps = 0  # when the GPU has done all that was scheduled
         self._step = Step()
+        self._threshold = 0  # of this iteration
         self._view = self.view(0)  # as the scores of this iteration see the replica
         self._waiting_scored = self._running_scored = False
         self._stale: list[Request] = []  # preempted: their scores are out of date
@@ -93,11 +94,7 @@ class Replica:
 
     def add(self, request: Request, now_ps: int, planned_ps: int) -> None:
         """A request arrives, and waits; ``planned_ps`` is when the workload says it would."""
-        score = self._scorer.known_at_arrival(request, planned_ps)
-        if score is None:
-            self._scorer.update([request], self.view(now_ps))
-        else:
-            request.score = score
+        self._set_first_score(request, now_ps, planned_ps)
         self.waiting.push(request)
 
     @property
@@ -108,6 +105,10 @@ class Replica:
     def begin(self, now_ps: int) -> None:
         """Starts an iteration: fixes what its scores see, and preempts by policy."""
         self._step = Step(start_ps=max(now_ps, self._free_at_ps))
+        self._threshold = self.engine.long_prefill_token_threshold
+        alone = len(self.running) + len(self.waiting) == 1
+        if alone and not self.engine.long_prefill_applies_alone:
+            self._threshold = 0
         if self._scorer.changes:
             self._view = self.view(now_ps)
             self._waiting_scored = self._running_scored = False
@@ -134,12 +135,7 @@ class Replica:
         step = self.in_flight.popleft()
         done: list[Request] = []
         for request in step.yields:
-            request.known += 1
-            if self.depth > 1:
-                request.pending -= 1
-            if request.known == request.prompt + 1:
-                request.first_token_ps = step.end_ps
-            if request.generated == request.output:
+            if self._yielded(request, step.end_ps):
                 self.kv.release(request)
                 if not request.in_batch:  # preempted while its last token was under way
                     self.waiting.remove(request)
@@ -168,7 +164,23 @@ class Replica:
                 raise InvariantError(f"request {request.id} has tokens outside its KV blocks")
         self.kv.check(self.running)
 
+    def _yielded(self, request: Request, now_ps: int) -> bool:
+        """Books a generated token; whether it was the request's last."""
+        request.known += 1
+        if self.depth > 1:
+            request.pending -= 1
+        if request.generated == 1:
+            request.first_token_ps = now_ps
+        return request.generated == request.output
+
     # Scores: evaluated when first asked for in an iteration, all as of its beginning.
+
+    def _set_first_score(self, request: Request, now_ps: int, planned_ps: int) -> None:
+        score = self._scorer.known_at_arrival(request, planned_ps)
+        if score is None:
+            self._scorer.update([request], self.view(now_ps))
+        else:
+            request.score = score
 
     def _score_waiting(self) -> None:
         if not self._scorer.changes or self._waiting_scored:
@@ -233,8 +245,7 @@ class Replica:
                 budget += self._wanted(victim)
                 self.running.remove(victim)
                 if rule.mode == "swap":
-                    # an iteration in flight may still compute its last token: that one is not moved
-                    victim.stored = min(victim.computed, victim.known - 1)
+                    victim.stored = min(victim.computed, victim.known + victim.pending - 1)
                     step.swapped_tokens += victim.stored
                 self._preempt(victim)
             seats -= 1
@@ -264,8 +275,7 @@ class Replica:
         return self._capped(tokens)
 
     def _capped(self, tokens: int) -> int:
-        threshold = self.engine.long_prefill_token_threshold
-        return threshold if 0 < threshold < tokens else tokens
+        return self._threshold if 0 < self._threshold < tokens else tokens
 
     def _schedule_running(self, step: Step) -> tuple[int, bool]:
         """Tokens for the running requests; the budget left, and whether KV ran out."""
@@ -284,13 +294,20 @@ class Replica:
                     victim = self.running.pop()
                 else:
                     victim = self._worst(self.running)
-                    self.running.remove(victim)
+                    at = self.running.index(victim)
+                    del self.running[at]
                     if victim in step.scheduled:
                         budget += step.scheduled.pop(victim)
                         place -= 1
+                    elif at < place and self.engine.schedule_past_preemption:
+                        place -= 1
                 self._preempt(victim)
                 if victim is request:
-                    return budget, pressed
+                    break
+            if not request.in_batch:  # it had to give way itself
+                if self.policy.queue == "fcfs" or not self.engine.schedule_past_preemption:
+                    break
+                continue
             self.kv.remember(request, min(request.computed + tokens, request.known))
             step.scheduled[request] = tokens
             budget -= tokens
@@ -303,17 +320,25 @@ class Replica:
             return
         self._score_waiting()
         ahead = deque(first)
+        passed: list[Request] = []
         while len(self.waiting) and budget > 0 and len(self.running) < self.engine.max_num_seqs:
             request = ahead[0] if ahead else self.waiting.peek()
+            if request.preemptions and any(request in other.scheduled for other in self.in_flight):
+                # what it computed before its preemption has yet to come back
+                self.waiting.remove(request)
+                passed.append(request)
+                if ahead:
+                    ahead.popleft()
+                continue
             hits = self.kv.find(request)
             found = len(hits) * self.engine.block_size
             start = max(found, request.stored)
             tokens = self._capped(request.known - start)
             if tokens > budget and not self.engine.enable_chunked_prefill:
-                return
+                break
             tokens = min(tokens, budget)
             if self._admission_blocks(request, hits, start + tokens) > self.kv.free:
-                return
+                break
             self.kv.admit(request, hits, start + tokens)
             self.kv.remember(request, start + tokens)
             if ahead:
@@ -328,6 +353,8 @@ class Replica:
                 request.cached = min(found, request.prompt)
             step.scheduled[request] = tokens
             budget -= tokens
+        for request in reversed(passed):
+            self.waiting.push_back(request)
 
     def _admission_blocks(self, request: Request, hits: list[int], tokens: int = 0) -> int:
         """Free blocks that must be there for a waiting request to be admitted.

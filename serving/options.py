@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from lengthwise.errors import InputError
+from lengthwise.errors import InputError, UnknownNameError
+
+# The versions that the engine is held equal to, newest last, and the options in which they differ.
+VERSIONS: dict[str, dict[str, Any]] = {
+    "0.26.0": {"long_prefill_applies_alone": True, "schedule_past_preemption": False},
+    "0.33.0": {},
+}
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,16 @@ class Engine:
     async_scheduling: bool = False  # an iteration is scheduled while the one before it runs
     scheduler_reserve_full_isl: bool = True  # admit only what fits whole, not just its first chunk
     watermark: float = 0.0  # share of KV blocks kept free when a request joins others
+    # What vLLM changed between the versions in VERSIONS; the defaults are the newest one's.
+    long_prefill_applies_alone: bool = False  # the threshold also cuts a request that is alone
+    schedule_past_preemption: bool = True  # who preempts itself does not end the batch's turn
+
+    @classmethod
+    def of_vllm(cls, version: str, **options: Any) -> Engine:
+        """Options under which the engine schedules as that version of vLLM does."""
+        if version not in VERSIONS:
+            raise UnknownNameError("vLLM version", version, VERSIONS)
+        return cls(**{**VERSIONS[version], **options})
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):

@@ -1,0 +1,1 @@
+"""Conformance: the reference engine against vLLM's own scheduler, step by step."""

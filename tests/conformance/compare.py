@@ -1,0 +1,68 @@
+"""Runs a case on both engines and says where they first differ."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from lengthwise.errors import LengthwiseError
+from lengthwise.serving.cluster import Cluster
+from lengthwise.serving.vllm import Vllm, VllmCluster
+from tests.conformance.cases import Case
+
+Row = tuple[Any, ...]
+
+
+def difference(case: Case, vllm: Vllm) -> str | None:
+    """The first difference between the reference and vLLM, None if there is none.
+
+    Compared are, step by step, the tokens scheduled for each request, in order, and who was
+    preempted; then the log of iterations (times, batches, queue lengths, KV blocks in use) and the
+    records (among them every finish). ``VllmReplica`` compares what finished at each step.
+    """
+    try:
+        ours = Cluster(case.workload, **case.arguments(), check=True)
+        rows = _rows(ours)
+    except LengthwiseError as error:
+        return f"{case.name}: the reference failed: {error}"
+    try:
+        theirs = VllmCluster(vllm, case.workload, **case.arguments())
+        expected = _rows(theirs)
+    except LengthwiseError as error:
+        return f"{case.name}: vLLM failed: {error}"
+    for step, (row, want) in enumerate(zip(rows, expected, strict=False)):
+        if row != want:
+            return f"{case.name}: step {step}: scheduled, preempted are {row}; vLLM's are {want}"
+    if len(rows) != len(expected):
+        return f"{case.name}: {len(rows)} steps, but vLLM has {len(expected)}"
+    return _unequal(case.name, ours, theirs)
+
+
+def _rows(cluster: Cluster) -> list[Row]:
+    cluster.steps = []
+    cluster.run_until()
+    return [
+        (
+            replica,
+            [(request.id, tokens) for request, tokens in step.scheduled.items()],
+            sorted(request.id for request in step.preempted),
+        )
+        for replica, step in cluster.steps
+    ]
+
+
+def _unequal(name: str, ours: Cluster, theirs: Cluster) -> str | None:
+    a, b = ours.records(), theirs.records()
+    assert a.iterations is not None and b.iterations is not None
+    for left, right in ((a.iterations, b.iterations), (a, b)):
+        for column in dataclasses.fields(left):
+            mine, other = getattr(left, column.name), getattr(right, column.name)
+            if not isinstance(mine, np.ndarray):
+                continue
+            same = (mine == other) | ((mine != mine) & (other != other))
+            if not same.all():
+                row = int(np.flatnonzero(~same)[0])
+                return f"{name}: {column.name}[{row}] is {mine[row]}; with vLLM {other[row]}"
+    return None

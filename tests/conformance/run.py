@@ -1,0 +1,40 @@
+"""Holds the reference engine to vLLM's scheduler on many random workloads.
+
+    python -m tests.conformance.run [--workloads 1000] [--first 0] [--version 0.26.0 ...]
+
+Exits with 1 and the differences if there are any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from lengthwise.serving.vllm import VERSIONS, Vllm
+from tests.conformance.cases import random_case
+from tests.conformance.compare import difference
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.conformance.run")
+    parser.add_argument("--workloads", type=int, default=1000, help="random workloads a version")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--version", action="append", choices=list(VERSIONS))
+    given = parser.parse_args()
+    bad = 0
+    for version in given.version or VERSIONS:
+        started = time.monotonic()
+        with Vllm(version) as vllm:
+            for seed in range(given.first, given.first + given.workloads):
+                found = difference(random_case(seed, version), vllm)
+                if found is not None:
+                    bad += 1
+                    print(f"vLLM {version}: {found}", flush=True)
+        seconds = time.monotonic() - started
+        print(f"vLLM {version}: {given.workloads} workloads in {seconds:.0f} s, {bad} differences")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
