@@ -14,8 +14,8 @@ from lengthwise.errors import UnknownNameError
 from lengthwise.training.masked_dqn import MaskedDQN
 from lengthwise.training.scorer import Flat, MaskableScorerPolicy, ScorerDQNPolicy, ScorerPolicy
 
-# Batches of 2,048: with stable-baselines3's default of 64 the optimiser, not the environment, takes
-# nearly all the time of such small networks.
+# Large batches: with stable-baselines3's default of 64 the optimiser's calls, not the environment,
+# take nearly all the time of such small networks.
 _PPO: dict[str, Any] = {
     "rollout": 8192,  # transitions gathered between updates, over all environments
     "batch_size": 2048,
@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dqn": {
         "buffer_size": 50_000,
         "learning_starts": 2048,
-        "batch_size": 2048,
+        "batch_size": 512,
         "train_freq": 4,  # steps of all environments between two gradient steps
         "gradient_steps": 1,
         "target_update_interval": 2048,

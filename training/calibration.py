@@ -8,7 +8,7 @@ import numpy as np
 
 from lengthwise.envs.base import DecisionEnv
 
-STEPS = 2000  # decisions looked at
+STEPS = 1000  # decisions looked at
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 class Watch(BaseCallback):
     """Calls ``evaluate`` and ``save`` every so many steps and moves a progress bar on.
 
-    ``evaluate`` returns the held-out cost, which goes to TensorBoard as ``eval/cost`` beside the
+    ``evaluate`` is called once the weights have changed since the last time; it returns the
+    held-out cost, which goes to TensorBoard as ``eval/cost`` beside the
     baselines' constant lines.
     """
 
@@ -47,19 +48,22 @@ class Watch(BaseCallback):
         )
         self.progress.start()
         self.next_evaluation = self.num_timesteps + self.evaluate_every
+        self.evaluated = 0  # how far the weights had been updated when they were last evaluated
         self.next_save = self.num_timesteps + self.save_every
 
     def _on_step(self) -> bool:
         self.progress.update(self.task, completed=min(self.num_timesteps, self.steps))
-        if self.num_timesteps >= self.next_evaluation:
-            self.next_evaluation += self.evaluate_every
+        updates = int(self.model._n_updates)  # type: ignore[attr-defined]
+        if self.num_timesteps >= self.next_evaluation and updates != self.evaluated:
+            self.next_evaluation = self.num_timesteps + self.evaluate_every
+            self.evaluated = updates
             cost = self.evaluate(self.num_timesteps)
             self.logger.record("eval/cost", cost)
             for name, value in self.baselines.items():
                 self.logger.record(f"eval/cost_of_{name}", value)
             self.progress.update(self.task, description=f"cost {cost:.4g} ({self.against})")
         if self.num_timesteps >= self.next_save:
-            self.next_save += self.save_every
+            self.next_save = self.num_timesteps + self.save_every
             self.save(self.num_timesteps)
         return True
 

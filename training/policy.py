@@ -114,7 +114,7 @@ def train_policy(
     probe: DecisionEnv = make(**options)
     folder = Path(out)
     open_run(folder, config, resume=resume, command=command)
-    if resume:
+    if resume and (folder / CHECKPOINT).exists():
         state = read_checkpoint(folder / CHECKPOINT)
     else:
         scales = calibrate(probe, chosen["gamma"], seed)
@@ -212,7 +212,8 @@ def _learn(
     try:
         if agent.num_timesteps < steps:
             agent.learn(steps - agent.num_timesteps, watch, reset_num_timesteps=False)
-            evaluate(agent.num_timesteps)
+            if state["evaluations"][-1][0] != agent.num_timesteps:
+                evaluate(agent.num_timesteps)
     finally:
         watch.close()
         save(agent.num_timesteps)

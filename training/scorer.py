@@ -43,9 +43,9 @@ class CandidateNet(nn.Module):
         self.candidates, self.slots, self.state = _sizes(space)
         width = self.candidates // self.slots
         self.score = _tanh_mlp([width, *hidden], _linear(hidden[-1], 1, 0.01))  # near uniform
-        self.embed = nn.Sequential(_linear(width, hidden[0]), nn.Tanh())
+        self.embed = nn.Sequential(_linear(width, hidden[0]), nn.ReLU())
         pooled = 2 * hidden[0] + self.state
-        self.pool = nn.Sequential(_linear(pooled, hidden[-1]), nn.Tanh())
+        self.pool = nn.Sequential(_linear(pooled, hidden[-1]), nn.ReLU())
         self.latent_dim_pi, self.latent_dim_vf = self.slots, hidden[-1]
 
     def forward(self, flat: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,9 +61,9 @@ class CandidateNet(nn.Module):
         """The candidates pooled by mean and maximum, with the state: (B, hidden[-1])."""
         rows, mask = self._split(flat)
         seen = mask[..., None]
-        embedded = self.embed(rows)
-        mean = (embedded * seen).sum(1) / seen.sum(1).clamp(min=1)
-        most = torch.where(seen, embedded, -1.0).amax(1)  # tanh is above -1
+        embedded = self.embed(rows) * seen
+        mean = embedded.sum(1) / seen.sum(1).clamp(min=1)
+        most = embedded.amax(1)  # a rectified number is never below 0
         latent: Tensor = self.pool(torch.cat([mean, most, flat[:, -self.state :]], dim=1))
         return latent
 

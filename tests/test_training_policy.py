@@ -1,0 +1,283 @@
+"""Reinforcement learning: known optima are found, runs resume, and what is exported decides alike.
+
+The two small problems have known answers. Jobs of length 1 and 10 that are all there at time 0, on
+one machine: shortest first is optimal (Smith 1956). Identical single-server replicas: joining the
+shorter queue is optimal (Winston 1977), and here the agent sees the work left, which is no worse.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from lengthwise.envs.columns import SCALES
+from lengthwise.envs.routing import RoutingEnv
+from lengthwise.envs.scheduling import SchedulingEnv
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.eval.simulate import simulate
+from lengthwise.policies.bundle import read_bundle, write_bundle
+from lengthwise.serving import Engine
+from lengthwise.serving.timing import LinearTiming
+from lengthwise.training.agents import SETTINGS, make_agent, settings_for
+from lengthwise.training.checkpoint import read_checkpoint
+from lengthwise.training.policy import PolicyRun, evaluate_policy, export_run, train_policy
+from lengthwise.training.runs import learned
+from lengthwise.training.scorer import score_layers
+from lengthwise.workload import Workload
+
+TIMING = LinearTiming(base_s=1.0, num_gpu_blocks=1000)
+ONE = {"max_num_seqs": 1}
+# few transitions between updates, so that the small problems are solved in seconds
+QUICK: dict[str, dict[str, Any]] = {
+    "ppo": {"rollout": 512, "batch_size": 128, "gamma": 0.9},
+    "maskable-ppo": {"rollout": 512, "batch_size": 128, "gamma": 0.9},
+    "dqn": {"learning_starts": 256, "batch_size": 128, "target_update_interval": 256, "gamma": 0.9},
+}
+
+
+def burst(seed: int) -> Workload:
+    """Six jobs of 1 token and six of 10, all at time 0; an iteration (one token) takes 1 s."""
+    output = np.repeat([1, 10], 6)
+    np.random.default_rng(seed).shuffle(output)
+    return Workload(
+        {"arrival_s": np.zeros(12), "prompt_tokens": np.full(12, 8), "output_tokens": output},
+        name="burst",
+    )
+
+
+# Finish times 1..6 and 16, 26, ..., 66: their mean.
+SHORTEST_FIRST_S = (sum(range(1, 7)) + sum(range(16, 67, 10))) / 12
+
+
+def trickle(seed: int) -> Workload:
+    """Jobs of 8 tokens, one every 4.5 s on average, for two replicas that run one at a time."""
+    rng = np.random.default_rng(seed)
+    return Workload(
+        {
+            "arrival_s": np.cumsum(rng.exponential(4.5, 60)),
+            "prompt_tokens": np.full(60, 8),
+            "output_tokens": np.full(60, 8),
+        },
+        name="trickle",
+    )
+
+
+def train(algo: str, out: Path, **changed: Any) -> PolicyRun:
+    options: dict[str, Any] = {
+        "env": "lengthwise/Scheduling-v0", "workload": burst, "timing": TIMING, "steps": 2048,
+        "n_envs": 4, "env_options": {"engine": ONE, "slots": 12}, "settings": QUICK[algo],
+        "eval_every": 1024, "eval_seeds": 2, "progress": False, "command": "pytest", **changed,
+    }  # fmt: skip
+    return train_policy(algo=algo, out=out, **options)
+
+
+@pytest.mark.parametrize("algo", SETTINGS)
+def test_every_algorithm_finds_shortest_first(algo: str, tmp_path: Path) -> None:
+    run = train(algo, tmp_path / "run")
+    assert run.baselines["sjf"] == SHORTEST_FIRST_S
+    assert run.evaluations[-1][1] == pytest.approx(SHORTEST_FIRST_S, rel=0.02)
+
+
+@pytest.mark.parametrize("algo", SETTINGS)
+def test_every_algorithm_finds_the_free_replica(algo: str, tmp_path: Path) -> None:
+    run = train(
+        algo,
+        tmp_path / "run",
+        env="lengthwise/Routing-v0",
+        workload=trickle,
+        env_options={
+            "replicas": 2, "engine": ONE, "features": ["running_requests", "waiting_requests"]
+        },
+        baseline_names=["random", "jsq"],
+    )  # fmt: skip
+    assert run.baselines["jsq"] < 0.9 * run.baselines["random"]
+    assert run.evaluations[-1][1] < 1.05 * run.baselines["jsq"]
+
+
+def test_a_run_says_what_made_it(tmp_path: Path) -> None:
+    run = train("ppo", tmp_path / "run", steps=64, eval_every=64)
+    config = json.loads((run.folder / "config.json").read_text())
+    assert config["command"] == "pytest"
+    assert config["seed"] == 0
+    assert {"python", "torch", "stable-baselines3", "gymnasium"} <= set(config["versions"])
+    assert config["env_options"]["workload"].endswith(":burst")
+    assert list((run.folder / "tensorboard").glob("events.*"))
+    kept = json.loads((run.folder / "evaluations.json").read_text())
+    assert kept["baselines"] == run.baselines
+    assert [tuple(pair) for pair in kept["evaluations"]] == run.evaluations
+    assert run.cost == min(cost for _, cost in run.evaluations)
+
+
+def test_same_seed_same_weights(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train("ppo", tmp_path / name, steps=512)
+    bundles = [tmp_path / name / "bundle" / "weights.safetensors" for name in ("a", "b")]
+    assert bundles[0].read_bytes() == bundles[1].read_bytes()
+
+
+class Interrupting:
+    """``burst``, and a Ctrl-C when the given number of episodes has begun."""
+
+    def __init__(self) -> None:
+        self.left = 10**9
+
+    def __call__(self, seed: int) -> Workload:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return burst(seed)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "dqn"])
+def test_an_interrupted_run_goes_on(algo: str, tmp_path: Path) -> None:
+    workload, out = Interrupting(), tmp_path / "run"
+    workload.left = 190
+    with pytest.raises(KeyboardInterrupt):
+        train(algo, out, workload=workload)
+    state = read_checkpoint(out / "checkpoint.pt")
+    stopped = state["steps"]
+    assert 0 < stopped < 2048
+
+    with pytest.raises(InputError, match="holds a training run; resume it"):
+        train(algo, out, workload=workload)
+    with pytest.raises(InputError, match=r"its n_envs is 4, not 8"):
+        train(algo, out, workload=workload, resume=True, n_envs=8)
+    same = train(algo, out, workload=workload, resume=True, steps=stopped)  # nothing left to do
+    assert [list(pair) for pair in same.evaluations] == state["evaluations"]
+    after = read_checkpoint(out / "checkpoint.pt")
+    assert all(torch.equal(state["policy"][k], after["policy"][k]) for k in state["policy"])
+
+    run = train(algo, out, workload=workload, resume=True)
+    assert run.evaluations[: len(state["evaluations"])] == same.evaluations
+    assert run.evaluations[-1][0] >= 2048
+    assert run.evaluations[-1][1] == pytest.approx(SHORTEST_FIRST_S, rel=0.02)
+
+
+def test_runs_that_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no training run at"):
+        train("ppo", tmp_path / "none", resume=True)
+    train("ppo", tmp_path / "run", steps=8)
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match="is damaged"):
+        train("ppo", tmp_path / "run", steps=8, resume=True)
+
+
+def test_bad_arguments_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'ppo'"):
+        train_policy("lengthwise/Routing-v0", algo="pppo", out=tmp_path)
+    with pytest.raises(UnknownNameError, match="did you mean 'lengthwise/Routing-v0'"):
+        train_policy("lengthwise/Routing", out=tmp_path)
+    with pytest.raises(UnknownNameError, match="did you mean 'gamma'"):
+        settings_for("dqn", {"gama": 1.0})
+    with pytest.raises(InputError, match="must be 1 or more"):
+        train("ppo", tmp_path, steps=0)
+    with pytest.raises(InputError, match="holds other files"):
+        (tmp_path / "notes.txt").write_text("mine")
+        train("ppo", tmp_path)
+    with pytest.raises(InputError, match="no training run at"):
+        export_run(tmp_path / "nothing", tmp_path / "bundle")
+    with pytest.raises(InputError, match="neither a bundle nor a finished training run"):
+        evaluate_policy(tmp_path / "nothing", burst)
+
+
+NUMPY_ALONE = """
+import sys
+for banned in ("torch", "stable_baselines3", "gymnasium", "numba"):
+    sys.modules[banned] = None  # importing it raises
+import numpy as np
+from lengthwise.policies.bundle import read_bundle
+score = read_bundle(sys.argv[1]).score
+seen = np.load(sys.argv[2])
+count, slots = seen["mask"].shape
+values = {name: seen[name].reshape(-1) for name in score.features}
+scores = np.where(seen["mask"], score.evaluate(values).reshape(count, slots), np.inf)
+np.save(sys.argv[3], scores)
+"""
+
+
+def _typical(name: str, rng: np.random.Generator, shape: tuple[int, int]) -> Any:
+    """Random values of a feature, in the range where scores differ."""
+    if name in ("now_s", "arrival_s"):
+        return rng.uniform(0, 10, shape) + (20 if name == "now_s" else 0)
+    log, shift, scale = SCALES.get(name, (False, 0.0, 1.0))
+    values = shift + scale * rng.normal(size=shape)
+    return np.expm1(values) if log else values
+
+
+@pytest.mark.parametrize("kind", ["scheduling", "routing"])
+@pytest.mark.parametrize("algo", SETTINGS)
+def test_exported_decides_like_the_network(algo: str, kind: str, tmp_path: Path) -> None:
+    """20,000 random situations, the bundle loaded where torch can't be imported."""
+    if kind == "scheduling":
+        env: Any = SchedulingEnv(
+            burst, slots=12, timing=TIMING, engine=ONE,
+            features=("predicted_tokens", "prompt_tokens", "waited_s", "remaining_tokens"),
+        )  # fmt: skip
+    else:
+        env = RoutingEnv(trickle, replicas=12, timing=TIMING, engine=ONE)
+    agent = make_agent(algo, DummyVecEnv([lambda: env]), settings_for(algo, None), (16, 8), 0)
+    generator = torch.Generator().manual_seed(1)
+    for weight in agent.policy.parameters():  # far from the near-uniform start
+        fan_in = weight.shape[-1]
+        weight.data = torch.randn(weight.shape, generator=generator) * (2 / fan_in) ** 0.5
+
+    rng, count = np.random.default_rng(0), 20_000
+    raw = {name: _typical(name, rng, (count, 12)) for name in env.columns.reads}
+    mask = rng.random((count, 12)) < 0.7
+    mask[:, 0] = True
+    seen = env.columns.normaliser().normalise(env.columns.raw(raw)) * mask[..., None]
+    observation = {
+        "candidates": seen.reshape(count, -1).astype(np.float32),
+        "mask": mask.astype(np.int8),
+        "state": rng.normal(size=(count, env.state_size)).astype(np.float32),
+    }
+    chosen, _ = agent.policy.predict(observation, deterministic=True)
+
+    write_bundle(learned(kind, env.columns, score_layers(agent.policy)), tmp_path / "bundle")
+    np.savez(tmp_path / "seen.npz", mask=mask, **raw)
+    arguments = [str(tmp_path / name) for name in ("bundle", "seen.npz", "scores.npy")]
+    subprocess.run([sys.executable, "-c", NUMPY_ALONE, *arguments], check=True)
+    scores = np.load(tmp_path / "scores.npy")
+    best = scores.argmin(axis=1)
+    differs = np.flatnonzero(best != chosen)
+    # torch computes in float32: only scores that it can't tell apart may swap places
+    gap = scores[differs, chosen[differs]] - scores[differs, best[differs]]
+    assert (gap < 1e-5).all()
+    assert len(differs) <= 5
+    assert len(np.unique(chosen)) == 12
+
+
+def test_evaluate_policy_beside_baselines(tmp_path: Path) -> None:
+    run = train("ppo", tmp_path / "run", steps=1024, settings=QUICK["ppo"])
+    bundle = export_run(run.folder, tmp_path / "bundle")
+    assert read_bundle(bundle).score.features == (
+        "predicted_tokens",
+        "prompt_tokens",
+        "now_s",
+        "arrival_s",
+    )
+    given: dict[str, Any] = {"timing": TIMING, "engine": ONE, "seeds": 3}
+    rows = evaluate_policy(bundle, burst, **given)
+    assert [row["policy"] for row in rows] == ["fcfs", "sjf", str(bundle)]
+    assert rows == [
+        *rows[:2],
+        {**evaluate_policy(run.folder, burst, **given)[2], "policy": str(bundle)},
+    ]
+    assert rows[2]["mean_latency_s"] == pytest.approx(SHORTEST_FIRST_S, rel=0.05)
+    means = [
+        simulate(burst(2**31 + 10_000 + i), "fcfs", engine=Engine(**ONE), timing=TIMING)
+        .requests.eval("finish_s - arrival_s")
+        .mean()
+        for i in range(3)
+    ]
+    assert rows[0]["mean_latency_s"] == pytest.approx(np.mean(means))
+    assert rows[0]["ratio"] == 1.0
+    assert rows[2]["ratio"] < 0.8
