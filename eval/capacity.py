@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lengthwise.errors import InputError
 from lengthwise.eval import metrics
+from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.pool import over_cores
 from lengthwise.eval.predict import PredictorLike, predict_tokens
 from lengthwise.eval.simulate import DEFAULT_TIMING, PolicyLike, RouterLike, simulate
@@ -80,6 +83,23 @@ def capacity(
         if progress is not None:
             progress(len(found), seeds)
     return Capacity(t_interval(found), tuple(found), tuple(probes))
+
+
+def save(
+    found: Capacity, folder: str | Path, config: Mapping[str, Any], command: str | None = None
+) -> Path:
+    """Writes capacity.json, probes.parquet and config.json; returns the folder."""
+    import pandas as pd
+
+    rows = [{"rate": p.rate, "seed": p.seed, "met": p.met, **p.values} for p in found.probes]
+    with replaced_folder(folder) as fresh:
+        pd.DataFrame(rows).to_parquet(fresh / "probes.parquet", index=False)
+        write_json(
+            fresh / "capacity.json",
+            {**dataclasses.asdict(found.rate), "per_seed": list(found.per_seed)},
+        )
+        write_json(fresh / CONFIG, provenance(config, command))
+    return Path(folder)
 
 
 def _one_seed(

@@ -40,6 +40,10 @@ BOUND = "lower bound"  # the row that no schedule beats, beside the policies
 QUANTILES = np.linspace(0.0, 1.0, 401)
 
 
+Row = dict[str, Any]
+Quantiles = dict[tuple[float, str], NDArray[np.float64]]
+
+
 @dataclass(frozen=True)
 class Contender:
     """A row of the table: a policy, and the predictor whose lengths it reads ("none" if none)."""
@@ -133,7 +137,8 @@ def compare(
 
     fcfs runs always, as the baseline, and policies that read predictions run with the oracle too,
     so the table shows what a perfect predictor would gain. At one rate and seed all of them see
-    the same requests. ``progress`` is called with (points done, points in all).
+    the same requests: a seed draws one workload, whose arrivals each rate stretches. ``progress``
+    is called with (seeds done, seeds in all).
     """
     if seeds < 1:
         raise InputError(f"seeds must be 1 or more, not {seeds}")
@@ -141,20 +146,21 @@ def compare(
     contenders = _contenders(policies, predictors, router)
     engine = engine or Engine()
     model = load_timing(timing) if isinstance(timing, str) else timing
-    points = [(rate, seed) for rate in (rates or (None,)) for seed in range(seeds)]
     task = partial(
-        _point, source, contenders, engine, timing, replicas, router, backend, dict(slo or {})
-    )
-    rows: list[dict[str, Any]] = []
+        _one_seed, source, contenders, tuple(rates), engine, timing, replicas, router, backend,
+        dict(slo or {}),
+    )  # fmt: skip
+    tasks = [(seed,) for seed in range(seeds)]
+    rows: list[Row] = []
     drawn: dict[tuple[float, str], list[NDArray[np.float64]]] = {}
     notices: dict[str, None] = {}
-    for done, (made, quantiles, said) in enumerate(over_cores(task, points, processes), start=1):
+    for done, (made, quantiles, said) in enumerate(over_cores(task, tasks, processes), start=1):
         rows += made
         notices |= dict.fromkeys(said)
         for key, values in quantiles.items():
             drawn.setdefault(key, []).append(values)
         if progress is not None:
-            progress(done, len(points))
+            progress(done, seeds)
     import pandas as pd
 
     runs = pd.DataFrame(rows)
@@ -203,51 +209,52 @@ def _contenders(
     return tuple(found.values())
 
 
-def _point(
+def _one_seed(
     source: Source,
     contenders: tuple[Contender, ...],
+    rates: tuple[float, ...],
     engine: Engine,
     timing: str | TimingModel,
     replicas: int,
     router: RouterLike,
     backend: str,
     slo: dict[str, float],
-    rate: float | None,
     seed: int,
-) -> tuple[list[dict[str, Any]], dict[tuple[float, str], NDArray[np.float64]], tuple[str, ...]]:
-    """All contenders on the workload of one rate and seed."""
-    workload = source.load(rate, seed)
-    at = float("nan") if rate is None else float(rate)
-    base = {"rate": at, "offered_rate": workload.rate, "seed": seed}
-    predictions: dict[str, NDArray[np.float64] | None] = {}
-    rows: list[dict[str, Any]] = []
-    quantiles: dict[tuple[float, str], NDArray[np.float64]] = {}
+) -> tuple[list[Row], Quantiles, tuple[str, ...]]:
+    """All contenders at all rates on the workload that one seed draws."""
+    drawn = source.load(rates[0] if rates else None, seed)
     model = load_timing(timing) if isinstance(timing, str) else timing
-    alone = alone_s(workload, engine, model)
-    for contender in contenders:
-        name = contender.predictor_name
-        if name not in predictions:
-            predictions[name] = predict_tokens(contender.predictor, workload, seed)
-        records = simulate(
-            workload,
-            contender.policy,
-            engine=engine,
-            timing=model,
-            replicas=replicas,
-            router=router,
-            backend=backend,
-            seed=seed,
-            predicted_tokens=predictions[name],
-        ).records
-        found = metrics.summary(
-            records,
-            alone_s=alone,
-            slo=slo or None,
-            tenants=workload["tenant"] if "tenant" in workload else None,
-        )
-        who = {"policy": contender.policy_name, "predictor": name, "backend": records.backend}
-        rows.append({**base, **who, **found})
-        quantiles[at, contender.label] = np.quantile(metrics.e2e_s(records), QUANTILES)
-    bound = mean_latency_bound_s(workload, engine, model, alone, replicas=replicas)
-    rows.append({**base, "policy": BOUND, "predictor": "none", "e2e_mean_s": bound})
-    return rows, quantiles, workload.notices
+    alone = alone_s(drawn, engine, model)
+    predictions = {
+        who.predictor_name: predict_tokens(who.predictor, drawn, seed) for who in contenders
+    }
+    rows: list[Row] = []
+    quantiles: Quantiles = {}
+    for rate in rates or (None,):
+        workload = drawn if rate is None else drawn.at_rate(rate)
+        at = float("nan") if rate is None else float(rate)
+        base = {"rate": at, "offered_rate": workload.rate, "seed": seed}
+        for who in contenders:
+            records = simulate(
+                workload,
+                who.policy,
+                engine=engine,
+                timing=model,
+                replicas=replicas,
+                router=router,
+                backend=backend,
+                seed=seed,
+                predicted_tokens=predictions[who.predictor_name],
+            ).records
+            found = metrics.summary(
+                records,
+                alone_s=alone,
+                slo=slo or None,
+                tenants=workload["tenant"] if "tenant" in workload else None,
+            )
+            named = {"policy": who.policy_name, "predictor": who.predictor_name}
+            rows.append({**base, **named, "backend": records.backend, **found})
+            quantiles[at, who.label] = np.quantile(metrics.e2e_s(records), QUANTILES)
+        bound = mean_latency_bound_s(workload, engine, model, alone, replicas=replicas)
+        rows.append({**base, "policy": BOUND, "predictor": "none", "e2e_mean_s": bound})
+    return rows, quantiles, drawn.notices

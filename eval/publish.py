@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,36 @@ from lengthwise.eval import plots
 from lengthwise.eval.compare import Comparison
 from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.report import write_report
-from lengthwise.eval.simulate import Result
+from lengthwise.eval.simulate import Result, simulate
+from lengthwise.eval.source import Source
 from lengthwise.eval.terminal import markdown
+from lengthwise.serving import Engine
 
 REPORT = "report.html"
+
+
+def pick_timelines(
+    comparison: Comparison, source: Source, engine: Engine | None = None, **options: Any
+) -> list[tuple[str, Result]]:
+    """Two runs of the first seed at the highest rate, with their iterations: fcfs and the best.
+
+    The best is the lowest mean latency that needs no oracle, if any. ``options`` are those of
+    ``simulate`` that the comparison ran with (timing, replicas, router, backend).
+    """
+    rate = comparison.rates[-1]
+    fcfs, *others = comparison.contenders
+    real = [who for who in others if "oracle" not in who.predictor_name] or others
+    chosen = [fcfs]
+    if real:
+        chosen.append(min(real, key=lambda who: comparison.interval(rate, who, "e2e_mean_s").mean))
+    workload = source.load(None if math.isnan(rate) else rate, 0)
+    return [
+        (
+            who.label,
+            simulate(workload, who.policy, who.predictor, engine, log_iterations=True, **options),
+        )
+        for who in chosen
+    ]
 
 
 def publish(

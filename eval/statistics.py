@@ -1,8 +1,7 @@
-"""Means over seeds with intervals, paired differences and ratios, and the bootstrap."""
+"""Means over seeds with intervals, paired differences and ratios."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,24 +55,6 @@ def paired_ratio(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interv
         raise InputError("a ratio needs positive values")
     log = t_interval(np.log(x / y), confidence)
     return Interval(*(float(np.exp(v)) for v in (log.mean, log.low, log.high)), log.count)
-
-
-def bootstrap(
-    values: ArrayLike,
-    statistic: Callable[[Any], Any] = np.mean,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap of ``statistic`` over independent values (Efron 1979)."""
-    x = np.asarray(values, dtype=np.float64)
-    if x.ndim != 1 or len(x) < 2:
-        raise InputError(f"the bootstrap needs a row of at least two values, not shape {x.shape}")
-    rng = np.random.default_rng(seed)
-    drawn = [float(statistic(x[rng.integers(len(x), size=len(x))])) for _ in range(resamples)]
-    low, high = np.quantile(drawn, (0.5 - confidence / 2, 0.5 + confidence / 2))
-    return Interval(float(statistic(x)), float(low), float(high), len(x))
 
 
 def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Any, Any]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.compare import BOUND, Comparison
+from lengthwise.eval.statistics import Interval
 from lengthwise.eval.tables import (
     Cell,
     bound_row,
@@ -18,8 +21,10 @@ from lengthwise.eval.tables import (
     footnote,
     heading,
     number,
+    ratio_cell,
     row,
     subtitle,
+    with_interval,
 )
 
 STYLES = {"better": "green", "worse": "red", "same": "dim", "": ""}
@@ -59,10 +64,11 @@ def _rows(comparison: Comparison, rate: float) -> list[tuple[str, str, list[Cell
 
 def _table(comparison: Comparison, rate: float, width: int) -> Table:
     rows, columns = _rows(comparison, rate), columns_of(comparison)
-    names = max(len(policy) for policy, _, _ in rows) + max(len(p) for _, p, _ in rows) + 6
-    shown, used = 0, names
+    shown, used = 0, 0
+    for index in (0, 1):
+        used += 3 + max(9, *(len(names[index]) for names in rows))
     for index, column in enumerate(columns):
-        used += 2 + max(len(column.heading), *(len(cells[index].text) for _, _, cells in rows))
+        used += 3 + max(len(column.heading), *(len(cells[index].text) for _, _, cells in rows))
         shown += used <= width
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
     table.add_column("policy", no_wrap=True)
@@ -141,3 +147,88 @@ def run_view(title: str, found: Mapping[str, float]) -> RenderableType:
         if key in found:
             totals.add_row(label, number(found[key]), unit)
     return Group(Text(title, style="bold"), Text(), table, Text(), totals)
+
+
+PREDICTION_ROWS = (  # label, metric of lengthwise.eval.prediction_metrics, unit
+    ("Kendall tau-b", "kendall_tau", ""),
+    ("Spearman", "spearman", ""),
+    ("R² of log length", "r2_log", ""),
+    ("mean absolute error", "mae", "tokens"),
+    ("root mean squared error", "rmse", "tokens"),
+    ("within 50 tokens", "within_50", "of 1"),
+    ("within 100 tokens", "within_100", "of 1"),
+    ("bucket accuracy", "bucket_accuracy", "of 1"),
+)
+
+
+def prediction_view(report: Mapping[str, Any]) -> RenderableType:
+    """How well a predictor does on unseen prompts: a report of lengthwise.training.predictor."""
+    who = report.get("predictor") or f"{report['model']} ({report['target']})"
+    lines = [Text(f"{who} on {report['data']}", style="bold")]
+    if "train" in report:
+        train = report["train"]
+        lines.append(
+            Text(f"trained on {train['rows']:,} answers to {train['prompts']:,} prompts", "dim")
+        )
+    if "metrics" not in report:
+        return Group(*lines, Text("no prompts were left to test on", "yellow"))
+    test = report["test"]
+    lines.append(Text(f"tested on {test['rows']:,} answers to {test['prompts']:,} others", "dim"))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("")
+    table.add_column("value", justify="right")
+    table.add_column("95% interval", justify="right", style="dim")
+    table.add_column("unit", style="dim")
+    for label, name, unit in PREDICTION_ROWS:
+        if name in report["metrics"]:
+            found = report["metrics"][name]
+            value, low, high = (plain_metric(name, found[k]) for k in ("value", "low", "high"))
+            table.add_row(label, value, f"{low} to {high}", unit)
+    return Group(*lines, Text(), table)
+
+
+def plain_metric(name: str, value: float) -> str:
+    """A metric of predictions as text: tokens with one decimal, shares with three."""
+    return f"{value:.1f}" if name in ("mae", "rmse") else f"{value:.3f}"
+
+
+def capacity_view(policy: str, slo: Mapping[str, float], found: Capacity) -> RenderableType:
+    """The capacity of each seed and over all, with what was measured just below it."""
+    limits = ", ".join(f"{name} ≤ {limit:g} s" for name, limit in slo.items())
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for head in ("seed", "capacity, requests/s", "rates tried", *(f"{n}, s" for n in slo)):
+        table.add_column(head, justify="right")
+    for seed, rate in enumerate(found.per_seed):
+        tried = [probe for probe in found.probes if probe.seed == seed]
+        at = next(probe for probe in tried if probe.rate == rate)
+        values = (number(at.values[name]) for name in slo)
+        table.add_row(str(seed), f"{rate:.2f}", str(len(tried)), *values)
+    total = f"{policy}: {with_interval(found.rate)} requests/s with {limits}"
+    return Group(Text(total, style="bold"), Text(), table)
+
+
+def judged_view(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """A trained policy beside baselines: rows of lengthwise.training.policy.evaluate_policy."""
+    shown = (
+        ("mean latency, s", "mean_latency_s"),
+        ("P99 latency, s", "p99_latency_s"),
+        ("mean TTFT, s", "mean_ttft_s"),
+        ("s/token", "mean_normalized_latency_s"),
+    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("policy", style="bold")
+    for head, _ in shown:
+        table.add_column(head, justify="right")
+    table.add_column(f"mean × {rows[0]['policy']}", justify="right")
+    for row_ in rows:
+        ratio = ratio_cell(_interval(row_, "ratio"))
+        table.add_row(
+            str(row_["policy"]),
+            *(with_interval(_interval(row_, name)) for _, name in shown),
+            Text(ratio.text, STYLES[ratio.verdict]),
+        )
+    return table
+
+
+def _interval(row_: Mapping[str, Any], name: str) -> Interval:
+    return Interval(row_[name], row_[f"{name}_low"], row_[f"{name}_high"], 0)

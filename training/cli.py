@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import sys
-from importlib import import_module
 from typing import NoReturn
 
 import click
 
 from lengthwise import __version__
-from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.errors import InputError
+from lengthwise.training.groups import LazyGroup
 
 # name -> ("module:attribute", one line for --help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -28,41 +29,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are imported on demand, and whose unknown names name the nearest."""
-
-    def __init__(self, lazy: dict[str, tuple[str, str]] | None = None, **options: object) -> None:
-        super().__init__(**options)  # type: ignore[arg-type]
-        self.lazy = lazy or {}
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*self.lazy, *super().list_commands(ctx)]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.lazy:
-            return super().get_command(ctx, cmd_name)
-        module, _, attribute = self.lazy[cmd_name][0].partition(":")
-        found = getattr(import_module(f"lengthwise.training.commands.{module}"), attribute)
-        assert isinstance(found, click.Command)
-        return found
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
-            allowed = self.list_commands(ctx)
-            raise UnknownNameError(f"command of {ctx.command_path!r}", args[0], allowed)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if not self.lazy:
-            return super().format_commands(ctx, formatter)
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in self.lazy.items()])
-        return None
-
-
-@click.group(cls=LazyGroup, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, commands_in=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="lengthwise")
 def cli() -> None:
     """Trainable scheduling policies and output-length predictors for LLM serving.
@@ -76,8 +45,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
     Any other exception is a bug and keeps its traceback.
     """
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        cli.main(args=arguments, prog_name="lengthwise", standalone_mode=False)
+        cli.main(
+            args=given,
+            prog_name="lengthwise",
+            standalone_mode=False,
+            obj=shlex.join(["lengthwise", *given]),
+        )
     except InputError as error:
         _refuse(str(error))
     except click.UsageError as error:

@@ -82,6 +82,31 @@ def split_specs(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+class Settings(click.ParamType):
+    """``name=value,...``: numbers, true, false and words."""
+
+    name = "NAME=VALUE,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        return value if isinstance(value, dict) else dict(map(_setting, str(value).split(",")))
+
+
+def _setting(item: str) -> tuple[str, Any]:
+    name, equals, value = item.partition("=")
+    if not (name and equals and value):
+        raise InputError(f"expected NAME=VALUE, not {item!r}")
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value
+
+
 def workload_options(command: Command) -> Command:
     """WORKLOAD and how it is drawn; the command receives ``workload`` (a ``Spelled`` source)."""
     for decorate in reversed(
@@ -156,9 +181,13 @@ processes_option = click.option(
     "--processes", type=click.IntRange(1), default=os.cpu_count() or 1, show_default="all cores"
 )
 seeds_option = click.option(
-    "--seeds", type=click.IntRange(1), default=5, show_default=True, metavar="N",
+    "--seeds",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    metavar="N",
     help="Repetitions with different random numbers, for the confidence intervals.",
-)  # fmt: skip
+)
 out_option = click.option("--out", metavar="DIR", help="Folder for the results.")
 
 

@@ -1,0 +1,90 @@
+"""``lengthwise capacity``: the largest arrival rate that meets a service-level objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lengthwise.training.commands.options import (
+    engine_options,
+    out_option,
+    processes_option,
+    seeds_option,
+    system_options,
+    take_engine,
+    take_source,
+    workload_options,
+)
+
+
+@click.command()
+@workload_options
+@click.option("--policy", default="fcfs", show_default=True, metavar="SPEC")
+@click.option(
+    "--predictor", metavar="SPEC", help="A name (oracle) or a trained predictor's folder."
+)
+@click.option(
+    "--slo",
+    required=True,
+    metavar="METRIC_STATISTIC=S,...",
+    help="Limits in seconds on statistics over requests: ttft_p99=1,tpot_p99=0.05.",
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="How closely the rate is found, relative.",
+)
+@seeds_option
+@system_options
+@engine_options
+@processes_option
+@out_option
+@click.pass_obj
+def capacity(
+    command: str,
+    policy: str,
+    predictor: str | None,
+    slo: str,
+    tolerance: float,
+    seeds: int,
+    processes: int,
+    out: str | None,
+    **options: Any,
+) -> None:
+    """Bisects the arrival rate of WORKLOAD until it just meets the SLO, on each seed.
+
+    \b
+    lengthwise capacity azure-conv-2023 --policy sjf --predictor oracle --slo ttft_p99=1.0
+    """
+    from lengthwise.eval.capacity import SLO_NAMES, save
+    from lengthwise.eval.capacity import capacity as search
+    from lengthwise.eval.metrics import parse_slo
+    from lengthwise.eval.output import check_writable
+    from lengthwise.eval.terminal import capacity_view, console
+    from lengthwise.training.commands.show import progress
+
+    limits = parse_slo(slo, SLO_NAMES)
+    engine, source = take_engine(options), take_source(options)
+    if out is not None:
+        check_writable(out)
+    with progress("searching") as moved:
+        found = search(
+            source,
+            policy,
+            limits,
+            predictor,
+            seeds,
+            tolerance,
+            engine,
+            processes=processes,
+            progress=moved,
+            **options,
+        )
+    console().print(capacity_view(policy, limits, found))
+    if out is not None:
+        config = {"workload": source.name, "policy": policy, "predictor": predictor, "slo": limits,
+                  "seeds": seeds, **options}  # fmt: skip
+        click.echo(f"wrote {save(found, out, config, command)}")

@@ -1,0 +1,100 @@
+"""``lengthwise compare``: a grid of policies, predictors, rates and seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lengthwise.training.commands.options import (
+    Rates,
+    Specs,
+    engine_options,
+    out_option,
+    processes_option,
+    seeds_option,
+    system_options,
+    take_engine,
+    take_source,
+    workload_options,
+)
+
+
+@click.command()
+@workload_options
+@click.option(
+    "--policies",
+    type=Specs(),
+    default="fcfs,sjf,srtf,mlfq",
+    show_default=True,
+    help="Policies; fcfs is always among them, as the baseline.",
+)
+@click.option(
+    "--predictors",
+    type=Specs(),
+    default="oracle",
+    show_default=True,
+    help="Names or folders of predictors; the oracle is always among them.",
+)
+@click.option(
+    "--rates",
+    type=Rates(),
+    default=(),
+    metavar="R,R,...",
+    help="Arrival rates in requests/s. Default: the workload's own.",
+)
+@seeds_option
+@click.option("--slo", metavar="NAME=S,...", help="Limits a request must meet: ttft=1,tpot=0.05.")
+@system_options
+@engine_options
+@processes_option
+@out_option
+@click.pass_obj
+def compare(
+    command: str,
+    policies: tuple[str, ...],
+    predictors: tuple[str, ...],
+    rates: tuple[float, ...],
+    seeds: int,
+    slo: str | None,
+    processes: int,
+    out: str | None,
+    **options: Any,
+) -> None:
+    """Compares policies on the same requests, with confidence intervals over seeds.
+
+    With --out, the runs are kept as Parquet, beside figures and a self-contained HTML report.
+
+    \b
+    lengthwise compare azure-conv-2023 --rates 8,24,32 --policies fcfs,sjf,mlfq:quantum=64,levels=6
+    lengthwise compare prompts.jsonl.gz --split test --arrivals trace.csv.gz --predictors ./p
+    """
+    from lengthwise.eval import metrics
+    from lengthwise.eval.compare import compare as run
+    from lengthwise.eval.output import check_writable
+    from lengthwise.eval.publish import pick_timelines, publish
+    from lengthwise.eval.terminal import comparison_view, console
+    from lengthwise.training.commands.show import progress
+
+    limits = metrics.parse_slo(slo, tuple(metrics.PER_REQUEST)) if slo else None
+    engine, source = take_engine(options), take_source(options)
+    if out is not None:
+        check_writable(out)
+    with progress("comparing") as moved:
+        found = run(
+            source,
+            policies,
+            predictors,
+            rates,
+            seeds,
+            engine,
+            processes=processes,
+            slo=limits,
+            progress=moved,
+            **options,
+        )
+    screen = console()
+    screen.print(comparison_view(found, screen.width))
+    if out is not None:
+        timelines = pick_timelines(found, source, engine, **options)
+        click.echo(f"wrote {publish(found, out, timelines=timelines, command=command)}")

@@ -1,0 +1,42 @@
+"""``lengthwise demo``: train, simulate, compare and report; nothing to download."""
+
+from __future__ import annotations
+
+import click
+
+from lengthwise.training.commands.options import processes_option
+
+
+@click.command()
+@click.option("--out", default="runs/demo", show_default=True, metavar="DIR")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, metavar="N")
+@click.option(
+    "--requests",
+    type=click.IntRange(20),
+    default=3000,
+    show_default=True,
+    metavar="N",
+    help="Prompts drawn at each load; half of them, the test split, are served.",
+)
+@processes_option
+@click.pass_obj
+def demo(command: str, out: str, seeds: int, requests: int, processes: int) -> None:
+    """Trains a predictor of answer lengths and compares schedulers that use it.
+
+    Nothing is downloaded: the prompts are generated, the GPU is a profile measured on an H200. The
+    table shows FCFS, SJF, SRTF and MLFQ, with the predictor and with an oracle, at three loads.
+    """
+    from lengthwise.eval.terminal import comparison_view, console, prediction_view
+    from lengthwise.training.commands.show import progress
+    from lengthwise.training.demo import run_demo
+
+    screen = console()
+    with progress("simulating") as moved:
+        found = run_demo(
+            out, seeds=seeds, requests=requests, processes=processes, progress=moved,
+            say=screen.print, command=command,
+            trained=lambda report: screen.print(prediction_view(report)),
+        )  # fmt: skip
+    screen.print("3. What it is worth:\n")
+    screen.print(comparison_view(found.comparison, screen.width))
+    screen.print(f"\nReport, figures and every run: {found.report}")

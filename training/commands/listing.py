@@ -1,0 +1,159 @@
+"""``lengthwise list``: what there is, one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+
+from lengthwise.training.commands.options import Name
+
+Rows = list[tuple[str, ...]]
+
+
+def policies() -> tuple[tuple[str, ...], Rows]:
+    """Policies with what they read and their tunables."""
+    from lengthwise import registry
+
+    rows = []
+    for name in registry.names("policy"):
+        policy = registry.load("policy", name)
+        rows.append(
+            (
+                name,
+                _first_line(policy.score.function.__doc__),
+                ", ".join(policy.score.features),
+                ", ".join(f"{k}={v}" for k, v in policy.score.tunables.items()),
+                "" if policy.preemption.mode == "none" else policy.preemption.mode,
+            )
+        )
+    return ("policy", "lowest score first", "reads", "tunables", "preempts by"), rows
+
+
+def routers() -> tuple[tuple[str, ...], Rows]:
+    """Routers with what they read."""
+    from lengthwise import registry
+
+    rows = []
+    for name in registry.names("router"):
+        router = registry.load("router", name)
+        about = _first_line(router.score.function.__doc__)
+        if router.choices:
+            about = f"Of {router.choices} random replicas: {about[:1].lower()}{about[1:]}"
+        rows.append((name, about, ", ".join(router.score.features)))
+    return ("router", "the lowest-scored replica is taken", "reads"), rows
+
+
+def predictors() -> tuple[tuple[str, ...], Rows]:
+    """Predictors with what they read."""
+    return ("predictor", "what it does"), _documented("predictor")
+
+
+def envs() -> tuple[tuple[str, ...], Rows]:
+    """Gymnasium environments."""
+    return ("env", "what it is"), _documented("env")
+
+
+def timings() -> tuple[tuple[str, ...], Rows]:
+    """Timing profiles with what they were measured on, and how a roofline is spelled."""
+    from lengthwise.serving.timing import timing, timing_names
+
+    rows = []
+    for name in timing_names():
+        if name.startswith("roofline:"):
+            rows.append((name, "estimate from datasheets, labelled as such", ""))
+        else:
+            model = timing(name)
+            rows.append((name, _measured(model), f"{model.num_gpu_blocks:,}"))
+    return ("timing", "where it comes from", "KV blocks"), rows
+
+
+def workloads() -> tuple[tuple[str, ...], Rows]:
+    """Workload presets with their source and lengths."""
+    from lengthwise.serving.workload import preset
+    from lengthwise.serving.workload.presets import PRESETS
+
+    rows = []
+    for name, made in PRESETS.items():
+        sample = preset(name, requests=2000)
+        source = getattr(made, "source", None) or _first_line(made.__doc__)
+        rows.append(
+            (
+                name,
+                source,
+                f"{sample.rate:.2g}",
+                f"{sample['prompt_tokens'].mean():,.0f}",
+                f"{sample['output_tokens'].mean():,.0f}",
+            )
+        )
+    heads = ("workload", "fitted to", "requests/s", "mean prompt", "mean answer, tokens")
+    return heads, rows
+
+
+KINDS: dict[str, Callable[[], tuple[tuple[str, ...], Rows]]] = {
+    "policies": policies,
+    "predictors": predictors,
+    "routers": routers,
+    "timings": timings,
+    "workloads": workloads,
+    "envs": envs,
+}
+
+
+@click.command(name="list")
+@click.argument("kind", type=Name("thing to list", KINDS), metavar=f"[{'|'.join(KINDS)}]")
+def listing(kind: str) -> None:
+    """Lists what can be named on the command line, one line each."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from lengthwise.eval.terminal import console
+
+    heads, rows = KINDS[kind]()
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for index, head in enumerate(heads):
+        numeric = all(row[index].replace(",", "").replace(".", "").isdigit() for row in rows)
+        table.add_column(
+            head,
+            style="bold" if index == 0 else "",
+            no_wrap=index == 0,
+            justify="right" if numeric else "left",
+        )
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def _documented(kind: str) -> Rows:
+    """Names with the first line of their docstring, read from the source: importing may be slow."""
+    import ast
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    from lengthwise import registry
+
+    rows: Rows = []
+    for name, target in registry.TABLES[kind].items():
+        module, _, attribute = target.partition(":")
+        found = find_spec(module)
+        assert found is not None and found.origin is not None
+        tree = ast.parse(Path(found.origin).read_text("utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
+                rows.append((name, _first_line(ast.get_docstring(node))))
+    return rows
+
+
+def _measured(model: object) -> str:
+    about = getattr(model, "about", {})
+    engine, gpu = about.get("engine", {}), about.get("gpu", {})
+    parts = [
+        gpu.get("name", "") if isinstance(gpu, dict) else str(gpu),
+        f"{engine.get('name', '')} {engine.get('version', '')}".strip(),
+        str(about.get("date", "")),
+    ]
+    return "measured: " + ", ".join(part for part in parts if part)
+
+
+def _first_line(docstring: str | None) -> str:
+    return docstring.strip().splitlines()[0].rstrip(".").replace("``", "") if docstring else ""

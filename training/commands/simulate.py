@@ -1,0 +1,90 @@
+"""``lengthwise simulate``: one workload under one policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lengthwise.training.commands.options import (
+    engine_options,
+    out_option,
+    system_options,
+    take_engine,
+    take_source,
+    workload_options,
+)
+
+
+@click.command()
+@workload_options
+@click.option(
+    "--policy",
+    default="fcfs",
+    show_default=True,
+    metavar="SPEC",
+    help="A name with tunables (mlfq:quantum=64), FILE.py:FUNCTION, or a bundle.",
+)
+@click.option(
+    "--predictor", metavar="SPEC", help="A name (oracle) or a trained predictor's folder."
+)
+@click.option("--rate", type=float, metavar="R", help="Arrivals in requests/s; stretches time.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--slo", metavar="NAME=S,...", help="Limits a request must meet: ttft=1,tpot=0.05.")
+@click.option(
+    "--log-iterations",
+    is_flag=True,
+    help="Keep every iteration: inter-token latency, KV use, and a timeline in --out.",
+)
+@system_options
+@engine_options
+@out_option
+@click.pass_obj
+def simulate(
+    command: str,
+    policy: str,
+    predictor: str | None,
+    rate: float | None,
+    seed: int,
+    slo: str | None,
+    log_iterations: bool,
+    out: str | None,
+    **options: Any,
+) -> None:
+    """Runs WORKLOAD (a preset, a file or prompts) and prints the metrics by their standard names.
+
+    \b
+    lengthwise simulate azure-conv-2023 --rate 28 --policy srtf --predictor oracle
+    lengthwise simulate trace.csv.gz --policy mlfq --replicas 4 --router jsq --out runs/mlfq
+    """
+    from lengthwise.eval import metrics, plots
+    from lengthwise.eval.output import check_writable
+    from lengthwise.eval.simulate import simulate as run
+    from lengthwise.eval.terminal import console, run_view
+    from lengthwise.training.commands.show import notices
+
+    limits = metrics.parse_slo(slo, tuple(metrics.PER_REQUEST)) if slo else None
+    engine, source = take_engine(options), take_source(options)
+    if out is not None:
+        check_writable(out)
+    workload = source.load(rate, seed)
+    notices(workload.notices)
+    result = run(
+        workload,
+        policy,
+        predictor,
+        engine,
+        seed=seed,
+        log_iterations=log_iterations,
+        **options,
+    )
+    title = f"{result.config['policy']} on {workload.name}: {len(workload):,} requests"
+    console().print(run_view(title, result.summary(limits)))
+    if out is not None:
+        folder = result.save(out, command)
+        if result.iterations is not None:
+            figure = plots.timeline(
+                [(str(result.config["policy"]), result.iterations)], result.num_gpu_blocks
+            )
+            (folder / "timeline.svg").write_bytes(plots.svg(figure))
+        click.echo(f"wrote {folder}")

@@ -1,0 +1,176 @@
+"""``lengthwise train predictor`` and ``lengthwise train policy``."""
+
+from __future__ import annotations
+
+import click
+
+from lengthwise import registry
+from lengthwise.training.commands.options import (
+    DEFAULT_TIMING,
+    Name,
+    Settings,
+    engine_options,
+    take_engine,
+)
+from lengthwise.training.groups import NamingGroup
+
+TARGETS = ("exact", "bucket", "rank", "quantile")
+ALGORITHMS = ("ppo", "dqn", "maskable-ppo")
+
+
+@click.group(cls=NamingGroup)
+def train() -> None:
+    """Trains a predictor of answer lengths, or a scheduling or routing policy."""
+
+
+@train.command()
+@click.argument("data", metavar="DATA")
+@click.option(
+    "--target",
+    type=Name("target", TARGETS),
+    default="exact",
+    show_default=True,
+    help="What is learned: a length, a bucket, an order, or a distribution.",
+)
+@click.option(
+    "--model",
+    default="ridge",
+    show_default=True,
+    metavar="NAME",
+    help="constant, prompt-length, ridge, gbdt, transformer, minilm, or the path of a "
+    "pretrained encoder.",
+)
+@click.option("--out", required=True, metavar="DIR", help="Folder of the trained predictor.")
+@click.option(
+    "--answers-by",
+    metavar="NAME",
+    help="The model whose answers are learned, in DATA of several; all for every one's.",
+)
+@click.option(
+    "--test-share",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Share of the prompts, by a hash of their text, that is kept for testing.",
+)
+@click.option("--max-rows", type=int, metavar="N", help="Only the first rows of DATA.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--set",
+    "settings",
+    type=Settings(),
+    default={},
+    metavar="NAME=VALUE,...",
+    help="More options of the model: buckets=8, epochs=2.",
+)
+@click.pass_obj
+def predictor(
+    command: str,
+    data: str,
+    target: str,
+    model: str,
+    out: str,
+    answers_by: str | None,
+    test_share: float,
+    max_rows: int | None,
+    seed: int,
+    settings: dict[str, object],
+) -> None:
+    """Trains on half of the prompts of DATA, tests on the other half, saves to --out.
+
+    DATA holds prompts with answers or their lengths: CSV, JSONL, Parquet (or .gz), or hf:NAME.
+
+    \b
+    lengthwise train predictor responses.jsonl.gz --answers-by Mistral-7B-Instruct-v0.2 --out p
+    """
+    from lengthwise.eval.terminal import console, prediction_view
+    from lengthwise.training.predictor import train_predictor
+
+    report = train_predictor(
+        data,
+        target=target,
+        model=model,
+        out=out,
+        seed=seed,
+        test_share=test_share,
+        max_rows=max_rows,
+        answers_by=answers_by,
+        options=settings,
+        command=command,
+    )
+    console().print(prediction_view(report))
+    click.echo(f"wrote {out}")
+
+
+@train.command()
+@click.option(
+    "--env",
+    type=Name("env", registry.names("env")),
+    default="lengthwise/Routing-v0",
+    show_default=True,
+)
+@click.option("--algo", type=Name("algorithm", ALGORITHMS), default="ppo", show_default=True)
+@click.option("--workload", default="azure-conv-2023", show_default=True, metavar="WORKLOAD")
+@click.option("--out", required=True, metavar="DIR", help="Folder of the run.")
+@click.option("--timing", default=DEFAULT_TIMING, show_default=True, metavar="NAME")
+@click.option("--steps", type=click.IntRange(1), default=200_000, show_default=True)
+@click.option("--n-envs", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
+@click.option(
+    "--env-set",
+    type=Settings(),
+    default={},
+    metavar="NAME=VALUE,...",
+    help="Options of the environment: rate=24,replicas=4,requests=500.",
+)
+@click.option(
+    "--set",
+    "settings",
+    type=Settings(),
+    default={},
+    metavar="NAME=VALUE,...",
+    help="Options of the algorithm: learning_rate=0.0003.",
+)
+@engine_options
+@click.pass_obj
+def policy(
+    command: str,
+    env: str,
+    algo: str,
+    workload: str,
+    out: str,
+    timing: str,
+    steps: int,
+    n_envs: int,
+    seed: int,
+    resume: bool,
+    env_set: dict[str, object],
+    settings: dict[str, object],
+    **options: object,
+) -> None:
+    """Trains a policy by reinforcement learning; it is exported to DIR/bundle.
+
+    \b
+    lengthwise train policy --env lengthwise/Scheduling-v0 --algo maskable-ppo --out runs/ppo
+    """
+    from lengthwise.training.policy import train_policy
+
+    environment = {**env_set, "engine": take_engine(options)}
+    run = train_policy(
+        env,
+        out=out,
+        algo=algo,
+        workload=workload,
+        timing=timing,
+        steps=steps,
+        n_envs=n_envs,
+        seed=seed,
+        resume=resume,
+        env_options=environment,
+        settings=settings,
+        command=command,
+    )
+    listed = ", ".join(f"{name} {cost:.4g}" for name, cost in run.baselines.items())
+    click.echo(f"held-out cost {run.cost:.4g} (baselines: {listed})")
+    click.echo(f"wrote {run.bundle}")
