@@ -104,6 +104,24 @@ def test_gzip_is_found_by_its_bytes(tmp_path: Path) -> None:
                            "hash_ids": [1, 2, 3]},
                           {"timestamp": 0, "input_length": 5000, "output_length": 5,
                            "hash_ids": [1]}), "hash_ids fit no block size"),
+        ("t.jsonl", jsonl({"timestamp": 0, "input_length": 9, "output_length": 5, "hash_ids": 3}),
+         "row 0: hash_ids is 3; it must be a list of whole numbers"),
+        ("t.jsonl", jsonl({"prompt": "p", "output_tokens": 1, "hash_ids": [1]}),
+         "hash_ids need prompt_tokens"),
+        ("t.csv", NATIVE.replace("\n", ",prefix_hashes\n") + '0,9,1,"[1, x]"\n',
+         "row 0: prefix_hashes is .1, x.; it must be a list of whole numbers"),
+        ("t.csv", NATIVE.replace("\n", ",parent\n") + "0,1,1,-1\n", "parent needs .* think_s"),
+        ("t.csv", NATIVE.replace("\n", ",parent,think_s\n") + "0,1,1,-1,0\n0,1,1,7,0\n",
+         "row 1: parent is 7; it must be an earlier row, or -1"),
+        ("t.csv", NATIVE.replace("\n", ",parent,think_s\n") + "0,1,1,-1,0\n0,1,1,,0\n",
+         "row 1: parent is nan; it must be a finite number"),
+        ("t.csv", "session_id,turn,prompt_tokens,output_tokens\na,first,1,1\n",
+         "row 0: turn is 'first'; it must be a number"),
+        ("t.csv", "session_id,turn,prompt_tokens,output_tokens\na,1,1,1\nb,0,1,1\na,0,1,-3\n",
+         "row 2: output_tokens is -3"),
+        ("t.jsonl", jsonl({"messages": []}, {"messages": [{"role": "user", "content": "a"},
+                                                         {"role": "assistant", "content": ""}]}),
+         "row 1: output_tokens is 0"),
         ("t.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer"),
         ("t.parquet", "not parquet", "t.parquet: not a Parquet file"),
         ("t.txt", "x", "unknown kind of file; it must end in .csv"),
@@ -195,6 +213,14 @@ def test_errors_name_the_row_of_the_file_even_after_a_choice(tmp_path: Path) -> 
         read(path, model="a")
     with pytest.raises(InputError, match="row 1: output_tokens is 0"):
         read(path, model="b")
+
+
+def test_prefix_hashes_are_lists_or_their_text(tmp_path: Path) -> None:
+    text = NATIVE.replace("\n", ",prefix_hashes,hash_block_tokens\n") + '0,40,1,"[1, 2]",16\n'
+    assert read(write(tmp_path / "t.csv", text))["prefix_hashes"][0] == (1, 2)
+    row = {"arrival_s": 0, "prompt_tokens": 40, "output_tokens": 1, "prefix_hashes": [1, 2],
+           "hash_block_tokens": 16}  # fmt: skip
+    assert read(write(tmp_path / "t.jsonl", jsonl(row)))["prefix_hashes"][0] == (1, 2)
 
 
 def test_dates_as_arrival_seconds_count_from_the_first(tmp_path: Path) -> None:

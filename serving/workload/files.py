@@ -106,7 +106,7 @@ def _from_csv(name: str, data: bytes) -> Columns:
     try:
         frame = pd.read_csv(io.BytesIO(data), skipinitialspace=True, low_memory=False)
     except (pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{name}: not a CSV table: {str(error).strip()}") from None
+        raise InputError(f"{name}: not a CSV table: {str(error).strip().splitlines()[0]}") from None
     return {str(key).strip(): _array(frame[key]) for key in frame.columns}
 
 

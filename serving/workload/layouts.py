@@ -6,6 +6,8 @@ columns and put it into ``LAYOUTS``.
 
 from __future__ import annotations
 
+import json
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +51,13 @@ def _native(columns: Columns, name: str, options: Options) -> Columns:
     """The project's own columns, and a few common names for what they can't hold."""
     table = {key: values for key, values in columns.items() if key in NATIVE}
     if "hash_ids" in table:
+        if "prompt_tokens" not in table:
+            raise InputError(f"{name}: hash_ids need prompt_tokens beside them")
         table |= _prefixes(name, table.pop("hash_ids"), table["prompt_tokens"])
+    if "prefix_hashes" in columns:
+        table["prefix_hashes"] = _objects(_hashes(name, "prefix_hashes", columns["prefix_hashes"]))
+    if "parent" in table:
+        table |= _parents(name, table)
     if "client_id" in table:
         table["tenant"] = table.pop("client_id")
     for column, cut in (("ended_with_eos", 0), ("finish_reason", "length")):
@@ -124,7 +132,7 @@ def _agent_sessions(columns: Columns, name: str, options: Options) -> Columns:
         above = place.get((columns["session_id"][row], parent_idx[row]), -1)
         if above >= row:
             raise InputError(f"{name}: row {row}: parent_idx {parent_idx[row]} is no earlier row")
-        prefix = chains[above][: shared[row]] if above >= 0 else ()
+        prefix = chains[above][: min(shared[row], blocks[row])] if above >= 0 else ()
         fresh = int(blocks[row]) - len(prefix)
         chains.append(prefix + tuple(range(new, new + fresh)))
         new += fresh
@@ -140,7 +148,7 @@ def _agent_sessions(columns: Columns, name: str, options: Options) -> Columns:
     if "model" in columns:
         table["model"] = columns["model"]
     if options.closed_loop:
-        think = columns.get("think_time_s", np.zeros(rows))
+        think = check_column(name, "think_s", columns.get("think_time_s", np.zeros(rows)))
         table |= _loop(columns["session_id"], think, columns.get("agent"))
     return table
 
@@ -152,8 +160,9 @@ def _session_turns(columns: Columns, name: str, options: Options) -> Columns:
     before, and new ones.
     """
     table = {key: values for key, values in columns.items() if key in NATIVE}
-    order = np.lexsort((columns["turn"], _codes(columns["session_id"])))
-    table = {key: values[order] for key, values in table.items()}
+    turn = check_column(name, "turn", columns["turn"])
+    order = np.lexsort((turn, _codes(columns["session_id"])))
+    table = {key: values[order] for key, values in table.items()} | {ROW: order}
     prompt = check_column(name, "prompt_tokens", table["prompt_tokens"], order)
     return table | _history(table["session_id"], prompt) | _loop(table["session_id"], None)
 
@@ -184,7 +193,7 @@ def _conversations(columns: Columns, name: str, options: Options) -> Columns:
     if not prompts:
         raise InputError(f"{name}: no conversation has a question and an answer")
     rows = np.array(source)
-    table = {"prompt": _objects(prompts), "response": _objects(answers)}
+    table = {"prompt": _objects(prompts), "response": _objects(answers), ROW: rows}
     if "model" in columns:
         table["model"] = columns["model"][rows]
     if options.turns == "all":
@@ -205,6 +214,7 @@ def _instructions(columns: Columns, name: str, options: Options) -> Columns:
 
 AGENT_BLOCK_TOKENS = 64
 HISTORY_BLOCK_TOKENS = 64
+ROW = "row"  # of a layout's result: which row of the file each request comes from, if not its own
 CONVERSATION = ("conversations", "conversation", "messages")
 # what the native layout understands; the last six are turned into columns of a workload
 NATIVE = (
@@ -270,7 +280,7 @@ def seconds(name: str, column: str, values: NDArray[Any], unit_s: float = 1.0) -
 def _prefixes(name: str, hashes: NDArray[Any], prompt_tokens: NDArray[Any]) -> Columns:
     """``prefix_hashes`` of the full blocks, from ids that also cover the last, partial one."""
     prompt = check_column(name, "prompt_tokens", prompt_tokens)
-    ids = [tuple(int(i) for i in entry) for entry in hashes]
+    ids = _hashes(name, "hash_ids", hashes)
     lengths = np.array([len(entry) for entry in ids])
     for block in (16, 32, 64, 128, 256, 512, 1024, 2048):
         if (-(-prompt // block) == lengths).all() or (prompt // block == lengths).all():
@@ -283,6 +293,34 @@ def _prefixes(name: str, hashes: NDArray[Any], prompt_tokens: NDArray[Any]) -> C
         f"{name}: hash_ids fit no block size (a power of two from 16 to 2048 tokens); "
         "give prefix_hashes and hash_block_tokens instead"
     )
+
+
+def _hashes(name: str, column: str, values: NDArray[Any]) -> list[tuple[int, ...]]:
+    """Each row's hashes, from lists of whole numbers or their JSON text."""
+    found = []
+    for row, value in enumerate(values):
+        try:
+            entry = json.loads(value) if isinstance(value, str) else value
+            found.append(tuple(operator.index(item) for item in entry))
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{name}: row {row}: {column} is {str(value)[:60]}; "
+                "it must be a list of whole numbers"
+            ) from None
+    return found
+
+
+def _parents(name: str, table: Columns) -> Columns:
+    """``parent`` and ``think_s`` checked, since rows are dropped by them before all are checked."""
+    if "think_s" not in table:
+        raise InputError(f"{name}: parent needs a column think_s beside it, 0 where nobody thinks")
+    parent = check_column(name, "parent", table["parent"])
+    late = np.flatnonzero(parent >= np.arange(len(parent)))
+    if len(late):
+        raise InputError(
+            f"{name}: row {late[0]}: parent is {parent[late[0]]}; it must be an earlier row, or -1"
+        )
+    return {"parent": parent, "think_s": check_column(name, "think_s", table["think_s"])}
 
 
 def _history(sessions: NDArray[Any], prompt: NDArray[np.int64]) -> Columns:
@@ -310,7 +348,7 @@ def _loop(
         agent = (session, agents[row]) if agents is not None else session
         parent[row] = last.get(agent, last.get(session, -1))
         last[agent] = last[session] = row
-    think = np.zeros(len(parent)) if think_s is None else np.asarray(think_s, dtype=np.float64)
+    think = np.zeros(len(parent)) if think_s is None else think_s
     return {
         "parent": parent,
         "think_s": np.where(parent >= 0, think, 0.0),

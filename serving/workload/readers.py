@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.serving.workload.files import Columns, read_columns, source_name
-from lengthwise.serving.workload.layouts import LAYOUTS, NATIVE, Layout, Options
+from lengthwise.serving.workload.layouts import LAYOUTS, NATIVE, ROW, Layout, Options
 from lengthwise.serving.workload.split import in_split
 from lengthwise.serving.workload.table import Table
 from lengthwise.serving.workload.tokens import estimate_tokens
@@ -105,13 +105,15 @@ def read_table(
     if prompts is not None:
         raw = _with_prompts(name, raw, prompts)
     found = _layout(name, raw, layout)
+    requests = found.read(raw, name, Options(turns, closed_loop))
+    rows = requests.pop(ROW, None)
     table = Table(
         name,
-        found.read(raw, name, Options(turns, closed_loop)),
+        requests,
         _ignored(name, raw) if found.name == "native" else (),
         found.session_clock and not closed_loop,
     )
-    table, rows = _of_model(table, model)
+    table, rows = _of_model(table, model, np.arange(len(table)) if rows is None else rows)
     if limit is not None and not drop_zero:
         table, rows = table.select(slice(limit)), rows[:limit]
     table = _with_tokens(table, rows)
@@ -207,9 +209,10 @@ def _ignored(name: str, raw: Columns) -> tuple[str, ...]:
     return (f"{name}: ignored columns {', '.join(listed)}",)
 
 
-def _of_model(table: Table, model: str | None) -> tuple[Table, NDArray[np.int64]]:
-    """The rows of one model, with their numbers in the file; a notice if several stay together."""
-    rows = np.arange(len(table))
+def _of_model(
+    table: Table, model: str | None, rows: NDArray[np.int64]
+) -> tuple[Table, NDArray[np.int64]]:
+    """The requests of one model, and their rows; a notice if several models stay together."""
     if model is not None and "model" not in table.columns:
         raise InputError(f"{table.name}: has no model column, so no model {model!r} to pick")
     if "model" not in table.columns:
@@ -218,8 +221,8 @@ def _of_model(table: Table, model: str | None) -> tuple[Table, NDArray[np.int64]
     if model is not None:
         if model not in names:
             raise UnknownNameError(f"model in {table.name}", model, names)
-        rows = np.flatnonzero(table.columns["model"] == model)
-        return table.select(rows), rows
+        chosen = table.columns["model"] == model
+        return table.select(chosen), rows[chosen]
     if "prompt" in table.columns and len(names) > 1:
         listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         notice = f"{table.name}: answers of {len(names)} models together ({listed})"
