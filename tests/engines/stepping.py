@@ -1,31 +1,25 @@
 """Steps a real vLLM ``Scheduler`` on the CPU with a fake model runner, in simulated time.
 
-Runs inside the environment that holds vLLM's Python files; imports nothing of the test suite.
+Runs inside the environment that holds vLLM's Python files, of any version from 0.12.0; of this
+repository it imports the plugin alone.
 """
 
 from __future__ import annotations
 
+import atexit
 import inspect
-import os
+import json
+import shutil
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-
 import torch
-from vllm import SamplingParams
-from vllm.config import (
-    CacheConfig,
-    DeviceConfig,
-    ModelConfig,
-    ParallelConfig,
-    SchedulerConfig,
-    VllmConfig,
-)
+from vllm.config import CacheConfig, DeviceConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
@@ -33,206 +27,257 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from lengthwise.policies.plugins.vllm import scheduler as lengthwise_scheduler
+from lengthwise.policies.plugins.vllm import scheduler as plugin
 
-MODEL = Path(__file__).parent / "model"
-BLOCK = 16
+LONGEST = 1 << 20  # tokens
+MODEL = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
+    "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 512,
+    "max_position_embeddings": LONGEST, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+    "hidden_act": "silu", "torch_dtype": "float32",
+}  # fmt: skip
+OWN, GENERATED = 1 << 30, 1 << 40  # token ids need only differ where content does
+init_none_hash(sha256)
 
 
 @dataclass
 class Job:
-    """A request to be served; ``abort_step`` ends it early."""
+    """A request to be served; ``extra`` is what its client sent as vllm_xargs."""
 
     arrival_s: float
     prompt: int
     output: int
-    predicted: float | None = None
-    tokens: list[int] | None = None  # the prompt's token ids; drawn from its id otherwise
-    abort_step: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
     priority: int = 0
+    tokens: list[int] | None = None  # the prompt's token ids; its own ones otherwise
+    abort_step: int | None = None  # its client disconnects then
 
 
 @dataclass
 class Run:
-    """What happened: one entry a step, and each request's times."""
+    """What happened."""
 
-    steps: list[dict[str, int]] = field(default_factory=list)  # id -> tokens scheduled
-    preempted: list[set[str]] = field(default_factory=list)
+    steps: list[dict[str, int]] = field(default_factory=list)  # id -> tokens, in order
+    preempted: list[set[str]] = field(default_factory=list)  # one set a step
     admitted: list[str] = field(default_factory=list)  # in order, resumptions included
-    finished: dict[str, float] = field(default_factory=dict)
-    first: dict[str, float] = field(default_factory=dict)
+    first_s: dict[str, float] = field(default_factory=dict)
+    finish_s: dict[str, float] = field(default_factory=dict)
     aborted: set[str] = field(default_factory=set)
-    tokens: dict[str, int] = field(default_factory=dict)  # generated
+    generated: dict[str, int] = field(default_factory=dict)
+
+    def mean_s(self, jobs: list[Job]) -> float:
+        """Mean end-to-end latency of those that finished."""
+        waits = [self.finish_s[name(i)] - j.arrival_s for i, j in enumerate(jobs)
+                 if name(i) in self.finish_s]  # fmt: skip
+        return sum(waits) / len(waits)
+
+
+def name(index: int) -> str:
+    """vLLM compares request ids as text: these keep the order of numbers."""
+    return f"{index:06d}"
 
 
 def keep(given: dict[str, Any], callable_: Any) -> dict[str, Any]:
     """The arguments that this version of vLLM knows."""
     known = inspect.signature(callable_).parameters
-    return {name: value for name, value in given.items() if name in known}
+    return {key: value for key, value in given.items() if key in known}
+
+
+def _model_folder() -> str:
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (Path(folder) / "config.json").write_text(json.dumps(MODEL))
+    return folder
+
+
+MODEL_FOLDER = _model_folder()
+_model_configs: dict[int, ModelConfig] = {}
 
 
 def make_config(
     *,
-    seqs: int,
-    tokens: int,
     blocks: int,
-    prefix_caching: bool = False,
-    asynchronous: bool = False,
-    policy: str = "fcfs",
     lengthwise: dict[str, Any] | None = None,
-    max_model_len: int = 2048,
+    policy: str = "fcfs",
+    block_size: int = 16,
+    max_model_len: int | None = None,
+    enable_prefix_caching: bool = False,
+    **options: Any,
 ) -> VllmConfig:
-    """vLLM's own configuration, for a tiny model on the CPU."""
-    model = ModelConfig(
-        model=str(MODEL), tokenizer=str(MODEL), skip_tokenizer_init=True, dtype="float32", seed=0,
-        max_model_len=max_model_len,
-    )  # fmt: skip
+    """vLLM's configuration of a tiny model on the CPU; ``options`` are ``SchedulerConfig``'s."""
+    longest = max_model_len or LONGEST
+    if longest not in _model_configs:
+        _model_configs[longest] = ModelConfig(
+            model=MODEL_FOLDER, tokenizer=MODEL_FOLDER, skip_tokenizer_init=True,
+            dtype="float32", seed=0, max_model_len=longest,
+        )  # fmt: skip
+    given = {
+        "is_encoder_decoder": False, "enable_chunked_prefill": True, "async_scheduling": False,
+        "watermark": 0.0, "long_prefill_token_threshold": 0, **options,
+    }  # fmt: skip
     scheduling = SchedulerConfig(
-        **keep(
-            dict(
-                max_num_seqs=seqs, max_num_batched_tokens=tokens, max_model_len=max_model_len,
-                enable_chunked_prefill=True, async_scheduling=asynchronous, policy=policy,
-                is_encoder_decoder=False, watermark=0.0,
-            ),
-            SchedulerConfig,
-        )
-    )  # fmt: skip
-    cache = CacheConfig(
-        **keep(
-            dict(
-                block_size=BLOCK, gpu_memory_utilization=0.9, swap_space=0, cache_dtype="auto",
-                enable_prefix_caching=prefix_caching,
-            ),
-            CacheConfig,
-        )
+        **keep({**given, "max_model_len": longest, "policy": policy}, SchedulerConfig)
+    )
+    cache = CacheConfig(block_size=block_size, enable_prefix_caching=enable_prefix_caching)
+    extra = {} if lengthwise is None else {"additional_config": {"lengthwise": lengthwise}}
+    config = VllmConfig(
+        model_config=_model_configs[longest], scheduler_config=scheduling, cache_config=cache,
+        device_config=DeviceConfig("cpu"), **extra,
     )  # fmt: skip
     cache.num_gpu_blocks = blocks
-    extra = {} if lengthwise is None else {"additional_config": {"lengthwise": lengthwise}}
-    return VllmConfig(
-        model_config=model, scheduler_config=scheduling, cache_config=cache,
-        parallel_config=ParallelConfig(), device_config=DeviceConfig("cpu"), **extra,
-    )  # fmt: skip
+    for option in ("async_scheduling", "enable_chunked_prefill", "long_prefill_token_threshold"):
+        setattr(config.scheduler_config, option, given[option])  # vLLM's defaults had a say
+    return config
 
 
-def make_scheduler(config: VllmConfig, make: Callable[..., Any] | None = None) -> Any:
-    """A scheduler: ours if the configuration names a policy, else vLLM's own."""
+def make_scheduler(config: VllmConfig) -> Any:
+    """A scheduler: the plugin's if the configuration names a policy, else vLLM's own."""
+    size = config.cache_config.block_size
     spec = FullAttentionSpec(
         **keep(
-            dict(block_size=BLOCK, num_kv_heads=1, head_size=32, dtype=torch.float32,
-                 use_mla=False),
+            {
+                "block_size": size,
+                "num_kv_heads": 1,
+                "head_size": 1,
+                "dtype": torch.float32,
+                "use_mla": False,
+            },
             FullAttentionSpec,
         )
-    )  # fmt: skip
+    )
     kv = KVCacheConfig(
         num_blocks=config.cache_config.num_gpu_blocks,
         kv_cache_tensors=[],
         kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
     )
-    if make is None:
-        ours = (config.additional_config or {}).get("lengthwise") is not None
-        make = lengthwise_scheduler if ours else config.scheduler_config.get_scheduler_cls()
+    named = (config.additional_config or {}).get("lengthwise") is not None
+    make = plugin if named else config.scheduler_config.get_scheduler_cls()
     return make(
-        vllm_config=config, kv_cache_config=kv, block_size=BLOCK, log_stats=True,
+        vllm_config=config, kv_cache_config=kv, block_size=size, log_stats=True,
         structured_output_manager=StructuredOutputManager(config),
     )  # fmt: skip
 
 
 class Engine:
-    """Feeds jobs to a scheduler and plays the model runner; time passes by ``step_s``."""
+    """Feeds jobs to a scheduler and plays the model runner; a step takes ``step_s(output)``.
+
+    With ``async_scheduling`` a step is scheduled before the one before it is known.
+    """
 
     def __init__(
         self,
         scheduler: Any,
         jobs: Iterable[Job],
-        step_s: Callable[[Any], float] | None = None,
-        depth: int = 1,
+        step_s: Callable[[Any], float] = lambda output: 0.01,
     ) -> None:
         self.scheduler = scheduler
-        self.jobs = dict(enumerate(jobs))
-        self.step_s = step_s or (lambda output: 0.01)
-        self.depth = depth  # 2: a step is scheduled before the one before it is known
-        self.now_s = 0.0
+        self.jobs = list(jobs)
         self.run = Run()
-        self._to_come = deque(sorted(self.jobs, key=lambda i: self.jobs[i].arrival_s))
-        self._flying: deque[tuple[Any, Any]] = deque()
-        self._prefix_caching = bool(scheduler.cache_config.enable_prefix_caching)
+        self.now_s = 0.0
+        self._step_s = step_s
+        self._depth = 2 if scheduler.scheduler_config.async_scheduling else 1
+        self._to_come = deque(
+            sorted(range(len(self.jobs)), key=lambda i: (self.jobs[i].arrival_s, i))
+        )
+        self._flying: deque[tuple[Any, list[str]]] = deque()
         self._hasher = None
-        if self._prefix_caching:
-            init_none_hash(sha256)
-            self._hasher = get_request_block_hasher(BLOCK, sha256)
+        if scheduler.cache_config.enable_prefix_caching:
+            self._hasher = get_request_block_hasher(scheduler.block_size, sha256)
         if hasattr(scheduler, "lengthwise"):
             scheduler.lengthwise.clock = lambda: self.now_s
             scheduler.lengthwise.origin_s = 0.0
 
-    def arrive(self) -> None:
-        """Adds the requests that are due."""
-        while self._to_come and self.jobs[self._to_come[0]].arrival_s <= self.now_s:
-            index = self._to_come.popleft()
-            job = self.jobs[index]
-            extra = None if job.predicted is None else {"predicted_tokens": job.predicted}
-            params = SamplingParams(max_tokens=job.output, ignore_eos=True, extra_args=extra)
-            prompt = job.tokens or [(index * 31 + i) % 500 for i in range(job.prompt)]
-            given = dict(
-                request_id=f"{index:06d}", prompt_token_ids=prompt, sampling_params=params,
-                pooling_params=None, eos_token_id=None, arrival_time=job.arrival_s,
-                block_hasher=self._hasher, priority=job.priority,
-            )  # fmt: skip
-            self.scheduler.add_request(Request(**keep(given, Request.__init__)))
+    def add(self, index: int) -> None:
+        """A job arrives."""
+        job = self.jobs[index]
+        given = {
+            "request_id": name(index),
+            "prompt_token_ids": job.tokens
+            or [OWN + (index << 16) + place for place in range(job.prompt)],
+            "sampling_params": SamplingParams(
+                max_tokens=job.output, ignore_eos=True, extra_args=job.extra or None
+            ),
+            "pooling_params": None,
+            "eos_token_id": None,
+            "arrival_time": job.arrival_s,
+            "block_hasher": self._hasher,
+            "priority": job.priority,
+        }
+        self.scheduler.add_request(Request(**keep(given, Request.__init__)))
 
-    def step(self) -> Any:
-        """One iteration; returns its output, or None when nothing could be scheduled."""
+    def schedule(self) -> Any:
+        """Schedules one step, which is then under way."""
         scheduler, run = self.scheduler, self.run
-        before = set(r.request_id for r in scheduler.running)
+        before = {request.request_id for request in scheduler.running}
+        lost = {i: request.num_preemptions for i, request in scheduler.requests.items()}
+        pending = {i: request.num_output_placeholders for i, request in scheduler.requests.items()}
         output = scheduler.schedule()
         run.steps.append(dict(output.num_scheduled_tokens))
-        run.preempted.append(set(output.preempted_req_ids or ()))
+        run.preempted.append(
+            {i for i, r in scheduler.requests.items() if r.num_preemptions > lost[i]}
+        )
+        assert run.preempted[-1] <= set(output.preempted_req_ids or ()), "a preemption not told"
         run.admitted += [r.request_id for r in scheduler.running if r.request_id not in before]
-        ids = list(output.num_scheduled_tokens)
-        sampled = []
-        for i in ids:
-            request = scheduler.requests[i]
-            done = request.num_computed_tokens >= request.num_tokens
-            sampled.append([7] if done else [])
-        made = ModelRunnerOutput(
-            **keep(
-                dict(
-                    req_ids=ids, req_id_to_index={i: n for n, i in enumerate(ids)},
-                    sampled_token_ids=sampled, logprobs=None, prompt_logprobs_dict={},
-                    pooler_output=[], kv_connector_output=None,
-                ),
-                ModelRunnerOutput,
-            )
-        )  # fmt: skip
-        self._flying.append((output, made))
-        self.now_s += self.step_s(output)
-        while len(self._flying) >= (self.depth if ids else 1):
-            self.land()
+        yields = [
+            i
+            for i in output.num_scheduled_tokens
+            if (r := scheduler.requests[i]).num_output_placeholders > pending[i]
+            or (self._depth == 1 and r.num_computed_tokens >= r.num_tokens)
+        ]
+        self._flying.append((output, yields))
         return output
 
-    def land(self) -> None:
-        """The oldest iteration under way ends."""
-        output, made = self._flying.popleft()
+    def land(self) -> list[str]:
+        """The oldest step under way ends; who finished."""
+        output, yields = self._flying.popleft()
+        ids = list(output.num_scheduled_tokens)
+        sampled: list[list[int]] = [[] for _ in ids]
+        for i in yields:
+            if i in self.scheduler.requests:
+                tokens = self.scheduler.requests[i].num_tokens
+                sampled[ids.index(i)] = [GENERATED + (int(i) << 20) + tokens]
+        given = {
+            "req_ids": ids, "req_id_to_index": {i: place for place, i in enumerate(ids)},
+            "sampled_token_ids": sampled, "logprobs": None, "prompt_logprobs_dict": {},
+            "pooler_output": [],
+        }  # fmt: skip
+        made = ModelRunnerOutput(**keep(given, ModelRunnerOutput))
+        finished = []
         for outputs in self.scheduler.update_from_output(output, made).values():
             for out in outputs.outputs:
                 i = out.request_id
-                self.run.tokens[i] = self.run.tokens.get(i, 0) + len(out.new_token_ids)
+                assert i not in self.run.finish_s, f"{i} has output after its end"
+                self.run.generated[i] = self.run.generated.get(i, 0) + len(out.new_token_ids)
                 if out.new_token_ids:
-                    self.run.first.setdefault(i, self.now_s)
+                    self.run.first_s.setdefault(i, self.now_s)
                 if out.finish_reason is not None:
-                    assert i not in self.run.finished, f"{i} finished twice"
-                    self.run.finished[i] = self.now_s
+                    self.run.finish_s[i] = self.now_s
+                    finished.append(i)
+        return finished
+
+    def abort(self, index: int) -> None:
+        """A client disconnects."""
+        if name(index) in self.scheduler.requests:
+            self.scheduler.finish_requests(name(index), RequestStatus.FINISHED_ABORTED)
+            self.run.aborted.add(name(index))
 
     def serve(self, most: int = 100_000) -> Run:
-        """Runs until every job is done; raises ``AssertionError`` on any lost or leaked thing."""
+        """Runs until every job is done; raises ``AssertionError`` for what was lost or leaked."""
+        aborts: dict[int, list[int]] = {}
+        for index, job in enumerate(self.jobs):
+            if job.abort_step is not None:
+                aborts.setdefault(job.abort_step, []).append(index)
         for number in range(most):
-            self.arrive()
-            for index, job in self.jobs.items():
-                i = f"{index:06d}"
-                if job.abort_step == number and i in self.scheduler.requests:
-                    self.scheduler.finish_requests(i, RequestStatus.FINISHED_ABORTED)
-                    self.run.aborted.add(i)
+            while self._to_come and self.jobs[self._to_come[0]].arrival_s <= self.now_s:
+                self.add(self._to_come.popleft())
+            for index in aborts.get(number, ()):
+                self.abort(index)
             if self.scheduler.get_num_unfinished_requests() or self._flying:
-                self.step()
+                output = self.schedule()
+                self.now_s += self._step_s(output)
+                while len(self._flying) >= (self._depth if output.num_scheduled_tokens else 1):
+                    self.land()
             elif self._to_come:
                 self.now_s = self.jobs[self._to_come[0]].arrival_s
             else:
@@ -244,13 +289,12 @@ class Engine:
 
     def check(self) -> None:
         """Every job finished once or was aborted, with all its tokens; every block is back."""
-        for index, job in self.jobs.items():
-            i = f"{index:06d}"
-            if i in self.run.aborted or i not in self.run.finished:
-                assert i in self.run.aborted or job.abort_step is not None, f"{i} was lost"
-            else:
-                assert self.run.tokens[i] == job.output, (i, self.run.tokens[i], job.output)
-        scheduler = self.scheduler
-        assert not scheduler.requests and not scheduler.running and not len(scheduler.waiting)
+        scheduler, run = self.scheduler, self.run
+        for index, job in enumerate(self.jobs):
+            if name(index) not in run.aborted:
+                assert name(index) in run.finish_s, f"{name(index)} was lost"
+                assert run.generated[name(index)] == job.output, f"{name(index)}: wrong length"
+        assert not scheduler.requests and not scheduler.running
+        assert scheduler.get_request_counts() == (0, 0)
         pool = scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "a KV block leaked"
