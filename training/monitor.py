@@ -53,7 +53,7 @@ class Watch(BaseCallback):
 
     def _on_step(self) -> bool:
         self.progress.update(self.task, completed=min(self.num_timesteps, self.steps))
-        updates = int(self.model._n_updates)  # type: ignore[attr-defined]
+        updates = int(self.model._n_updates)
         if self.num_timesteps >= self.next_evaluation and updates != self.evaluated:
             self.next_evaluation = self.num_timesteps + self.evaluate_every
             self.evaluated = updates
