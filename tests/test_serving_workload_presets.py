@@ -43,7 +43,7 @@ PUBLISHED: dict[str, tuple[Any, ...]] = {
         None, None, None,
         (301.5, 36, 1620, 3458, None), (323, 280, 838, 996, None), 0.1,
     ),
-    # Llumnix (Sun et al., OSDI 2024), table 1, the row BurstGPT (GPT4-Conversation)
+    # quoted after Llumnix (OSDI 2024), table 1, BurstGPT (GPT4-Conversation); not re-measured
     "burstgpt": (
         None, None, None, (830, 582, 2345, 3549, None), (271, 243, 669, 964, None), None,
     ),
