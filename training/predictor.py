@@ -48,8 +48,9 @@ def train_predictor(
 
     ``data`` is what ``read_prompts`` reads (a file, ``hf:NAME``) or what it returns; ``model`` a
     registered predictor, or a folder or hub name of a pretrained encoder; ``answers_by`` the model
-    whose answers to learn, in data of several ("all" for every one's); ``max_rows`` of the data, drawn at random;
-    ``options`` more arguments of the predictor, such as ``buckets`` or ``epochs``.
+    whose answers to learn, in data of several ("all" for every one's); ``max_rows`` draws
+    so many rows at random; ``options`` are more arguments of the predictor, such as ``buckets``
+    or ``epochs``.
 
     Returns the report that is also written to ``out``, with ``seconds`` (not written, so that the
     same seed writes the same bytes). Raises ``InputError`` for bad data or names.
