@@ -54,6 +54,8 @@ def latency_cdf(comparison: Comparison, rates: Sequence[float] | None = None) ->
                     comparison.quantiles[rate, who.label], QUANTILES, label=who.label, **style
                 )
             axes.set_xscale("log")
+            curves = [comparison.quantiles[rate, who.label] for who in comparison.contenders]
+            axes.set_xlim(min(c[4] for c in curves), 1.05 * max(c[-1] for c in curves))
             _plain_log_ticks(axes.xaxis)
             axes.set_xlabel("end-to-end latency, s")
             axes.set_ylim(0, 1.01)
@@ -98,6 +100,8 @@ def timeline(runs: Sequence[tuple[str, pd.DataFrame]], num_gpu_blocks: int | Non
     each iteration's start.
     """
     with matplotlib_style():
+        from matplotlib.ticker import MaxNLocator
+
         figure, grid = _grid(4, len(runs), width=4.9 if len(runs) > 1 else 8.0, height=1.45)
         for column, (label, log) in enumerate(runs):
             top, blocks, tokens, preempted = grid[:, column]
@@ -124,6 +128,8 @@ def timeline(runs: Sequence[tuple[str, pd.DataFrame]], num_gpu_blocks: int | Non
                     tokens.stairs(total / width, edges, color=colour, label=what, linewidth=1.2)
             times = log.sort_values("start_s")
             preempted.plot(times["start_s"], times["preempted"].cumsum(), color=COLOURS[4])
+            preempted.set_ylim(0, max(1.0, 1.08 * float(times["preempted"].sum())))
+            preempted.yaxis.set_major_locator(MaxNLocator(3, integer=True))
             preempted.set_xlabel("time, s")
         ylabels = (
             "requests",
@@ -171,7 +177,10 @@ def _styles(contenders: Sequence[Contender]) -> list[tuple[Contender, dict[str, 
     for who in contenders:
         colour = COLOURS[policies.index(who.policy_name) % len(COLOURS)]
         line = 0 if who.predictor_name == "none" else predictors.index(who.predictor_name)
-        found.append((who, {"color": colour, "linestyle": LINES[line % 4], "linewidth": 1.6}))
+        style = {"color": colour, "linestyle": LINES[line % 4], "linewidth": 1.6}
+        if not found:  # the baseline stays visible under curves that coincide with it
+            style |= {"linewidth": 4.5, "alpha": 0.3, "solid_capstyle": "round"}
+        found.append((who, style))
     return found
 
 
@@ -181,10 +190,12 @@ def _rate_title(comparison: Comparison, rate: float) -> str:
 
 
 def _plain_log_ticks(axis: Any) -> None:
-    """1, 2, 5, 10 ... on a logarithmic axis instead of powers of ten."""
+    """Numbers instead of powers of ten: each decade, with 2 and 5 where there are few decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    low, high = axis.get_view_interval()
+    subs = (1.0, 2.0, 5.0) if high / low < 120 else (1.0,)
+    axis.set_major_locator(LogLocator(base=10, subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

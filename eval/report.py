@@ -87,13 +87,18 @@ def _table(comparison: Comparison, rate: float) -> str:
 
 def _row(policy: str, predictor: str, cells: list[Cell], kind: str = "") -> str:
     made = "".join(
-        f'<td class="{cell.verdict}" data-value="{_value(cell.value)}">{escape(cell.text)}</td>'
+        f'<td class="{cell.verdict}" data-value="{_value(cell.value)}">{_spread(cell.text)}</td>'
         for cell in cells
     )
     return (
         f'<tr class="{kind}"><td class="name">{escape(policy)}</td>'
         f'<td class="name predictor">{escape(predictor)}</td>{made}</tr>'
     )
+
+
+def _spread(text: str) -> str:
+    mean, sign, half = escape(text).partition(" ± ")
+    return f'{mean} <span class="half">± {half}</span>' if sign else mean
 
 
 def _value(value: float) -> str:

@@ -54,14 +54,13 @@ def columns_of(comparison: Comparison) -> tuple[Column, ...]:
 
 
 def number(value: float) -> str:
-    """Three significant digits without exponents: 1234, 12.3, 1.23, 0.012."""
+    """Three significant digits without exponents: 1,234, 12.3, 1.23, 0.0123."""
     if math.isnan(value):
         return "–"
     size = abs(value)
-    if size >= 100 or value == 0:
+    if size >= 100 or size < 1e-6:
         return f"{value:,.0f}"
-    decimals = 1 if size >= 10 else 2 if size >= 1 else 3
-    return f"{value:.{decimals}f}"
+    return f"{value:.{min(2 - math.floor(math.log10(size)), 6)}f}"
 
 
 def with_interval(interval: Interval) -> str:
@@ -123,7 +122,7 @@ def heading(comparison: Comparison, rate: float) -> str:
     queue = "a queue forms" if wait > 0.05 * latency else "no queue forms"
     at = comparison.offered_rate(rate) if math.isnan(rate) else rate
     speed = "all at once" if math.isinf(at) else f"{at:.3g} requests/s"
-    return f"{speed}: {queue} (under fcfs a request waits {number(wait)} s of {number(latency)} s)"
+    return f"{speed}: {queue} (under fcfs a request waits {wait:.2g} s of {number(latency)} s)"
 
 
 def subtitle(comparison: Comparison) -> str:

@@ -120,9 +120,9 @@ RUN_TOTALS = (
     ("preemptions", "preemptions", ""),
     ("recomputed", "recomputed_tokens", "tokens"),
     ("Jain index of slowdowns", "jain_index", ""),
-    ("KV blocks in use, mean", "kv_utilization_mean", "of 1"),
-    ("KV blocks in use, most", "kv_utilization_max", "of 1"),
-    ("requests that meet the SLO", "slo_attainment", "of 1"),
+    ("KV blocks in use, mean", "kv_utilization_mean", "%"),
+    ("KV blocks in use, most", "kv_utilization_max", "%"),
+    ("requests that meet the SLO", "slo_attainment", "%"),
     ("goodput", "goodput_requests_per_s", "requests/s"),
     ("service gap of tenants (VTC), mean", "service_gap_mean", "weighted tokens/min"),
     ("service gap of tenants (VTC), most", "service_gap_max", "weighted tokens/min"),
@@ -145,7 +145,8 @@ def run_view(title: str, found: Mapping[str, float]) -> RenderableType:
     totals.add_column("", justify="right")
     for label, key, unit in RUN_TOTALS:
         if key in found:
-            totals.add_row(label, number(found[key]), unit)
+            scale = 100 if unit == "%" else 1
+            totals.add_row(label, number(scale * found[key]), unit)
     return Group(Text(title, style="bold"), Text(), table, Text(), totals)
 
 
@@ -155,9 +156,9 @@ PREDICTION_ROWS = (  # label, metric of lengthwise.eval.prediction_metrics, unit
     ("R² of log length", "r2_log", ""),
     ("mean absolute error", "mae", "tokens"),
     ("root mean squared error", "rmse", "tokens"),
-    ("within 50 tokens", "within_50", "of 1"),
-    ("within 100 tokens", "within_100", "of 1"),
-    ("bucket accuracy", "bucket_accuracy", "of 1"),
+    ("within 50 tokens", "within_50", "of answers"),
+    ("within 100 tokens", "within_100", "of answers"),
+    ("bucket accuracy", "bucket_accuracy", "of answers"),
 )
 
 
@@ -188,8 +189,10 @@ def prediction_view(report: Mapping[str, Any]) -> RenderableType:
 
 
 def plain_metric(name: str, value: float) -> str:
-    """A metric of predictions as text: tokens with one decimal, shares with three."""
-    return f"{value:.1f}" if name in ("mae", "rmse") else f"{value:.3f}"
+    """A metric of predictions as text: tokens, shares in per cent, correlations."""
+    if name in ("mae", "rmse"):
+        return f"{value:.1f}"
+    return f"{value:.1%}" if name.startswith(("within", "bucket")) else f"{value:.3f}"
 
 
 def capacity_view(policy: str, slo: Mapping[str, float], found: Capacity) -> RenderableType:

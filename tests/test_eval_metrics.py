@@ -1,0 +1,159 @@
+"""Metrics against hand-computed cases, numpy and scipy, and Little's law."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.eval import metrics
+from lengthwise.eval.simulate import simulate
+from lengthwise.serving import Engine, Iterations, Records
+from lengthwise.serving.records import PS
+from lengthwise.serving.timing import LinearTiming
+from lengthwise.workload import Workload
+
+
+def records(**changed: object) -> Records:
+    """Two requests: one of five tokens, one of one token that waited."""
+    columns: dict[str, object] = {
+        "replica": np.zeros(2, dtype=np.int64),
+        "arrival_ps": np.array([0, 1]) * PS,
+        "scheduled_ps": np.array([0, 4]) * PS,
+        "first_token_ps": np.array([2, 6]) * PS,
+        "finish_ps": np.array([10, 6]) * PS,
+        "prompt_tokens": np.array([100, 50]),
+        "output_tokens": np.array([5, 1]),
+        "predicted_tokens": np.full(2, np.nan),
+        "preemptions": np.array([1, 0]),
+        "recomputed_tokens": np.array([7, 0]),
+        "cached_tokens": np.zeros(2, dtype=np.int64),
+        "backend": "reference",
+    }
+    return Records(**{**columns, **changed})  # type: ignore[arg-type]
+
+
+def test_per_request_metrics_by_hand() -> None:
+    run = records()
+    assert metrics.ttft_s(run).tolist() == [2, 5]
+    assert metrics.e2e_s(run).tolist() == [10, 5]
+    assert metrics.wait_s(run).tolist() == [0, 3]
+    assert metrics.normalized_latency_s(run).tolist() == [2, 5]
+    tpot = metrics.tpot_s(run)
+    assert tpot[0] == 2  # 8 s for the four tokens after the first
+    assert np.isnan(tpot[1])  # one token has no time between tokens
+
+
+def test_summary_by_hand() -> None:
+    found = metrics.summary(records(), alone_s=np.array([5.0, 5.0]), slo={"ttft": 2.5})
+    assert found["makespan_s"] == 10
+    assert found["throughput_requests_per_s"] == 0.2
+    assert found["throughput_tokens_per_s"] == 0.6
+    assert found["e2e_mean_s"] == 7.5
+    assert found["wait_max_s"] == 3
+    assert found["tpot_mean_s"] == 2  # over the answers that have one
+    assert found["preemptions"] == 1
+    assert found["recomputed_tokens"] == 7
+    assert found["slowdown_mean"] == 1.5  # slowdowns 2 and 1
+    assert found["jain_index"] == pytest.approx(9 / 10)  # (2 + 1)^2 / (2 (4 + 1))
+    assert found["slo_attainment"] == 0.5
+    assert found["goodput_requests_per_s"] == 0.1
+    assert "kv_utilization_mean" not in found
+
+
+def test_percentiles_are_scipys() -> None:
+    values = np.random.default_rng(0).lognormal(size=1001)
+    found = metrics.describe("x", values)
+    for percent in metrics.PERCENTILES:
+        expected = scipy.stats.scoreatpercentile(values, percent)
+        assert found[f"x_p{percent}"] == pytest.approx(expected, rel=1e-12)
+    assert found["x_mean"] == pytest.approx(scipy.stats.tmean(values), rel=1e-12)
+    assert found["x_max"] == values.max()
+
+
+def test_weighted_percentile_is_that_of_repeated_values() -> None:
+    rng = np.random.default_rng(1)
+    values, weights = rng.random(50), rng.integers(1, 9, 50)
+    repeated = np.repeat(values, weights)
+    for percent in (1, 10, 50, 90, 99, 100):
+        expected = np.percentile(repeated, percent, method="inverted_cdf")
+        assert metrics.weighted_percentile(values, weights, percent) == expected
+
+
+def test_jain_index_of_textbook_cases() -> None:
+    assert metrics.jain_index([3, 3, 3]) == 1
+    assert metrics.jain_index([1, 0, 0, 0]) == 0.25
+    # Jain, Chiu, Hawe 1984: if k of n users share equally and the others get nothing, k/n
+    assert metrics.jain_index([2] * 30 + [0] * 70) == pytest.approx(0.3)
+
+
+def test_inter_token_latency_and_kv_utilization_by_hand() -> None:
+    log = Iterations(
+        replica=np.zeros(3, dtype=np.int64),
+        start_ps=np.array([0, 2, 8]) * PS,
+        duration_ps=np.array([2, 1, 2]) * PS,
+        prefill_tokens=np.array([10, 0, 0]),
+        decode_seqs=np.array([0, 3, 1]),
+        running=np.array([1, 3, 1]),
+        waiting=np.zeros(3, dtype=np.int64),
+        used_blocks=np.array([4, 8, 2]),
+        preempted=np.zeros(3, dtype=np.int64),
+    )
+    found = metrics.summary(records(iterations=log), num_gpu_blocks=10)
+    assert found["itl_mean_s"] == pytest.approx((3 * 1 + 1 * 2) / 4)
+    assert found["itl_p50_s"] == 1
+    assert found["itl_max_s"] == 2
+    # 4 blocks for 2 s, 8 for 1 s, nothing from 3 s to 8 s, 2 for 2 s; over 10 s of 10 blocks
+    assert found["kv_utilization_mean"] == pytest.approx((8 + 8 + 4) / 100)
+    assert found["kv_utilization_max"] == 0.8
+
+
+def test_service_gap_by_hand() -> None:
+    # tenant a is served 300 weighted tokens in the first minute, b none although it waits
+    two = records(
+        arrival_ps=np.array([0, 0]) * PS,
+        scheduled_ps=np.array([0, 70]) * PS,
+        first_token_ps=np.array([10, 80]) * PS,
+        finish_ps=np.array([110, 130]) * PS,
+        prompt_tokens=np.array([100, 100]),
+        output_tokens=np.array([200, 50]),
+    )
+    gap = metrics.service_gap(two, np.array(["a", "b"], dtype=object))
+    # first minute: a gets its prompt (100) and half of 2 x 200; the second isn't a's to the end
+    assert gap["service_gap_max"] == pytest.approx(100 + 200, rel=1e-6)
+    assert gap["service_gap_mean"] == gap["service_gap_max"]
+
+
+def test_service_gap_needs_two_backlogged_tenants() -> None:
+    gap = metrics.service_gap(records(), np.array(["a", "a"], dtype=object))
+    assert np.isnan(gap["service_gap_max"])
+
+
+def test_slo_is_read_and_checked() -> None:
+    allowed = tuple(metrics.PER_REQUEST)
+    assert metrics.parse_slo("ttft=1,tpot=0.05", allowed) == {"ttft": 1.0, "tpot": 0.05}
+    with pytest.raises(UnknownNameError, match=r"did you mean 'ttft'"):
+        metrics.parse_slo("tft=1", allowed)
+    for wrong in ("ttft=x", "ttft", "ttft=-1", ""):
+        with pytest.raises(InputError):
+            metrics.parse_slo(wrong, allowed)
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "sjf", "mlfq"])
+def test_littles_law(policy: str) -> None:
+    """L = lambda W: the queue in the iteration log against the latencies of the requests."""
+    workload = Workload.preset("lmsys-chat", requests=1500, rate=12.0, seed=3)
+    timing = LinearTiming(
+        base_s=0.01, per_prefill_token_s=2e-5, per_sequence_s=1e-4, num_gpu_blocks=2000
+    )
+    result = simulate(
+        workload, policy, "oracle", Engine(max_num_seqs=32), timing, log_iterations=True
+    )
+    log, found = result.records.iterations, result.summary()
+    assert log is not None
+    present = (log.running + log.waiting) * (log.duration_ps / PS)
+    mean_number = present.sum() / found["makespan_s"]
+    arrival_rate = len(workload) / found["makespan_s"]
+    # an arrival is in the log from the next iteration on: half an iteration late on average
+    assert mean_number == pytest.approx(arrival_rate * found["e2e_mean_s"], rel=0.02)
