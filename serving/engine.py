@@ -135,16 +135,17 @@ class Replica:
         step = self.in_flight.popleft()
         done: list[Request] = []
         for request in step.yields:
-            if self._yielded(request, step.end_ps):
-                self.kv.release(request)
-                if not request.in_batch:  # preempted while its last token was under way
-                    self.waiting.remove(request)
-                done.append(request)
-            elif self.depth > 1:
+            last = self._yielded(request, step.end_ps)
+            if self.depth > 1:  # when this iteration was scheduled its token was not known
                 if request.in_batch:
                     self.kv.remember(request, request.computed - request.pending)
+                elif last:  # preempted while its last token was under way
+                    self.waiting.remove(request)
                 elif self._scorer.changes:
                     self._stale.append(request)
+            if last:
+                self.kv.release(request)
+                done.append(request)
         if done:
             finished = set(done)
             self.running = [r for r in self.running if r not in finished]
