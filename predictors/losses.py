@@ -1,0 +1,50 @@
+"""Training losses of the neural predictors; each takes raw scores and labels of one batch."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+
+def squared(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of (n, 1) against (n,)."""
+    return functional.mse_loss(scores[:, 0], labels)
+
+
+def cross_entropy(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of logits (n, buckets) against buckets (n,)."""
+    return functional.cross_entropy(scores, labels.long())
+
+
+def list_mle(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """ListMLE over the batch as one list: scores (n, 1), labels (n,), larger = longer; per item.
+
+    The negative log likelihood of the true order under Plackett–Luce (Xia et al., ICML 2008); the
+    loss of vLLM-LTR (Fu et al., NeurIPS 2024). Equal labels count in the order they come.
+    """
+    ordered = scores[:, 0][torch.argsort(labels, descending=True, stable=True)]
+    rest = torch.logcumsumexp(ordered.flip(0), dim=0).flip(0)
+    return (rest - ordered).mean()
+
+
+def margin_ranking(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Hinge on all pairs of the batch whose lengths differ by a fifth or more, as PARS has it.
+
+    Labels are log lengths in units of their standard deviation or places; the longer of two should
+    score at least 1 more.
+    """
+    gap = labels[:, None] - labels[None, :]
+    longer = gap > MARGIN_GAP
+    lead = scores[:, 0][:, None] - scores[:, 0][None, :]
+    if not longer.any():
+        return scores.sum() * 0.0
+    return functional.relu(1.0 - lead)[longer].mean()
+
+
+def pinball(scores: torch.Tensor, labels: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Pinball loss of quantiles (n, levels) against (n,) (Koenker and Bassett, 1978)."""
+    missed = labels[:, None] - scores
+    return torch.maximum(levels * missed, (levels - 1) * missed).mean()
+
+
+MARGIN_GAP = 0.1  # of places in (0, 1): pairs nearer than that are noise, not order
