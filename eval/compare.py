@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,9 +155,13 @@ def compare(
     rows: list[Row] = []
     drawn: dict[tuple[float, str], list[NDArray[np.float64]]] = {}
     notices: dict[str, None] = {}
-    for done, (made, quantiles, said) in enumerate(over_cores(task, tasks, processes), start=1):
+    prints: set[int] = set()
+    for done, (made, quantiles, said, mark) in enumerate(
+        over_cores(task, tasks, processes), start=1
+    ):
         rows += made
         notices |= dict.fromkeys(said)
+        prints.add(mark)
         for key, values in quantiles.items():
             drawn.setdefault(key, []).append(values)
         if progress is not None:
@@ -164,6 +169,11 @@ def compare(
     import pandas as pd
 
     runs = pd.DataFrame(rows)
+    if seeds > 1 and len(prints) == 1:
+        notices[
+            f"{source.name}: the same requests for every seed; intervals show the noise of "
+            "predictors and routers alone"
+        ] = None
     return Comparison(
         name=source.name,
         runs=runs,
@@ -220,7 +230,7 @@ def _one_seed(
     backend: str,
     slo: dict[str, float],
     seed: int,
-) -> tuple[list[Row], Quantiles, tuple[str, ...]]:
+) -> tuple[list[Row], Quantiles, tuple[str, ...], int]:
     """All contenders at all rates on the workload that one seed draws."""
     drawn = source.load(rates[0] if rates else None, seed)
     model = load_timing(timing) if isinstance(timing, str) else timing
@@ -257,4 +267,5 @@ def _one_seed(
             quantiles[at, who.label] = np.quantile(metrics.e2e_s(records), QUANTILES)
         bound = mean_latency_bound_s(workload, engine, model, alone, replicas=replicas)
         rows.append({**base, "policy": BOUND, "predictor": "none", "e2e_mean_s": bound})
-    return rows, quantiles, drawn.notices
+    mark = crc32(drawn["arrival_s"].tobytes() + drawn["output_tokens"].tobytes())
+    return rows, quantiles, drawn.notices, mark

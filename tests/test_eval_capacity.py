@@ -1,0 +1,93 @@
+"""Capacity against queues whose capacity is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lengthwise.errors import InputError
+from lengthwise.eval.capacity import capacity, save
+from lengthwise.serving import Engine
+from lengthwise.serving.timing import LinearTiming
+from lengthwise.workload import Workload
+
+# One request at a time, one token each, 0.1 s each: a queue with deterministic service.
+ONE = Engine(max_num_seqs=1)
+TENTH = LinearTiming(base_s=0.1, num_gpu_blocks=100)
+
+
+class Regular:
+    """Arrivals one by one, evenly spaced: D/D/1, which never waits below 10 requests/s."""
+
+    name = "regular"
+
+    def load(self, rate: float | None, seed: int) -> Workload:
+        times = np.arange(400) / (rate or 1.0)
+        return Workload(
+            {"arrival_s": times, "prompt_tokens": np.ones(400), "output_tokens": np.ones(400)}
+        )
+
+
+class Random(Regular):
+    """Poisson arrivals: M/D/1."""
+
+    name = "random"
+
+    def load(self, rate: float | None, seed: int) -> Workload:
+        times = np.cumsum(np.random.default_rng(seed).exponential(1 / (rate or 1.0), 40_000))
+        ones = np.ones(len(times))
+        return Workload({"arrival_s": times, "prompt_tokens": ones, "output_tokens": ones})
+
+
+def test_a_deterministic_queue_holds_until_it_is_full() -> None:
+    found = capacity(
+        Regular(), "fcfs", {"wait_max": 0.05}, seeds=1, tolerance=1e-3, engine=ONE, timing=TENTH
+    )
+    # 400 requests at rate r wait at most 399 (0.1 - 1/r), which is 0.05 s at r = 10.0125
+    assert found.rate.mean == pytest.approx(1 / (0.1 - 0.05 / 399), rel=2e-3)
+    for probe in found.probes:
+        assert probe.met == (probe.values["wait_max"] <= 0.05)
+
+
+def test_capacity_of_an_m_d_1_queue() -> None:
+    """Mean wait of M/D/1 is rho S / (2 (1 - rho)): 0.05 s at rho = 1/2, so 5 requests/s."""
+    found = capacity(
+        Random(), "fcfs", {"wait_mean": 0.05}, seeds=5, tolerance=2e-3, engine=ONE, timing=TENTH
+    )
+    assert found.rate.low < 5.0 * 1.01
+    assert found.rate.high > 5.0 * 0.99
+    assert found.rate.half < 0.15
+    assert len(found.per_seed) == 5
+
+
+def test_processes_change_nothing() -> None:
+    options = {"seeds": 2, "tolerance": 0.05, "engine": ONE, "timing": TENTH}
+    workload = Workload.preset("lmsys-chat", requests=40)
+    found = [
+        capacity(workload, "fcfs", {"ttft_p99": 60.0}, processes=n, **options)  # type: ignore[arg-type]
+        for n in (1, 2)
+    ]
+    assert found[0] == found[1]
+
+
+def test_what_has_no_capacity_is_refused(tmp_path: Path) -> None:
+    short = Workload.preset("lmsys-chat", requests=2)
+    with pytest.raises(InputError, match="too short to queue"):
+        capacity(short, "fcfs", {"ttft_p99": 1000.0}, seeds=1)
+    with pytest.raises(InputError, match="where requests run alone"):
+        capacity(short, "fcfs", {"ttft_p99": 1e-9}, seeds=1)
+    with pytest.raises(InputError, match="is not one of"):
+        capacity(short, "fcfs", {"ttft_p98": 1.0}, seeds=1)
+
+
+def test_saved(tmp_path: Path) -> None:
+    found = capacity(
+        Regular(), "fcfs", {"wait_max": 0.05}, seeds=1, tolerance=0.1, engine=ONE, timing=TENTH
+    )
+    folder = save(found, tmp_path / "out", {"policy": "fcfs"}, "lengthwise capacity")
+    saved = json.loads((folder / "capacity.json").read_text())
+    assert saved["mean"] == found.rate.mean
+    assert saved["low"] is None  # one seed has no interval

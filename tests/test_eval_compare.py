@@ -1,0 +1,169 @@
+"""Grids of policies, predictors, rates and seeds; their tables, figures and report."""
+
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lengthwise.errors import InputError
+from lengthwise.eval import plots
+from lengthwise.eval.compare import BOUND, Comparison, compare
+from lengthwise.eval.publish import pick_timelines, publish
+from lengthwise.eval.simulate import simulate
+from lengthwise.eval.source import Fixed, Spelled
+from lengthwise.eval.statistics import Interval
+from lengthwise.eval.tables import heading, number, with_interval
+from lengthwise.eval.terminal import comparison_view, console, markdown
+from lengthwise.serving import Engine
+from lengthwise.workload import Workload
+
+ENGINE = Engine(max_num_seqs=16)
+SOURCE = Spelled("lmsys-chat", {"requests": 300})
+NOISY = "noisy-oracle:tau=0.5"
+
+
+@pytest.fixture(scope="module")
+def grid() -> Comparison:
+    return compare(SOURCE, ("sjf", "mlfq:quantum=16,levels=4"), (NOISY,), (2.0, 12.0), 3, ENGINE)
+
+
+def test_rows_are_the_baseline_the_policies_and_the_oracle(grid: Comparison) -> None:
+    assert [(who.policy_name, who.predictor_name) for who in grid.contenders] == [
+        ("fcfs", "none"),
+        ("sjf", NOISY),
+        ("sjf", "oracle"),
+        ("mlfq:quantum=16,levels=4", "none"),
+    ]
+    assert grid.rates == [2.0, 12.0]
+    assert len(grid.runs) == 2 * 3 * (len(grid.contenders) + 1)  # and the bound
+
+
+def test_values_are_those_of_single_runs(grid: Comparison) -> None:
+    workload = SOURCE.load(2.0, 1).at_rate(12.0)
+    result = simulate(workload, "sjf", NOISY, ENGINE, seed=1)
+    found = grid.values(12.0, "sjf", NOISY, "e2e_mean_s")
+    assert found[1] == pytest.approx(result.summary()["e2e_mean_s"], rel=1e-12)
+    offered = grid.values(12.0, "sjf", NOISY, "offered_rate")
+    assert offered == pytest.approx(12.0)
+
+
+def test_order_gains_nothing_until_a_queue_forms(grid: Comparison) -> None:
+    _, noisy, oracle, _ = grid.contenders
+    assert grid.ratio(2.0, oracle, "e2e_mean_s").mean == pytest.approx(1, abs=0.005)
+    assert "no queue forms" in heading(grid, 2.0)
+    assert grid.ratio(12.0, oracle, "normalized_latency_mean_s").high < 0.7
+    assert "a queue forms" in heading(grid, 12.0)
+    # a perfect predictor is worth more than a noisy one, and neither beats the bound
+    means = [grid.interval(12.0, who, "e2e_mean_s").mean for who in (oracle, noisy)]
+    assert grid.bound(12.0).mean < means[0] < means[1]
+
+
+def test_processes_change_nothing(grid: Comparison) -> None:
+    again = compare(
+        SOURCE, ("sjf", "mlfq:quantum=16,levels=4"), (NOISY,), (2.0, 12.0), 3, ENGINE, processes=2
+    )
+    pd.testing.assert_frame_equal(again.runs, grid.runs)
+
+
+def test_errors_in_other_processes_are_one_line() -> None:
+    with pytest.raises(InputError, match="no preset and no file"):
+        compare("azure-conv-2032", seeds=2, processes=2)
+
+
+def test_a_workload_at_hand_has_its_own_rate() -> None:
+    workload = Workload.preset("lmsys-chat", requests=50, rate=5.0)
+    found = compare(Fixed(workload), ("sjf",), seeds=2, engine=ENGINE)
+    assert [math.isnan(rate) for rate in found.rates] == [True]
+    assert found.offered_rate(math.nan) == pytest.approx(workload.rate)
+    # nothing in it is random, so there is nothing to put an interval around
+    assert (
+        with_interval(found.interval(math.nan, found.contenders[0], "e2e_mean_s")).count("±") == 0
+    )
+    assert any("same requests for every seed" in notice for notice in found.notices)
+
+
+def test_bad_grids_are_refused() -> None:
+    for wrong in ({"seeds": 0}, {"policies": ()}):
+        with pytest.raises(InputError):
+            compare("lmsys-chat", **wrong)  # type: ignore[arg-type]
+
+
+def test_numbers_have_three_digits() -> None:
+    shown = [number(v) for v in (0.0, 0.01234, 0.5, 1.234, 12.34, 123.4, 12345.6, math.nan)]
+    assert shown == ["0", "0.0123", "0.500", "1.23", "12.3", "123", "12,346", "–"]
+    assert with_interval(Interval(12.34, 11.34, 13.34, 5)) == "12.3 ± 1.0"
+
+
+def test_terminal_table_fits_its_width(grid: Comparison) -> None:
+    screen = console()
+    for width in (90, 120, 200):
+        screen.width = width
+        with screen.capture() as captured:
+            screen.print(comparison_view(grid, width))
+        lines = captured.get().splitlines()
+        assert max(map(len, lines)) <= width
+        assert "…" not in captured.get()
+        assert "mean latency, s" in captured.get()
+        assert sum(line.startswith(f"{BOUND}  ") for line in lines) == 2
+    assert "preempted" in captured.get()
+
+
+def test_markdown_has_a_row_for_each(grid: Comparison) -> None:
+    text = markdown(grid)
+    assert text.count("| fcfs |") == 2
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert len(widths) == 1
+
+
+class Loads(HTMLParser):
+    """Collects everything that a page would fetch, and the tags left open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.stack: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [v for k, v in attrs if k in ("src", "href") and v is not None]
+        if tag not in ("meta", "img", "br"):
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+
+def test_published_folder(grid: Comparison, tmp_path: Path) -> None:
+    timelines = pick_timelines(grid, SOURCE, ENGINE)
+    assert timelines[0][0] == "fcfs"
+    for name in ("a", "b"):
+        report = publish(grid, tmp_path / name, timelines=timelines, command="lengthwise compare")
+    files = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert {"runs.parquet", "table.md", "report.html", "config.json", "cdf.svg"} <= set(files)
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+    page = Loads()
+    page.feed(report.read_text("utf-8"))
+    assert page.stack == []
+    assert len(page.fetched) == 3  # rates, distribution, timeline: each inside the page
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.fetched)
+    assert not re.search(r"url\(|@import|<link|<script src", report.read_text("utf-8"))
+
+
+def test_a_figure_against_load_needs_two_loads() -> None:
+    found = compare(SOURCE, ("fcfs",), rates=(4.0,), seeds=1, engine=ENGINE)
+    with pytest.raises(InputError, match="two rates"):
+        plots.latency_by_rate(found)
+    assert plots.svg(plots.latency_cdf(found)).startswith(b"<?xml")
+
+
+def test_quantiles_are_numpys() -> None:
+    found = compare(SOURCE, ("fcfs",), rates=(4.0,), seeds=1, engine=ENGINE)
+    run = simulate(SOURCE.load(4.0, 0), "fcfs", engine=ENGINE)
+    latency = run.requests["finish_s"] - run.requests["arrival_s"]
+    assert found.quantiles[4.0, "fcfs"][200] == pytest.approx(np.median(latency), rel=1e-9)

@@ -1,0 +1,134 @@
+"""One run: what it refuses, what it records, what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import lengthwise as lw
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.eval.output import check_writable, replaced_folder
+from lengthwise.eval.predict import predict_tokens
+
+COLUMNS = [
+    "request_id", "replica", "arrival_s", "scheduled_s", "first_token_s", "finish_s",
+    "prompt_tokens", "output_tokens", "predicted_tokens", "preemptions", "recomputed_tokens",
+    "cached_tokens",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workload() -> lw.Workload:
+    return lw.Workload.preset("lmsys-chat", requests=120, rate=20.0, seed=1)
+
+
+def test_requests_are_one_row_each(workload: lw.Workload) -> None:
+    result = lw.simulate(workload, "srtf", "oracle")
+    assert list(result.requests.columns) == COLUMNS
+    assert len(result.requests) == len(workload)
+    assert (result.requests["predicted_tokens"] == workload["output_tokens"]).all()
+    assert (result.requests["scheduled_s"] >= result.requests["arrival_s"]).all()
+    assert result.iterations is None
+    assert result.config["backend"] in ("fast", "reference")
+
+
+def test_a_policy_that_reads_predictions_needs_a_predictor(workload: lw.Workload) -> None:
+    with pytest.raises(InputError, match=r"'sjf' reads predicted_tokens.*--predictor oracle"):
+        lw.simulate(workload, "sjf")
+    with pytest.raises(InputError, match=r"'least-tokens' reads predicted_tokens"):
+        lw.simulate(workload, "fcfs", router="least-tokens", replicas=2)
+    assert len(lw.simulate(workload, "fcfs").requests) == len(workload)
+
+
+def test_a_predictor_that_reads_text_needs_text(workload: lw.Workload) -> None:
+    class Reader:
+        needs = frozenset({"prompt"})
+
+    with pytest.raises(InputError, match=r"reads the text of prompts, which lmsys-chat"):
+        predict_tokens(Reader(), workload)  # type: ignore[arg-type]
+
+
+def test_a_noisy_oracle_draws_anew_for_each_seed(workload: lw.Workload) -> None:
+    spec = "noisy-oracle:sigma=0.5"
+    first, again, other = (predict_tokens(spec, workload, seed) for seed in (0, 0, 1))
+    assert first is not None and again is not None and other is not None
+    assert (first == again).all()
+    assert (first != other).all()
+    fixed = [predict_tokens(f"{spec},seed=7", workload, seed) for seed in (0, 1)]
+    assert np.array_equal(fixed[0], fixed[1])  # type: ignore[arg-type]
+
+
+def test_a_policy_may_be_a_function(workload: lw.Workload) -> None:
+    def longest_prompt_first(prompt_tokens: float) -> float:
+        return -prompt_tokens
+
+    result = lw.simulate(workload, longest_prompt_first)
+    assert result.config["policy"] == "longest_prompt_first"
+
+
+def test_names_are_told_the_nearest(workload: lw.Workload) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'srtf'"):
+        lw.simulate(workload, "srft", "oracle")
+    with pytest.raises(UnknownNameError, match="did you mean 'oracle'"):
+        lw.simulate(workload, "sjf", "orcle")
+
+
+def test_the_same_seed_writes_the_same_bytes(workload: lw.Workload, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        result = lw.simulate(
+            workload, "sjf", "noisy-oracle:tau=0.5", replicas=2, router="random", seed=5,
+            log_iterations=True,
+        )  # fmt: skip
+        result.save(tmp_path / name, command="lengthwise simulate")
+    for file in sorted(p.name for p in (tmp_path / "a").iterdir()):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["seed"] == 5
+    assert config["command"] == "lengthwise simulate"
+    assert config["versions"]["lengthwise"] == lw.__version__
+    back = pd.read_parquet(tmp_path / "a" / "requests.parquet")
+    pd.testing.assert_frame_equal(back, result.requests)
+
+
+def test_summary_has_every_metric(workload: lw.Workload) -> None:
+    tenants = np.array(["a", "b"], dtype=object)[np.arange(len(workload)) % 2]
+    result = lw.simulate(workload.replace(tenant=tenants), "fcfs", log_iterations=True)
+    found = result.summary({"ttft": 1.0})
+    for name in (
+        "ttft_p99_s", "tpot_p90_s", "itl_p99_s", "e2e_mean_s", "normalized_latency_mean_s",
+        "wait_max_s", "slowdown_p95", "jain_index", "throughput_requests_per_s",
+        "throughput_tokens_per_s", "goodput_requests_per_s", "slo_attainment", "preemptions",
+        "recomputed_tokens", "kv_utilization_mean", "service_gap_max",
+    ):  # fmt: skip
+        assert name in found
+    assert 0 < found["kv_utilization_mean"] <= found["kv_utilization_max"] <= 1
+    assert found["slowdown_p50"] >= 1 - 1e-9
+
+
+def test_folders_are_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with replaced_folder(target) as fresh:
+        (fresh / "config.json").write_text("{}")
+        (fresh / "old").write_text("old")
+    with pytest.raises(RuntimeError), replaced_folder(target) as fresh:
+        (fresh / "new").write_text("new")
+        raise RuntimeError("half way")
+    assert sorted(p.name for p in target.iterdir()) == ["config.json", "old"]
+    with replaced_folder(target) as fresh:
+        (fresh / "config.json").write_text("{}")
+    assert [p.name for p in target.iterdir()] == ["config.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]  # nothing temporary is left
+
+
+def test_folders_of_others_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="holds other files"):
+        check_writable(tmp_path)
+    with pytest.raises(InputError, match="it is a file"):
+        check_writable(tmp_path / "thesis.tex")
+    with pytest.raises(InputError, match="can't write results"):
+        check_writable(tmp_path / "thesis.tex" / "below")
