@@ -73,8 +73,22 @@ class Features:
         self, names: Iterable[str], requests: Sequence[Request], view: ReplicaView
     ) -> dict[str, NDArray[Any]]:
         """Features of requests in a replica, (n,) each; those of the replica are broadcast."""
-        ids = np.fromiter((r.id for r in requests), dtype=np.int64, count=len(requests))
-        return {name: self._of(name, ids, requests, view) for name in names}
+        ids = [request.id for request in requests]
+        found: dict[str, NDArray[Any]] = {}
+        for name in names:
+            if name in self._columns:
+                found[name] = self._columns[name][ids]
+            elif name in _OF_REQUEST:
+                value, dtype = _OF_REQUEST[name]
+                found[name] = np.array([value(request) for request in requests], dtype=dtype)
+            elif name == "random_draw":
+                found[name] = np.array([uniform(self._seed, id, view.index) for id in ids])
+            elif name == "now_s":
+                found[name] = np.full(len(ids), float(view.now_ps) / PS)
+            else:
+                whole = self._of_replica(name, -1, view)
+                found[name] = np.full(len(ids), whole, dtype=get(name).dtype)
+        return found
 
     def of_replicas(
         self, names: Iterable[str], request: int, views: Sequence[ReplicaView]
@@ -88,20 +102,6 @@ class Features:
             else:
                 found[name] = np.full(len(views), self._of_arrival(name, request, views[0]))
         return found
-
-    def _of(
-        self, name: str, ids: NDArray[np.int64], requests: Sequence[Request], view: ReplicaView
-    ) -> NDArray[Any]:
-        if name in self._columns:
-            return self._columns[name][ids]
-        if name in _OF_REQUEST:
-            value = _OF_REQUEST[name]
-            return np.array([value(r) for r in requests], dtype=get(name).dtype)
-        if name == "random_draw":
-            return np.array([uniform(self._seed, int(i), view.index) for i in ids])
-        if name == "now_s":
-            return np.full(len(ids), float(view.now_ps) / PS)
-        return np.full(len(ids), self._of_replica(name, -1, view), dtype=get(name).dtype)
 
     def _of_arrival(self, name: str, request: int, view: ReplicaView) -> Any:
         """A feature of a request that arrives now."""
@@ -125,11 +125,11 @@ class Features:
         raise AssertionError(f"the features table holds {name}, but no engine computes it")
 
 
-_OF_REQUEST: Mapping[str, Callable[[Request], float]] = {
-    "arrival_s": lambda r: float(r.arrival_ps) / PS,
-    "generated_tokens": lambda r: r.generated,
-    "computed_tokens": lambda r: r.computed,
-    "preemptions": lambda r: r.preemptions,
+_OF_REQUEST: Mapping[str, tuple[Callable[[Request], float], type]] = {
+    "arrival_s": (lambda r: float(r.arrival_ps) / PS, np.float64),
+    "generated_tokens": (lambda r: r.known - r.prompt, np.int64),
+    "computed_tokens": (lambda r: r.computed, np.int64),
+    "preemptions": (lambda r: r.preemptions, np.int64),
 }
 
 
@@ -167,9 +167,9 @@ class Scorer:
             request.score = score
 
     def _evaluate(self, values: Mapping[str, Any], count: int) -> NDArray[np.float64]:
-        scores = np.broadcast_to(
-            np.asarray(self._score.evaluate(values), dtype=np.float64), (count,)
-        )
+        scores = np.asarray(self._score.evaluate(values), dtype=np.float64)
+        if scores.shape != (count,):
+            scores = np.broadcast_to(scores, (count,))
         if np.isnan(scores).any():
             raise InputError(f"policy {self._score.name!r} gave NaN for a score")
         return scores

@@ -1,0 +1,214 @@
+"""What must hold for every workload, engine and policy; hypothesis looks for one where it doesn't.
+
+``check=True`` verifies seats, tokens and blocks after every event; here the records are held to
+what any correct run must give.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lengthwise.errors import InvariantError
+from lengthwise.policies import load_policy, load_router
+from lengthwise.serving import Cluster, Engine
+from lengthwise.serving.draws import sample, splitmix64, uniform
+from lengthwise.serving.inputs import block_keys
+from lengthwise.serving.timing import LinearTiming
+from lengthwise.workload import Workload
+
+POLICIES = (
+    "fcfs", "sjf", "sjf+admit:reserve=1.0", "priority", "hrrn", "srtf", "mlfq:quantum=2",
+    "srtf+preempt:price=0.0", "srtf+preempt:price=0.0,mode=swap",
+    "mlfq:quantum=1,levels=3+preempt:price=0.0,max_per_step=2",
+    "srtf+preempt:price=0.001,margin=1.0,protect_after=0.5",
+)  # fmt: skip
+ROUTERS = ("round-robin", "random", "jsq", "least-tokens", "power-of-two")
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of a ``Cluster``, from starving to ample."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    count = draw(st.integers(1, 30))
+    prompt, output = rng.integers(1, 40, count), rng.integers(1, 20, count)
+    gap, error = draw(st.sampled_from((0, 0.1, 5))), draw(st.sampled_from((0, 6)))
+    columns: dict[str, Any] = {
+        "arrival_s": np.sort(np.round(rng.exponential(gap, count), 1)),
+        "prompt_tokens": prompt, "output_tokens": output, "priority": rng.integers(0, 3, count),
+    }  # fmt: skip
+    block_size = draw(st.sampled_from((1, 2, 5, 16)))
+    caching = draw(st.booleans())
+    if caching:
+        columns["prefix_hashes"] = [tuple(rng.integers(0, 2, tokens // 3)) for tokens in prompt]
+        columns["hash_block_tokens"] = np.full(count, 3)
+    if draw(st.integers(0, 4)) == 0:
+        columns["parent"] = [int(rng.integers(-1, i)) if i else -1 for i in range(count)]
+        columns["think_s"] = rng.choice([0.0, 0.5], count)
+    least = -(-int((prompt + output).max()) // block_size)
+    seats = draw(st.integers(1, 9))
+    return {
+        "workload": Workload(columns),
+        "policy": load_policy(draw(st.sampled_from(POLICIES))),
+        "routing": load_router(draw(st.sampled_from(ROUTERS))),
+        "engine": Engine(
+            max_num_seqs=seats,
+            max_num_batched_tokens=seats + draw(st.integers(0, 40)),
+            num_gpu_blocks=1 + least + draw(st.integers(0, 3 * least)),
+            block_size=block_size,
+            enable_prefix_caching=caching,
+            long_prefill_token_threshold=draw(st.sampled_from((0, 0, 7))),
+            async_scheduling=draw(st.booleans()),
+            scheduler_reserve_full_isl=draw(st.booleans()),
+            watermark=draw(st.sampled_from((0.0, 0.1))),
+            long_prefill_applies_alone=draw(st.booleans()),
+            schedule_past_preemption=draw(st.booleans()),
+        ),
+        "timing": LinearTiming(0.01, per_prefill_token_s=1e-4, per_sequence_s=1e-3),
+        "predicted_tokens": np.maximum(output + rng.normal(0, error, count), 1),
+        "replicas": draw(st.integers(1, 3)),
+        "seed": draw(st.integers(0, 9)),
+        "log_iterations": True,
+        "check": True,
+    }  # fmt: skip
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(runs())
+def test_every_request_is_served_once_and_every_token_accounted_for(given: dict[str, Any]) -> None:
+    made = Cluster(**given)
+    made.steps = []
+    assert made.run_until() == "done"
+    records, workload, engine = made.records(), given["workload"], given["engine"]
+    prompt, output = workload["prompt_tokens"], workload["output_tokens"]
+    assert (records.arrival_ps <= records.scheduled_ps).all()
+    assert (records.scheduled_ps < records.first_token_ps).all()
+    assert ((records.first_token_ps < records.finish_ps) | (output == 1)).all()
+    # tokens: each is computed once (the last one generated never is), plus what was recomputed,
+    # less what the cache or host memory gave
+    executed = np.zeros(len(workload), dtype=np.int64)
+    swapped = 0
+    for _, step in made.steps:
+        swapped += step.swapped_tokens
+        for request, tokens in step.scheduled.items():
+            executed[request.id] += tokens
+    once = executed - records.recomputed_tokens
+    assert (once <= prompt + output - 1).all()
+    if not engine.enable_prefix_caching:
+        assert (once == prompt + output - 1).all()
+        assert (records.cached_tokens == 0).all()
+    if given["policy"].preemption.mode != "swap":
+        assert swapped == 0
+    assert (records.cached_tokens < prompt).all()
+    assert ((records.preemptions > 0) | (records.recomputed_tokens == 0)).all()
+    # capacity, iteration by iteration
+    log = records.iterations
+    assert log is not None
+    assert (log.used_blocks <= engine.num_gpu_blocks - 1).all()
+    assert (log.running <= engine.max_num_seqs).all()
+    assert (log.prefill_tokens + log.decode_seqs <= engine.max_num_batched_tokens).all()
+    # the end: nothing is left anywhere, and Little's law holds to the picosecond
+    assert (made.in_system() == 0).all()
+    for replica in made.replicas:
+        assert replica.kv.used == 0 and replica.outstanding == 0 and not replica.in_flight
+    assert made.request_ps == (records.finish_ps - records.arrival_ps).sum()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(runs(), st.booleans())
+def test_the_same_run_gives_the_same_bytes_however_often_it_stops(
+    given: dict[str, Any], admit: bool
+) -> None:
+    whole, stopping = Cluster(**given), Cluster(**given)
+    whole.run_until()
+    while (why := stopping.run_until(route=True, admit=admit)) != "done":
+        if why == "route":
+            assert stopping.pending is not None
+            stopping.route(int(whole.records().replica[stopping.pending]))
+        else:
+            waiting = stopping.candidates()
+            assert len(waiting)
+            if given["policy"].queue == "priority" and not given["engine"].async_scheduling:
+                stopping.order(waiting[:3])  # what the policy would do anyway
+    for left, right in (
+        (whole.records(), stopping.records()),
+        (whole.records().iterations, stopping.records().iterations),
+    ):
+        for field in dataclasses.fields(left):  # type: ignore[arg-type]
+            value = getattr(left, field.name)
+            if isinstance(value, np.ndarray):
+                assert value.tobytes() == getattr(right, field.name).tobytes(), field.name
+
+
+def test_the_checker_sees_what_is_wrong() -> None:
+    def made() -> Cluster:
+        arrivals = {"arrival_s": [0, 0], "prompt_tokens": [8, 8], "output_tokens": [3, 3]}
+        cluster = Cluster(
+            Workload(arrivals), policy=load_policy("fcfs"), routing=load_router("jsq"),
+            engine=Engine(num_gpu_blocks=9, block_size=4, enable_prefix_caching=True),
+            timing=LinearTiming(1.0), check=True,
+        )  # fmt: skip
+        assert cluster.run_until(admit=True) == "admit"
+        cluster.replicas[0].schedule()
+        cluster.replicas[0].check()
+        return cluster
+
+    lost = made().replicas[0]
+    lost.kv.free -= 1
+    with pytest.raises(InvariantError):
+        lost.check()
+    shared = made().replicas[0]
+    shared.running[0].blocks[0] = shared.running[1].blocks[0]
+    with pytest.raises(InvariantError, match="reference counts"):
+        shared.check()
+    ahead = made().replicas[0]
+    ahead.running[0].computed += 99
+    with pytest.raises(InvariantError, match="can't know"):
+        ahead.check()
+    unfinished = made()
+    with pytest.raises(InvariantError, match="0 of 2 requests"):
+        unfinished.records()
+
+
+def test_splitmix64_is_the_published_generator() -> None:
+    """The first outputs of Vigna's splitmix64.c from state 1234567, as in the prng test suites."""
+    state, found = 1234567, []
+    for _ in range(5):
+        found.append(splitmix64(state))
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+    assert found == [
+        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431,
+        16408922859458223821,
+    ]  # fmt: skip
+
+
+def test_draws_are_uniform_and_samples_distinct() -> None:
+    from scipy import stats
+
+    values = [uniform(7, request, 3) for request in range(20_000)]
+    assert stats.kstest(values, "uniform").pvalue > 0.01
+    pairs = [tuple(sample(7, request, 5, 2)) for request in range(10_000)]
+    assert all(a < b for a, b in pairs)
+    counts = [pairs.count((a, b)) for a in range(5) for b in range(a + 1, 5)]
+    assert stats.chisquare(counts).pvalue > 0.01
+
+
+def test_block_keys_name_content() -> None:
+    given = Workload(
+        {
+            "arrival_s": [0.0] * 4, "prompt_tokens": [12, 12, 9, 12], "output_tokens": [1] * 4,
+            "prefix_hashes": [(1, 2), (1, 2), (1, 3), (2, 2)], "hash_block_tokens": [6] * 4,
+        }
+    )  # fmt: skip
+    keys = block_keys(given, 4)
+    # blocks end at tokens 4, 8 and 12; the second lies across both hashes
+    assert keys[0] == keys[1] and len(keys[0]) == 3
+    assert keys[2][0] == keys[0][0] and keys[2][1] != keys[0][1] and len(keys[2]) == 2
+    assert not set(keys[3]) & set(keys[0])
+    coarse = block_keys(given, 12)
+    assert coarse[0] == coarse[1] != coarse[3] and coarse[2] == ()
