@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
@@ -72,7 +73,9 @@ class Driver:
         self._guarded = settings.guard > 0
         self._guard = Guard(settings.guard, settings.guard_floor_s)
         self._oldest: list[tuple[float, int, Entry]] = []  # heap: when waiting began, in effect
+        self._in_flight: deque[Mapping[str, int]] = deque()  # steps scheduled and not done
         self._held: list[Entry] = []  # preempted by policy: not yet fit to run again
+        self._passed: list[Entry] = []  # of these, taken out of the queue for this step
         self._stale: list[Entry] = []  # preempted since the last step: scores are out of date
         self._queues: list[ScoredQueue] = []
         for name in QUEUES:
@@ -139,13 +142,16 @@ class Driver:
         except Exception as error:  # ours or the policy's: the engine must go on
             self.counters.warn("plugin-error", f"the policy was left out of a step: {error!r}")
             self.counters.add("fallbacks", "plugin-error")
-        # Those that just gave way can't be resumed in this very step, nor before the output that
-        # is under way for them has come.
-        self._waiting.remove_requests([entry.request for entry in self._held])
+        # Who gave way can't be resumed in this very step. While output is under way for it, the
+        # queue goes on without it, as in vLLM 0.33; otherwise nobody overtakes it.
+        self._passed = [entry for entry in self._held if self._is_in_flight(entry)]
+        self._waiting.remove_requests([entry.request for entry in self._passed])
+        self._waiting.barred.update(entry.sequence for entry in self._held)
 
     def after_step(self) -> None:
         """Notes who runs now: vLLM appends those that it admits to ``running``."""
-        for entry in self._held:
+        self._waiting.barred.clear()
+        for entry in self._passed:
             self._waiting.add(entry)
         for request in reversed(self.scheduler.running):
             entry = _entry(request)
@@ -154,6 +160,16 @@ class Driver:
             entry.running = True
             entry.waited_s += max(self._view["now_s"] - entry.waiting_since_s, 0.0)
             self._guard.admitted(entry)
+
+    def launched(self, scheduled: Mapping[str, int]) -> None:
+        """A step was scheduled; ``scheduled`` is its own mapping of request ids to tokens."""
+        self._in_flight.append(scheduled)
+
+    def landed(self, scheduled: Mapping[str, int]) -> None:
+        """The step with this mapping is done, and with it all before."""
+        if any(step is scheduled for step in self._in_flight):
+            while self._in_flight.popleft() is not scheduled:
+                pass
 
     def close(self) -> None:
         """Ends the predictor's process."""
@@ -166,7 +182,7 @@ class Driver:
         self._held = [
             entry
             for entry in self._held
-            if not (entry.running or entry.gone) and entry.request.num_output_placeholders
+            if not (entry.running or entry.gone) and self._is_in_flight(entry)
         ]
         now_s = self.clock() - self.origin_s
         self._view["now_s"] = now_s
@@ -186,6 +202,10 @@ class Driver:
             if entry.state != "ready":
                 self._reorder(entry)
         self._send_ahead(now_s)
+
+    def _is_in_flight(self, entry: Entry) -> bool:
+        """Whether a step that computes something of the request is not done yet."""
+        return any(entry.request.request_id in step for step in self._in_flight)
 
     def _reorder(self, entry: Entry) -> None:
         """A request's rank may have changed: it is moved, if it waits."""
@@ -268,7 +288,7 @@ class Driver:
         seats = getattr(scheduler, "max_num_active_reqs", scheduler.max_num_running_reqs)
         seats -= len(scheduler.running) + getattr(scheduler, "num_waiting_for_streaming_input", 0)
         seats = max(seats, 0)
-        in_replica = self._view["running_requests"] + self._view["waiting_requests"]
+        running, waiting = len(scheduler.running), sum(map(len, self._queues))
         promised = spent = 0  # blocks and tokens, to those walked past
         victims: Victims | None = None
         for entry in self._waiting.best(seats + rule.max_per_step + 1):
@@ -288,7 +308,7 @@ class Driver:
                 victim = victims.worst()
                 if victim is None:
                     return
-                cost = rule.price * victim.request.num_computed_tokens * in_replica
+                cost = rule.cost(victim.request.num_computed_tokens, running, waiting)
                 if not victims.score - entry.score > rule.margin + cost:
                     return
                 wanted = sum(map(self._wanted, scheduler.running))

@@ -13,7 +13,7 @@ from typing import Any
 
 from lengthwise.policies.plugins.entry import Entry
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.predicting import PredictorProcess
+from lengthwise.policies.plugins.predicting import PredictorProcess, command
 from lengthwise.policies.plugins.settings import Settings
 
 
@@ -28,13 +28,13 @@ class Lengths:
         self._deadlines: deque[tuple[float, int]] = deque()
         self._process: PredictorProcess | None = None
         if settings.predictor_folder:
-            self._process = PredictorProcess(
+            line = command(
                 settings.predictor_folder,
                 tokenizer=str(model_config.tokenizer),
                 revision=model_config.tokenizer_revision,
                 trust_remote_code=bool(model_config.trust_remote_code),
-                counters=counters,
             )
+            self._process = PredictorProcess(line, counters)
 
     def ask(self, entry: Entry, from_client: Any, needed: bool) -> None:
         """Sets the entry's prediction if the client sent one, else asks the predictor.

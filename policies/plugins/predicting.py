@@ -36,29 +36,25 @@ BATCH = 64
 BACKLOG = 4096  # prompts; more than that are not even sent
 
 
+def command(
+    folder: str, *, tokenizer: str, revision: str | None = None, trust_remote_code: bool = False
+) -> list[str]:
+    """How the process of a saved predictor is started."""
+    line = [sys.executable, "-m", "lengthwise.policies.plugins.predicting", folder]
+    line += ["--tokenizer", tokenizer]
+    if revision:
+        line += ["--revision", revision]
+    return [*line, "--trust-remote-code"] if trust_remote_code else line
+
+
 class PredictorProcess:
     """Sends prompts and receives predictions; none of its methods block after construction.
 
     Raises ``InputError`` from the constructor if the predictor can't be loaded.
     """
 
-    def __init__(
-        self,
-        folder: str,
-        *,
-        tokenizer: str,
-        revision: str | None,
-        trust_remote_code: bool,
-        counters: Counters,
-    ) -> None:
-        self._command = [
-            sys.executable, "-m", "lengthwise.policies.plugins.predicting", folder,
-            "--tokenizer", tokenizer,
-        ]  # fmt: skip
-        if revision:
-            self._command += ["--revision", revision]
-        if trust_remote_code:
-            self._command.append("--trust-remote-code")
+    def __init__(self, line: Sequence[str], counters: Counters) -> None:
+        self._line = list(line)
         self._counters = counters
         self._answers: deque[tuple[int, float]] = deque()
         self._prompts: queue.SimpleQueue[tuple[int, Sequence[int]] | None] = queue.SimpleQueue()
@@ -93,7 +89,7 @@ class PredictorProcess:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._starts += 1
-        child = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        child = subprocess.Popen(self._line, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert child.stdin is not None and child.stdout is not None
         ready, _, _ = select.select([child.stdout], [], [], START_S)
         line = child.stdout.readline() if ready else b""
@@ -104,7 +100,7 @@ class PredictorProcess:
         if "error" in said:
             child.kill()
             child.wait()
-            raise InputError(f"predictor {self._command[3]!r}: {said['error']}")
+            raise InputError(f"predictor: {said['error']}")
         self._owed, self._owed_since = 0, None
         threading.Thread(target=self._write, args=(child.stdin,), daemon=True).start()
         threading.Thread(target=self._read, args=(child,), daemon=True).start()

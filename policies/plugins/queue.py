@@ -33,6 +33,7 @@ class ScoredQueue:
         self._entry_of = entry_of
         self._score = score
         self._members: dict[int, Entry] = {}  # by sequence
+        self.barred: set[int] = set()  # sequences of members that can't be taken in this step
 
     # What subclasses implement
 
@@ -106,6 +107,9 @@ class ScoredQueue:
         return len(self._members)
 
     def __bool__(self) -> bool:
+        """Whether a request could be taken: the next one, if it is barred, bars all behind it."""
+        if self.barred and self._members:
+            return self.first().sequence not in self.barred
         return bool(self._members)
 
     def __contains__(self, request: Any) -> bool:

@@ -92,10 +92,18 @@ class PolicyScheduling:
             output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         finally:
             driver.after_step()
+        driver.launched(output.num_scheduled_tokens)
         if driver.gave_way and output.preempted_req_ids is not None:
             # before 0.26 vLLM lists only those that it preempted itself
             output.preempted_req_ids.update(driver.gave_way)
         return output
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """A step's results are there."""
+        self.lengthwise.landed(scheduler_output.num_scheduled_tokens)
+        return super().update_from_output(  # type: ignore[misc]
+            scheduler_output, model_runner_output
+        )
 
     def shutdown(self) -> None:
         """The engine ends."""

@@ -14,6 +14,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,13 @@ def name(index: int) -> str:
 
 def keep(given: dict[str, Any], callable_: Any) -> dict[str, Any]:
     """The arguments that this version of vLLM knows."""
-    known = inspect.signature(callable_).parameters
+    known = _parameters(callable_)
     return {key: value for key, value in given.items() if key in known}
+
+
+@cache
+def _parameters(callable_: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(callable_).parameters)
 
 
 def _model_folder() -> str:
@@ -107,6 +113,8 @@ def make_config(
 ) -> VllmConfig:
     """vLLM's configuration of a tiny model on the CPU; ``options`` are ``SchedulerConfig``'s."""
     longest = max_model_len or LONGEST
+    if not options.get("enable_chunked_prefill", True):
+        longest = min(longest, options["max_num_batched_tokens"])  # vLLM insists on it
     if longest not in _model_configs:
         _model_configs[longest] = ModelConfig(
             model=MODEL_FOLDER, tokenizer=MODEL_FOLDER, skip_tokenizer_init=True,

@@ -1,0 +1,98 @@
+"""What the reference engine decides, event by event, for the plugin to be held to."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from lengthwise.policies import load_policy
+from lengthwise.serving.cluster import Cluster
+from lengthwise.serving.records import PS
+from tests.conformance.cases import ROUTING, random_case
+
+POLICIES = (
+    "fcfs", "sjf", "srtf", "mlfq:quantum=4", "hrrn", "priority",
+    "sjf+preempt:price=0", "srtf+preempt:price=0",
+    "srtf+preempt:price=0.001,margin=3,max_per_step=2,protect_after=0.5",
+    "mlfq:quantum=2,levels=4+preempt:price=0", "hrrn+preempt:price=0",
+)  # fmt: skip
+
+
+def case(seed: int, version: str, policy: str) -> dict[str, Any]:
+    """A random workload on random options under a policy, as ``checks.agree`` takes it."""
+    drawn = random_case(seed, version)
+    workload = drawn.workload
+    if "parent" in workload:
+        workload = workload.replace(parent=None, think_s=None)
+    rng = np.random.default_rng(seed + 10_000)
+    predicted = np.maximum(1, workload["output_tokens"] * rng.lognormal(0, 0.5, len(workload)))
+    engine = dataclasses.replace(drawn.engine, scheduler_reserve_full_isl=True)
+    cluster = Cluster(
+        workload, policy=load_policy(policy), routing=ROUTING, engine=engine,
+        timing=drawn.timing, predicted_tokens=predicted,
+    )  # fmt: skip
+    events = _watch(cluster)
+    cluster.run_until()
+    jobs = [
+        {
+            "arrival_s": cluster_arrival / PS,
+            "prompt": int(workload["prompt_tokens"][row]),
+            "output": int(workload["output_tokens"][row]),
+            "priority": int(workload["priority"][row]),
+            "extra": {"predicted_tokens": float(predicted[row])},
+            "tokens": _tokens(workload, row),
+        }
+        for row, cluster_arrival in enumerate(cluster.records().arrival_ps.tolist())
+    ]
+    options = dataclasses.asdict(engine)
+    assert options["num_gpu_blocks"] is not None
+    options["blocks"] = options.pop("num_gpu_blocks")
+    options["lengthwise"] = {"policy": policy, "guard": 0}
+    return {"name": f"seed {seed}, {policy}", "jobs": jobs, "options": options, "events": events}
+
+
+def _tokens(workload: Any, row: int) -> list[int]:
+    """Token ids that are equal where the prefix hashes are; the rest is the request's own."""
+    length, tokens = int(workload["prompt_tokens"][row]), list[int]()
+    if "prefix_hashes" in workload:
+        size = int(workload["hash_block_tokens"][row])
+        for content in workload["prefix_hashes"][row]:
+            tokens += range(int(content) * size, (int(content) + 1) * size)
+    own = range((1 << 30) + (row << 16), (1 << 30) + (row << 16) + length)
+    return tokens[:length] + list(own[: max(0, length - len(tokens))])
+
+
+def _watch(cluster: Cluster) -> list[list[Any]]:
+    """Collects what the one replica does: additions, decisions with their time, ends of steps."""
+    (replica,) = cluster.replicas
+    events: list[list[Any]] = []
+    begun: list[float] = []
+    add, begin, schedule, finish = replica.add, replica.begin, replica.schedule, replica.finish
+
+    def watched_add(request: Any, *rest: Any) -> None:
+        add(request, *rest)
+        events.append(["add", request.id])
+
+    def watched_begin(now_ps: int) -> None:
+        begun[:] = [now_ps / PS]
+        begin(now_ps)
+
+    def watched_schedule(*rest: Any) -> Any:
+        step = schedule(*rest)
+        scheduled = [[request.id, tokens] for request, tokens in step.scheduled.items()]
+        preempted = sorted(request.id for request in step.preempted)
+        events.append(["schedule", begun[0], scheduled, preempted])
+        return step
+
+    def watched_finish() -> Any:
+        done = finish()
+        events.append(["finish", [request.id for request in done]])
+        return done
+
+    replica.add = watched_add  # type: ignore[method-assign,assignment]
+    replica.begin = watched_begin  # type: ignore[method-assign,assignment]
+    replica.schedule = watched_schedule  # type: ignore[method-assign,assignment]
+    replica.finish = watched_finish  # type: ignore[method-assign,assignment]
+    return events
