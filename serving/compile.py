@@ -32,9 +32,7 @@ from numpy.typing import NDArray
 from lengthwise import features
 from lengthwise.errors import InputError
 from lengthwise.policy import Score
-
-# One row a request or replica: every feature, whether read or not, in the table's order.
-FEATURE_ROW = np.dtype([(f.name, f.dtype) for f in features.FEATURES.values()])
+from lengthwise.serving.kernel_state import FEATURE_ROW
 
 # What IEEE 754 defines to the last bit; exp, log or tanh differ between numpy, libm and LLVM.
 EXACT = frozenset(
@@ -114,24 +112,35 @@ _LOADED: dict[str, CompiledScore] = {}
 def _load(score: Score, stem: str, body: str, entry: str, arguments: str) -> CompiledScore:
     if stem in _LOADED:
         return _LOADED[stem]
-    path = cache_folder() / f"{stem}.py"
-    if not path.exists():
-        text = TEMPLATE.format(
-            label=score.name, key=stem, functions=body, entry=entry, arguments=arguments
-        )
-        handle, made = tempfile.mkstemp(dir=path.parent, prefix=".score-", suffix=".py")
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(made, path)
+    text = TEMPLATE.format(
+        label=score.name, key=stem, functions=body, entry=entry, arguments=arguments
+    )
     try:
-        module = _import(path)
+        module = generated(stem, text)
     except numba.core.errors.NumbaError as error:
         line = [line for line in str(error).splitlines() if line.strip()][:2][-1]
         raise NotCompilable(f"numba can't compile policy {score.name!r}: {line}") from error
+    path = Path(str(module.__file__))
     compiled = CompiledScore(getattr(module, entry), module.evaluate.address, path)
     _compare(score, compiled)
     _LOADED[stem] = compiled
     return compiled
+
+
+def generated(stem: str, text: str) -> ModuleType:
+    """The module with this source; ``stem`` must change with the text and all that it calls."""
+    path = cache_folder() / f"{stem}.py"
+    if not path.exists():
+        handle, made = tempfile.mkstemp(dir=path.parent, prefix=".kernel-", suffix=".py")
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(made, path)
+    spec = importlib.util.spec_from_file_location(f"_lengthwise_kernel_{stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # numba looks its functions' module up by name
+    spec.loader.exec_module(module)
+    return module
 
 
 @lru_cache(maxsize=1)
@@ -146,15 +155,6 @@ def cache_folder() -> Path:
     except OSError:
         pass  # a read-only home: compile for this process alone
     return Path(tempfile.mkdtemp(prefix="lengthwise-kernels-"))
-
-
-def _import(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"_lengthwise_kernel_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # numba looks its functions' module up by name
-    spec.loader.exec_module(module)
-    return module
 
 
 def _collect(score: Score, functions: dict[str, str]) -> str:

@@ -1,0 +1,263 @@
+"""Replicas of the fast engine behind a router: one total order of events, resumable.
+
+At one moment iterations end first (by replica), then requests arrive (by id), then replicas that
+can schedule do so (by replica), as in ``cluster.Cluster``.
+"""
+
+# numba types what follows; to mypy every number that an array yields is Any
+# mypy: disable-error-code="no-any-return, return-value, call-arg"
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lengthwise.serving.kernel_calls import draw, hot, kernel, uniform
+from lengthwise.serving.kernel_queue import compact
+from lengthwise.serving.kernel_replica import (
+    FRACTION,
+    PS,
+    begin_iteration,
+    end_iteration,
+    enqueue,
+    evaluate,
+    fill,
+    look,
+    weight,
+)
+from lengthwise.serving.kernel_state import DONE, GROW, HORIZON, NEVER, NONE, ROUTE
+
+# Arrivals
+
+
+@hot
+def next_root(S: Any) -> int:
+    """The next request that waits for no parent, NONE after the last."""
+    run = S.run
+    if len(S.roots):
+        return S.roots[run.next_root] if run.next_root < len(S.roots) else NONE
+    return run.next_root if run.next_root < run.requests else NONE
+
+
+@hot
+def next_arrival(S: Any) -> int:
+    """The request that arrives next, NONE if none does before another finishes."""
+    run = S.run
+    root = next_root(S)
+    if run.children == 0:
+        return root
+    child = S.calendar[0]
+    if root == NONE or S.arrival[child] < S.arrival[root]:
+        return child
+    return child if S.arrival[child] == S.arrival[root] and child < root else root
+
+
+@kernel
+def pop_child(S: Any) -> None:
+    """The first child leaves the calendar."""
+    run = S.run
+    run.children -= 1
+    last = S.calendar[run.children]
+    place = 0
+    while True:
+        down = 2 * place + 1
+        if down >= run.children:
+            break
+        if down + 1 < run.children and earlier(S, S.calendar[down + 1], S.calendar[down]):
+            down += 1
+        if not earlier(S, S.calendar[down], last):
+            break
+        S.calendar[place] = S.calendar[down]
+        place = down
+    S.calendar[place] = last
+
+
+@hot
+def earlier(S: Any, id: int, other: int) -> bool:
+    """Whether a child arrives before another."""
+    if S.arrival[id] != S.arrival[other]:
+        return S.arrival[id] < S.arrival[other]
+    return id < other
+
+
+@hot
+def take_arrival(S: Any, id: int) -> None:
+    """An arrival leaves the calendar."""
+    run = S.run
+    if run.children > 0 and S.calendar[0] == id:
+        pop_child(S)
+    else:
+        run.next_root += 1
+
+
+# Routing
+
+
+@kernel
+def sample(S: Any, id: int) -> int:
+    """Which replicas are looked at, in ``places``; as ``draws.sample``. Returns how many."""
+    run = S.run
+    count = run.replicas
+    for k in range(count):
+        S.places[k] = k
+    if not 0 < run.choices < count:
+        return count
+    for k in range(run.choices):
+        bits = draw(np.uint64(run.seed), id, count + k)
+        other = k + np.int64(bits % np.uint64(count - k))
+        S.places[k], S.places[other] = S.places[other], S.places[k]
+    for k in range(1, run.choices):
+        value, place = S.places[k], k
+        while place > 0 and S.places[place - 1] > value:
+            S.places[place] = S.places[place - 1]
+            place -= 1
+        S.places[place] = value
+    return run.choices
+
+
+@kernel
+def fill_replica(S: Any, row: int, id: int, r: int) -> None:
+    """Writes the features of a replica, and those of a request that arrives now."""
+    run, rep, to = S.run, S.replica[r], S.rows[row]
+    to.running_requests = rep.running
+    to.waiting_requests = rep.waiting
+    to.kv_utilization = (run.blocks - rep.free) / run.blocks
+    to.routed_requests = rep.routed
+    to.outstanding_tokens = rep.outstanding / FRACTION
+    if run.draws:
+        to.random_draw = uniform(np.uint64(run.seed), id, r)
+    to.arrival_s = to.now_s = np.float64(run.now) / PS
+    to.prompt_tokens = S.prompt[id]
+    if len(S.predicted):
+        to.predicted_tokens = S.predicted[id]
+    if len(S.priority):
+        to.priority = S.priority[id]
+    if len(S.deadline):
+        to.deadline_s = S.deadline[id]
+    to.generated_tokens = to.computed_tokens = to.preemptions = 0
+
+
+@kernel
+def route(S: Any, id: int) -> int:
+    """The replica with the lowest score, the first of them; -1 - code if the score failed."""
+    run = S.run
+    count = sample(S, id)
+    for row in range(count):
+        fill_replica(S, row, id, S.places[row])
+    code = evaluate(S, run.router_at, count)
+    if code != DONE:
+        return -1 - code
+    best = 0
+    for row in range(1, count):
+        if S.out[row] < S.out[best]:
+            best = row
+    return S.places[best]
+
+
+@hot
+def send(S: Any, id: int, r: int) -> int:
+    """A request arrives at a replica and waits; a code."""
+    run, rep = S.run, S.replica[r]
+    score = 0.0
+    if run.by_score and not run.every:
+        if run.closed_loop and S.arrival[id] != S.planned[id]:
+            look(S, r)
+            fill(S, r, 0, id, 0, 0, 0)
+            code = evaluate(S, run.score_at, 1)
+            if code != DONE:
+                return code
+            S.score[id] = S.out[0]
+        score = S.score[id]
+    enqueue(S, r, id, score)
+    rep.routed += 1
+    if run.weighted:
+        rep.outstanding += weight(S, id)
+    return DONE
+
+
+# Room
+
+
+@hot
+def has_room(S: Any, r: int) -> bool:
+    """Whether an arrival or an iteration of this replica can't overflow any array."""
+    run, rep = S.run, S.replica[r]
+    if run.log and run.log_rows >= len(S.log):
+        return False
+    if not run.by_score:
+        return True
+    if rep.stale + run.max_seqs >= S.stale.shape[1]:
+        return False
+    if run.callback and rep.waiting + run.max_seqs >= len(S.rows):
+        return False
+    room = rep.heap + rep.stale + 2 * run.max_seqs + 1
+    if room >= S.heap.shape[1] and run.scored and not run.every:
+        if rep.heap > 2 * rep.waiting:
+            compact(S, r)
+            room = rep.heap + rep.stale + 2 * run.max_seqs + 1
+    return room < S.heap.shape[1]
+
+
+# The run
+
+
+@kernel
+def run_until(S: Any, horizon: int) -> int:
+    """Goes on until all is done or something stops it; a code.
+
+    Nothing happens after ``horizon`` (ps). GROW: call again with larger arrays. ROUTE: write a
+    replica to ``answer`` for the request ``pending`` and call again.
+    """
+    run = S.run
+    if run.pending != NONE and run.answer != NONE:
+        id, r = run.pending, run.answer
+        if not has_room(S, r):
+            return GROW
+        run.pending = run.answer = NONE
+        take_arrival(S, id)
+        code = send(S, id, r)
+        if code != DONE:
+            return code
+    while True:
+        now = run.now
+        while True:
+            id = next_arrival(S)
+            if id == NONE or S.arrival[id] > now:
+                break
+            if run.ask_route:
+                run.pending = id
+                return ROUTE
+            r = 0
+            if run.replicas > 1:
+                r = route(S, id)
+                if r < 0:
+                    return -1 - r
+            if not has_room(S, r):
+                return GROW
+            take_arrival(S, id)
+            code = send(S, id, r)
+            if code != DONE:
+                return code
+        following = NEVER if id == NONE else S.arrival[id]
+        for r in range(run.replicas):
+            rep = S.replica[r]
+            while S.end[r] == NEVER and (rep.running > 0 or rep.waiting > 0):
+                if not has_room(S, r):
+                    return GROW
+                code = begin_iteration(S, r, now)
+                if code != DONE:
+                    return code
+                if S.end[r] == now:  # nothing was computed
+                    S.end[r] = NEVER
+                    end_iteration(S, r, now)
+            following = min(following, S.end[r])
+        if following == NEVER:
+            return DONE
+        if following > horizon:
+            return HORIZON
+        run.now = following
+        for r in range(run.replicas):
+            if S.end[r] == following:
+                S.end[r] = NEVER
+                end_iteration(S, r, following)

@@ -1,0 +1,144 @@
+"""The waiting queues of the fast engine: a linked list for fcfs, a binary heap for scores."""
+
+# numba types what follows; to mypy every number that an array yields is Any
+# mypy: disable-error-code="no-any-return, return-value, call-arg"
+
+from __future__ import annotations
+
+from typing import Any
+
+from lengthwise.serving.kernel_calls import hot, kernel
+from lengthwise.serving.kernel_state import NONE
+
+
+@hot
+def append(S: Any, r: int, id: int) -> None:
+    """An arrived request goes to the end of the fcfs queue."""
+    rep = S.replica[r]
+    S.link[id] = NONE
+    if rep.queue_tail == NONE:
+        rep.queue_head = id
+    else:
+        S.link[rep.queue_tail] = id
+    rep.queue_tail = id
+
+
+@hot
+def prepend(S: Any, r: int, id: int) -> None:
+    """A preempted request goes to the front of the fcfs queue."""
+    rep = S.replica[r]
+    S.link[id] = rep.queue_head
+    rep.queue_head = id
+    if rep.queue_tail == NONE:
+        rep.queue_tail = id
+
+
+@hot
+def pop_front(S: Any, r: int) -> None:
+    """The first request leaves the fcfs queue."""
+    rep = S.replica[r]
+    rep.queue_head = S.link[rep.queue_head]
+    if rep.queue_head == NONE:
+        rep.queue_tail = NONE
+
+
+@hot
+def before(S: Any, score: float, id: int, other_score: float, other: int) -> bool:
+    """Whether a request comes before another: by score, arrival and id."""
+    if score != other_score:
+        return score < other_score
+    if S.run.closed_loop and S.arrival[id] != S.arrival[other]:
+        return S.arrival[id] < S.arrival[other]
+    return id < other
+
+
+@kernel
+def push(S: Any, r: int, score: float, id: int) -> None:
+    """Adds an entry to a replica's heap."""
+    rep = S.replica[r]
+    place = rep.heap
+    rep.heap += 1
+    while place > 0:
+        parent = (place - 1) >> 1
+        up = S.heap[r, parent]
+        if not before(S, score, id, up.score, up.id):
+            break
+        here = S.heap[r, place]
+        here.score, here.id = up.score, up.id
+        place = parent
+    here = S.heap[r, place]
+    here.score, here.id = score, id
+
+
+@kernel
+def sink(S: Any, r: int, place: int, score: float, id: int) -> None:
+    """Puts an entry at ``place`` or below it, where the heap has a hole."""
+    size = S.replica[r].heap
+    while True:
+        child = 2 * place + 1
+        if child >= size:
+            break
+        down = S.heap[r, child]
+        if child + 1 < size:
+            right = S.heap[r, child + 1]
+            if before(S, right.score, right.id, down.score, down.id):
+                child += 1
+                down = right
+        if not before(S, down.score, down.id, score, id):
+            break
+        here = S.heap[r, place]
+        here.score, here.id = down.score, down.id
+        place = child
+    here = S.heap[r, place]
+    here.score, here.id = score, id
+
+
+@kernel
+def pop(S: Any, r: int) -> None:
+    """The first entry leaves a replica's heap."""
+    rep = S.replica[r]
+    rep.heap -= 1
+    if rep.heap > 0:
+        last = S.heap[r, rep.heap]
+        sink(S, r, 0, last.score, last.id)
+
+
+@kernel
+def heapify(S: Any, r: int) -> None:
+    """Makes a heap of a replica's entries in any order."""
+    place = S.replica[r].heap // 2 - 1
+    while place >= 0:
+        here = S.heap[r, place]
+        sink(S, r, place, here.score, here.id)
+        place -= 1
+
+
+@hot
+def is_valid(S: Any, score: float, id: int) -> bool:
+    """Whether an entry still stands: its request waits, and with that score."""
+    return S.link[id] != 0 and S.score[id] == score
+
+
+@kernel
+def first(S: Any, r: int) -> int:
+    """The waiting request that is next, by score; entries left behind are dropped on the way."""
+    run = S.run
+    if run.scored and not run.every:
+        while not is_valid(S, S.heap[r, 0].score, S.heap[r, 0].id):
+            pop(S, r)
+    return S.heap[r, 0].id
+
+
+@kernel
+def compact(S: Any, r: int) -> None:
+    """Drops the entries that were left behind, once they are the most."""
+    rep = S.replica[r]
+    kept = 0
+    for place in range(rep.heap):
+        entry = S.heap[r, place]
+        if is_valid(S, entry.score, entry.id):
+            here = S.heap[r, kept]
+            here.score, here.id = entry.score, entry.id
+            kept += 1
+    rep.heap = kept
+    heapify(S, r)

@@ -1,0 +1,143 @@
+"""The fast engine against the reference: the same records and iterations, to the bit."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lengthwise.policies import load_policy, load_router
+from lengthwise.serving import Engine, kernel
+from lengthwise.serving.run import run
+from lengthwise.serving.timing.linear import LinearTiming
+from lengthwise.workload import Workload
+
+POLICIES = (
+    "fcfs", "fcfs", "sjf", "priority", "srtf", "mlfq", "hrrn",
+    "sjf+preempt:price=0.0", "srtf+preempt:price=0,margin=2", "srtf+preempt:mode=swap",
+    "mlfq:quantum=4,levels=5+preempt:price=0.01,max_per_step=2",
+    "srtf+preempt:protect_after=0.5,price=0.001", "hrrn+preempt:price=0,margin=0.01",
+    "mlfq:quantum=2+preempt:mode=swap,price=0.0", "sjf+admit:reserve=1.0",
+    "srtf+admit:reserve=0.3", "priority+preempt:price=0.0", "mlfq+preempt:mode=none",
+)  # fmt: skip
+ROUTERS = ("round-robin", "random", "jsq", "least-tokens", "power-of-two", "least-tokens:choices=2")
+
+
+def trial(seed):
+    """The arguments of one run of either engine."""
+    rng = np.random.default_rng(seed)
+
+    def one(*choices):
+        return choices[rng.integers(len(choices))]
+
+    block_size = one(1, 4, 16, 16, 24)
+    longest = int(one(4, 20, 60, 200))
+    prompt = rng.integers(1, 1 + int(one(4, 30, 120)), 200)
+    n = int(rng.integers(1, 120))
+    prompt, output = prompt[:n], rng.integers(1, 1 + longest, n)
+    columns = {
+        "arrival_s": np.cumsum(rng.exponential(one(1e-4, 0.01, 0.05, 0.3), n)),
+        "prompt_tokens": prompt,
+        "output_tokens": output,
+        "priority": rng.integers(-2, 3, n),
+        "deadline_s": rng.random(n) * 10,
+    }
+    if rng.random() < 0.2:
+        columns["arrival_s"] = np.round(columns["arrival_s"], 1)  # many at once
+    if rng.random() < 0.2:
+        columns["parent"] = np.array([int(rng.integers(-1, i)) if i else -1 for i in range(n)])
+        columns["think_s"] = np.round(rng.exponential(0.1, n), 2)
+    most = -(-int((prompt + output).max()) // block_size) + 1
+    max_num_seqs = int(one(1, 2, 5, 16, 64))
+    chunked = rng.random() < 0.85
+    least = int((prompt + output).max()) if not chunked else 1
+    engine = Engine(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max(max_num_seqs, least, int(one(8, 32, 100, 2048))),
+        num_gpu_blocks=int(most + one(0, 1, 3, most, 4 * most, 20 * most)),
+        block_size=block_size,
+        enable_chunked_prefill=chunked,
+        long_prefill_token_threshold=int(one(0, 0, 0, 3, 16)),
+        scheduler_reserve_full_isl=bool(rng.random() < 0.7),
+        watermark=float(one(0.0, 0.0, 0.05)),
+    )
+    timing = LinearTiming(
+        base_s=float(one(0.0, 0.005)), per_prefill_token_s=float(one(0.0, 2e-5, 1e-3)),
+        per_sequence_s=float(one(0.0, 4e-5)), per_context_token_s=float(one(0.0, 1e-6)),
+    )  # fmt: skip
+    noise = one(0.0, 0.5)
+    return {
+        "workload": Workload(columns),
+        "policy": load_policy(one(*POLICIES)),
+        "routing": load_router(one(*ROUTERS)),
+        "engine": engine,
+        "timing": timing,
+        "predicted_tokens": np.maximum(1.0, output * np.exp(noise * rng.standard_normal(n))),
+        "replicas": int(one(1, 1, 2, 3, 8)),
+        "seed": int(rng.integers(2**62)),
+        "log_iterations": True,
+    }
+
+
+def differences(first, second):
+    """The columns in which two records differ by a bit."""
+    found = [
+        field.name
+        for field in dataclasses.fields(first)
+        if isinstance(getattr(first, field.name), np.ndarray)
+        and not _same(getattr(first, field.name), getattr(second, field.name))
+    ]
+    logs = first.iterations, second.iterations
+    if logs[0] is not None:
+        found += [
+            f"iterations.{field.name}"
+            for field in dataclasses.fields(logs[0])
+            if not _same(getattr(logs[0], field.name), getattr(logs[1], field.name))
+        ]
+    return found
+
+
+def _same(first, second):
+    return first.dtype == second.dtype and first.tobytes() == second.tobytes()
+
+
+def disagreements(seeds):
+    """Trials in which the engines differ, with the columns."""
+    found = {}
+    for seed in seeds:
+        given = trial(seed)
+        workload = given.pop("workload")
+        assert kernel.supports(workload, **given) is None
+        slow = run(workload, backend="reference", **given)
+        columns = differences(slow, kernel.run(workload, **given))
+        if columns:
+            found[seed] = columns
+    return found
+
+
+def test_random_trials_agree_to_the_bit():
+    assert disagreements(range(150)) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("part", range(4))
+def test_two_thousand_trials_agree_to_the_bit(part):
+    assert disagreements(range(part * 500, (part + 1) * 500)) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_no_trial_reads_or_writes_outside_an_array():
+    code = (
+        "import runpy, sys\n"
+        "from lengthwise.serving import kernel\n"
+        "trial = runpy.run_path(sys.argv[1])['trial']\n"
+        "for seed in range(2000):\n"
+        "    given = trial(seed); kernel.run(given.pop('workload'), **given)\n"
+    )
+    env = {**os.environ, "NUMBA_BOUNDSCHECK": "1"}
+    subprocess.run([sys.executable, "-c", code, str(Path(__file__))], env=env, check=True)
