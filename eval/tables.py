@@ -122,7 +122,11 @@ def heading(comparison: Comparison, rate: float) -> str:
     queue = "a queue forms" if wait > 0.05 * latency else "no queue forms"
     at = comparison.offered_rate(rate) if math.isnan(rate) else rate
     speed = "all at once" if math.isinf(at) else f"{at:.3g} requests/s"
-    return f"{speed}: {queue} (under fcfs a request waits {wait:.2g} s of {number(latency)} s)"
+    return f"{speed}: {queue} (under fcfs a request waits {_rough(wait)} s of {number(latency)} s)"
+
+
+def _rough(value: float) -> str:
+    return number(value) if value >= 10 else f"{value:.2g}"
 
 
 def subtitle(comparison: Comparison) -> str:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.compare import BOUND, Comparison
+from lengthwise.eval.reproduce import Reproduction
 from lengthwise.eval.statistics import Interval
 from lengthwise.eval.tables import (
     Cell,
@@ -235,3 +236,25 @@ def judged_view(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 def _interval(row_: Mapping[str, Any], name: str) -> Interval:
     return Interval(row_[name], row_[f"{name}_low"], row_[f"{name}_high"], 0)
+
+
+def reproduction_view(found: Reproduction) -> RenderableType:
+    """A published table with ours beside it, and what differs."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("setting")
+    table.add_column("policy", style="bold")
+    for head in (f"theirs, {found.quantity}", f"ours, {found.quantity}"):
+        table.add_column(head, justify="right")
+    table.add_column("theirs × FCFS", justify="right")
+    table.add_column("ours × FCFS", justify="right")
+    setting = ""
+    for line in found.lines:
+        if setting and line.setting != setting:
+            table.add_section()
+        ours = "–" if line.ours is None else with_interval(line.ours)
+        ratio = "–" if line.our_ratio is None else ratio_cell(line.our_ratio).text
+        shown = line.setting if line.setting != setting else ""
+        table.add_row(shown, line.policy, line.theirs, ours, line.their_ratio, ratio)
+        setting = line.setting
+    notes = [Text(f"differs: {text}", style="dim") for text in found.differs]
+    return Group(Text(found.title, style="bold"), Text(), table, Text(), *notes)

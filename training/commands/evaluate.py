@@ -36,9 +36,11 @@ def predictor(
 ) -> None:
     """Measures a predictor (DIR, or a name such as prompt-length) on DATA's prompts."""
     from lengthwise.eval.terminal import console, prediction_view
+    from lengthwise.training.commands.data import prompts_of
     from lengthwise.training.predictor import evaluate_predictor
 
-    report = evaluate_predictor(folder, data, split=split, answers_by=answers_by, max_rows=max_rows)
+    rows = prompts_of(data, max_rows, 0)
+    report = evaluate_predictor(folder, rows, split=split, answers_by=answers_by, max_rows=max_rows)
     console().print(prediction_view(report))
 
 

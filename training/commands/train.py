@@ -78,16 +78,18 @@ def predictor(
 ) -> None:
     """Trains on half of the prompts of DATA, tests on the other half, saves to --out.
 
-    DATA holds prompts with answers or their lengths: CSV, JSONL, Parquet (or .gz), or hf:NAME.
+    DATA holds prompts with answers or their lengths: CSV, JSONL, Parquet (or .gz), hf:NAME, or
+    synthetic-chat for generated ones.
 
     \b
     lengthwise train predictor responses.jsonl.gz --answers-by Mistral-7B-Instruct-v0.2 --out p
     """
     from lengthwise.eval.terminal import console, prediction_view
+    from lengthwise.training.commands.data import prompts_of
     from lengthwise.training.predictor import train_predictor
 
     report = train_predictor(
-        data,
+        prompts_of(data, max_rows, seed),
         target=target,
         model=model,
         out=out,

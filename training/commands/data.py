@@ -1,0 +1,15 @@
+"""Prompts with answer lengths, as the command line spells them."""
+
+from __future__ import annotations
+
+from lengthwise.serving.workload import Prompts, generate_prompts
+
+GENERATED = "synthetic-chat"
+GENERATED_ROWS = 4000
+
+
+def prompts_of(data: str, max_rows: int | None, seed: int) -> str | Prompts:
+    """Generated prompts for "synthetic-chat"; anything else is a file's name and stays one."""
+    if data != GENERATED:
+        return data
+    return generate_prompts(max_rows or GENERATED_ROWS, seed)
