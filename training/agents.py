@@ -8,6 +8,7 @@ from typing import Any
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from lengthwise.errors import UnknownNameError
@@ -19,8 +20,8 @@ from lengthwise.training.scorer import Flat, MaskableScorerPolicy, ScorerDQNPoli
 _PPO: dict[str, Any] = {
     "rollout": 8192,  # transitions gathered between updates, over all environments
     "batch_size": 2048,
-    "n_epochs": 8,
-    "learning_rate": 1e-3,
+    "n_epochs": 10,
+    "learning_rate": 2e-3,  # to begin with; it falls linearly to a tenth
     "gamma": 0.99,
     "gae_lambda": 0.95,
     "ent_coef": 0.0,
@@ -37,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "target_update_interval": 2048,
         "exploration_fraction": 0.4,
         "exploration_final_eps": 0.02,
-        "learning_rate": 1e-3,
+        "learning_rate": 2e-3,
         "gamma": 0.99,
     },
 }
@@ -63,6 +64,8 @@ def make_agent(
     if algo != "dqn":
         options["n_steps"] = max(2, options.pop("rollout") // envs.num_envs)
         options["batch_size"] = min(options["batch_size"], options["n_steps"] * envs.num_envs)
+    rate = options["learning_rate"]
+    options["learning_rate"] = LinearSchedule(rate, rate / 10, 1.0)
     options["policy_kwargs"] = {"net_arch": list(hidden), "features_extractor_class": Flat}
     options |= {"seed": seed, "device": "cpu"}
     if algo == "ppo":
