@@ -26,6 +26,7 @@ class Prediction:
     bucket: NDArray[np.int64] | None = None  # (n,)
     edges: Floats | None = None  # (buckets + 1,) tokens, ascending
     probabilities: Floats | None = None  # (n, buckets)
+    means: Floats | None = None  # (buckets,) tokens, the mean length within each bucket
     rank: Floats | None = None  # (n,) higher = longer
     quantiles: Floats | None = None  # (n, levels) tokens, ascending along the row
     levels: Floats | None = None  # (levels,) in (0, 1), ascending
@@ -46,8 +47,14 @@ class Prediction:
         p, e = _finite("probabilities", probabilities, 2), _finite("edges", edges, 1)
         if p.shape[1] + 1 != len(e):
             raise InputError(f"{p.shape[1]} buckets need {p.shape[1] + 1} edges, not {len(e)}")
-        centres = (e[:-1] + e[1:]) / 2 if means is None else _finite("means", means, 1)
-        return cls(tokens=p @ centres, bucket=p.argmax(axis=1), edges=e, probabilities=p)
+        if (np.diff(e) <= 0).any():
+            raise InputError("bucket edges must ascend")
+        if (p < 0).any() or not np.allclose(p.sum(axis=1), 1.0, atol=1e-6):
+            raise InputError("bucket probabilities must be 0 or more and sum to 1 for each request")
+        m = (e[:-1] + e[1:]) / 2 if means is None else _finite("means", means, 1)
+        if m.shape != (p.shape[1],) or (m < e[:-1]).any() or (m > e[1:]).any():
+            raise InputError("bucket means must lie within their buckets, one for each")
+        return cls(tokens=p @ m, bucket=p.argmax(axis=1), edges=e, probabilities=p, means=m)
 
     @classmethod
     def ranked(cls, rank: ArrayLike, tokens: ArrayLike | None = None) -> Prediction:
@@ -102,15 +109,17 @@ class Prediction:
     def refresh(self, generated_tokens: ArrayLike) -> Floats:
         """Expected tokens still to come, given those generated already, both of shape (n,).
 
-        Buckets and quantiles are conditioned on having outlived ``generated_tokens``; an exact
-        length that was outlived leaves 1 token, the least that a running request still owes.
+        Buckets and quantiles are conditioned on having outlived ``generated_tokens``: lengths are
+        uniform below and above a bucket's mean, and stand at their quantiles. A length that was
+        outlived leaves 1 token, the least that a running request still owes.
         """
         done = np.asarray(generated_tokens, dtype=np.float64)
-        if self.probabilities is not None and self.edges is not None:
-            low = np.maximum(self.edges[None, :-1], done[:, None])
-            high = np.maximum(self.edges[None, 1:], done[:, None])
-            width = self.edges[1:] - self.edges[:-1]
-            alive = self.probabilities * (high - low) / np.where(width > 0, width, 1.0)
+        if self.probabilities is not None and self.edges is not None and self.means is not None:
+            edges, shares = _halves(self.edges, self.means)
+            low = np.maximum(edges[None, :-1], done[:, None])
+            high = np.maximum(edges[None, 1:], done[:, None])
+            mass_of = np.repeat(self.probabilities, 2, axis=1) * shares
+            alive = mass_of * (high - low) / np.diff(edges)
             mass = alive.sum(axis=1)
             ahead = ((low + high) / 2 - done[:, None]) * alive
             rest = ahead.sum(axis=1) / np.where(mass > 0, mass, 1.0)
@@ -131,9 +140,23 @@ class Prediction:
 
         return Prediction(
             tokens=pick(self.tokens), bucket=pick(self.bucket), edges=self.edges,
-            probabilities=pick(self.probabilities), rank=pick(self.rank),
+            probabilities=pick(self.probabilities), means=self.means, rank=pick(self.rank),
             quantiles=pick(self.quantiles), levels=self.levels,
         )  # fmt: skip
+
+
+def _halves(edges: Floats, means: Floats) -> tuple[Floats, Floats]:
+    """Each bucket cut at its mean, and the share of its probability in each of the two parts.
+
+    Uniform within the parts, these shares give the bucket the mean it has:
+    ((m - a)(m + b) + (b - m)(a + m)) / 2(b - a) = m for a bucket (a, b] cut at m.
+    """
+    width = np.diff(edges)
+    cut = np.clip(means, edges[:-1] + 1e-6 * width, edges[1:] - 1e-6 * width)
+    cuts = np.empty(2 * len(means) + 1)
+    cuts[::2], cuts[1::2] = edges, cut
+    below = (edges[1:] - cut) / width
+    return cuts, np.stack((below, 1 - below), axis=1).ravel()
 
 
 def _quantile_weights(levels: Floats) -> Floats:

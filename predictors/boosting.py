@@ -13,12 +13,13 @@ from lengthwise.predictors.trees import Trees
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-ITERATIONS = 200  # the most that are tried
-QUANTILE_ITERATIONS = 100
+ITERATIONS = 100  # the most that are tried
+QUANTILE_ITERATIONS = 60
+MANY_ROWS = 10_000
 OPTIONS: dict[str, Any] = {
-    "learning_rate": 0.05,
-    "max_leaf_nodes": 15,
-    "l2_regularization": 1.0,
+    "learning_rate": 0.08,
+    "max_leaf_nodes": 8,
+    "l2_regularization": 5.0,
     "early_stopping": False,
 }
 
@@ -30,6 +31,16 @@ def boosted(
 
     One ensemble, or one for each quantile.
     """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    # on few rows, threads cost more than they bring
+    with threadpool_limits(1 if len(length) < MANY_ROWS else None):
+        return _boosted(columns, length, target, folds, seed)
+
+
+def _boosted(
+    columns: Floats, length: Floats, target: targets.AnyTarget, folds: Ints, seed: int
+) -> tuple[list[Trees], Floats]:
     if isinstance(target, targets.Quantile):
         fits = [_quantile(columns, np.log(length), level, folds, seed) for level in target.levels]
         return [trees for trees, _ in fits], np.stack([unseen for _, unseen in fits], axis=1)

@@ -6,7 +6,9 @@ equal), in plain Python, so that a saved predictor needs nothing but numpy.
 
 from __future__ import annotations
 
+import math
 import re
+import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ Ints = NDArray[np.int64]
 WORD = re.compile(r"\b\w\w+\b")
 NUMBER = re.compile(r"\d+")
 MAX_TERMS = 20_000
+SHAPE_WEIGHT = 0.1  # the SHAPE columns together weigh about a third of the unit-length TF-IDF
+LIMIT = 5 * SHAPE_WEIGHT  # no prompt is farther out than five standard deviations
 SHAPE = (
     "log_characters", "log_words", "log_lines", "word_length", "digits", "capitals", "punctuation",
     "beyond_ascii", "question_marks", "code_marks", "list_marks", "has_number", "log_number",
@@ -29,6 +33,11 @@ SHAPE = (
 )  # fmt: skip
 QUESTION = re.compile(r"\s*(?:who|what|when|where|which|why|how|is|are|do|does|can)\b", re.I)
 LIST_MARK = re.compile(r"^\s*(?:[-*•]|\(?\w\)|\d+[.)])\s", re.M)
+# of each character below 128: 1 digit, 2 capital, 3 punctuation, 0 neither; 4 all beyond
+KIND = np.array(
+    [1 if c.isdigit() else 2 if c.isupper() else 3 * (c in string.punctuation)
+     for c in map(chr, range(128))] + [4]
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class TextFeatures:
     terms: tuple[str, ...]
     idf: Floats  # (terms,)
     shift: Floats  # (SHAPE,) mean over the training prompts
-    scale: Floats  # (SHAPE,) standard deviation, times what weighs shape against terms
+    scale: Floats  # (SHAPE,) standard deviation over SHAPE_WEIGHT
 
     @classmethod
     def fit(cls, prompts: Sequence[str], *, max_terms: int = MAX_TERMS) -> TextFeatures:
@@ -79,7 +88,8 @@ class TextFeatures:
         idf = np.log((1 + len(prompts)) / (1 + seen)) + 1
         shapes = np.array([shape_of(prompt) for prompt in prompts])
         spread = shapes.std(axis=0)
-        return cls(terms, idf, shapes.mean(axis=0), np.where(spread > 1e-9, spread, 1.0))
+        scale = np.where(spread > 1e-9, spread, 1.0) / SHAPE_WEIGHT
+        return cls(terms, idf, shapes.mean(axis=0), scale)
 
     @cached_property
     def _place(self) -> dict[str, int]:
@@ -87,14 +97,14 @@ class TextFeatures:
 
     def rows(self, prompts: Sequence[str]) -> Rows:
         """The prompts as rows: unit-length TF-IDF, then standardised shape."""
-        starts, columns, values = [0], [], []
+        starts, columns, values, place = [0], [], [], self._place
         shape_columns = np.arange(len(SHAPE), dtype=np.int64) + len(self.terms)
         for prompt in prompts:
-            counted = Counter(self._place[t] for t in terms_of(prompt) if t in self._place)
-            at = np.array(sorted(counted), dtype=np.int64)
-            weight = (1 + np.log([counted[i] for i in at])) * self.idf[at]
+            found = [place[term] for term in terms_of(prompt) if term in place]
+            at, counts = np.unique(np.array(found, dtype=np.int64), return_counts=True)
+            weight = (1 + np.log(counts)) * self.idf[at]
             norm = np.sqrt((weight * weight).sum())
-            shape = np.clip((np.array(shape_of(prompt)) - self.shift) / self.scale, -5, 5)
+            shape = np.clip((np.array(shape_of(prompt)) - self.shift) / self.scale, -LIMIT, LIMIT)
             columns += [at, shape_columns]
             values += [weight / norm if norm > 0 else weight, shape]
             starts.append(starts[-1] + len(at) + len(SHAPE))
@@ -113,23 +123,25 @@ def terms_of(prompt: str) -> Iterable[str]:
 
 
 def shape_of(prompt: str) -> tuple[float, ...]:
-    """The numbers that ``SHAPE`` names."""
+    """The numbers that ``SHAPE`` names; letters, digits and punctuation are those of ASCII."""
     characters = max(len(prompt), 1)
     words = prompt.split()
     numbers = [min(int(digits[:6]), 5000) for digits in NUMBER.findall(prompt[:20_000])]
+    codes = np.frombuffer(prompt.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    kinds = np.bincount(KIND[np.minimum(codes, 128)], minlength=5) / characters
     return (
-        np.log1p(len(prompt)),
-        np.log1p(len(words)),
-        np.log1p(prompt.count("\n")),
+        math.log1p(len(prompt)),
+        math.log1p(len(words)),
+        math.log1p(prompt.count("\n")),
         min(sum(map(len, words)) / max(len(words), 1), 30.0),
-        sum(map(str.isdigit, prompt)) / characters,
-        sum(map(str.isupper, prompt)) / characters,
-        sum(not c.isalnum() and not c.isspace() for c in prompt) / characters,
-        sum(ord(c) > 127 for c in prompt) / characters,
-        np.log1p(prompt.count("?")),
-        np.log1p(prompt.count("```") + prompt.count(";") + prompt.count("{")),
-        np.log1p(len(LIST_MARK.findall(prompt))),
+        float(kinds[1]),
+        float(kinds[2]),
+        float(kinds[3]),
+        float(kinds[4]),
+        math.log1p(prompt.count("?")),
+        math.log1p(prompt.count("```") + prompt.count(";") + prompt.count("{")),
+        math.log1p(len(LIST_MARK.findall(prompt))),
         float(bool(numbers)),
-        np.log1p(max(numbers, default=0)),
+        math.log1p(max(numbers, default=0)),
         float(QUESTION.match(prompt) is not None),
     )

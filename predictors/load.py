@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.errors import InputError, LengthwiseError, UnknownNameError
 from lengthwise.predictors import folder
 from lengthwise.protocols import Predictor
 from lengthwise.registry import load
@@ -53,7 +53,9 @@ def _restore(path: str | Path) -> Predictor:
     made = load("predictor", saved.name)
     try:
         predictor: Predictor = made.restore(saved, Path(path))
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except LengthwiseError:
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError) as error:
         raise InputError(f"predictor {str(path)!r} is damaged: {error!r}") from error
     return predictor
 

@@ -188,7 +188,10 @@ class GBDT(Learned):
     ) -> None:
         self.features_ = restored_features(state, arrays)
         self.weights_, self.intercept_ = arrays["weights"], arrays["intercept"]
-        self.ensembles_ = [Trees.restored(f"trees.{k}", arrays) for k in range(state["ensembles"])]
+        columns = self.weights_.shape[1] + len(SHAPE)
+        self.ensembles_ = [
+            Trees.restored(f"trees.{k}", arrays, columns) for k in range(state["ensembles"])
+        ]
 
 
 def feature_arrays(features: TextFeatures) -> dict[str, NDArray[Any]]:

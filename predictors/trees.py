@@ -94,11 +94,27 @@ class Trees:
         return {f"{prefix}.{name}": getattr(self, name) for name in FIELDS}
 
     @classmethod
-    def restored(cls, prefix: str, arrays: Any) -> Trees:
-        """What ``arrays(prefix)`` gave. Raises ``ValueError`` for trees that could not end."""
+    def restored(cls, prefix: str, arrays: Any, columns: int) -> Trees:
+        """What ``arrays(prefix)`` gave, for rows of so many features.
+
+        Raises ``ValueError`` for arrays that are no trees: they could not end, or read elsewhere.
+        """
         made = cls(**{name: arrays[f"{prefix}.{name}"] for name in FIELDS})
-        own = np.arange(len(made.left))
-        for child in (made.left, made.right):
-            if ((child < own) | (child >= len(own))).any():  # children come after their parent
-                raise ValueError(f"the nodes of {prefix} do not form trees")
+        nodes = len(made.feature)
+        own = np.arange(nodes)
+        sound = (
+            all(len(getattr(made, name)) == nodes for name in FIELDS[:5])
+            and len(made.root) == len(made.output)
+            # children come after their parent, so that every path ends
+            and all(((child >= own) & (child < nodes)).all() for child in (made.left, made.right))
+            and _within(made.feature, columns)
+            and _within(made.root, nodes)
+            and _within(made.output, len(made.baseline))
+        )
+        if not sound:
+            raise ValueError(f"the arrays {prefix} do not form trees")
         return made
+
+
+def _within(numbers: Ints, limit: int) -> bool:
+    return bool(((numbers >= 0) & (numbers < limit)).all())
