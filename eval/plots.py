@@ -82,8 +82,12 @@ def latency_by_rate(comparison: Comparison) -> Figure:
                     rates, [i.mean for i in intervals], yerr=half, label=who.label,
                     marker="o", markersize=3.5, capsize=2.5, **style,
                 )  # fmt: skip
-            axes.set_yscale("log")
-            _plain_log_ticks(axes.yaxis)
+            low, high = axes.get_ylim()
+            if high > 8 * max(low, 1e-9):
+                axes.set_yscale("log")
+                _plain_log_ticks(axes.yaxis)
+            else:
+                axes.set_ylim(bottom=0)
             axes.set_xlabel("arrival rate, requests/s")
             axes.set_ylabel(f"{label} end-to-end latency, s")
             axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
@@ -102,6 +106,7 @@ def timeline(runs: Sequence[tuple[str, pd.DataFrame]], num_gpu_blocks: int | Non
     with matplotlib_style():
         from matplotlib.ticker import MaxNLocator
 
+        highest = 0.0
         figure, grid = _grid(4, len(runs), width=4.9 if len(runs) > 1 else 8.0, height=1.45)
         for column, (label, log) in enumerate(runs):
             top, blocks, tokens, preempted = grid[:, column]
@@ -115,7 +120,8 @@ def timeline(runs: Sequence[tuple[str, pd.DataFrame]], num_gpu_blocks: int | Non
             else:
                 replicas = log["replica"].nunique()
                 blocks.plot(start, 100 * used / (num_gpu_blocks * replicas), color=COLOURS[3])
-                blocks.set_ylim(0, 105)
+                highest = max(highest, 100 * float(used.max()) / (num_gpu_blocks * replicas))
+                blocks.set_ylim(0, min(105.0, max(10.0, 1.2 * highest)))
             edges = np.linspace(start[0], start[-1], 121) if start[-1] > start[0] else None
             if edges is not None:
                 width = edges[1] - edges[0]
@@ -177,7 +183,11 @@ def _styles(contenders: Sequence[Contender]) -> list[tuple[Contender, dict[str, 
     for who in contenders:
         colour = COLOURS[policies.index(who.policy_name) % len(COLOURS)]
         line = 0 if who.predictor_name == "none" else predictors.index(who.predictor_name)
-        style = {"color": colour, "linestyle": LINES[line % 4], "linewidth": 1.6}
+        style = {
+            "color": colour,
+            "linestyle": LINES[line % 4],
+            "linewidth": max(1.0, 2.4 - 0.4 * policies.index(who.policy_name)),
+        }
         if not found:  # the baseline stays visible under curves that coincide with it
             style |= {"linewidth": 4.5, "alpha": 0.3, "solid_capstyle": "round"}
         found.append((who, style))
