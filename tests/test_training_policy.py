@@ -177,6 +177,13 @@ def test_bad_arguments_are_told(tmp_path: Path) -> None:
         train_policy("lengthwise/Routing", out=tmp_path)
     with pytest.raises(UnknownNameError, match="did you mean 'gamma'"):
         settings_for("dqn", {"gama": 1.0})
+    with pytest.raises(UnknownNameError, match="did you mean 'slots'"):
+        train("ppo", tmp_path, env_options={"slot": 12})
+    with pytest.raises(UnknownNameError, match="did you mean 'sjf'"):
+        train("ppo", tmp_path, baseline_names=["sjff"])
+    with pytest.raises(InputError, match="no moment of it leaves a choice"):
+        train("ppo", tmp_path / "idle", env_options={"requests": 1}, workload="azure-conv-2023")
+    assert not list((tmp_path / "idle").iterdir())  # nothing is left that would be in the way
     with pytest.raises(InputError, match="must be 1 or more"):
         train("ppo", tmp_path, steps=0)
     with pytest.raises(InputError, match="holds other files"):

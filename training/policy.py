@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.episodes import episode_source
 from lengthwise.envs.routing import RoutingEnv
-from lengthwise.errors import InputError
-from lengthwise.eval.output import write_json
+from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval.predict import PredictorLike
 from lengthwise.eval.simulate import DEFAULT_TIMING
 from lengthwise.eval.statistics import paired_ratio, t_interval
@@ -30,7 +30,7 @@ from lengthwise.serving.timing import timing as load_timing
 from lengthwise.training.agents import make_agent, settings_for
 from lengthwise.training.calibration import calibrate
 from lengthwise.training.checkpoint import read_checkpoint, write_checkpoint
-from lengthwise.training.judging import Bench, baselines, costs, table_row
+from lengthwise.training.judging import Bench, Judged, baselines, costs, table_row
 from lengthwise.training.monitor import Watch
 from lengthwise.training.runs import (
     BEST,
@@ -43,6 +43,8 @@ from lengthwise.training.runs import (
     learned,
     open_run,
     read_config,
+    replace_json,
+    write_config,
 )
 from lengthwise.training.scorer import score_layers
 from lengthwise.workload import Workload
@@ -102,24 +104,30 @@ def train_policy(
     same arguments (``steps`` may grow); episodes in progress and DQN's replay buffer start afresh.
     Raises ``InputError`` for a folder that holds another run, or for differing arguments.
     """
-    if min(steps, n_envs, eval_seeds, *hidden) < 1:
-        raise InputError("steps, n_envs, eval_seeds and hidden sizes must be 1 or more")
+    if not hidden or min(steps, n_envs, eval_seeds, *hidden) < 1:
+        raise InputError("steps, n_envs, eval_seeds and the hidden layers must be 1 or more")
     chosen = settings_for(algo, settings)
     make = load("env", env)
     options = {"workload": workload, "timing": timing, **(env_options or {})}
+    allowed = inspect.signature(make).parameters
+    for name in options:
+        if name not in allowed:
+            raise UnknownNameError(f"option of {env}", name, allowed)
     config = {
         "env": env, "algo": algo, "env_options": described(options), "settings": chosen,
         "hidden": list(hidden), "n_envs": n_envs, "seed": seed, "steps": steps,
     }  # fmt: skip
     probe: DecisionEnv = make(**options)
+    judges = baselines(_kind(probe), baseline_names)
     folder = Path(out)
-    open_run(folder, config, resume=resume, command=command)
+    open_run(folder, config, resume=resume)
     if resume and (folder / CHECKPOINT).exists():
         state = read_checkpoint(folder / CHECKPOINT)
     else:
         scales = calibrate(probe, chosen["gamma"], seed)
         state = {"steps": 0, "scales": scales.features, "reward_scale": scales.reward}
         state["evaluations"] = []
+    write_config(folder, config, command)
     # built once, shared by the environments: a trace is read once, and a model loaded once
     shared = {"workload": probe.source, "timing": probe.timing, "predictor": probe.predictor}
     options = {
@@ -140,7 +148,7 @@ def train_policy(
             eval_every=eval_every or max(1, steps // 20),
             eval_seeds=eval_seeds,
             save_every=save_every or max(1, steps // 20),
-            baseline_names=baseline_names,
+            judges=judges,
             progress=progress,
         )
     finally:
@@ -160,7 +168,7 @@ def _learn(
     eval_every: int,
     eval_seeds: int,
     save_every: int,
-    baseline_names: Sequence[str] | None,
+    judges: Sequence[Judged],
     progress: bool,
 ) -> PolicyRun:
     env = envs[0]
@@ -170,8 +178,7 @@ def _learn(
         env.source, env.timing, env.engine, env.predictor, env.replicas, env.policy, env.router
     )
     against = {
-        judged.name: float(np.mean(costs(bench, judged, env.cost, seeds)))
-        for judged in baselines(kind, baseline_names)
+        judged.name: float(np.mean(costs(bench, judged, env.cost, seeds))) for judged in judges
     }
     vector = VecMonitor(DummyVecEnv([lambda made=made: made for made in envs]))  # type: ignore[misc]
     agent = make_agent(algo, vector, settings, hidden, seed)
@@ -197,9 +204,8 @@ def _learn(
         if all(cost < earlier for _, earlier in state["evaluations"]):
             write_checkpoint(folder / BEST, best_state(kind, env.columns, layers, cost))
         state["evaluations"].append([step, cost])
-        write_json(
-            folder / EVALUATIONS, {"evaluations": state["evaluations"], "baselines": against}
-        )
+        kept = {"evaluations": state["evaluations"], "baselines": against}
+        replace_json(folder / EVALUATIONS, kept)
         return cost
 
     watch = Watch(

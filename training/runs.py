@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -23,27 +25,37 @@ CHECKPOINT, BEST, BUNDLE, EVALUATIONS = "checkpoint.pt", "best.pt", "bundle", "e
 _PACKAGES = ("gymnasium", "stable-baselines3", "sb3-contrib")
 
 
-def open_run(folder: Path, config: Mapping[str, Any], *, resume: bool, command: str | None) -> None:
+def open_run(folder: Path, config: Mapping[str, Any], *, resume: bool) -> None:
     """Makes the folder of a new run, or checks that the run in it is this one.
 
-    Raises ``InputError`` if ``folder`` holds something else, or if an argument differs from the
-    run's ("steps" may).
+    Raises ``InputError`` if ``folder`` can't be written or holds something else, or if an argument
+    differs from the run's ("steps" may).
     """
-    file = folder / CONFIG
-    given = json.loads(json.dumps(config))
     if resume:
-        _same(folder, given)
+        _same(folder, json.loads(json.dumps(config)))
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "a training run; resume it, or" if file.is_file() else "other files;"
+        what = "a training run; resume it, or" if (folder / CONFIG).is_file() else "other files;"
         raise InputError(f"{str(folder)!r} holds {what} name a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        versions = {package: version(package) for package in _PACKAGES}
-        described = provenance(given, command)
-        described["versions"] |= versions
-        write_json(file, described)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise InputError(f"can't write a run to {str(folder)!r}: {error.strerror}") from error
+
+
+def write_config(folder: Path, config: Mapping[str, Any], command: str | None) -> None:
+    """Writes what reproduces the run: its command, versions and options."""
+    stated = provenance(config, command)
+    stated["versions"] |= {package: version(package) for package in _PACKAGES}
+    replace_json(folder / CONFIG, stated)
+
+
+def replace_json(path: Path, value: Any) -> None:
+    """Writes JSON in place of an earlier file, whole or not at all."""
+    fresh = path.with_name(f".{path.name}.tmp")
+    write_json(fresh, value)
+    os.replace(fresh, path)
 
 
 def _same(folder: Path, given: Mapping[str, Any]) -> None:
