@@ -331,6 +331,8 @@ class Replica:
                 if ahead:
                     ahead.popleft()
                 continue
+            if request in step.preempted:  # nobody gives way and returns in one iteration
+                break
             hits = self.kv.find(request)
             found = len(hits) * self.engine.block_size
             start = max(found, request.stored)
