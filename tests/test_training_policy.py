@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lengthwise.envs.columns import SCALES
 from lengthwise.envs.routing import RoutingEnv
@@ -109,7 +110,10 @@ def test_a_run_says_what_made_it(tmp_path: Path) -> None:
     assert config["seed"] == 0
     assert {"python", "torch", "stable-baselines3", "gymnasium"} <= set(config["versions"])
     assert config["env_options"]["workload"].endswith(":burst")
-    assert list((run.folder / "tensorboard").glob("events.*"))
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    shown = events.Scalars("eval/cost")
+    assert [(event.step, pytest.approx(event.value)) for event in shown] == run.evaluations
+    assert {"eval/cost_of_sjf", "rollout/ep_rew_mean"} <= set(events.Tags()["scalars"])
     kept = json.loads((run.folder / "evaluations.json").read_text())
     assert kept["baselines"] == run.baselines
     assert [tuple(pair) for pair in kept["evaluations"]] == run.evaluations

@@ -28,7 +28,7 @@ class Watch(BaseCallback):
         show: bool,
     ) -> None:
         super().__init__()
-        self.steps, self.baselines = steps, baselines
+        self.steps = steps
         self.evaluate, self.evaluate_every = evaluate, evaluate_every
         self.save, self.save_every = save, save_every
         self.progress = Progress(
@@ -58,9 +58,6 @@ class Watch(BaseCallback):
             self.next_evaluation = self.num_timesteps + self.evaluate_every
             self.evaluated = updates
             cost = self.evaluate(self.num_timesteps)
-            self.logger.record("eval/cost", cost)
-            for name, value in self.baselines.items():
-                self.logger.record(f"eval/cost_of_{name}", value)
             self.progress.update(self.task, description=f"cost {cost:.4g} ({self.against})")
         if self.num_timesteps >= self.next_save:
             self.next_save = self.num_timesteps + self.save_every

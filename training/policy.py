@@ -206,6 +206,10 @@ def _learn(
         state["evaluations"].append([step, cost])
         kept = {"evaluations": state["evaluations"], "baselines": against}
         replace_json(folder / EVALUATIONS, kept)
+        agent.logger.record("eval/cost", cost)
+        for name, value in against.items():
+            agent.logger.record(f"eval/cost_of_{name}", value)
+        agent.logger.dump(step)
         return cost
 
     watch = Watch(
