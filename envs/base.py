@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from lengthwise.envs.columns import Columns
 from lengthwise.envs.costs import Cost, cost_of, latency
 from lengthwise.envs.episodes import Source, episode_source, predicted
-from lengthwise.errors import InputError
+from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.predictors import load_predictor
@@ -81,7 +82,7 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
             raise InputError(f"render_mode must be None or 'ansi', not {render_mode!r}")
         self.source = episode_source(workload, requests=requests, rate=rate)
         self.timing = load_timing(timing) if isinstance(timing, str) else timing
-        self.engine = engine if isinstance(engine, Engine) else Engine(**(engine or {}))
+        self.engine = engine_of(engine)
         self.predictor = load_predictor(predictor)
         self.policy, self.router = load_policy(policy), load_router(router)
         self.replicas = replicas
@@ -89,6 +90,7 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
         self.cost = cost_of(cost)
         self.reward_scale, self.illegal_penalty = reward_scale, illegal_penalty
         self.render_mode = render_mode
+        self._present = 0  # candidates of the choice that is due; 0 before and after a run
         self._normaliser = self.columns.normaliser()
         width = len(self.columns.names)
         self.action_space = spaces.Discrete(slots)
@@ -163,6 +165,8 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Takes a candidate and runs to the next choice (or to the end of the workload)."""
+        if not self._present:
+            raise InputError("no run is under way: call reset() first")
         choice = int(action)
         if choice != action or not self.action_space.contains(choice):
             raise InputError(f"action must be in 0..{self.action_space.n - 1}, not {action!r}")
@@ -179,8 +183,9 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
         info = self._info()
         if going:
             return self._observe(), reward, False, False, info
+        self._present = 0
         info["mean_latency_s"] = latency(self.cluster) / len(self.workload)
-        return self._observe_end(), reward, True, False, info
+        return self._empty(), reward, True, False, info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which indices have a candidate, (slots,): the name that MaskablePPO looks for."""
@@ -197,13 +202,13 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
     def _observe(self) -> Observation:
         seen = self._normaliser.normalise(self.candidates())
         self._present = len(seen)
-        observation = self._observe_end()
+        observation = self._empty()
         observation["candidates"][: seen.size] = np.clip(seen, -FAR, FAR).ravel()
         observation["mask"][: len(seen)] = 1
         observation["state"][:] = self._state()
         return observation
 
-    def _observe_end(self) -> Observation:
+    def _empty(self) -> Observation:
         slots = int(self.action_space.n)
         return {
             "candidates": np.zeros(slots * len(self.columns.names), np.float32),
@@ -213,3 +218,14 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
 
     def _info(self) -> dict[str, Any]:
         return {"now_s": self.cluster.now_ps / PS, "illegal_actions": self._illegal}
+
+
+def engine_of(engine: Engine | Mapping[str, Any] | None) -> Engine:
+    """An engine from its options by name; unknown ones are errors."""
+    if isinstance(engine, Engine):
+        return engine
+    allowed = [field.name for field in fields(Engine)]
+    for name in engine or {}:
+        if name not in allowed:
+            raise UnknownNameError("engine option", name, allowed)
+    return Engine(**(engine or {}))

@@ -78,12 +78,9 @@ class SchedulingEnv(DecisionEnv):
         return False
 
     def _stop_at(self, queue: NDArray[np.int64]) -> None:
-        limit, batch = (
-            self.engine.max_num_seqs,
-            int(self.cluster.in_system()[self.cluster.deciding]),
-        )
-        self._waiting, self._running = len(queue), batch - len(queue)
-        self._seats = limit - self._running
+        here = int(self.cluster.in_system()[self.cluster.deciding])
+        self._waiting, self._running = len(queue), here - len(queue)
+        self._seats = self.engine.max_num_seqs - self._running
         self._tokens = self.engine.max_num_batched_tokens - self._running
         # rows that a choice can reach: each pick moves the window of candidates on by one
         self._queue = queue[: int(self.action_space.n) + self._seats - 1]

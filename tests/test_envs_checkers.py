@@ -157,6 +157,17 @@ def test_actions_outside_the_space_are_errors(make: Make, action: float) -> None
 
 
 @both
+def test_no_step_outside_a_run(make: Make) -> None:
+    env = make()
+    with pytest.raises(InputError, match="call reset"):
+        env.step(0)
+    play(env, seed=0)
+    with pytest.raises(InputError, match="call reset"):
+        env.step(0)
+    assert not env.action_masks().any()
+
+
+@both
 def test_bad_options_are_told(make: Make) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'prompt_tokens'"):
         make(features=("prompt_token",))
@@ -164,6 +175,8 @@ def test_bad_options_are_told(make: Make) -> None:
         make(features=("arrival_s",))
     with pytest.raises(UnknownNameError, match="did you mean 'latency'"):
         make(cost="latencies")
+    with pytest.raises(UnknownNameError, match="did you mean 'max_num_seqs'"):
+        make(engine={"max_num_seq": 4})
     with pytest.raises(InputError, match="reward_scale must be positive"):
         make(reward_scale=0.0)
     with pytest.raises(InputError, match="scale of"):

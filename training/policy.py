@@ -13,7 +13,7 @@ import torch
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from lengthwise.envs.base import DecisionEnv
+from lengthwise.envs.base import DecisionEnv, engine_of
 from lengthwise.envs.episodes import episode_source
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.errors import InputError, UnknownNameError
@@ -269,7 +269,7 @@ def evaluate_policy(
     bench = Bench(
         episode_source(workload, requests=requests, rate=rate),
         load_timing(timing) if isinstance(timing, str) else timing,
-        engine if isinstance(engine, Engine) else Engine(**(engine or {})),
+        engine_of(engine),
         predictor,
         replicas or (1 if kind == "scheduling" else 4),
         load_policy(beside or "fcfs") if kind == "routing" else load_policy("fcfs"),
