@@ -13,6 +13,7 @@ from lengthwise.envs.columns import SCALES, Columns
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.envs.scheduling import SchedulingEnv
 from lengthwise.policies import load_policy, load_router
+from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.serving import Engine, Records
 from lengthwise.serving.cluster import Cluster
 from lengthwise.serving.timing import LinearTiming
@@ -36,7 +37,9 @@ def overload(seed: int) -> Workload:
     )
 
 
-def plain(seed: int, policy: str, router: str, replicas: int) -> Records:
+def plain(
+    seed: int, policy: str | SchedulingPolicy, router: str | RoutingPolicy, replicas: int
+) -> Records:
     workload = overload(seed)
     cluster = Cluster(
         workload,
@@ -100,6 +103,40 @@ def test_routing_plays_known_routers(router: str, features: tuple[str, ...]) -> 
     for seed in range(3):
         found = played(env, seed, lambda rows: int(rows.sum(axis=1).argmin()))
         same(found, plain(seed, "sjf", router, 3))
+
+
+def random_layers(width: int, seed: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    rng = np.random.default_rng(seed)
+    return [
+        (rng.normal(size=(16, width)), rng.normal(size=16)),
+        (rng.normal(size=(1, 16)), rng.normal(size=1)),
+    ]
+
+
+def greedy(columns: Columns, seed: int) -> Callable[[NDArray[np.float64]], int]:
+    """The agent's choice: the lowest output of the layers on what it is shown."""
+    (first, bias), (last, offset) = random_layers(len(columns.names), seed)
+    normalise = columns.normaliser().normalise
+    return lambda rows: int((np.tanh(normalise(rows) @ first.T + bias) @ last.T + offset).argmin())
+
+
+def test_an_exported_scheduler_schedules_like_its_agent() -> None:
+    names = ("predicted_tokens", "prompt_tokens", "waited_s", "waiting_requests")
+    env = SchedulingEnv(overload, slots=150, timing=TIMING, engine=ENGINE, features=names)
+    for seed in range(3):
+        mlp, reads = env.columns.score(random_layers(len(names), seed))
+        policy = SchedulingPolicy(Score("learned", mlp, reads))
+        found = played(env, seed, greedy(env.columns, seed))
+        same(found, plain(seed, policy, "round-robin", 1))
+
+
+def test_an_exported_router_routes_like_its_agent() -> None:
+    names = ("running_requests", "waiting_requests", "outstanding_tokens", "predicted_tokens")
+    env = RoutingEnv(overload, replicas=3, timing=TIMING, engine=ENGINE, features=names)
+    for seed in range(3):
+        mlp, reads = env.columns.score(random_layers(len(names), seed))
+        found = played(env, seed, greedy(env.columns, seed))
+        same(found, plain(seed, "fcfs", RoutingPolicy(Score("learned", mlp, reads)), 3))
 
 
 def test_columns_fold_differences_into_the_first_layer() -> None:
