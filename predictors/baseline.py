@@ -70,12 +70,16 @@ class Constant:
 
 
 class PromptLength:
-    """Predicts ``exp(intercept + slope * log prompt_tokens)``: the prompt's own length unfitted."""
+    """Predicts ``exp(intercept + slope * log prompt_tokens)``, within the training lengths.
+
+    Unfitted it predicts the prompt's own length.
+    """
 
     needs = frozenset({"prompt_tokens"})
 
     def __init__(self) -> None:
         self.intercept_, self.slope_ = 0.0, 1.0
+        self.range_ = (1.0, float(np.finfo(np.float64).max))  # tokens
 
     def fit(
         self,
@@ -100,6 +104,7 @@ class PromptLength:
         level, slope = np.linalg.lstsq(design, filled, rcond=None)[0]
         self.slope_ = float(slope)
         self.intercept_ = float(level - slope * x.mean())
+        self.range_ = (float(np.exp(filled.min())), float(np.exp(filled.max())))
         return self
 
     def predict(
@@ -111,11 +116,12 @@ class PromptLength:
     ) -> Prediction:
         """One length for each request; ``prompts`` may be empty."""
         logs = self._logs(prompts, prompt_tokens)
-        return Prediction.exact(np.exp(self.intercept_ + self.slope_ * logs))
+        said = np.exp(self.intercept_ + self.slope_ * logs)
+        return Prediction.exact(np.clip(said, *self.range_))
 
     def save(self, path: str | Path) -> None:
         """Writes the folder that ``load_predictor`` reads."""
-        state = {"intercept": self.intercept_, "slope": self.slope_}
+        state = {"intercept": self.intercept_, "slope": self.slope_, "range": list(self.range_)}
         folder.write(folder.Saved("prompt-length", {}, state), path)
 
     @classmethod
@@ -124,6 +130,8 @@ class PromptLength:
         made = cls(**saved.options)
         made.intercept_ = float(saved.state["intercept"])
         made.slope_ = float(saved.state["slope"])
+        low, high = saved.state["range"]
+        made.range_ = (float(low), float(high))
         return made
 
     def _logs(self, prompts: Sequence[str], prompt_tokens: ArrayLike | None) -> columns.Floats:

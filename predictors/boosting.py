@@ -29,7 +29,7 @@ def boosted(
 ) -> tuple[list[Trees], Floats]:
     """Ensembles for the target fitted to columns (n, c), and held-out raw outputs (n, outputs).
 
-    One ensemble, or one for each quantile.
+    One ensemble; for quantiles one of the log length, and one for each quantile of what it leaves.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -42,8 +42,11 @@ def _boosted(
     columns: Floats, length: Floats, target: targets.AnyTarget, folds: Ints, seed: int
 ) -> tuple[list[Trees], Floats]:
     if isinstance(target, targets.Quantile):
-        fits = [_quantile(columns, np.log(length), level, folds, seed) for level in target.levels]
-        return [trees for trees, _ in fits], np.stack([unseen for _, unseen in fits], axis=1)
+        centre, middle = _regression(columns, np.log(length), folds, seed)
+        left = np.log(length) - middle
+        fits = [_quantile(columns, left, level, folds, seed) for level in target.levels]
+        unseen = np.stack([middle + far for _, far in fits], axis=1)
+        return [centre, *(trees for trees, _ in fits)], unseen
     if isinstance(target, targets.Bucket):
         trees, unseen = _buckets(columns, target.labels(length), target.outputs, folds, seed)
         return [trees], unseen
@@ -55,6 +58,8 @@ def _boosted(
 def raw_outputs(ensembles: list[Trees], columns: Floats, target: targets.AnyTarget) -> Floats:
     """Raw outputs (n, outputs), as the target reads them."""
     sums = np.concatenate([trees(columns) for trees in ensembles], axis=1)
+    if isinstance(target, targets.Quantile):
+        return np.asarray(sums[:, :1] + sums[:, 1:])
     return probabilities(sums) if isinstance(target, targets.Bucket) else sums
 
 
@@ -104,15 +109,15 @@ def _buckets(
 
 
 def _quantile(
-    columns: Floats, logs: Floats, level: float, folds: Ints, seed: int
+    columns: Floats, labels: Floats, level: float, folds: Ints, seed: int
 ) -> tuple[Trees, Floats]:
     from sklearn.ensemble import HistGradientBoostingRegressor as Regressor
 
     options = {**OPTIONS, "max_iter": QUANTILE_ITERATIONS, "random_state": seed}
-    unseen = np.empty(len(logs))
+    unseen = np.empty(len(labels))
     for part in (0, 1):  # two folds are enough to calibrate, and every level is fitted again
         out = folds % 2 == part
         model = Regressor(loss="quantile", quantile=level, **options)
-        unseen[out] = model.fit(columns[~out], logs[~out]).predict(columns[out])
-    model = Regressor(loss="quantile", quantile=level, **options).fit(columns, logs)
+        unseen[out] = model.fit(columns[~out], labels[~out]).predict(columns[out])
+    model = Regressor(loss="quantile", quantile=level, **options).fit(columns, labels)
     return Trees.of(model), unseen

@@ -53,11 +53,9 @@ class Encoder:
         """Token ids of each prompt; of a long one the first three quarters and the end."""
         most = self.max_tokens
         head = most - most // 4
-        near = 32 * most  # characters at each end that are enough to cut the tokens from
         out = []
         for prompt in prompts:
-            text = prompt if len(prompt) <= 2 * near else prompt[:near] + prompt[-near:]
-            ids = list(self.tokenizer(_sound(text), verbose=False)["input_ids"])
+            ids = list(self.tokenizer(_readable(prompt, most), verbose=False)["input_ids"])
             if len(ids) > most:
                 ids = ids[:head] + ids[len(ids) - (most - head) :]
             out.append(ids or [self._filler])
@@ -157,7 +155,7 @@ def new(prompts: Sequence[str], *, max_tokens: int, seed: int) -> Encoder:
         special_tokens=[PAD, UNKNOWN, CLS, SEP],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    tokenizer.train_from_iterator(map(_sound, prompts), trainer)
+    tokenizer.train_from_iterator((_readable(p, max_tokens) for p in prompts), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{CLS} $A {SEP}",
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in (CLS, SEP)],
@@ -175,8 +173,13 @@ def new(prompts: Sequence[str], *, max_tokens: int, seed: int) -> Encoder:
     return Encoder(backbone, wrapped, max_tokens)
 
 
-def _sound(text: str) -> str:
-    """The text without lone surrogates, which are no Unicode and which tokenizers refuse."""
+def _readable(prompt: str, max_tokens: int) -> str:
+    """As much of both ends as so many tokens can need, without lone surrogates.
+
+    These are no Unicode, and tokenizers refuse them.
+    """
+    near = 16 * max_tokens
+    text = prompt if len(prompt) <= 2 * near else prompt[:near] + prompt[-near:]
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

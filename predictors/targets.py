@@ -3,7 +3,7 @@
 Each target gives labels to train on, says what raw outputs mean, and is calibrated on raw outputs
 for rows that the model did not see:
 
-- exact: raw (n, 1) is the log length; tokens are its exponential, the conditional median.
+- exact: raw (n, 1) is the log length; tokens are its exponential, about the conditional median.
 - bucket: raw (n, buckets) are probabilities; calibrated by a temperature (Guo et al., ICML 2017);
   tokens are the mean lengths of the buckets, weighted. SSJF (Qiu et al., 2024) has the default
   edges.
@@ -58,18 +58,21 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Exact:
-    """The length itself."""
+    """The length itself, within the range of the training lengths."""
 
+    low: float  # tokens
+    high: float
     outputs: int = 1
 
     def calibrated(self, raw: Floats, tokens: Floats) -> Self:
         return self
 
     def prediction(self, raw: Floats) -> Prediction:
-        return Prediction.exact(np.exp(np.clip(raw[:, 0], 0.0, 20.0)))
+        logs = np.clip(raw[:, 0], np.log(self.low), np.log(self.high))
+        return Prediction.exact(np.exp(logs))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        return {}
+        return {"range": np.array([self.low, self.high])}
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def make_target(
     """The target called ``name`` for training lengths (n,); raises for an unknown name."""
     match check_target(name):
         case "exact":
-            return Exact()
+            return Exact(float(tokens.min()), float(tokens.max()))
         case "bucket":
             edges = bucket_edges(tokens, buckets)
             labels = bucket_of(tokens, edges)
@@ -185,7 +188,8 @@ def restored(name: str, arrays: Arrays) -> AnyTarget:
     """The target that ``arrays()`` described."""
     match check_target(name):
         case "exact":
-            return Exact()
+            low, high = (float(value) for value in arrays["range"])
+            return Exact(low, high)
         case "bucket":
             return Bucket(arrays["edges"], arrays["means"], arrays["temperature"].item())
         case "rank":

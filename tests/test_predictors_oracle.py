@@ -65,6 +65,8 @@ def test_noise_is_standard_normal_and_a_function_of_seed_and_row() -> None:
     assert abs(np.corrcoef(z[:-1], z[1:])[0, 1]) < 0.02
     assert abs(np.corrcoef(z, normal_by_row(8, 50_000))[0, 1]) < 0.02
     np.testing.assert_array_equal(z[:100], normal_by_row(7, 100))
+    first = np.array([normal_by_row(seed, 2) for seed in range(-2000, 2000)])
+    assert kstest(first[:, 0], "norm").pvalue > 0.001 and np.abs(first).max() < 5
 
 
 def test_row_noise_does_not_depend_on_other_rows() -> None:
