@@ -150,8 +150,8 @@ class KVCache:
         free = [*self._blank, *self._evictable]
         if len(free) != self.free or len(set(free)) != self.free or set(free) & set(counted):
             raise InvariantError("free KV blocks are counted wrongly")
-        if any(block not in self._blocks_of[key] for block, key in self._key_of.items()):
-            raise InvariantError("a cached KV block is missing from the prefix index")
+        if len(self._key_of) != sum(map(len, self._blocks_of.values())):
+            raise InvariantError("the prefix index and the cached KV blocks differ")
 
     def _take(self) -> int:
         """A free block: one without content if there is any, else the least recently used."""

@@ -11,15 +11,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from numpy.typing import NDArray
-
+import lengthwise
 from lengthwise.errors import InputError, InvariantError, LengthwiseError
 from lengthwise.policy import SchedulingPolicy
-from lengthwise.serving.engine import Clock, Replica, Step
+from lengthwise.serving.engine import Replica, Step
+from lengthwise.serving.inputs import Inputs
 from lengthwise.serving.options import Engine
+from lengthwise.serving.records import PS
 from lengthwise.serving.request import Request
-from lengthwise.serving.scoring import Scorer
+from lengthwise.serving.scoring import ReplicaView, Scorer
 from lengthwise.serving.vllm.environment import NEWEST, environment
+from lengthwise.workload import Workload
 
 SERVER = Path(__file__).with_name("server.py")
 
@@ -35,7 +37,7 @@ class Vllm:
         found = environment(version)
         self._log = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [str(found.python), "-P", str(SERVER)],
+            [str(found.python), "-P", str(SERVER), str(Path(lengthwise.__file__).parent)],
             env=found.variables(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -64,17 +66,21 @@ class Vllm:
         self._process.wait()
         self._log.close()
 
+    def drop(self, scheduler: int) -> None:
+        """Forgets a scheduler."""
+        self.ask({"do": "drop", "id": scheduler})
+
     def new(self, **options: Any) -> int:
         """A new scheduler; its number."""
         self._schedulers += 1
-        self.ask("new", self._schedulers, **options)
+        self.ask({"do": "new", "id": self._schedulers, **options})
         return self._schedulers
 
-    def ask(self, do: str, scheduler: int, **given: Any) -> dict[str, Any]:
-        """One command, one answer; an error of vLLM's becomes a ``LengthwiseError``."""
+    def ask(self, *commands: dict[str, Any]) -> list[dict[str, Any]]:
+        """Commands and their answers; an error of vLLM's becomes a ``LengthwiseError``."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
-            self._process.stdin.write(json.dumps({"do": do, "id": scheduler, **given}) + "\n")
+            self._process.stdin.write(json.dumps(commands) + "\n")
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
@@ -82,10 +88,10 @@ class Vllm:
             self._log.seek(0)
             last = self._log.read().strip().splitlines()[-1:]
             raise LengthwiseError(f"vLLM {self.version} ended: {' '.join(last) or 'no message'}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise LengthwiseError(f"vLLM {self.version}, {do}: {answer['error']}")
-        return answer
+        answers: list[dict[str, Any]] = json.loads(line)
+        if "error" in answers[-1]:
+            raise LengthwiseError(f"vLLM {self.version}: {answers[-1]['error']}")
+        return answers
 
 
 class _Waiting:
@@ -109,40 +115,72 @@ class VllmReplica(Replica):
         vllm: Vllm,
         index: int,
         engine: Engine,
-        num_gpu_blocks: int,
         policy: SchedulingPolicy,
         scorer: Scorer,
-        clock: Clock,
-        hashes: tuple[NDArray[Any], NDArray[Any]] | None,
+        inputs: Inputs,
+        workload: Workload,
+        plugin: dict[str, Any] | None,
     ) -> None:
-        super().__init__(index, engine, num_gpu_blocks, policy, scorer, clock)
-        self._vllm = vllm
-        self._hashes = hashes
+        self._begun_ps = 0
+        # commands that vLLM has not been told yet, and what it must answer (None: whatever)
+        self._unsent: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
+        blocks = inputs.num_gpu_blocks
+        super().__init__(index, engine, blocks, policy, scorer, inputs.clock)
+        self._vllm, self._inputs, self._workload, self._plugin = vllm, inputs, workload, plugin
         self._vllm_waiting = _Waiting()
         self.waiting = self._vllm_waiting  # type: ignore[assignment]
+        options = dataclasses.asdict(engine)
         self._scheduler = vllm.new(
-            engine=dataclasses.asdict(engine), num_gpu_blocks=num_gpu_blocks, queue=policy.queue
-        )
+            engine=options, num_gpu_blocks=blocks, queue=policy.queue if plugin is None else "fcfs",
+            plugin=plugin,
+        )  # fmt: skip
 
     def add(self, request: Request, now_ps: int, planned_ps: int) -> None:
-        """A request arrives, and waits; its score, which must be static, is its priority."""
-        self._set_first_score(request, now_ps, planned_ps)
-        prompt: list[Any] = [request.prompt, [], 1]
-        if self._hashes is not None:
-            hashes, sizes = self._hashes
-            prompt = [request.prompt, [int(h) for h in hashes[request.id]], int(sizes[request.id])]
-        row = [request.id, request.arrival_ps, request.score, prompt, request.output, {}]
-        self._vllm.ask("add", self._scheduler, requests=[row])
-        self._vllm_waiting.requests[request.id] = request
+        """A request arrives, and waits.
+
+        In stock vLLM its priority is its score, which doesn't change; the plugin takes the client's
+        own priority, and the predicted length as a client would send it.
+        """
+        id, prompt = request.id, [request.prompt, [], 1]
+        if self._inputs.block_keys is not None:
+            hashes, size = self._workload["prefix_hashes"], self._workload["hash_block_tokens"]
+            prompt = [request.prompt, [int(h) for h in hashes[id]], int(size[id])]
+        extra: dict[str, float] = {}
+        if self._plugin is None:
+            self._set_first_score(request, now_ps, planned_ps)
+            arrival, priority = float(request.arrival_ps), request.score
+        else:
+            arrival, priority = request.arrival_ps / PS, 0.0
+            if "priority" in self._workload:
+                priority = float(self._workload["priority"][id])
+            if "deadline_s" in self._workload:
+                extra["deadline_s"] = float(self._workload["deadline_s"][id]) - arrival
+            if self._inputs.predicted is not None:
+                extra["predicted_tokens"] = float(self._inputs.predicted[id])
+        row = [id, arrival, priority, prompt, request.output, extra]
+        self._tell(None, do="add", request=row)
+        self._vllm_waiting.requests[id] = request
+
+    def drop(self) -> None:
+        """Lets vLLM forget this replica's scheduler."""
+        self._settle()
+        self._vllm.drop(self._scheduler)
+
+    def view(self, now_ps: int) -> ReplicaView:
+        """What policies may know of this replica now."""
+        self._settle()
+        return super().view(now_ps)
 
     def begin(self, now_ps: int) -> None:
         """Starts an iteration."""
         self._step = Step(start_ps=max(now_ps, self._free_at_ps))
+        self._begun_ps = now_ps
 
     def schedule(self, first: Sequence[Request] = ()) -> Step:
         """Has vLLM decide the iteration that ``begin`` started."""
         step, waiting = self._step, self._vllm_waiting.requests
-        answer = self._vllm.ask("schedule", self._scheduler)
+        self._tell(None, do="schedule", now_s=self._begun_ps / PS)
+        answer = self._settle()
         running = {request.id: request for request in self.running}
         for id in answer["preempted"]:
             request = waiting[id] = running.pop(id)
@@ -163,33 +201,42 @@ class VllmReplica(Replica):
                     request.cached = min(before, request.prompt)
             step.scheduled[request] = tokens
         self.running = list(running.values())
-        self._compare(answer)
+        if answer["waiting"] != len(waiting):
+            raise InvariantError(f"vLLM has {answer['waiting']} waiting, not {len(waiting)}")
         self._launch(step)
         self.in_flight.append(step)
         return step
 
     def finish(self) -> list[Request]:
         """The oldest iteration in flight ends; vLLM must let the same requests go."""
-        answer = self._vllm.ask("update", self._scheduler)
         step = self.in_flight.popleft()
         done = [request for request in step.yields if self._yielded(request, step.end_ps)]
-        if [request.id for request in done] != answer["finished"]:
-            raise InvariantError(f"vLLM finished {answer['finished']}, not {done}")
         for request in done:
             self._vllm_waiting.requests.pop(request.id, None)
         finished = set(done)
         self.running = [r for r in self.running if r not in finished]
-        self._compare(answer)
+        expected = {
+            "finished": [request.id for request in done],
+            "running": len(self.running), "waiting": len(self.waiting),
+        }  # fmt: skip
+        self._tell(expected, do="update")
         return done
 
     def check(self) -> None:
-        """Nothing: after every command the counts were compared with vLLM's."""
+        """Nothing: every answer is compared with what must come."""
 
-    def _compare(self, answer: dict[str, Any]) -> None:
-        self.kv.free = answer["free"]
-        ours = len(self.running), len(self.waiting)
-        if ours != (answer["running"], answer["waiting"]):
-            raise InvariantError(
-                f"vLLM has {answer['running']} requests running and {answer['waiting']} waiting, "
-                f"not {ours[0]} and {ours[1]}"
-            )
+    def _tell(self, expected: dict[str, Any] | None, **command: Any) -> None:
+        self._unsent.append(({"id": self._scheduler, **command}, expected))
+
+    def _settle(self) -> dict[str, Any]:
+        """Sends what is unsent, compares the answers, and returns the last one."""
+        if not self._unsent:
+            return {}
+        told, self._unsent = self._unsent, []
+        answers = self._vllm.ask(*(command for command, _ in told))
+        for answer, (_, expected) in zip(answers, told, strict=True):
+            for name, value in (expected or {}).items():
+                if answer[name] != value:
+                    raise InvariantError(f"{name} is {value}, but {answer[name]} with vLLM")
+            self.kv.free = answer.get("free", self.kv.free)
+        return answers[-1]

@@ -1,10 +1,11 @@
 """Runs vLLM's own scheduler with a fake model runner, on commands from standard input.
 
-This file runs in the environment that ``environment`` makes and imports nothing of lengthwise: one
-JSON object a line comes in, one goes out. Commands, each for the scheduler ``id``:
+This file runs in the environment that ``environment`` makes; of lengthwise it imports the plugin,
+and that only if it is asked to. A line of input is a JSON array of commands, a line of output the
+array of their answers. Commands, each for the scheduler ``id``:
 
-    new       engine options, KV blocks, vLLM's queue policy, optionally a scheduler class
-    add       requests: id, arrival, priority, prompt (see ``_prompt``) and output tokens
+    new       engine options, KV blocks, vLLM's queue policy or the settings of lengthwise's plugin
+    add       a request: id, arrival, priority, prompt (see ``_prompt``) and output tokens
     schedule  -> tokens scheduled for which request, which were preempted, what is left
     update    the oldest scheduled step is done -> which requests finished
     drop      forget the scheduler
@@ -12,10 +13,12 @@ JSON object a line comes in, one goes out. Commands, each for the scheduler ``id
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
 import tempfile
+import time
 import traceback
 from collections import deque
 from pathlib import Path
@@ -44,8 +47,21 @@ MODEL = {
     "max_position_embeddings": LONGEST, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
     "hidden_act": "silu", "torch_dtype": "float32",
 }  # fmt: skip
+PLUGIN = "lengthwise.policies.plugins.vllm.scheduler"
 # Token ids only have to differ where content does. They come from disjoint ranges.
 HASHED, OWN, GENERATED = 1 << 40, 1 << 50, 1 << 60
+
+
+class Clock:
+    """Simulated time, in seconds, in the place of ``time.time``."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+CLOCK = Clock()
 
 
 class Bench:
@@ -67,7 +83,7 @@ class Bench:
             scheduler_reserve_full_isl=engine["scheduler_reserve_full_isl"],
             watermark=engine["watermark"],
             policy=given["queue"],
-            scheduler_cls=given.get("scheduler_cls"),
+            scheduler_cls=PLUGIN if given["plugin"] else None,
         )
         cache_config = CacheConfig(
             block_size=engine["block_size"],
@@ -80,7 +96,7 @@ class Bench:
             scheduler_config=scheduler_config,
             cache_config=cache_config,
             device_config=DeviceConfig("cpu"),
-            additional_config=given.get("additional_config") or {},
+            additional_config={"lengthwise": given["plugin"]} if given["plugin"] else {},
         )
         cache_config.num_gpu_blocks = given["num_gpu_blocks"]
         # what vLLM's own defaults may have changed is set again: the caller asked for these
@@ -100,25 +116,37 @@ class Bench:
         caching = engine["enable_prefix_caching"]
         self._hasher = get_request_block_hasher(engine["block_size"], sha256) if caching else None
         self._in_flight: deque[tuple[Any, list[str]]] = deque()
+        self._preempted: list[int] = []
+        self._watch_preemptions()
+
+    def _watch_preemptions(self) -> None:
+        preempt = self.scheduler._preempt_request
+
+        def noting(request: Any, *args: Any, **given: Any) -> None:
+            self._preempted.append(int(request.request_id))
+            preempt(request, *args, **given)
+
+        self.scheduler._preempt_request = noting
 
     def add(self, given: dict[str, Any]) -> dict[str, Any]:
-        for id, arrival, priority, prompt, output, extra in given["requests"]:
-            request = Request(
-                request_id=_name(id),
-                prompt_token_ids=_prompt(id, *prompt),
-                sampling_params=SamplingParams(
-                    max_tokens=output, ignore_eos=True, extra_args=extra or None
-                ),
-                pooling_params=None,
-                arrival_time=arrival,
-                priority=priority,
-                block_hasher=self._hasher,
-            )
-            self.scheduler.add_request(request)
+        id, arrival, priority, prompt, output, extra = given["request"]
+        request = Request(
+            request_id=_name(id),
+            prompt_token_ids=_prompt(id, *prompt),
+            sampling_params=SamplingParams(
+                max_tokens=output, ignore_eos=True, extra_args=extra or None
+            ),
+            pooling_params=None,
+            arrival_time=arrival,
+            priority=priority,
+            block_hasher=self._hasher,
+        )
+        self.scheduler.add_request(request)
         return {}
 
     def schedule(self, given: dict[str, Any]) -> dict[str, Any]:
-        before = {id: r.num_preemptions for id, r in self.scheduler.requests.items()}
+        CLOCK.now_s = given["now_s"]
+        self._preempted.clear()
         output = self.scheduler.schedule()
         scheduled, yields = [], []
         for id, tokens in output.num_scheduled_tokens.items():
@@ -127,12 +155,7 @@ class Bench:
             if not request.is_prefill_chunk:
                 yields.append(id)
         self._in_flight.append((output, yields))
-        preempted = [
-            int(id)
-            for id, r in self.scheduler.requests.items()
-            for _ in range(r.num_preemptions - before[id])
-        ]
-        return {"scheduled": scheduled, "preempted": sorted(preempted), **self._counts()}
+        return {"scheduled": scheduled, "preempted": list(self._preempted), **self._counts()}
 
     def update(self, given: dict[str, Any]) -> dict[str, Any]:
         output, yields = self._in_flight.popleft()
@@ -179,26 +202,45 @@ def _prompt(id: int, tokens: int, hashes: list[int], hash_tokens: int) -> list[i
     return ids
 
 
+def _find_lengthwise(folder: str) -> None:
+    """Makes the package in ``folder`` importable, and nothing that may lie beside it."""
+    spec = importlib.util.spec_from_file_location(
+        "lengthwise", Path(folder) / "__init__.py", submodule_search_locations=[folder]
+    )
+    assert spec is not None and spec.loader is not None
+    sys.modules["lengthwise"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
 def main() -> None:
     """Answers commands until standard input ends."""
     init_none_hash(sha256)
+    time.time = CLOCK  # the plugin's clock
+    _find_lengthwise(sys.argv[1])
     benches: dict[int, Bench] = {}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(MODEL))
         for line in sys.stdin:
-            given = json.loads(line)
-            answer: dict[str, Any] = {}
+            answers: list[dict[str, Any]] = []
             try:
-                if given["do"] == "new":
-                    benches[given["id"]] = Bench(folder, given)
-                elif given["do"] == "drop":
-                    del benches[given["id"]]
-                else:
-                    answer = getattr(benches[given["id"]], given["do"])(given)
+                for given in json.loads(line):
+                    answers.append(_answer(benches, given, folder))
             except Exception as error:
-                answer = {"error": f"{type(error).__name__}: {error}"}
+                answers.append({"error": f"{type(error).__name__}: {error}"})
                 traceback.print_exc()
-            print(json.dumps(answer), file=ANSWERS, flush=True)
+            print(json.dumps(answers), file=ANSWERS, flush=True)
+
+
+def _answer(benches: dict[int, Bench], given: dict[str, Any], model: str) -> dict[str, Any]:
+    id, do = given["id"], given["do"]
+    if do == "new":
+        benches[id] = Bench(model, given)
+    elif do == "drop":
+        del benches[id]
+    else:
+        answer: dict[str, Any] = getattr(benches[id], do)(given)
+        return answer
+    return {}
 
 
 if __name__ == "__main__":

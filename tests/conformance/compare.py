@@ -18,9 +18,9 @@ Row = tuple[Any, ...]
 def difference(case: Case, vllm: Vllm) -> str | None:
     """The first difference between the reference and vLLM, None if there is none.
 
-    Compared are, step by step, the tokens scheduled for each request, in order, and who was
-    preempted; then the log of iterations (times, batches, queue lengths, KV blocks in use) and the
-    records (among them every finish). ``VllmReplica`` compares what finished at each step.
+    Compared are, step by step, the tokens scheduled for each request and who was preempted, both
+    in order; then the log of iterations (times, batches, queue lengths, KV blocks in use) and the
+    records. What finished at each step is compared by ``VllmReplica``.
     """
     try:
         ours = Cluster(case.workload, **case.arguments(), check=True)
@@ -47,7 +47,7 @@ def _rows(cluster: Cluster) -> list[Row]:
         (
             replica,
             [(request.id, tokens) for request, tokens in step.scheduled.items()],
-            sorted(request.id for request in step.preempted),
+            [request.id for request in step.preempted],
         )
         for replica, step in cluster.steps
     ]
