@@ -25,7 +25,7 @@ from lengthwise.serving.request import Request
 from lengthwise.serving.scoring import FRACTION, Features, Scorer
 from lengthwise.workload import Workload
 
-_END, _ARRIVAL = 0, 1
+_END, _ARRIVAL, _WAKE = 0, 1, 2
 
 
 class Cluster:
@@ -70,6 +70,7 @@ class Cluster:
         self._prompt = workload["prompt_tokens"].tolist()
         self._output = workload["output_tokens"].tolist()
         self._planned = inputs.arrival_ps.tolist()
+        self._reach_ps = inputs.reach_ps.tolist()  # from a request's arrival to the scheduler
         self._predicted_up = inputs.predicted_up.tolist()
         self._weight = _weights(workload, inputs.predicted)
         self._children = _children(workload)
@@ -97,11 +98,14 @@ class Cluster:
                 if event[1] == _END:
                     heapq.heappop(self._ends)
                     self._end_iteration(event[2])
+                elif event[1] == _WAKE:
+                    heapq.heappop(self._ends)
+                    heapq.heappush(self._ready, event[2])
                 elif self._arrive(event[2], ask=route):
                     return "route"
             elif self._ready:
                 replica = self.replicas[self._ready[0]]
-                if not replica.can_schedule:
+                if not replica.can_schedule or replica.launched_ps > self.now_ps:
                     heapq.heappop(self._ready)
                     continue
                 replica.begin(self.now_ps)
@@ -189,7 +193,7 @@ class Cluster:
         event = self._ends[0] if self._ends else None
         if self._next < len(self._arrivals):
             request = self._arrivals[self._next]
-            arrival = (self._planned[request], _ARRIVAL, request)
+            arrival = (self._planned[request] + self._reach_ps[request], _ARRIVAL, request)
             return arrival if event is None or arrival < event else event
         return event
 
@@ -224,7 +228,7 @@ class Cluster:
         replica = self.replicas[index]
         keys = self._inputs.block_keys
         request = Request(
-            id, self._prompt[id], self._output[id], self.now_ps,
+            id, self._prompt[id], self._output[id], self.now_ps - self._reach_ps[id],
             self._predicted_up[id], () if keys is None else keys[id],
         )  # fmt: skip
         replica.add(request, self.now_ps, self._planned[id])
@@ -234,27 +238,32 @@ class Cluster:
 
     def _end_iteration(self, index: int) -> None:
         replica = self.replicas[index]
+        if replica.ends_ps > self.now_ps:  # the launch of the iteration after it moved its end
+            heapq.heappush(self._ends, (replica.ends_ps, _END, index))
+            return
+        seen_ps = replica.in_flight[0].seen_ps
         for request in replica.finish():
-            self._finish(request, replica)
+            self._finish(request, replica, seen_ps)
         if self._check:
             replica.check()
         heapq.heappush(self._ready, index)
 
-    def _finish(self, request: Request, replica: Replica) -> None:
+    def _finish(self, request: Request, replica: Replica, seen_ps: int) -> None:
         id = request.id
         self._in_system -= 1
         replica.outstanding -= self._weight[id]
         self._rows.append(
             (
                 id, replica.index, request.arrival_ps, request.scheduled_ps,
-                request.first_token_ps, self.now_ps, request.preemptions,
+                request.first_token_ps, seen_ps, request.preemptions,
                 request.recomputed, request.cached,
             )
         )  # fmt: skip
         if self._inputs.think_ps is not None:
             for child in self._children.get(id, ()):
-                arrival = self.now_ps + int(self._inputs.think_ps[child])
-                event = (max(arrival, self._planned[child]), _ARRIVAL, child)
+                arrival = seen_ps + int(self._inputs.think_ps[child])
+                reached = max(arrival, self._planned[child]) + self._reach_ps[child]
+                event = (reached, _ARRIVAL, child)
                 heapq.heappush(self._ends, event)
 
     def _schedule(self, index: int) -> None:
@@ -262,6 +271,8 @@ class Cluster:
         step = replica.schedule(self._first)
         self.deciding, self._first = None, []
         heapq.heappush(self._ends, (step.end_ps, _END, index))
+        if replica.launched_ps > self.now_ps and len(replica.in_flight) < replica.depth:
+            heapq.heappush(self._ends, (replica.launched_ps, _WAKE, index))
         if self.steps is not None:
             self.steps.append((index, step))
         if self._log:

@@ -21,6 +21,7 @@ from lengthwise.serving.kv_cache import KVCache
 from lengthwise.serving.options import Engine
 from lengthwise.serving.request import Request
 from lengthwise.serving.scoring import ReplicaView, Scorer
+from lengthwise.serving.timing.model import Pipeline
 from lengthwise.serving.waiting import ArrivalQueue, ScoreQueue, WaitingQueue
 
 UNLIMITED = 1 << 62
@@ -37,6 +38,7 @@ class Step:
     batch: Batch = field(default_factory=Batch)
     start_ps: int = 0
     end_ps: int = 0
+    seen_ps: int = 0  # when clients have its tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Clock:
 
     iteration_ps: Callable[[Batch], int]
     swap_ps_per_token: int
+    pipeline: Pipeline | None = None  # with asynchronous scheduling, where the timing has it
 
 
 class Replica:
@@ -79,6 +82,8 @@ class Replica:
         self._max_model_len = engine.max_model_len or UNLIMITED
         self._watermark = int(engine.watermark * num_gpu_blocks)
         self._free_at_ps = 0  # when the GPU has done all that was scheduled
+        self.launched_ps = 0  # when the CPU has launched all that was scheduled
+        self._now_ps = 0
         self._step = Step()
         self._threshold = 0  # of this iteration
         self._view = self.view(0)  # as the scores of this iteration see the replica
@@ -102,8 +107,14 @@ class Replica:
         """Whether there is work, and room for another iteration in flight."""
         return len(self.in_flight) < self.depth and bool(self.running or len(self.waiting))
 
+    @property
+    def ends_ps(self) -> int:
+        """When the oldest iteration in flight ends, as far as is known by now."""
+        return self.in_flight[0].end_ps
+
     def begin(self, now_ps: int) -> None:
         """Starts an iteration: fixes what its scores see, and preempts by policy."""
+        self._now_ps = now_ps
         self._step = Step(start_ps=max(now_ps, self._free_at_ps))
         self._threshold = self.engine.long_prefill_token_threshold
         alone = len(self.running) + len(self.waiting) == 1
@@ -135,7 +146,7 @@ class Replica:
         step = self.in_flight.popleft()
         done: list[Request] = []
         for request in step.yields:
-            last = self._yielded(request, step.end_ps)
+            last = self._yielded(request, step.seen_ps)
             if self.depth > 1:  # when this iteration was scheduled its token was not known
                 if request.in_batch:
                     self.kv.remember(request, request.computed - request.pending)
@@ -404,6 +415,32 @@ class Replica:
             if after > request.reach:
                 request.reach = after
         step.batch = Batch(prefill_tokens, prefill_seqs, decode_seqs, context_tokens, chunk_context)
-        duration = self._clock.iteration_ps(step.batch) if step.scheduled else 0
-        duration += step.swapped_tokens * self._clock.swap_ps_per_token
-        step.end_ps = self._free_at_ps = step.start_ps + duration
+        swap = step.swapped_tokens * self._clock.swap_ps_per_token
+        if self._clock.pipeline is not None:
+            self._time_pipelined(step, swap, self._clock.pipeline)
+            return
+        duration = (self._clock.iteration_ps(step.batch) if step.scheduled else 0) + swap
+        step.end_ps = step.seen_ps = self._free_at_ps = step.start_ps + duration
+
+    def _time_pipelined(self, step: Step, swap_ps: int, times: Pipeline) -> None:
+        """Times an iteration on two clocks; see ``timing.Pipeline``.
+
+        The CPU sees the iteration before it only once it has launched this one: that one's end
+        moves. Its update is the CPU's too, so iterations end in order.
+        """
+        scheduled = max(self._now_ps, self.launched_ps) + times.schedule_ps(len(self.running))
+        work = prepare = launch = tail = 0
+        if step.scheduled:
+            work, prepare = times.gpu_ps(step.batch), times.prepare_ps(step.batch)
+            launch, tail = times.launch_ps(step.batch), times.terms["tail"]
+        self.launched_ps = scheduled + launch
+        step.start_ps = max(self._free_at_ps, scheduled + prepare)
+        self._free_at_ps = max(step.start_ps + work + swap_ps, self.launched_ps + tail)
+        seen = self._free_at_ps
+        if self.in_flight:
+            before = self.in_flight[-1]
+            before.end_ps = max(before.end_ps, self.launched_ps + times.update_ps(before.batch))
+            before.seen_ps = before.end_ps + times.output_ps(len(before.yields))
+            seen = max(seen, before.end_ps)
+        step.end_ps = seen + times.update_ps(step.batch)
+        step.seen_ps = step.end_ps + times.output_ps(len(step.yields))

@@ -14,6 +14,7 @@ from lengthwise.protocols import Batch, TimingModel
 from lengthwise.serving.engine import Clock
 from lengthwise.serving.options import Engine
 from lengthwise.serving.records import PS
+from lengthwise.serving.timing.model import Pipeline
 from lengthwise.workload import Workload
 
 # Llama-3.1-8B's keys and values in bf16 are 128 KiB a token; PCIe 5.0 x16 moves about 50 GB/s.
@@ -26,6 +27,7 @@ class Inputs:
     """A workload as the engines take it."""
 
     arrival_ps: NDArray[np.int64]  # (n,)
+    reach_ps: NDArray[np.int64]  # (n,) from a request's arrival until the scheduler sees it
     think_ps: NDArray[np.int64] | None  # (n,) in closed loops
     predicted: NDArray[np.float64] | None  # (n,)
     predicted_up: NDArray[np.int64]  # (n,) rounded up; 0 without a prediction
@@ -58,8 +60,11 @@ def prepare(
     keys = None
     if engine.enable_prefix_caching and "prefix_hashes" in workload:
         keys = block_keys(workload, engine.block_size)
+    arrival_ps = _picoseconds(workload, "arrival_s")
+    pipeline = async_clock(engine, timing)
     return Inputs(
-        arrival_ps=_picoseconds(workload, "arrival_s"),
+        arrival_ps=arrival_ps,
+        reach_ps=_reach_ps(workload, arrival_ps, pipeline),
         think_ps=_picoseconds(workload, "think_s") if "parent" in workload else None,
         predicted=predicted,
         predicted_up=(
@@ -69,7 +74,7 @@ def prepare(
         ),
         block_keys=keys,
         num_gpu_blocks=num_gpu_blocks,
-        clock=Clock(iteration_clock(engine, timing), swap_ps_per_token(timing)),
+        clock=Clock(iteration_clock(engine, timing), swap_ps_per_token(timing), pipeline),
     )
 
 
@@ -93,6 +98,25 @@ def iteration_clock(engine: Engine, timing: TimingModel) -> Callable[[Batch], in
         ).iteration_ps
         return ps
     return lambda batch: max(1, round(timing.iteration_time(batch) * PS))
+
+
+def async_clock(engine: Engine, timing: TimingModel) -> Pipeline | None:
+    """The two clocks of asynchronous scheduling, from timings that were measured with it."""
+    pipeline = getattr(timing, "pipeline", None)
+    if not engine.async_scheduling or pipeline is None:
+        return None
+    clock: Pipeline = pipeline(engine.max_num_batched_tokens, engine.max_num_seqs)
+    return clock
+
+
+def _reach_ps(
+    workload: Workload, arrival_ps: NDArray[np.int64], pipeline: Pipeline | None
+) -> NDArray[np.int64]:
+    """Time until the scheduler sees each request; the front end keeps them in order of arrival."""
+    if pipeline is None:
+        return np.zeros_like(arrival_ps)
+    reached = arrival_ps + pipeline.arrival_ps(workload["prompt_tokens"])
+    return np.maximum.accumulate(reached) - arrival_ps
 
 
 def swap_ps_per_token(timing: TimingModel) -> int:

@@ -10,7 +10,10 @@ from lengthwise.serving.timing.profile import ProfileTiming, read_profile
 from lengthwise.serving.timing.roofline import RooflineTiming, gpus, roofline
 
 PROFILES = {
+    "h200/llama-3.2-3b": "h200_llama-3.2-3b.json",
     "h200/llama-3.1-8b": "h200_llama-3.1-8b.json",
+    "h200/qwen2.5-14b": "h200_qwen2.5-14b.json",
+    "h200/qwen2.5-32b": "h200_qwen2.5-32b.json",
 }
 
 

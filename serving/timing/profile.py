@@ -3,67 +3,109 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.protocols import Batch
-from lengthwise.serving.timing.model import PS, TimingTables
+from lengthwise.serving.timing.model import PS, Pipeline, TimingTables
 
 FORMAT = "lengthwise-timing-profile"
 FORMAT_VERSION = 1
-_TERMS = (
-    "prefill_seq_s",
-    "decode_seq_s",
-    "context_s",
-    "mixed_context_s",
-    "chunk_context_s",
-    "floor_s",
-    "floor_seq_s",
-    "arrival_latency_s",
-    "output_latency_s",
-)
+TILE = 128  # without CUDA graphs, matrix products run in tiles of so many tokens
+MEAN_CONTEXT = 1000  # tokens a sequence at which ``tables`` and ``pipeline`` agree for decoding
+TERMS = (
+    "mixed_context", "chunk_context", "decode_seq", "prefill_seq",  # the GPU's
+    "launch_decode", "launch_decode_seq", "launch_graph", "launch_eager", "launch_mixed_seq",
+    "launch_prefill_seq", "prepare", "prepare_seq", "tail", "schedule", "schedule_seq", "update",
+    "update_seq", "arrival", "arrival_token", "output", "output_seq",
+)  # fmt: skip
+
+Knots = Sequence[tuple[float, float]]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+def capture_sizes(max_num_seqs: int, max_num_batched_tokens: int) -> Ints:
+    """The batch sizes that vLLM captures as CUDA graphs by default, ascending."""
+    most = min(2 * max_num_seqs, 512, max_num_batched_tokens)
+    sizes = {1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)}
+    if max_num_batched_tokens <= most:
+        sizes.add(max_num_batched_tokens)
+    return np.array(sorted(size for size in sizes if size <= most), dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class ProfileTiming:
-    """A fitted profile: knots of the two tables, in seconds, and the linear terms.
+    """A fitted profile: knots (size, seconds) of its tables and its coefficients in seconds.
 
-    ``decode`` has one knot a CUDA-graph batch size: a batch runs padded to the next of them, and
-    costs ``decode_pad_seq_s`` more a sequence that is really there. Between knots of ``mixed``,
-    and beyond the last knot of either, the time is interpolated linearly.
+    ``decode`` is the GPU's time of a decoding iteration by padded size, ``decode_context`` that of
+    each attended token by sequences, ``mixed`` the time of any other iteration by padded tokens;
+    between knots they are interpolated linearly. ``terms`` are explained by ``timing.fit``.
     """
 
     name: str
     num_gpu_blocks: int | None
-    decode: tuple[tuple[int, float], ...]
-    mixed: tuple[tuple[int, float], ...]
-    decode_pad_seq_s: float
+    decode: Knots
+    decode_context: Knots
+    mixed: Knots
     terms: Mapping[str, float]
     about: Mapping[str, Any]
 
-    def tables(self, max_num_batched_tokens: int, max_num_seqs: int) -> TimingTables:
-        """The integer form, for batches up to the given sizes."""
+    def pipeline(self, max_num_batched_tokens: int, max_num_seqs: int) -> Pipeline:
+        """The two clocks of the engine that was measured, for batches up to the given sizes."""
+        graphs = capture_sizes(max_num_seqs, max_num_batched_tokens)
         seqs = np.arange(max_num_seqs + 1)
-        sizes = np.array([size for size, _ in self.decode])
-        padded = np.append(sizes, np.inf)[np.searchsorted(sizes, seqs)]
-        decode_s = _line(self.decode, np.where(np.isfinite(padded), padded, seqs))
-        decode_s = decode_s + self.decode_pad_seq_s * seqs
-        mixed_s = _line(self.mixed, np.arange(max_num_batched_tokens + 1))
-        return TimingTables(
-            decode_ps=np.rint(decode_s * PS).astype(np.int64),
-            mixed_ps=np.rint(mixed_s * PS).astype(np.int64),
-            **{term[:-1] + "ps": round(self.terms.get(term, 0.0) * PS) for term in _TERMS},
+        tokens = np.arange(max_num_batched_tokens + 1)
+        launch = np.where(
+            tokens <= graphs[-1], self.terms["launch_graph"], self.terms["launch_eager"]
+        )
+        in_tables = ("launch_graph", "launch_eager")
+        return Pipeline(
+            decode_ps=_ps(_line(self.decode, padded(seqs, graphs))),
+            decode_context_ps=_ps(_line(self.decode_context, seqs, beyond=False)),
+            mixed_ps=_ps(_line(self.mixed, padded(tokens, graphs))),
+            mixed_launch_ps=_ps(launch),
+            terms={k: round(self.terms[k] * PS) for k in TERMS if k not in in_tables},
         )
 
+    def tables(self, max_num_batched_tokens: int, max_num_seqs: int) -> TimingTables:
+        """The same on one clock: each iteration takes what the slower of the two takes.
+
+        For engines that keep one iteration in flight at a time. Attention's slope is one number
+        here, right for all sizes at ``MEAN_CONTEXT`` tokens a sequence.
+        """
+        clocks = self.pipeline(max_num_batched_tokens, max_num_seqs)
+        terms, seqs = clocks.terms, np.arange(max_num_seqs + 1)
+        slope = int(np.median(clocks.decode_context_ps))
+        even = (clocks.decode_context_ps - slope) * MEAN_CONTEXT * seqs
+        cpu = terms["schedule"] + terms["update"]
+        cpu_seq = terms["schedule_seq"] + terms["update_seq"]
+        return TimingTables(
+            decode_ps=clocks.decode_ps + even,
+            mixed_ps=np.maximum(clocks.mixed_ps, clocks.mixed_launch_ps + cpu),
+            prefill_seq_ps=terms["prefill_seq"],
+            decode_seq_ps=terms["decode_seq"],
+            context_ps=slope,
+            mixed_context_ps=terms["mixed_context"] - slope,
+            chunk_context_ps=terms["chunk_context"],
+            floor_ps=terms["launch_decode"] + cpu,
+            floor_seq_ps=terms["launch_decode_seq"] + cpu_seq,
+        )
+
+    @cached_property
+    def _largest(self) -> TimingTables:
+        return self.tables(16_384, 1024)
+
     def iteration_time(self, batch: Batch) -> float:
-        """Seconds that an iteration with this batch takes."""
-        tokens = batch.prefill_tokens + batch.decode_seqs
-        return self.tables(tokens, batch.decode_seqs).iteration_ps(batch) / PS
+        """Seconds that an iteration with this batch takes, one after the other."""
+        return self._largest.iteration_ps(batch) / PS
 
 
 def read_profile(path: Path, engine_version: str | None = None) -> ProfileTiming:
@@ -81,30 +123,50 @@ def read_profile(path: Path, engine_version: str | None = None) -> ProfileTiming
             f"the profile {path} has format version {data.get('format_version')!r}; "
             f"this lengthwise reads version {FORMAT_VERSION}"
         )
-    measured = data["engine"]["version"]
+    try:
+        fit, engine = data["fit"], data["engine"]
+        profile = ProfileTiming(
+            name=data["name"],
+            num_gpu_blocks=data["num_gpu_blocks"],
+            decode=_knots(fit["decode"]),
+            decode_context=_knots(fit["decode_context"]),
+            mixed=_knots(fit["mixed"]),
+            terms={term: float(fit["terms"][term]) for term in TERMS},
+            about={key: value for key, value in data.items() if key != "fit"},
+        )
+        measured = engine["version"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the profile {path} is damaged: {error!r}") from None
     if engine_version is not None and engine_version != measured:
         raise InputError(
-            f"the profile {data['name']} was measured on {data['engine']['name']} {measured}, "
+            f"the profile {profile.name} was measured on {engine['name']} {measured}, "
             f"not on {engine_version}; profile that version with `lengthwise profile`"
         )
-    fit = data["fit"]
-    return ProfileTiming(
-        name=data["name"],
-        num_gpu_blocks=data["num_gpu_blocks"],
-        decode=tuple((int(n), float(s)) for n, s in fit["decode"]),
-        mixed=tuple((int(n), float(s)) for n, s in fit["mixed"]),
-        decode_pad_seq_s=float(fit.get("decode_pad_seq_s", 0.0)),
-        terms={key: float(value) for key, value in fit["terms"].items()},
-        about={key: value for key, value in data.items() if key != "fit"},
-    )
+    return profile
 
 
-def _line(knots: tuple[tuple[int, float], ...], at: Any) -> Any:
-    """Linear interpolation between knots; beyond the last, the line through the last two."""
-    x = np.array([float(n) for n, _ in knots])
-    y = np.array([s for _, s in knots])
-    inside = np.interp(at, x, y)
-    if len(x) == 1:
+def _knots(pairs: Any) -> tuple[tuple[float, float], ...]:
+    return tuple((float(size), float(seconds)) for size, seconds in pairs)
+
+
+def padded(sizes: Ints, graphs: Ints) -> Ints:
+    """Each size rounded up to a captured one, beyond the largest to whole tiles."""
+    place = np.searchsorted(graphs, sizes)
+    return np.where(sizes <= graphs[-1], np.append(graphs, 0)[place], -(-sizes // TILE) * TILE)
+
+
+def _line(knots: Knots, at: Ints, *, beyond: bool = True) -> Floats:
+    """Linear interpolation between knots; beyond the last, a line of the mean slope, or level."""
+    x = np.array([size for size, _ in knots])
+    y = np.array([seconds for _, seconds in knots])
+    inside: Floats = np.interp(at, x, y)
+    if not beyond or len(x) == 1:
         return inside
-    slope = max((y[-1] - y[-2]) / (x[-1] - x[-2]), 0.0)
-    return inside + slope * np.maximum(np.asarray(at, dtype=float) - x[-1], 0.0)
+    half = len(x) // 2  # the mean slope of the upper half: single knots are noisy
+    slope = max((y[-1] - y[half]) / (x[-1] - x[half]), 0.0)
+    extended: Floats = inside + slope * np.maximum(at - x[-1], 0.0)
+    return extended
+
+
+def _ps(seconds: Floats) -> Ints:
+    return np.rint(seconds * PS).astype(np.int64)

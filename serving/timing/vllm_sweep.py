@@ -38,6 +38,7 @@ class Sweep:
         self._group = self._step = self._count = self._made = 0
         self._decoders: list[str] = []
         self._burst: set[str] = set()
+        self._ours: set[str] = set()
         self._caching = scheduler.kv_cache_manager.enable_caching
         scheduler.kv_cache_manager.enable_caching = False  # these requests carry no block hashes
 
@@ -45,8 +46,8 @@ class Sweep:
         """Puts the next batch together; returns its group's number, or -1."""
         while not self.done:
             if self._group == len(self._groups) or time.monotonic() > self._deadline:
-                self._abort(self._decoders)
-                self._abort(list(self._burst))
+                # all of them: the cache manager must not see one of these requests again
+                self._abort([name for name in self._scheduler.requests if name in self._ours])
                 self._scheduler.kv_cache_manager.enable_caching = self._caching
                 self.done = True
                 return -1
@@ -97,6 +98,7 @@ class Sweep:
             ),
             pooling_params=None,
         )
+        self._ours.add(name)
         self._scheduler.add_unrecorded(request)
         request.num_computed_tokens = computed
         return name
