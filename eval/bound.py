@@ -120,7 +120,7 @@ def _cells(engine: Engine, tables: TimingTables) -> _Cells:
     least[0, 0] = np.inf  # no sequence: no iteration
     return _Cells(
         least_s=np.maximum(least, 0) / PS,
-        decode=d[1:, None] - 1.0,
+        decode=(d[1:, None] - 1).astype(np.float64),
         prefill=np.concatenate(([0.0], p[1:] - 1.0))[None, :],
         sequences=sequences.astype(np.float64),
     )

@@ -19,6 +19,7 @@ from lengthwise.eval.source import Source, as_source
 from lengthwise.eval.statistics import Interval, t_interval
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
+from lengthwise.serving.run import Backend
 from lengthwise.workload import Workload
 
 # "ttft_p99": the statistic of the metric over requests, in seconds
@@ -55,7 +56,7 @@ def capacity(
     timing: str | TimingModel = DEFAULT_TIMING,
     replicas: int = 1,
     router: RouterLike = "round-robin",
-    backend: str = "auto",
+    backend: Backend = "auto",
     processes: int = 1,
     start_rate: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
@@ -112,7 +113,7 @@ def _one_seed(
     timing: str | TimingModel,
     replicas: int,
     router: RouterLike,
-    backend: str,
+    backend: Backend,
     start_rate: float,
     seed: int,
 ) -> tuple[float, list[Probe]]:

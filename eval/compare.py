@@ -30,6 +30,7 @@ from lengthwise.policies import load_policy, load_router
 from lengthwise.predictors import load_predictor
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
+from lengthwise.serving.run import Backend
 from lengthwise.serving.timing import timing as load_timing
 from lengthwise.workload import Workload
 
@@ -129,7 +130,7 @@ def compare(
     timing: str | TimingModel = DEFAULT_TIMING,
     replicas: int = 1,
     router: RouterLike = "round-robin",
-    backend: str = "auto",
+    backend: Backend = "auto",
     processes: int = 1,
     slo: Mapping[str, float] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -227,7 +228,7 @@ def _one_seed(
     timing: str | TimingModel,
     replicas: int,
     router: RouterLike,
-    backend: str,
+    backend: Backend,
     slo: dict[str, float],
     seed: int,
 ) -> tuple[list[Row], Quantiles, tuple[str, ...], int]:

@@ -34,7 +34,9 @@ def tpot_s(records: Records) -> Floats:
     """Time per output token after the first, shape (n,); NaN for answers of one token."""
     steps = (records.output_tokens - 1).astype(np.float64)
     decoding = (records.finish_ps - records.first_token_ps) / PS
-    return np.divide(decoding, steps, out=np.full(len(steps), np.nan), where=steps > 0)
+    tpot: Floats = np.full(len(steps), np.nan)
+    np.divide(decoding, steps, out=tpot, where=steps > 0)
+    return tpot
 
 
 def normalized_latency_s(records: Records) -> Floats:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, told apart by colour-blind readers too; fcfs is black.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A00")
 LINES = ("-", "--", "-.", ":")
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -132,9 +132,9 @@ def timeline(runs: Sequence[tuple[str, pd.DataFrame]], num_gpu_blocks: int | Non
                 ):
                     total, _ = np.histogram(times, bins=edges, weights=log[name].to_numpy())
                     tokens.stairs(total / width, edges, color=colour, label=what, linewidth=1.2)
-            times = log.sort_values("start_s")
-            preempted.plot(times["start_s"], times["preempted"].cumsum(), color=COLOURS[4])
-            preempted.set_ylim(0, max(1.0, 1.08 * float(times["preempted"].sum())))
+            ordered = log.sort_values("start_s")
+            preempted.plot(ordered["start_s"], ordered["preempted"].cumsum(), color=COLOURS[4])
+            preempted.set_ylim(0, max(1.0, 1.08 * float(ordered["preempted"].sum())))
             preempted.yaxis.set_major_locator(MaxNLocator(3, integer=True))
             preempted.set_xlabel("time, s")
         ylabels = (
@@ -171,7 +171,7 @@ def _over_replicas(log: pd.DataFrame) -> tuple[Any, dict[str, Any]]:
             index="start_s", columns="replica", values=list(names), aggfunc="last"
         )
         wide = wide.ffill().fillna(0)
-        return wide.index.to_numpy(), {n: wide[n].sum(axis=1).to_numpy() for n in names}
+        return wide.index.to_numpy(), {n: wide[n].to_numpy().sum(axis=1) for n in names}
     return log["start_s"].to_numpy(), {n: log[n].to_numpy() for n in names}
 
 
@@ -179,7 +179,7 @@ def _styles(contenders: Sequence[Contender]) -> list[tuple[Contender, dict[str, 
     """A colour a policy, a line style a predictor."""
     policies = list(dict.fromkeys(who.policy_name for who in contenders))
     predictors = [p for p in dict.fromkeys(w.predictor_name for w in contenders) if p != "none"]
-    found = []
+    found: list[tuple[Contender, dict[str, Any]]] = []
     for who in contenders:
         colour = COLOURS[policies.index(who.policy_name) % len(COLOURS)]
         line = 0 if who.predictor_name == "none" else predictors.index(who.predictor_name)

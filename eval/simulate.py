@@ -28,6 +28,7 @@ from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine, Records, run
 from lengthwise.serving.inputs import gpu_blocks
+from lengthwise.serving.run import Backend
 from lengthwise.serving.timing import timing as load_timing
 from lengthwise.workload import Workload
 
@@ -109,7 +110,7 @@ def simulate(
     timing: str | TimingModel = DEFAULT_TIMING,
     replicas: int = 1,
     router: RouterLike = "round-robin",
-    backend: str = "auto",
+    backend: Backend = "auto",
     seed: int = 0,
     log_iterations: bool = False,
     predicted_tokens: NDArray[np.float64] | None = None,

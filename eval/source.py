@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from lengthwise.serving.workload import load_workload
@@ -34,17 +35,14 @@ class Spelled:
 
     @property
     def name(self) -> str:
-        """The workload's spelling."""
+        """The workload's spelling, files without their folders."""
         arrivals = self.options.get("arrivals")
-        return f"{self.spec} + {arrivals}" if arrivals else self.spec
+        named = Path(self.spec).name
+        return f"{named}, arrivals of {Path(str(arrivals)).name}" if arrivals else named
 
     def load(self, rate: float | None, seed: int) -> Workload:
         """Reads or draws it."""
         return load_workload(self.spec, rate=rate, seed=seed, **self.options)
-
-    def described(self) -> dict[str, Any]:
-        """For a result's config."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ def paired_ratio(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interv
     if (x <= 0).any() or (y <= 0).any():
         raise InputError("a ratio needs positive values")
     log = t_interval(np.log(x / y), confidence)
-    return Interval(*(float(np.exp(v)) for v in (log.mean, log.low, log.high)), log.count)
+    mean, low, high = np.exp([log.mean, log.low, log.high]).tolist()
+    return Interval(mean, low, high, log.count)
 
 
 def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Any, Any]:

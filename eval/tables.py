@@ -66,10 +66,15 @@ def number(value: float) -> str:
 def with_interval(interval: Interval) -> str:
     """``12.3 ± 0.4``; no ± where there is none (one seed, or the same value on every seed)."""
     text = number(interval.mean)
-    if math.isnan(interval.half) or interval.half == 0:
+    if not _spreads(interval):
         return text
     decimals = len(text.partition(".")[2])
     return f"{text} ± {interval.half:,.{decimals}f}"
+
+
+def _spreads(interval: Interval) -> bool:
+    """Whether there is an interval, and wider than rounding errors."""
+    return interval.half > 1e-9 * abs(interval.mean)
 
 
 def verdict(ratio: Interval) -> Verdict:
@@ -81,8 +86,7 @@ def verdict(ratio: Interval) -> Verdict:
 
 def ratio_cell(ratio: Interval) -> Cell:
     """A ratio to fcfs, two decimals, with its verdict."""
-    half = ratio.half
-    spread = "" if math.isnan(half) or half == 0 else f" ± {half:.2f}"
+    spread = f" ± {ratio.half:.2f}" if _spreads(ratio) else ""
     return Cell(f"{ratio.mean:.2f}{spread}", ratio.mean, verdict(ratio))
 
 

@@ -247,6 +247,7 @@ def test_train_evaluate_and_use_a_predictor(run: object, tmp_path: Path) -> None
 def test_train_evaluate_and_export_a_policy(run: object, tmp_path: Path) -> None:
     trained = run(  # type: ignore[operator]
         "train policy --env lengthwise/Routing-v0 --steps 64 --n-envs 2 --out r "
+        "--set rollout=64,batch_size=32 "
         "--env-set requests=40,rate=40,replicas=2 --max-num-seqs 8"
     )
     assert trained.code == 0, trained.err

@@ -45,6 +45,7 @@ from lengthwise.training.commands.options import (
 @click.pass_obj
 def capacity(
     command: str,
+    /,
     policy: str,
     predictor: str | None,
     slo: str,

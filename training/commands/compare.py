@@ -52,6 +52,7 @@ from lengthwise.training.commands.options import (
 @click.pass_obj
 def compare(
     command: str,
+    /,
     policies: tuple[str, ...],
     predictors: tuple[str, ...],
     rates: tuple[float, ...],

@@ -20,7 +20,7 @@ from lengthwise.training.commands.options import processes_option
 )
 @processes_option
 @click.pass_obj
-def demo(command: str, out: str, seeds: int, requests: int, processes: int) -> None:
+def demo(command: str, /, out: str, seeds: int, requests: int, processes: int) -> None:
     """Trains a predictor of answer lengths and compares schedulers that use it.
 
     Nothing is downloaded: the prompts are generated, the GPU is a profile measured on an H200. The

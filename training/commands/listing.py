@@ -15,7 +15,7 @@ def policies() -> tuple[tuple[str, ...], Rows]:
     """Policies with what they read and their tunables."""
     from lengthwise import registry
 
-    rows = []
+    rows: Rows = []
     for name in registry.names("policy"):
         policy = registry.load("policy", name)
         rows.append(
@@ -34,7 +34,7 @@ def routers() -> tuple[tuple[str, ...], Rows]:
     """Routers with what they read."""
     from lengthwise import registry
 
-    rows = []
+    rows: Rows = []
     for name in registry.names("router"):
         router = registry.load("router", name)
         about = _first_line(router.score.function.__doc__)
@@ -58,7 +58,7 @@ def timings() -> tuple[tuple[str, ...], Rows]:
     """Timing profiles with what they were measured on, and how a roofline is spelled."""
     from lengthwise.serving.timing import timing, timing_names
 
-    rows = []
+    rows: Rows = []
     for name in timing_names():
         if name.startswith("roofline:"):
             rows.append((name, "estimate from datasheets, labelled as such", ""))
@@ -73,7 +73,7 @@ def workloads() -> tuple[tuple[str, ...], Rows]:
     from lengthwise.serving.workload import preset
     from lengthwise.serving.workload.presets import PRESETS
 
-    rows = []
+    rows: Rows = []
     for name, made in PRESETS.items():
         sample = preset(name, requests=2000)
         source = getattr(made, "source", None) or _first_line(made.__doc__)

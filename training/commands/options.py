@@ -16,7 +16,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 DEFAULT_TIMING = "h200/llama-3.1-8b"
 
 
-class Name(click.ParamType):
+class Typed(click.ParamType):  # type: ignore[type-arg]  # generic in click's newest versions alone
+    """Base of the types below."""
+
+
+class Name(Typed):
     """One of several names; an unknown one is told the nearest."""
 
     name = "name"
@@ -33,7 +37,7 @@ class Name(click.ParamType):
         return f"[{'|'.join(self.allowed)}]"
 
 
-class Rates(click.ParamType):
+class Rates(Typed):
     """``4,8,12``: positive numbers of requests a second."""
 
     name = "R,R,..."
@@ -57,7 +61,7 @@ class Rates(click.ParamType):
         return rates
 
 
-class Specs(click.ParamType):
+class Specs(Typed):
     """``fcfs,mlfq:quantum=64,levels=6,srtf``: names between commas, each with its options.
 
     What stands between two commas belongs to the name before it if it is ``word=value``.
@@ -82,7 +86,7 @@ def split_specs(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-class Settings(click.ParamType):
+class Settings(Typed):
     """``name=value,...``: numbers, true, false and words."""
 
     name = "NAME=VALUE,..."
@@ -119,7 +123,13 @@ def workload_options(command: Command) -> Command:
                 "bursty:RATE, constant:RATE, burst. Default: the workload's own.",
             ),
             click.option("--requests", type=int, metavar="N", help="How many requests."),
-            click.option("--model", metavar="NAME", help="Whose answers, in a file of several."),
+            click.option(
+                "--model",
+                "--answers-by",
+                "model",
+                metavar="NAME",
+                help="Whose answers, in a file of several models.",
+            ),
             click.option(
                 "--split",
                 type=Name("split", ("all", "train", "test")),

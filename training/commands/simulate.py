@@ -42,6 +42,7 @@ from lengthwise.training.commands.options import (
 @click.pass_obj
 def simulate(
     command: str,
+    /,
     policy: str,
     predictor: str | None,
     rate: float | None,

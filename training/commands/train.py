@@ -66,6 +66,7 @@ def train() -> None:
 @click.pass_obj
 def predictor(
     command: str,
+    /,
     data: str,
     target: str,
     model: str,
@@ -138,6 +139,7 @@ def predictor(
 @click.pass_obj
 def policy(
     command: str,
+    /,
     env: str,
     algo: str,
     workload: str,
