@@ -25,6 +25,7 @@ class Victims:
         self._scores = np.where(np.isnan(scores), -np.inf, scores)  # (running,)
         self._share = protect_after
         self._place = 0
+        self._masked = False
 
     def worst(self) -> Entry | None:
         """The next victim: highest score, then latest arrival, then first in the batch."""
@@ -35,9 +36,10 @@ class Victims:
             tied = np.flatnonzero(self._scores == top).tolist()
             self._place = max(tied, key=lambda place: self._entries[place].arrival_s)
             entry = self._entries[self._place]
-            if not self._protected(entry):
+            if self._masked or not self._protected(entry):
                 return entry
-            self.take()
+            self._scores[[self._protected(entry) for entry in self._entries]] = -np.inf
+            self._masked = True
         return None
 
     @property

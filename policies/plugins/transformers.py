@@ -1,0 +1,197 @@
+"""Scheduling policies in transformers' continuous batching (5.17 and later).
+
+    from lengthwise.policies.plugins.transformers import register
+    register("srtf", predict=lambda prompts: [...])   # token ids in, predicted tokens out
+    model.generate_batch(inputs, continuous_batching_config=ContinuousBatchingConfig(
+        scheduler_type="lengthwise"))
+
+The policy orders the waiting requests. Where it preempts, a running request is passed over and
+keeps its KV cache, so that nothing is lost and preemption has no price there; ``margin``,
+``max_per_step`` and ``protect_after`` hold.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from typing import Any, cast
+
+import numpy as np
+
+from lengthwise.errors import InputError
+from lengthwise.policies.load import load_policy
+from lengthwise.policies.plugins.metrics import Counters
+from lengthwise.policies.plugins.scorer import Scorer
+from lengthwise.policy import SchedulingPolicy
+
+Predict = Callable[[list[list[int]]], Sequence[float]]
+
+VALUES: Mapping[str, Callable[[Any], float]] = {
+    "arrival_s": lambda s: s.created_time,
+    "prompt_tokens": lambda s: s.lengthwise_prompt_tokens,
+    "predicted_tokens": lambda s: s.lengthwise_predicted,
+    "generated_tokens": lambda s: len(s.generated_tokens),
+    "computed_tokens": lambda s: s.position_offset,
+}
+VIEW = ("now_s", "running_requests", "waiting_requests")
+
+
+def register(
+    policy: str | SchedulingPolicy | Callable[..., Any],
+    *,
+    predict: Predict | None = None,
+    default_tokens: float = 256.0,
+    name: str = "lengthwise",
+) -> type[Any]:
+    """Adds a scheduler class under ``name`` to transformers' table, and returns it.
+
+    ``predict`` maps the token ids of n prompts to n predicted lengths; it is called in the
+    generation thread, once for each request. Raises ``InputError`` for a policy that reads what
+    transformers doesn't have, and for a name that is taken by one of its own schedulers.
+    """
+    from transformers.generation.continuous_batching.scheduler import (
+        SCHEDULER_MAPPING,
+        FIFOScheduler,
+    )
+
+    chosen = load_policy(policy)
+    if chosen.preemption.mode == "swap" or chosen.admission.reserve:
+        raise InputError(f"policy {chosen.name!r} in transformers: no swapping, no +admit")
+    Scorer(chosen.score, Counters(), math.inf).require((*VALUES, *VIEW), "transformers")
+    taken = SCHEDULER_MAPPING.get(name)
+    if taken is not None and not issubclass(taken, PolicyOrder):
+        raise InputError(f"scheduler {name!r} is transformers' own; choose another name")
+    made = type(
+        "PolicyScheduler",
+        (PolicyOrder, FIFOScheduler),
+        {"policy": chosen, "predict": staticmethod(predict) if predict else None,
+         "default_tokens": default_tokens},
+    )  # fmt: skip
+    SCHEDULER_MAPPING[name] = cast(Any, made)
+    return made
+
+
+class PolicyOrder:
+    """Goes before transformers' ``FIFOScheduler`` in a class made of both."""
+
+    policy: SchedulingPolicy
+    predict: Predict | None
+    default_tokens: float
+    # transformers' own
+    active_requests: dict[str, Any]
+    waiting_requests: dict[str, Any]
+    waiting_requests_order: Any
+    max_requests_per_batch: int
+    block_new_requests: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.lengthwise_counters = Counters()
+        self._lengthwise_scorer = Scorer(self.policy.score, self.lengthwise_counters, 0.1)
+        self._lengthwise_sequence = count()
+        self._lengthwise_seated: set[str] = set()  # ids in the last batch
+        super().__init__(*args, **kwargs)
+
+    def add_waiting_request(self, state: Any) -> None:
+        """A request arrives, or comes back after its KV cache was given up."""
+        if not hasattr(state, "lengthwise_sequence"):
+            state.lengthwise_sequence = next(self._lengthwise_sequence)
+            state.lengthwise_prompt_tokens = len(state.initial_tokens)
+            state.lengthwise_predicted, state.lengthwise_fcfs = self._predicted(state)
+        super().add_waiting_request(state)  # type: ignore[misc]
+
+    def schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
+        """One batch: transformers' own choice among those that the policy does not pass over."""
+        if self.policy.preemption.mode == "none" or self.block_new_requests:
+            return super().schedule_batch(token_budget, cache_budget)  # type: ignore[misc]
+        passed = self._to_pass_over()
+        order = dict(self.active_requests)
+        for request_id in passed:
+            del self.active_requests[request_id]
+        try:
+            found = super().schedule_batch(token_budget, cache_budget)  # type: ignore[misc]
+        finally:
+            joined = {i: s for i, s in self.active_requests.items() if i not in order}
+            self.active_requests.clear()
+            self.active_requests.update({**order, **joined})
+        if passed and not found[0]:  # nobody could take their place: they go on after all
+            found = super().schedule_batch(token_budget, cache_budget)  # type: ignore[misc]
+        self._lengthwise_seated = {future.state.request_id for future in found[0] or ()}
+        return found
+
+    def _get_waiting_candidates(self) -> list[Any]:
+        waiting = [self.waiting_requests[request_id] for request_id in self.waiting_requests_order]
+        return [state for _, state in self._ranked(waiting)]
+
+    def _predicted(self, state: Any) -> tuple[float, bool]:
+        """The predicted length, and whether the request must be served FCFS for want of one."""
+        if self.predict is None or "predicted_tokens" not in self.policy.score.features:
+            return self.default_tokens, False
+        try:
+            predicted = float(self.predict([state.initial_tokens])[0])
+            if not (math.isfinite(predicted) and predicted > 0):
+                raise ValueError(f"it predicted {predicted!r} tokens")
+        except Exception as error:
+            self.lengthwise_counters.warn("predictor-error", f"the predictor failed: {error!r}")
+            self.lengthwise_counters.add("fallbacks", "predictor-error")
+            return self.default_tokens, True
+        self.lengthwise_counters.add("predictions", "predictor")
+        return predicted, False
+
+    def _ranked(self, states: list[Any]) -> list[tuple[float, Any]]:
+        """States by (score, arrival); those without a score keep their place in line: FCFS."""
+        if not states:
+            return []
+        view = {
+            "now_s": time.perf_counter(),
+            "running_requests": len(self.active_requests),
+            "waiting_requests": len(self.waiting_requests),
+        }
+        values: dict[str, Any] = {}
+        for name in self._lengthwise_scorer.names:
+            of = VALUES.get(name)
+            values[name] = view[name] if of is None else np.array([float(of(s)) for s in states])
+        scores = self._lengthwise_scorer.many(values, len(states))
+        failed = np.isnan(scores) | np.array([s.lengthwise_fcfs for s in states])
+        if failed.any():
+            self.lengthwise_counters.add("fallbacks", "policy", int(np.isnan(scores).sum()))
+        scored = sorted(
+            (i for i in range(len(states)) if not failed[i]),
+            key=lambda i: (scores[i], states[i].lengthwise_sequence),
+        )
+        ranked = [(float(scores[i]), states[i]) for i in scored]
+        in_line = sorted(range(len(states)), key=lambda i: states[i].lengthwise_sequence)
+        for place, i in enumerate(in_line):
+            if failed[i]:
+                ranked.insert(place, (math.nan, states[i]))
+        return ranked
+
+    def _to_pass_over(self) -> set[str]:
+        """Active requests without a seat in this batch: those that gave way now or before.
+
+        Free seats go to the best of those that wait or were passed over; then the best of the rest
+        may take the seat of the worst of those that have one.
+        """
+        rule = self.policy.preemption
+        active = self.active_requests
+        seated = self._ranked([s for i, s in active.items() if i in self._lengthwise_seated])
+        others = [s for i, s in active.items() if i not in self._lengthwise_seated]
+        others += self.waiting_requests.values()
+        standing = self._ranked(others)
+        free = max(self.max_requests_per_batch - len(seated), 0)
+        taken = {state.request_id for _, state in standing[:free]}
+        taken.update(state.request_id for _, state in seated)
+        victims = [
+            (score, state)
+            for score, state in reversed(seated)
+            if len(state.generated_tokens) < rule.protect_after * state.lengthwise_predicted
+        ]
+        pairs = list(zip(standing[free:], victims, strict=False))[: rule.max_per_step]
+        for (score, state), (worst, victim) in pairs:
+            if not worst - score > rule.margin:
+                break
+            taken.remove(victim.request_id)
+            taken.add(state.request_id)
+            self.lengthwise_counters.add("preemptions", "policy")
+        return {request_id for request_id in active if request_id not in taken}
