@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,7 +44,8 @@ class Transformer(Learned):
     frozen      keep a pretrained encoder as it is; by default on a CPU, not on a GPU
     rank_loss   of the rank target: "listmle" (vLLM-LTR) or "margin" (PARS)
     max_tokens  how much of a prompt is read
-    checkpoint  a folder that an interrupted ``fit`` of the same data and options goes on from
+    checkpoint  a folder where an interrupted ``fit`` of the same data and options leaves what a
+                later one goes on from; empty again once it is done
     device      "cpu" or "cuda"; by default a GPU where there is one
     epochs ...  as in ``Schedule``; None for what suits the mode
 
@@ -121,6 +123,10 @@ class Transformer(Learned):
                 centers.append(center)
         self.centers_ = np.array(centers)
         self.encoder_.backbone.cpu()
+        if recorded is not None:  # done: nothing to go on from
+            shutil.rmtree(recorded)
+            if not any(recorded.parent.iterdir()):
+                recorded.parent.rmdir()
         unseen = np.flatnonzero(folds < heads)
         return held[unseen], unseen
 
@@ -131,7 +137,12 @@ class Transformer(Learned):
     ) -> nn.Module:  # fmt: skip
         """One head, and the encoder with it unless it is frozen, trained on rows not ``out``."""
         device = self.encoder_.device
-        head = self._new_head(number, target.outputs, frozen).to(device)
+        head = self._new_head(number, target.outputs, frozen)
+        if isinstance(target, targets.Quantile):  # start at the normal distribution's
+            with torch.no_grad():
+                last: Any = head[-1]
+                last.bias.copy_(torch.special.ndtri(torch.tensor(target.levels)))
+        head.to(device)
         net = nn.ModuleDict({"head": head})
         seen = self._standard(columns).to(device)
         labels = torch.tensor(_labels(target, length), dtype=torch.float32, device=device)
@@ -200,7 +211,7 @@ class Transformer(Learned):
             return lambda scores, labels: losses.pinball(scores, labels, levels)
         return losses.squared
 
-    def _new_head(self, number: int, outputs: int, frozen: bool) -> nn.Module:
+    def _new_head(self, number: int, outputs: int, frozen: bool) -> nn.Sequential:
         dropout = self.dropout if self.dropout is not None else 0.5 if frozen else 0.1
         with torch.random.fork_rng():
             torch.manual_seed(mixed(self.seed, 1_000_000 + number))
@@ -212,23 +223,13 @@ class Transformer(Learned):
         return torch.tensor(standard, dtype=torch.float32)
 
     def _record(self, prompts: Sequence[str], length: Floats, frozen: bool) -> Path | None:
-        """The checkpoint's folder, for these data and options; None where none is asked for.
-
-        Raises ``InputError`` if it holds the checkpoint of another run.
-        """
+        """The folder for checkpoints of these data and options; None where none is asked for."""
         if self.checkpoint is None:
             return None
-        folder = Path(self.checkpoint)
         told = json.dumps([self._options(), frozen, list(prompts), length.tolist()])
-        mark = hashlib.sha256(told.encode()).hexdigest()
+        folder = Path(self.checkpoint) / hashlib.sha256(told.encode()).hexdigest()[:16]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if (folder / "run").is_file() and (folder / "run").read_text() != mark:
-                raise InputError(
-                    f"{str(folder)!r} holds the checkpoint of other data or options; remove it, or "
-                    "name another folder"
-                )
-            (folder / "run").write_text(mark)
         except OSError as error:
             raise InputError(
                 f"can't write checkpoints to {str(folder)!r}: {error.strerror}"
@@ -278,7 +279,7 @@ class MiniLM(Transformer):
     default_model = "minilm"
 
 
-def _head(width: int, hidden: int, outputs: int, dropout: float) -> nn.Module:
+def _head(width: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
         nn.Dropout(dropout), nn.Linear(width, hidden), nn.GELU(),
         nn.Dropout(dropout), nn.Linear(hidden, outputs),

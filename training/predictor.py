@@ -52,6 +52,9 @@ def train_predictor(
     so many rows at random; ``options`` are more arguments of the predictor, such as ``buckets``
     or ``epochs``.
 
+    A predictor that trains in epochs keeps checkpoints in ``out``.checkpoint until it is done: the
+    same call after an interruption goes on from there.
+
     Returns the report that is also written to ``out``, with ``seconds`` (not written, so that the
     same seed writes the same bytes). Raises ``InputError`` for bad data or names.
     """
@@ -59,7 +62,10 @@ def train_predictor(
         raise InputError(f"test_share must lie in [0, 1), not {test_share!r}")
     if out is not None:
         check_writable(out)
-    predictor = _unfitted(model, target, seed, options or {})
+    given = dict(options or {})
+    predictor = _unfitted(model, target, seed, given)
+    if out is not None and getattr(predictor, "checkpoint", "") is None:
+        predictor = _unfitted(model, target, seed, {**given, "checkpoint": f"{out}.checkpoint"})
     rows = _rows(data, answers_by, max_rows, seed)
     train = rows.split("train", test_share)
     test = rows.split("test", test_share)
@@ -81,20 +87,20 @@ def train_predictor(
         "seed": seed,
         "test_share": test_share,
         "train": _counts(train),
+        "test": _counts(test),
         "edges": edges,
     }
     predicted_s = 0.0
-    if len(test):
+    if (~test.censored).sum() >= 2:  # fewer make no metrics
         begun = time.perf_counter()
         prediction = _predict(predictor, test)
         predicted_s = time.perf_counter() - begun
-        report["test"] = _counts(test)
         report["metrics"] = _metrics(prediction, test, edges, seed)
     if out is not None:
         with replaced_folder(out) as fresh:
             predictor.save(fresh)
             _write(fresh / REPORT, report)
-            config = {**report, "options": dict(options or {}), "max_rows": max_rows}
+            config = {**report, "options": given, "max_rows": max_rows}
             config = {k: v for k, v in config.items() if k not in ("metrics", "edges")}
             _write(fresh / CONFIG, provenance(config, command))
         report["folder"] = str(out)
@@ -126,8 +132,11 @@ def evaluate_predictor(
         raise UnknownNameError("split", split, ("train", "test", ALL))
     rows = _rows(data, answers_by or trained.get("answers_by"), max_rows, seed)
     rows = rows if split == ALL else rows.split(split, share)
-    if len(rows) < 2:
-        raise InputError(f"{rows.name}: the {split} split has {len(rows)} rows; 2 are the least")
+    if (~rows.censored).sum() < 2:
+        raise InputError(
+            f"{rows.name}: metrics need 2 whole answers; the {split} split has "
+            f"{int((~rows.censored).sum())}, and {int(rows.censored.sum())} that were cut short"
+        )
     begun = time.perf_counter()
     prediction = _predict(predictor, rows)
     predicted_s = time.perf_counter() - begun

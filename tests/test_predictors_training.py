@@ -1,0 +1,157 @@
+"""Training and evaluating a predictor as the command line does, on files of our own."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from lengthwise.errors import InputError
+from lengthwise.predictors import load_predictor
+from lengthwise.serving.workload import Prompts, read_prompts
+from lengthwise.training.predictor import evaluate_predictor, train_predictor
+
+KINDS = {"Answer yes or no": 4, "Write a long story": 600, "Translate this": 40}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "responses.jsonl.gz"
+    rows = []
+    for i in range(300):
+        kind = list(KINDS)[rng.integers(3)]
+        for model, factor in (("terse", 0.5), ("chatty", 2.0)):
+            length = int(np.ceil(KINDS[kind] * factor * np.exp(rng.normal(0, 0.4))))
+            text = f"{kind}: case {i}"
+            rows.append(
+                {"prompt": text, "model": model, "prompt_tokens": 6, "output_tokens": length}
+            )
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    return path
+
+
+def test_the_report_is_of_unseen_prompts_and_repeats(data: Path, tmp_path: Path) -> None:
+    report = train_predictor(data, answers_by="chatty", out=tmp_path / "p")
+    assert report["train"]["prompts"] + report["test"]["prompts"] == 300
+    rows = read_prompts(data, model="chatty")
+    train, test = rows.split("train"), rows.split("test")
+    assert not set(train.prompt) & set(test.prompt)
+    predictor = load_predictor(tmp_path / "p")
+    assert predictor is not None
+    said = predictor.predict(list(test.prompt)).predicted_tokens
+    tau = report["metrics"]["kendall_tau"]
+    assert tau["value"] == pytest.approx(kendalltau(said, test.output_tokens).statistic)
+    assert tau["low"] < tau["value"] < tau["high"] and tau["value"] > 0.6
+    again = evaluate_predictor(tmp_path / "p", data)
+    assert again["metrics"] == report["metrics"] and again["test"] == report["test"]
+    assert json.loads((tmp_path / "p" / "report.json").read_text())["metrics"] == report["metrics"]
+
+
+def test_the_same_seed_writes_the_same_bytes(data: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        train_predictor(
+            data, answers_by="terse", model="gbdt", target="bucket", max_rows=200,
+            options={"buckets": 3}, out=tmp_path / name, command="train", seed=5,
+        )  # fmt: skip
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == ["arrays.safetensors", "config.json", "predictor.json", "report.json"]
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    config = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert config["command"] == "train" and "numpy" in config["versions"]
+
+
+@pytest.mark.parametrize("model", ["constant", "prompt-length"])
+def test_baselines_train_too(data: Path, tmp_path: Path, model: str) -> None:
+    report = train_predictor(data, answers_by="terse", model=model, out=tmp_path / "p")
+    assert abs(report["metrics"]["kendall_tau"]["value"]) < 0.2
+    with pytest.raises(InputError, match="has the target exact alone"):
+        train_predictor(data, answers_by="terse", model=model, target="rank")
+
+
+def test_an_encoder_at_a_path_and_checkpoints_are_gone_at_the_end(
+    data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    short = {"epochs": 1, "max_tokens": 16}
+    train_predictor(
+        data,
+        answers_by="terse",
+        model="transformer",
+        max_rows=60,
+        out=tmp_path / "a",
+        options=short,
+    )
+    report = train_predictor(
+        data, answers_by="terse", model=str(tmp_path / "a" / "encoder"), target="rank",
+        max_rows=60, out=tmp_path / "b", options={**short, "frozen": True},
+    )  # fmt: skip
+    assert set(report["metrics"]) >= {"kendall_tau", "mae", "bucket_accuracy"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_oracles_are_evaluated_by_their_spelling(data: Path) -> None:
+    report = evaluate_predictor("oracle", data, answers_by="chatty", split="all")
+    assert report["metrics"]["kendall_tau"]["value"] == pytest.approx(1)
+    assert report["metrics"]["mae"]["value"] == 0 and report["test"]["rows"] == 300
+    noisy = evaluate_predictor("noisy-oracle:tau=0.5", data, answers_by="chatty", split="all")
+    assert noisy["metrics"]["kendall_tau"]["value"] == pytest.approx(0.5, abs=0.01)
+
+
+def prompts(n: int, **columns: Any) -> Prompts:
+    values: dict[str, Any] = {
+        "prompt": np.array([f"prompt {i}" for i in range(n)], dtype=object),
+        "prompt_tokens": np.full(n, 3),
+        "output_tokens": np.arange(1, n + 1),
+        "censored": np.zeros(n, dtype=bool),
+    }
+    return Prompts(**{**values, **columns})
+
+
+def test_censored_answers_are_trained_on_and_not_measured() -> None:
+    cut = np.arange(200) >= 150
+    report = train_predictor(prompts(200, censored=cut))
+    assert report["train"]["censored"] + report["test"]["censored"] == 50
+    all_cut = prompts(30, censored=np.arange(30) > 0)
+    with pytest.raises(InputError, match="metrics need 2 whole answers; the all split has 1"):
+        evaluate_predictor("oracle", all_cut, split="all")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "rigde"}, "unknown predictor model 'rigde'; did you mean 'ridge'"),
+        ({"model": "oracle"}, "'oracle' learns nothing"),
+        ({"model": "./no/encoder"}, "no pretrained encoder './no/encoder'"),
+        ({"target": "rnk"}, "unknown target 'rnk'; did you mean 'rank'"),
+        ({"answers_by": "chaty"}, "unknown model in .* 'chaty'; did you mean 'chatty'"),
+        ({"answers_by": None}, r"holds answers of 2 models \(chatty, terse\); name the one"),
+        ({"test_share": 1.0}, r"test_share must lie in \[0, 1\)"),
+        ({"max_rows": 0}, "max_rows must be 1 or more"),
+        ({"max_rows": 8}, "too few to learn from"),
+        ({"options": {"buckts": 3}}, "unknown option of predictor 'ridge' 'buckts'; did you mean"),
+        ({"target": "bucket", "options": {"buckets": 1}}, "buckets must be 2 or more"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(data: Path, options: dict[str, Any], message: str) -> None:
+    if options.get("model", "").startswith("."):
+        pytest.importorskip("torch")
+    with pytest.raises(InputError, match=message) as caught:
+        train_predictor(data, **{"answers_by": "chatty", **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_lost_where_results_cannot_go(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="it holds other files"):
+        train_predictor(data, answers_by="terse", out=tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    with pytest.raises(InputError, match="no predictor to evaluate"):
+        evaluate_predictor("none", data)
