@@ -6,8 +6,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.protocols import TimingModel
 from lengthwise.serving.timing.profile import ProfileTiming, read_profile
-from lengthwise.serving.timing.roofline import RooflineTiming, gpus, roofline
+from lengthwise.serving.timing.roofline import gpus, roofline
 
 PROFILES = {
     "h200/llama-3.2-3b": "h200_llama-3.2-3b.json",
@@ -17,20 +18,24 @@ PROFILES = {
 }
 
 
-def timing(name: str) -> ProfileTiming | RooflineTiming:
+def timing(name: str) -> TimingModel:
     """The timing model called ``name``.
 
     ``h200/llama-3.1-8b`` is a profile measured on a GPU; ``h200/llama-3.1-8b@0.26.0`` refuses one
     that another engine version was measured on. ``roofline:GPU/MODEL`` is an estimate from
     datasheets (``roofline:2xh100/llama-3.1-70b`` on two GPUs; MODEL may be the path to a
-    ``config.json``). Anything that ends in ``.json`` is a profile's file.
+    ``config.json``). ``live:MODEL`` measures on the GPU at hand, ``live:MODEL@cpu`` on the CPU.
+    Anything that ends in ``.json`` is a profile's file.
     """
     if name.startswith("roofline:"):
         return roofline(name.removeprefix("roofline:"))
+    if name.startswith("live:"):
+        from lengthwise.serving.timing.measure_torch import live  # needs torch
+
+        return live(name.removeprefix("live:"))
     plain, _, version = name.partition("@")
     if plain in PROFILES:
-        path = Path(str(files("lengthwise.serving.timing").joinpath("data", PROFILES[plain])))
-        return read_profile(path, version or None)
+        return shipped(plain, version or None)
     if name.endswith(".json"):
         return read_profile(Path(name))
     if plain.partition("/")[0] in gpus() and "/" in plain:
@@ -41,6 +46,12 @@ def timing(name: str) -> ProfileTiming | RooflineTiming:
     raise UnknownNameError("timing", name, timing_names())
 
 
+def shipped(name: str, engine_version: str | None = None) -> ProfileTiming:
+    """A profile that ships, by name."""
+    path = Path(str(files("lengthwise.serving.timing").joinpath("data", PROFILES[name])))
+    return read_profile(path, engine_version)
+
+
 def timing_names() -> list[str]:
-    """The measured profiles, and how a roofline is spelled."""
-    return [*PROFILES, "roofline:GPU/MODEL"]
+    """The measured profiles, and how the others are spelled."""
+    return [*PROFILES, "roofline:GPU/MODEL", "live:MODEL"]

@@ -176,10 +176,11 @@ def with_times(events: pd.DataFrame, iterations: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-async def measure(engine: Any, out: Path, seconds: float, thoroughness: float = 1.0) -> None:
-    """Sweep and front end of a running engine, into ``out``: Parquet files and ``about.json``."""
+async def measure(
+    engine: Any, seconds: float, thoroughness: float, keep: Path
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Sweep and front end of a running engine; ``keep`` holds the sweep until both are done."""
     facts = about(engine)
-    out.mkdir(parents=True, exist_ok=True)
     plan = sweep_plan(
         facts["num_gpu_blocks"] * facts["block_size"],
         facts["max_num_batched_tokens"],
@@ -188,6 +189,7 @@ async def measure(engine: Any, out: Path, seconds: float, thoroughness: float = 
         thoroughness=thoroughness,
     )
     rows = await sweep(engine, plan, seconds)
-    rows.to_parquet(out / "iterations.parquet", compression="zstd")
-    (out / "about.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
-    (await frontend(engine)).to_parquet(out / "frontend.parquet", compression="zstd")
+    rows.to_parquet(keep, compression="zstd")
+    clients = await frontend(engine)
+    keep.unlink()
+    return rows, clients
