@@ -56,6 +56,9 @@ class Lengths:
         if prompt is None:  # embeddings: there is no text to read
             self._fail(entry, "no-prompt", needed)
             return
+        if self._process.off:
+            self._fail(entry, "predictor-off", needed)
+            return
         if needed:
             entry.state = "pending"
         self._asked[entry.sequence] = entry

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 from lengthwise.errors import InputError
@@ -63,6 +64,7 @@ class PredictorProcess:
         self._owed = 0
         self._starts = 0
         self._closed = False
+        self.off = False  # it failed too often and isn't asked any more
         self._child = self._start()
 
     def send(self, sequence: int, prompt: Sequence[int]) -> None:
@@ -81,11 +83,10 @@ class PredictorProcess:
         return found
 
     def close(self) -> None:
-        """Ends the process; its threads end with it."""
+        """Ends the process and its threads."""
         self._closed = True
-        self._prompts.put(None)
         self._child.kill()
-        self._child.wait()
+        self._reader.join(timeout=STUCK_S)
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._starts += 1
@@ -98,16 +99,20 @@ class PredictorProcess:
         except ValueError:
             said = {"error": "its process did not start" if ready else "it took too long to load"}
         if "error" in said:
-            child.kill()
-            child.wait()
+            _end(child)
             raise InputError(f"predictor: {said['error']}")
         self._owed, self._owed_since = 0, None
-        threading.Thread(target=self._write, args=(child.stdin,), daemon=True).start()
-        threading.Thread(target=self._read, args=(child,), daemon=True).start()
+        writer = threading.Thread(target=self._write, args=(child.stdin,), daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(child, writer), daemon=True)
+        writer.start()
+        self._reader.start()
         return child
 
     def _write(self, pipe: BinaryIO) -> None:
+        broken = False
         while (asked := self._prompts.get()) is not None:
+            if broken:
+                continue  # the process ended; what it was asked is late, and so served FCFS
             sequence, prompt = asked
             tokens = array.array("i", prompt)
             with self._lock:
@@ -118,9 +123,9 @@ class PredictorProcess:
                 pipe.write(ASK.pack(sequence, len(tokens)) + tokens.tobytes())
                 pipe.flush()
             except (OSError, ValueError):
-                return  # the process ended: its reader starts another, with a writer of its own
+                broken = True
 
-    def _read(self, child: subprocess.Popen[bytes]) -> None:
+    def _read(self, child: subprocess.Popen[bytes], writer: threading.Thread) -> None:
         assert child.stdout is not None
         while len(frame := child.stdout.read(TELL.size)) == TELL.size:
             self._answers.append(TELL.unpack(frame))
@@ -128,17 +133,32 @@ class PredictorProcess:
                 self._owed -= 1
                 self._owed_since = time.monotonic() if self._owed else None
         child.kill()
-        child.wait()
+        self._prompts.put(None)
+        writer.join()
+        _end(child)
         if self._closed:
             return
         self._counters.warn("predictor-died", "the predictor's process ended and is started again")
         if self._starts > RESTARTS:
+            self.off = True
             self._counters.warn("predictor-off", "the predictor keeps failing and stays off")
             return
         try:
             self._child = self._start()
         except InputError as error:
+            self.off = True
             self._counters.warn("predictor-off", f"{error}; it stays off")
+        if self._closed:  # meanwhile
+            self._child.kill()
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with suppress(OSError):  # a flush of what nobody reads any more
+                pipe.close()
 
 
 # The process itself

@@ -1,0 +1,35 @@
+"""Stands in for the predictor's process, and misbehaves as its first argument says.
+
+Predicts twice the prompt's length. "raises" fails for prompts of 13 tokens, "hangs" stops answering
+after the first prompt, "dies" exits at the first prompt, "babbles" answers what is no length.
+"""
+
+import array
+import math
+import struct
+import sys
+import time
+
+how = sys.argv[1]
+out, pipe = sys.stdout.buffer, sys.stdin.buffer
+if how == "refuses":
+    out.write(b'{"error": "no such folder"}\n')
+    sys.exit()
+out.write(b'{"needs": []}\n')
+out.flush()
+answered = 0
+while len(frame := pipe.read(16)) == 16:
+    sequence, length = struct.unpack("<qq", frame)
+    tokens = array.array("i", pipe.read(4 * length))
+    if how == "dies":
+        sys.exit(1)
+    if how == "hangs" and answered:
+        time.sleep(3600)
+    said = 2.0 * len(tokens)
+    if how == "babbles":
+        said = -1.0
+    if how == "raises" and len(tokens) == 13:
+        said = math.nan
+    out.write(struct.pack("<qd", sequence, said))
+    out.flush()
+    answered += 1

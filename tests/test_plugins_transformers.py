@@ -1,0 +1,132 @@
+"""Policies in transformers' continuous batching: a real engine, a tiny random model, on the CPU."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers", minversion="5.17")
+
+from lengthwise.errors import InputError  # noqa: E402
+from lengthwise.policies.plugins.transformers import register  # noqa: E402
+
+PROMPTS = [[(7 * i + j) % 100 + 3 for j in range(4 + i)] for i in range(6)]
+OUTPUTS = [20, 3, 11, 7, 15, 5]
+BY_PROMPT = dict(zip(map(len, PROMPTS), OUTPUTS, strict=True))
+
+
+def exact(prompts: list[list[int]]) -> list[float]:
+    return [BY_PROMPT[len(prompt)] for prompt in prompts]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    config = transformers.LlamaConfig(
+        vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=16, max_position_embeddings=512,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def serve(model: Any, scheduler: str, seats: int = 1) -> tuple[dict[str, list[int]], list[int]]:
+    """The tokens of each request, and the order in which they finished."""
+    from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+    manager = model.init_continuous_batching(
+        generation_config=transformers.GenerationConfig(do_sample=False, eos_token_id=-1),
+        continuous_batching_config=ContinuousBatchingConfig(
+            scheduler_type=scheduler, num_blocks=64, page_size=16, max_batch_tokens=64,
+            max_requests_per_batch=seats, use_cuda_graph=False,
+        ),
+    )  # fmt: skip
+    for index, (prompt, output) in enumerate(zip(PROMPTS, OUTPUTS, strict=True)):
+        manager.add_request(prompt, request_id=str(index), max_new_tokens=output)
+    manager.start()
+    tokens: dict[str, list[int]] = {}
+    deadline = time.monotonic() + 120
+    while len(tokens) < len(PROMPTS) and time.monotonic() < deadline:
+        result = manager.get_result(timeout=1)
+        if result is not None and result.is_finished():
+            assert result.request_id not in tokens
+            tokens[result.request_id] = list(result.generated_tokens)
+    manager.stop(block=True)
+    return tokens, [int(i) for i in tokens]
+
+
+@pytest.fixture(scope="module")
+def stock(model: Any) -> tuple[dict[str, list[int]], list[int]]:
+    return serve(model, "fifo")
+
+
+def test_stock_is_first_come_first_served(stock: tuple[dict[str, list[int]], list[int]]) -> None:
+    assert stock[1] == [0, 1, 2, 3, 4, 5]
+    assert [len(tokens) for tokens in stock[0].values()] == OUTPUTS
+
+
+@pytest.mark.parametrize(
+    ("policy", "order"),
+    [
+        ("fcfs", [0, 1, 2, 3, 4, 5]),
+        ("sjf", [1, 5, 3, 2, 4, 0]),
+        ("srtf", [1, 5, 3, 2, 4, 0]),
+        # in turn for 4 tokens; the last, tied, keeps its seat and ends; then by arrival for 8 more:
+        # request 0 gives way, 2 and 3 end, 4 reaches the level of 0, keeps its seat and ends
+        ("mlfq:quantum=4", [1, 5, 2, 3, 4, 0]),
+    ],
+)
+def test_every_policy_gives_the_same_tokens_in_its_own_order(
+    model: Any,
+    stock: tuple[dict[str, list[int]], list[int]],
+    policy: str,
+    order: list[int],
+) -> None:
+    register(policy, predict=exact)
+    tokens, finished = serve(model, "lengthwise")
+    assert tokens == stock[0]
+    assert finished == order
+
+
+def test_several_seats_give_the_same_tokens(
+    model: Any, stock: tuple[dict[str, list[int]], list[int]]
+) -> None:
+    register("mlfq:quantum=2")
+    assert serve(model, "lengthwise", seats=3)[0] == stock[0]
+
+
+def test_a_failing_predictor_means_fcfs(model: Any) -> None:
+    def broken(prompts: list[list[int]]) -> list[float]:
+        raise RuntimeError("no")
+
+    register("sjf", predict=broken)
+    assert serve(model, "lengthwise")[1] == [0, 1, 2, 3, 4, 5]
+
+
+def test_one_failing_prediction_keeps_its_place_in_line(model: Any) -> None:
+    register(
+        "sjf", predict=lambda prompts: [float("nan")] if len(prompts[0]) == 4 else exact(prompts)
+    )
+    assert serve(model, "lengthwise")[1] == [0, 1, 5, 3, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("srft", "did you mean 'srtf'"),
+        ("priority", "transformers lacks|transformers has no such thing"),
+        ("srtf+preempt:mode=swap", "no swapping"),
+        ("sjf+admit:reserve=1", "no .admit"),
+    ],
+)
+def test_what_can_t_work_is_refused_by_name(policy: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        register(policy)
+
+
+def test_its_own_schedulers_are_not_replaced() -> None:
+    with pytest.raises(InputError, match="transformers' own"):
+        register("sjf", name="fifo")
