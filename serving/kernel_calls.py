@@ -31,6 +31,12 @@ def hot(function: F) -> F:
     return compiled
 
 
+def entry(function: F) -> F:
+    """What Python calls, kept on disk."""
+    compiled: F = njit(cache=True, _nrt=False)(function)  # type: ignore[call-overload]
+    return compiled
+
+
 def _once(dispatcher: Any) -> Any:
     """Has the function compiled for 64-bit integers alone, not again for each literal and width."""
     resolve = dispatcher.get_call_template

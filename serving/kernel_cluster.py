@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.serving.kernel_calls import draw, hot, kernel, uniform
+from lengthwise.serving.kernel_calls import draw, entry, hot, kernel, uniform
+from lengthwise.serving.kernel_flags import POLICY
 from lengthwise.serving.kernel_queue import compact
 from lengthwise.serving.kernel_replica import (
     FRACTION,
@@ -27,6 +28,7 @@ from lengthwise.serving.kernel_replica import (
     weight,
 )
 from lengthwise.serving.kernel_state import DONE, GROW, HORIZON, NEVER, NONE, ROUTE
+from lengthwise.serving.kernel_type import as_state
 
 # Arrivals
 
@@ -187,28 +189,30 @@ def has_room(S: Any, r: int) -> bool:
         return False
     if not run.by_score:
         return True
-    if rep.stale + run.max_seqs >= S.stale.shape[1]:
+    if rep.stale + run.max_seqs >= len(S.stash):
         return False
     if run.callback and rep.waiting + run.max_seqs >= len(S.rows):
         return False
     room = rep.heap + rep.stale + 2 * run.max_seqs + 1
-    if room >= S.heap.shape[1] and run.scored and not run.every:
+    if POLICY and room >= len(S.stash) and run.scored and not run.every:
         if rep.heap > 2 * rep.waiting:
             compact(S, r)
             room = rep.heap + rep.stale + 2 * run.max_seqs + 1
-    return room < S.heap.shape[1]
+    return room < len(S.stash)
 
 
 # The run
 
 
-@kernel
-def run_until(S: Any, horizon: int) -> int:
+@entry
+def run_until(table: int, horizon: int) -> int:
     """Goes on until all is done or something stops it; a code.
 
+    ``table`` is the address of an address table.
     Nothing happens after ``horizon`` (ps). GROW: call again with larger arrays. ROUTE: write a
     replica to ``answer`` for the request ``pending`` and call again.
     """
+    S: Any = as_state(table)
     run = S.run
     if run.pending != NONE and run.answer != NONE:
         id, r = run.pending, run.answer

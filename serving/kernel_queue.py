@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from lengthwise.serving.kernel_calls import hot, kernel
+from lengthwise.serving.kernel_flags import POLICY
 from lengthwise.serving.kernel_state import NONE
 
 
@@ -123,7 +124,7 @@ def is_valid(S: Any, score: float, id: int) -> bool:
 def first(S: Any, r: int) -> int:
     """The waiting request that is next, by score; entries left behind are dropped on the way."""
     run = S.run
-    if run.scored and not run.every:
+    if POLICY and run.scored and not run.every:
         while not is_valid(S, S.heap[r, 0].score, S.heap[r, 0].id):
             pop(S, r)
     return S.heap[r, 0].id

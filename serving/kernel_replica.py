@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise.serving.kernel_calls import call_score, hot, kernel, uniform
+from lengthwise.serving.kernel_flags import POLICY
 from lengthwise.serving.kernel_queue import (
     append,
     first,
@@ -312,13 +313,13 @@ def preempt(S: Any, r: int, s: int, queued: bool) -> None:
     rep.preempted += 1
     rep.waiting += 1
     rep.known += known
-    if run.scored and run.by_score and not run.every:
+    if POLICY and run.scored and run.by_score and not run.every:
         S.stale[r, rep.stale] = id
         rep.stale += 1
     if not run.by_score:
         prepend(S, r, id)
         return
-    if run.scored and not run.every:
+    if POLICY and run.scored and not run.every:
         S.score[id] = score
     if queued:
         S.link[id] = 1
@@ -628,6 +629,18 @@ def preempt_by_policy(S: Any, r: int) -> int:
     return code
 
 
+@hot
+def gave_way(S: Any, r: int, id: int) -> bool:
+    """Whether a request was preempted by policy in this iteration: then it does not return in it.
+
+    Without KV pressure all that were preempted are those that ``preempt_by_policy`` noted.
+    """
+    for place in range(S.replica[r].preempted):
+        if S.stash[len(S.stash) - 1 - place].id == id:
+            return True
+    return False
+
+
 # The iteration
 
 
@@ -652,9 +665,10 @@ def walk_running(S: Any, r: int) -> int:
         while more > rep.free:
             rep.pressed = 1
             if run.by_score:
-                code = score_running(S, r)
-                if code != DONE:
-                    return -1 - code
+                if POLICY:
+                    code = score_running(S, r)
+                    if code != DONE:
+                        return -1 - code
                 victim = worst(S, r, False)
                 if S.slot[victim].stamp == rep.iteration:
                     budget += S.slot[victim].tokens
@@ -690,30 +704,26 @@ def walk_running(S: Any, r: int) -> int:
 def schedule_running(S: Any, r: int) -> int:
     """The same by look-up where it is possible: all running requests get what they want."""
     run, rep = S.run, S.replica[r]
-    if rep.prefilling > 1:
-        return walk_running(S, r)
-    more = S.hist[r, residue(S, -rep.iteration)]
-    budget = run.max_tokens - rep.decoding
-    if rep.prefilling == 1:
-        s = rep.tail
-        sl = S.slot[s]
-        if sl.state != PREFILL:
-            return walk_running(S, r)
-        tokens = min(capped(S, r, sl.known - sl.computed), budget)
-        if tokens > 0:
-            grown = max(blocks_for(S, sl.computed + tokens) - sl.held, 0)
-            more += grown
-            if more > rep.free:
-                return walk_running(S, r)
-            sl.held += grown
-            sl.tokens = tokens
-            budget -= tokens
-            S.acting[r, 0] = s
-            rep.acting = 1
-    if more > rep.free:
-        return walk_running(S, r)
-    rep.free -= more
-    return budget
+    s = rep.tail
+    if rep.prefilling == 0 or (rep.prefilling == 1 and S.slot[s].state == PREFILL):
+        budget = run.max_tokens - rep.decoding
+        more = S.hist[r, residue(S, -rep.iteration)]
+        tokens = grown = 0
+        if rep.prefilling == 1:
+            sl = S.slot[s]
+            tokens = min(capped(S, r, sl.known - sl.computed), budget)
+            if tokens > 0:
+                grown = max(blocks_for(S, sl.computed + tokens) - sl.held, 0)
+        if more + grown <= rep.free:
+            rep.free -= more + grown
+            if tokens > 0:
+                sl = S.slot[s]
+                sl.held += grown
+                sl.tokens = tokens
+                S.acting[r, 0] = s
+                rep.acting = 1
+            return budget - tokens
+    return walk_running(S, r)
 
 
 @hot
@@ -722,11 +732,14 @@ def schedule_waiting(S: Any, r: int, budget: int) -> int:
     run, rep = S.run, S.replica[r]
     if rep.waiting == 0 or rep.running >= run.max_seqs:
         return DONE
-    code = score_waiting(S, r)
-    if code != DONE:
-        return code
+    if POLICY:
+        code = score_waiting(S, r)
+        if code != DONE:
+            return code
     while rep.waiting > 0 and budget > 0 and rep.running < run.max_seqs:
         id = first(S, r) if run.by_score else rep.queue_head
+        if rep.preempted > 0 and gave_way(S, r, id):
+            break
         known = known_waiting(S, id)
         start = stored_of(S, id)
         tokens = capped(S, r, known - start)
@@ -829,9 +842,9 @@ def begin_iteration(S: Any, r: int, now: int) -> int:
     rep.stalled = rep.stalled_offsets = 0
     alone = rep.running + rep.waiting == 1
     rep.threshold = 0 if alone and not run.applies_alone else run.threshold
-    if run.scored:
+    if POLICY and run.scored:
         look(S, r)
-    if run.preemption and rep.waiting > 0:
+    if POLICY and run.preemption and rep.waiting > 0:
         code = preempt_by_policy(S, r)
         if code != DONE:
             return code

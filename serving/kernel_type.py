@@ -1,35 +1,38 @@
-"""How compiled functions take the state: one pointer, whose attributes are arrays.
+"""How compiled functions take the state: one pointer, whose attributes are tables.
 
 A numba array is seven words and a reference count; forty of them as arguments cost more than the
 work, and minutes of compilation. Here a function takes the address of ``address_table`` and reads
-an array's place and shape where it needs them. The arrays belong to the caller.
+a table's place where it needs it. Elements are words of 64 bits, or rows whose fields are
+attributes; 32-bit tables widen on the way. The memory belongs to the caller.
 """
 
 # numba's extension points carry no types
-# mypy: disable-error-code="no-untyped-call, override"
+# mypy: disable-error-code="no-untyped-call, override, untyped-decorator"
 
 from __future__ import annotations
 
+import operator
+import os
 from typing import Any
 
 import numba
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
-from numba.core import cgutils
 from numba.core.imputils import lower_getattr_generic
-from numba.core.typing.templates import AttributeTemplate
-from numba.extending import infer_getattr, intrinsic, models, register_model
-from numba.np.arrayobj import get_itemsize, make_array, populate_array
+from numba.core.typing.templates import (
+    AbstractTemplate,
+    AttributeTemplate,
+    infer_getattr,
+    infer_global,
+    signature,
+)
+from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from lengthwise.serving.kernel_state import KINDS
 
-WORDS = 3  # of a row of the table
-
-
-def _numba_type(name: str) -> Any:
-    kind, dimensions = KINDS[name]
-    element = numba.from_dtype(kind)
-    return types.Array(element, dimensions, "C") if dimensions else element
+COLUMNS = 3  # of the address table: address and shape
+CHECKED = os.environ.get("NUMBA_BOUNDSCHECK") == "1"
+WORD, SHORT = ir.IntType(64), ir.IntType(32)
 
 
 class StateType(types.Type):
@@ -39,14 +42,26 @@ class StateType(types.Type):
         super().__init__(name="lengthwise.State")
 
 
+class TableType(types.Type):
+    """The address of one row of an address table."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=f"lengthwise.Table.{name}")
+        kind, self.dimensions = KINDS[name]
+        self.stored = numba.from_dtype(kind)
+        self.itemsize = kind.itemsize
+        self.element = types.int64 if self.stored == types.int32 else self.stored
+
+
 STATE = StateType()
-FIELDS = {name: (place, _numba_type(name)) for place, name in enumerate(KINDS)}
+FIELDS = {name: (place, TableType(name)) for place, name in enumerate(KINDS)}
 
 
 @register_model(StateType)
-class _StateModel(models.PrimitiveModel):
+@register_model(TableType)
+class _PointerModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, ir.IntType(64).as_pointer())
+        super().__init__(manager, kind, WORD.as_pointer())
 
 
 @infer_getattr
@@ -54,32 +69,107 @@ class _StateAttributes(AttributeTemplate):
     key = StateType
 
     def generic_resolve(self, kind: Any, name: str) -> Any:
-        return FIELDS[name][1] if name in FIELDS else None
+        if name not in FIELDS:
+            return None
+        table = FIELDS[name][1]
+        return table if table.dimensions else table.element
 
 
-@lower_getattr_generic(StateType)  # type: ignore[untyped-decorator]
+@lower_getattr_generic(StateType)
 def _load_field(context: Any, builder: Any, kind: Any, value: Any, name: str) -> Any:
-    place, field = FIELDS[name]
-    words = [
-        builder.load(builder.gep(value, [ir.Constant(ir.IntType(32), place * WORDS + i)]))
-        for i in range(WORDS)
-    ]
-    for word in words:  # the table is not written to while compiled code runs
-        word.set_metadata("invariant.load", builder.module.add_metadata([]))
-    if not isinstance(field, types.Array):
-        return builder.inttoptr(words[0], context.get_value_type(field))
-    data = builder.inttoptr(words[0], context.get_data_type(field.dtype).as_pointer())
-    itemsize = get_itemsize(context, field)
-    shape = words[1 : 1 + field.ndim]
-    strides = [ir.Constant(ir.IntType(64), itemsize)]
-    if field.ndim == 2:
-        strides.insert(0, builder.mul(shape[1], strides[0]))
-    array = make_array(field)(context, builder)
-    populate_array(
-        array, data=data, shape=shape, strides=strides, itemsize=cgutils.intp_t(itemsize),
-        meminfo=None,
-    )  # fmt: skip
-    return array._getvalue()
+    place, table = FIELDS[name]
+    row = builder.gep(value, [SHORT(place * COLUMNS)])
+    if table.dimensions:
+        return row
+    return builder.inttoptr(_constant(builder, row, 0), context.get_value_type(table.element))
+
+
+def _constant(builder: Any, row: Any, column: int) -> Any:
+    """A word of the address table, which is not written to while compiled code runs."""
+    word = builder.load(builder.gep(row, [SHORT(column)]))
+    word.set_metadata("invariant.load", builder.module.add_metadata([]))
+    return word
+
+
+@infer_global(len)
+class _Length(AbstractTemplate):
+    def generic(self, arguments: Any, keywords: Any) -> Any:
+        if len(arguments) == 1 and isinstance(arguments[0], TableType):
+            return signature(types.int64, arguments[0])
+        return None
+
+
+@lower_builtin(len, TableType)
+def _length(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    return _constant(builder, arguments[0], 1)
+
+
+def _index(table: Any, index: Any) -> Any:
+    plain = types.unliteral(index)
+    if table.dimensions == 1 and isinstance(plain, types.Integer):
+        return types.int64
+    if isinstance(plain, types.BaseTuple) and len(plain) == table.dimensions:
+        return types.UniTuple(types.int64, table.dimensions)
+    return None
+
+
+@infer_global(operator.getitem)
+class _GetItem(AbstractTemplate):
+    def generic(self, arguments: Any, keywords: Any) -> Any:
+        table, index = arguments
+        if isinstance(table, TableType) and _index(table, index):
+            return signature(table.element, table, _index(table, index))
+        return None
+
+
+@infer_global(operator.setitem)
+class _SetItem(AbstractTemplate):
+    def generic(self, arguments: Any, keywords: Any) -> Any:
+        table, index, _ = arguments
+        if isinstance(table, TableType) and _index(table, index):
+            return signature(types.none, table, _index(table, index), table.element)
+        return None
+
+
+def _place(context: Any, builder: Any, table: Any, row: Any, index: Any) -> Any:
+    """The address of an element, as a pointer to its stored type."""
+    indices = [index] if table.dimensions == 1 else [
+        builder.extract_value(index, i) for i in range(table.dimensions)
+    ]  # fmt: skip
+    if CHECKED:
+        for axis, one in enumerate(indices):
+            inside = builder.icmp_unsigned("<", one, _constant(builder, row, 1 + axis))
+            with builder.if_then(builder.not_(inside), likely=False):
+                message = f"index outside of {table.name}"
+                context.call_conv.return_user_exc(builder, IndexError, (message,))
+    offset = indices[0]
+    if table.dimensions == 2:
+        offset = builder.add(builder.mul(offset, _constant(builder, row, 2)), indices[1])
+    address = builder.add(_constant(builder, row, 0), builder.mul(offset, WORD(table.itemsize)))
+    if isinstance(table.stored, types.Record):
+        return builder.inttoptr(address, context.get_value_type(table.stored))
+    return builder.inttoptr(address, context.get_data_type(table.stored).as_pointer())
+
+
+@lower_builtin(operator.getitem, TableType, types.Any)
+def _get(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    table = signature.args[0]
+    pointer = _place(context, builder, table, *arguments)
+    if isinstance(table.stored, types.Record):
+        return pointer
+    value = builder.load(pointer)
+    return builder.sext(value, WORD) if table.stored != table.element else value
+
+
+@lower_builtin(operator.setitem, TableType, types.Any, types.Any)
+def _set(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    table = signature.args[0]
+    row, index, value = arguments
+    pointer = _place(context, builder, table, row, index)
+    if table.stored != table.element:
+        value = builder.trunc(value, SHORT)
+    builder.store(value, pointer)
+    return context.get_dummy_value()
 
 
 @intrinsic
@@ -87,6 +177,6 @@ def as_state(typingctx: Any, address: Any) -> Any:
     """The state whose address table lies at this address."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.inttoptr(arguments[0], WORD.as_pointer())
 
     return STATE(types.int64), generate
