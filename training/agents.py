@@ -21,7 +21,7 @@ _PPO: dict[str, Any] = {
     "rollout": 8192,  # transitions gathered between updates, over all environments
     "batch_size": 2048,
     "n_epochs": 10,
-    "learning_rate": 2e-3,  # to begin with; it falls linearly to a tenth
+    "learning_rate": 1e-3,  # to begin with; it falls linearly to a tenth
     "gamma": 0.99,
     "gae_lambda": 0.95,
     "ent_coef": 0.0,
