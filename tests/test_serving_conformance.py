@@ -15,7 +15,7 @@ from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import Preemption, SchedulingPolicy, Score
 from lengthwise.serving import Cluster, Engine, run
-from lengthwise.serving.timing import LinearTiming
+from lengthwise.serving.timing import LinearTiming, timing
 from lengthwise.serving.vllm import VERSIONS, Vllm, VllmCluster, VllmUnavailable
 from lengthwise.serving.vllm.backend import plugin_settings
 from lengthwise.workload import Workload
@@ -77,7 +77,7 @@ def test_policies_through_the_plugin_schedule_alike(vllm: Vllm) -> None:
                 vllm.version, max_num_seqs=4, max_num_batched_tokens=32, num_gpu_blocks=30,
                 block_size=4, async_scheduling=bool(seed % 2),
             ),
-            "timing": LinearTiming(0.01, per_prefill_token_s=1e-4, per_sequence_s=1e-3),
+            "timing": timing("h200/llama-3.1-8b") if seed % 2 else LinearTiming(0.01, 1e-4, 1e-3),
             "predicted_tokens": np.maximum(output + rng.normal(0, 6, 30), 1),
         }  # fmt: skip
         ours = Cluster(workload, **given, check=True)

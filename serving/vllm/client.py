@@ -121,7 +121,6 @@ class VllmReplica(Replica):
         workload: Workload,
         plugin: dict[str, Any] | None,
     ) -> None:
-        self._begun_ps = 0
         # commands that vLLM has not been told yet, and what it must answer (None: whatever)
         self._unsent: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
         blocks = inputs.num_gpu_blocks
@@ -173,13 +172,13 @@ class VllmReplica(Replica):
 
     def begin(self, now_ps: int) -> None:
         """Starts an iteration."""
+        self._now_ps = now_ps
         self._step = Step(start_ps=max(now_ps, self._free_at_ps))
-        self._begun_ps = now_ps
 
     def schedule(self, first: Sequence[Request] = ()) -> Step:
         """Has vLLM decide the iteration that ``begin`` started."""
         step, waiting = self._step, self._vllm_waiting.requests
-        self._tell(None, do="schedule", now_s=self._begun_ps / PS)
+        self._tell(None, do="schedule", now_s=self._now_ps / PS)
         answer = self._settle()
         running = {request.id: request for request in self.running}
         for id in answer["preempted"]:
@@ -210,7 +209,7 @@ class VllmReplica(Replica):
     def finish(self) -> list[Request]:
         """The oldest iteration in flight ends; vLLM must let the same requests go."""
         step = self.in_flight.popleft()
-        done = [request for request in step.yields if self._yielded(request, step.end_ps)]
+        done = [request for request in step.yields if self._yielded(request, step.seen_ps)]
         for request in done:
             self._vllm_waiting.requests.pop(request.id, None)
         finished = set(done)
