@@ -167,7 +167,7 @@ def new(prompts: Sequence[str], *, max_tokens: int, seed: int) -> Encoder:
     config = BertConfig(
         vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=max_tokens + 2, **NEW_ENCODER
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = _AutoModel.from_config(config)
     return Encoder(backbone, wrapped, max_tokens)

@@ -67,6 +67,7 @@ def minimize(
     """
     optimizer = torch.optim.AdamW(_groups(net, schedule), weight_decay=schedule.weight_decay)
     best, best_at, start = float("inf"), -1, 0
+    devices = {parameter.get_device() for parameter in net.parameters()} - {-1}  # GPUs, not the CPU
     kept: dict[str, Any] = copy.deepcopy(net.state_dict())
     if checkpoint is not None and checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
@@ -76,7 +77,7 @@ def minimize(
     for epoch in range(start, schedule.epochs):
         if epoch - best_at > schedule.patience and best_at >= 0:
             break
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices):
             torch.manual_seed(mixed(seed, epoch))
             net.train()
             shuffled = train[torch.randperm(len(train)).numpy()]

@@ -213,7 +213,7 @@ class Transformer(Learned):
 
     def _new_head(self, number: int, outputs: int, frozen: bool) -> nn.Sequential:
         dropout = self.dropout if self.dropout is not None else 0.5 if frozen else 0.1
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed(self.seed, 1_000_000 + number))
             return _head(self.encoder_.width + len(SHAPE), self.hidden, outputs, dropout)
 
