@@ -22,18 +22,26 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--version", action="append", choices=list(VERSIONS))
     given = parser.parse_args()
-    bad = 0
+    different = 0
     for version in given.version or VERSIONS:
-        started = time.monotonic()
+        started, bad = time.monotonic(), list[str]()
         with Vllm(version) as vllm:
             for seed in range(given.first, given.first + given.workloads):
                 found = difference(random_case(seed, version), vllm)
                 if found is not None:
-                    bad += 1
+                    bad.append(found)
                     print(f"vLLM {version}: {found}", flush=True)
+                done = seed + 1 - given.first
+                if done % 100 == 0:
+                    print(f"vLLM {version}: {done} of {given.workloads}", file=sys.stderr)
         seconds = time.monotonic() - started
-        print(f"vLLM {version}: {given.workloads} workloads in {seconds:.0f} s, {bad} differences")
-    return 1 if bad else 0
+        print(
+            f"vLLM {version}: {given.workloads} workloads in {seconds:.0f} s, "
+            f"{len(bad)} differences",
+            flush=True,
+        )
+        different += len(bad)
+    return 1 if different else 0
 
 
 if __name__ == "__main__":

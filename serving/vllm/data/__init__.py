@@ -1,0 +1,1 @@
+"""What vLLM's scheduler needs beside torch, pinned."""
