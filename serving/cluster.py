@@ -135,6 +135,8 @@ class Cluster:
         """Features of all replicas for the pending request, each of shape (replicas,)."""
         if self.pending is None:
             raise InputError("no request waits for a replica")
+        names = tuple(names)
+        self._features.require(names, "a router")
         views = [replica.view(self.now_ps) for replica in self.replicas]
         return self._features.of_replicas(names, self.pending, views)
 
@@ -148,6 +150,8 @@ class Cluster:
     ) -> dict[str, NDArray[Any]]:
         """Features of waiting requests of the deciding replica, each of shape (n,)."""
         replica = self._deciding()
+        names = tuple(names)
+        self._features.require(names, "a policy")
         requests = self._waiting_requests(replica, ids)
         return self._features.of_requests(names, requests, replica.view(self.now_ps))
 

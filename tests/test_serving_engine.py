@@ -415,6 +415,10 @@ def test_decisions_at_the_wrong_moment() -> None:
     assert made.run_until(admit=True) == "admit"
     with pytest.raises(InputError, match="must be one of its waiting"):
         made.order([3])
+    with pytest.raises(InputError, match="a policy reads predicted_tokens, which needs a pred"):
+        made.request_features([0], ["predicted_tokens"])
+    with pytest.raises(UnknownNameError, match="did you mean 'prompt_tokens'"):
+        made.request_features([0], ["prompt_token"])
 
 
 # What can't run
