@@ -29,7 +29,7 @@ STEP_OVERHEAD_S = 1.5e-3
 LAYER_OVERHEAD_S = 15e-6
 ALL_REDUCE_LATENCY_S = 10e-6
 
-GPU_MEMORY_UTILIZATION = 0.9  # vLLM's default
+GPU_MEMORY_UTILIZATION = 0.92  # vLLM's default since 0.26
 ENGINE_GIB = 1.3  # activations and buffers beside weights and cache, per GPU
 BLOCK_SIZE = 16
 GIB = 2**30
