@@ -18,7 +18,7 @@ from lengthwise.training.scorer import Flat, MaskableScorerPolicy, ScorerDQNPoli
 # Large batches: with stable-baselines3's default of 64 the optimiser's calls, not the environment,
 # take nearly all the time of such small networks.
 _PPO: dict[str, Any] = {
-    "rollout": 8192,  # transitions gathered between updates, over all environments
+    "rollout": 4096,  # transitions gathered between updates, over all environments
     "batch_size": 2048,
     "n_epochs": 10,
     "learning_rate": 1e-3,  # to begin with; it falls linearly to a tenth
