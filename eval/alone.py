@@ -14,12 +14,15 @@ from lengthwise.serving.records import PS
 from lengthwise.workload import Workload
 
 
-def alone_s(workload: Workload, engine: Engine, timing: TimingModel) -> NDArray[np.float64]:
+def alone_s(workload: Workload, engine: Engine, timing: TimingModel) -> NDArray[np.float64] | None:
     """End-to-end latency of each request on an idle replica, seconds, shape (n,).
 
     The prompt is computed in chunks of the engine's token budget, then one token an iteration;
-    no prefix is cached.
+    no prefix is cached. None with asynchronous scheduling, whose iterations overlap, so that a
+    request's latency alone is no sum of theirs.
     """
+    if engine.async_scheduling:
+        return None
     prompt, output = workload["prompt_tokens"], workload["output_tokens"]
     iteration_ps = iteration_clock(engine, timing)
     budget = engine.max_num_batched_tokens

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
+from lengthwise.serving.inputs import async_clock
 from lengthwise.serving.records import PS
 from lengthwise.serving.timing.model import TimingTables
 from lengthwise.workload import Workload
@@ -43,27 +44,53 @@ Floats = NDArray[np.float64]
 
 
 def mean_latency_bound_s(
-    workload: Workload, engine: Engine, timing: TimingModel, alone_s: Floats, *, replicas: int = 1
+    workload: Workload,
+    engine: Engine,
+    timing: TimingModel,
+    alone_s: Floats | None,
+    *,
+    replicas: int = 1,
 ) -> float:
     """No schedule of this workload on these replicas has a lower mean end-to-end latency, s.
 
-    ``alone_s`` (n,) are the latencies on an idle replica (``lengthwise.eval.alone``). With prefix
-    caching, prompts count as cached. NaN for a closed loop, whose arrivals depend on the schedule,
-    and for a timing model without tables (``lengthwise.serving.timing.model``).
+    ``alone_s`` (n,) are the latencies on an idle replica (``lengthwise.eval.alone``), None without
+    the first relaxation. With prefix caching, prompts count as cached; with asynchronous scheduling
+    only the GPU's time counts. NaN for a closed loop, whose arrivals depend on the schedule, and
+    for a timing model without tables (``lengthwise.serving.timing.model``).
     """
-    tables_of = getattr(timing, "tables", None)
-    if tables_of is None or "parent" in workload:
+    tables = _tables(engine, timing)
+    if tables is None or "parent" in workload:
         return float("nan")
-    tables: TimingTables = tables_of(engine.max_num_batched_tokens, engine.max_num_seqs)
     needs = _needs(workload, engine, tables)
     cells = _cells(engine, tables)
     bounds = [
         _one_machine(workload["arrival_s"], needs, cells, replicas),
         _batching(workload["arrival_s"], needs, cells, replicas),
     ]
-    if not engine.enable_prefix_caching:
+    if alone_s is not None and not engine.enable_prefix_caching:
         bounds.append(float(alone_s.mean()))
     return max(bounds)
+
+
+def _tables(engine: Engine, timing: TimingModel) -> TimingTables | None:
+    """Tables whose iterations last no longer than the engine's, None where there are none."""
+    pipeline = async_clock(engine, timing)
+    if pipeline is None:
+        tables_of = getattr(timing, "tables", None)
+        if tables_of is None:
+            return None
+        tables: TimingTables = tables_of(engine.max_num_batched_tokens, engine.max_num_seqs)
+        return tables
+    context_ps = int(pipeline.decode_context_ps[1:].min())
+    return TimingTables(
+        decode_ps=pipeline.decode_ps,
+        mixed_ps=pipeline.mixed_ps,
+        prefill_seq_ps=pipeline.terms["prefill_seq"],
+        decode_seq_ps=pipeline.terms["decode_seq"],
+        context_ps=context_ps,
+        mixed_context_ps=pipeline.terms["mixed_context"] - context_ps,
+        chunk_context_ps=pipeline.terms["chunk_context"],
+    )
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,9 @@ def ssjf(seeds: int, processes: int, progress: Progress | None = None) -> Reprod
     engine, timing = Engine(max_num_seqs=1), "roofline:a100/llama-2-13b"
     source = Spelled("lmsys-chat", {"requests": 2000, "arrivals": "poisson"})
     probe = source.load(1.0, 0)
-    service_s = float(alone_s(probe, engine, load_timing(timing)).mean())
+    alone = alone_s(probe, engine, load_timing(timing))
+    assert alone is not None  # the engine does not schedule ahead
+    service_s = float(alone.mean())
     loads = (0.5, 0.7, 0.8, 0.9)
     found: Comparison = compare(
         source,

@@ -64,8 +64,8 @@ class Result:
         return None if self.records.iterations is None else self.records.iterations.to_frame()
 
     @cached_property
-    def alone_s(self) -> NDArray[np.float64]:
-        """Latency of each request alone on an idle replica, seconds, shape (n,)."""
+    def alone_s(self) -> NDArray[np.float64] | None:
+        """Latency of each request alone on an idle replica, s, (n,); None if scheduled ahead."""
         return alone_s(self.workload, self.engine, self.timing)
 
     @property
@@ -77,7 +77,8 @@ class Result:
         """The metrics by their standard names (see ``lengthwise.eval.metrics``).
 
         ``slo`` maps ttft, tpot, e2e, normalized_latency or wait to a limit in seconds, for
-        goodput. Inter-token latency and KV utilisation need ``log_iterations``.
+        goodput. Inter-token latency and KV utilisation need ``log_iterations``; slowdowns are
+        left out with asynchronous scheduling.
         """
         return metrics.summary(
             self.records,

@@ -86,7 +86,7 @@ REFUSED = [
     ("simulate trace.csv --policy sjf --predictor ./none", "does not exist"),
     ("simulate trace.csv --policy sjf --predictor ridge", "text of prompts"),
     ("simulate trace.csv --policy bundle", "did you mean 'prompt_tokens'"),
-    ("simulate trace.csv --timing h200/llama-3.1-8", "measured: h200/llama-3.1-8b"),
+    ("simulate trace.csv --timing h200/llama-3.1-8", "h200/llama-3.1-8b, "),
     ("simulate trace.csv --timing h20/llama", "h200/llama-3.1-8b"),
     ("simulate trace.csv --router jqs", "did you mean 'jsq'"),
     ("simulate trace.csv --backend quick", "allowed: auto, fast, reference, vllm"),
@@ -116,6 +116,8 @@ REFUSED = [
     ("evaluate predictor ./none trace.csv", "does not exist"),
     ("train policy --env lengthwise/Routing-v1 --out r", "did you mean 'lengthwise/Routing-v0'"),
     ("export ./none --to b", "neither a bundle"),
+    ("profile --engine vlm --out p.json", "did you mean 'vllm'"),
+    ("profile --out p.json", "GPU"),
     ("list polices", "did you mean 'policies'"),
     ("reproduce ssfj", "did you mean 'ssjf'"),
 ]

@@ -44,6 +44,7 @@ def test_alone_is_what_the_engine_takes_for_one_request(name: str) -> None:
         }
     )
     run = simulate(far_apart, "fcfs", engine=engine, timing=TIMINGS[name])
+    assert run.alone_s is not None
     assert metrics.e2e_s(run.records).tolist() == pytest.approx(run.alone_s.tolist(), rel=1e-9)
 
 
@@ -64,10 +65,22 @@ def test_no_schedule_beats_the_bound(name: str, rate: float) -> None:
                 assert bound <= metrics.e2e_s(run.records).mean() * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("rate", [2.0, 40.0])
+def test_no_schedule_beats_the_bound_when_scheduled_ahead(rate: float) -> None:
+    engine = Engine(max_num_seqs=16, max_num_batched_tokens=256, async_scheduling=True)
+    workload = random_workload(np.random.default_rng(0), 60, rate)
+    assert alone_s(workload, engine, TIMINGS["profile"]) is None
+    bound = mean_latency_bound_s(workload, engine, TIMINGS["profile"], None)
+    for policy in ("fcfs", "sjf"):
+        run = simulate(workload, policy, "oracle", engine, TIMINGS["profile"])
+        assert 0.1 * metrics.e2e_s(run.records).mean() < bound <= metrics.e2e_s(run.records).mean()
+
+
 def test_bound_is_the_latency_alone_where_nothing_else_runs() -> None:
     engine, model = Engine(), TIMINGS["profile"]
     workload = random_workload(np.random.default_rng(0), 50, rate=0.01)
     alone = alone_s(workload, engine, model)
+    assert alone is not None
     bound = mean_latency_bound_s(workload, engine, model, alone)
     assert bound == pytest.approx(alone.mean())
     run = simulate(workload, "fcfs", engine=engine, timing=model)

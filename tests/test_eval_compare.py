@@ -57,7 +57,7 @@ def test_order_gains_nothing_until_a_queue_forms(grid: Comparison) -> None:
     _, noisy, oracle, _ = grid.contenders
     assert grid.ratio(2.0, oracle, "e2e_mean_s").mean == pytest.approx(1, abs=0.005)
     assert "no queue forms" in heading(grid, 2.0)
-    assert grid.ratio(12.0, oracle, "normalized_latency_mean_s").high < 0.7
+    assert grid.ratio(12.0, oracle, "normalized_latency_mean_s").high < 0.9
     assert "a queue forms" in heading(grid, 12.0)
     # a perfect predictor is worth more than a noisy one, and neither beats the bound
     means = [grid.interval(12.0, who, "e2e_mean_s").mean for who in (oracle, noisy)]

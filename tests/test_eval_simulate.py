@@ -57,7 +57,7 @@ def test_a_noisy_oracle_draws_anew_for_each_seed(workload: lw.Workload) -> None:
     first, again, other = (predict_tokens(spec, workload, seed) for seed in (0, 0, 1))
     assert first is not None and again is not None and other is not None
     assert (first == again).all()
-    assert (first != other).all()
+    assert (first != other).mean() > 0.9
     fixed = [predict_tokens(f"{spec},seed=7", workload, seed) for seed in (0, 1)]
     assert np.array_equal(fixed[0], fixed[1])  # type: ignore[arg-type]
 

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train:train", "Train a predictor or a policy."),
     "evaluate": ("evaluate:evaluate", "Evaluate a trained predictor or policy."),
     "export": ("export:export", "Export a trained policy as a bundle for the engines."),
+    "profile": ("profile:profile", "Measure an engine's iteration times on this machine's GPU."),
     "reproduce": ("reproduce:reproduce", "Reproduce a published table, ours beside theirs."),
     "list": ("listing:listing", "List policies, predictors, routers, timings, workloads, envs."),
 }

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from lengthwise.training.commands.options import Name
+
+if TYPE_CHECKING:
+    from lengthwise.serving.timing.profile import ProfileTiming
 
 Rows = list[tuple[str, ...]]
 
@@ -56,16 +60,20 @@ def envs() -> tuple[tuple[str, ...], Rows]:
 
 def timings() -> tuple[tuple[str, ...], Rows]:
     """Timing profiles with what they were measured on, and how a roofline is spelled."""
-    from lengthwise.serving.timing import timing, timing_names
+    from lengthwise.serving.timing.accuracy import error_of_roofline
+    from lengthwise.serving.timing.load import PROFILES, shipped, timing_names
 
+    off = error_of_roofline()
     rows: Rows = []
     for name in timing_names():
-        if name.startswith("roofline:"):
-            rows.append((name, "estimate from datasheets, labelled as such", ""))
+        if name in PROFILES:
+            profile = shipped(name)
+            errors = ", ".join(f"{regime} {error:.0%}" for regime, error in off[name].items())
+            rows.append((name, _measured(profile), f"{profile.num_gpu_blocks:,}", errors))
         else:
-            model = timing(name)
-            rows.append((name, _measured(model), f"{model.num_gpu_blocks:,}"))
-    return ("timing", "where it comes from", "KV blocks"), rows
+            rows.append((name, ESTIMATES[name.partition(":")[0]], "", ""))
+    heads = ("timing", "where it comes from", "KV blocks", "its roofline is off by")
+    return heads, rows
 
 
 def workloads() -> tuple[tuple[str, ...], Rows]:
@@ -89,6 +97,11 @@ def workloads() -> tuple[tuple[str, ...], Rows]:
     heads = ("workload", "fitted to", "requests/s", "mean prompt", "mean answer, tokens")
     return heads, rows
 
+
+ESTIMATES = {
+    "roofline": "an estimate from datasheets, e.g. roofline:2xh100/llama-3.1-70b",
+    "live": "measured on the GPU at hand while the simulation runs, e.g. live:llama-3.1-8b",
+}
 
 KINDS: dict[str, Callable[[], tuple[tuple[str, ...], Rows]]] = {
     "policies": policies,
@@ -144,15 +157,10 @@ def _documented(kind: str) -> Rows:
     return rows
 
 
-def _measured(model: object) -> str:
-    about = getattr(model, "about", {})
-    engine, gpu = about.get("engine", {}), about.get("gpu", {})
-    parts = [
-        gpu.get("name", "") if isinstance(gpu, dict) else str(gpu),
-        f"{engine.get('name', '')} {engine.get('version', '')}".strip(),
-        str(about.get("date", "")),
-    ]
-    return "measured: " + ", ".join(part for part in parts if part)
+def _measured(profile: ProfileTiming) -> str:
+    about = profile.about
+    engine = about["engine"]
+    return f"measured: {about['gpu']}, {engine['name']} {engine['version']}, {about['date']}"
 
 
 def _first_line(docstring: str | None) -> str:

@@ -157,8 +157,9 @@ def engine_options(command: Command) -> Command:
             )
         else:
             what = option.default if option.default is not None else "the profile's, or none"
+            kind = float if option.type == "float" else int
             decorate = click.option(
-                f"--{flag}", type=int, metavar="N", help=f"vLLM's; default {what}."
+                f"--{flag}", type=kind, metavar="N", help=f"vLLM's; default {what}."
             )
         command = decorate(command)
     return command

@@ -1,0 +1,62 @@
+"""``lengthwise profile``: iteration times measured on this machine's GPU."""
+
+from __future__ import annotations
+
+import click
+
+from lengthwise.training.commands.options import Name
+
+
+@click.command()
+@click.option("--engine", type=Name("engine", ("vllm", "torch")), default="vllm", show_default=True)
+@click.option(
+    "--model",
+    default="llama-3.1-8b",
+    show_default=True,
+    metavar="CONFIG",
+    help="A known shape, or the path of a config.json; its weights are random.",
+)
+@click.option("--out", required=True, metavar="FILE", help="The profile (JSON).")
+@click.option("--name", metavar="NAME", help="What to call it. Default: GPU/MODEL.")
+@click.option(
+    "--seconds",
+    type=float,
+    default=150.0,
+    show_default=True,
+    help="Limit of the sweep over batch shapes.",
+)
+@click.option(
+    "--thoroughness",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Scales the sweep; 1 takes about 90 s for an 8B model on an H200.",
+)
+@click.option("--tensor-parallel", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--max-num-seqs", type=click.IntRange(1), default=512, show_default=True)
+@click.option("--max-num-batched-tokens", type=click.IntRange(1), default=2048, show_default=True)
+def profile(
+    engine: str,
+    model: str,
+    out: str,
+    name: str | None,
+    seconds: float,
+    thoroughness: float,
+    tensor_parallel: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+) -> None:
+    """Measures a model's shape on the GPU at hand; the raw iterations lie beside the profile.
+
+    \b
+    lengthwise profile --engine vllm --model llama-3.1-8b --out h200.json
+    lengthwise simulate azure-conv-2023 --timing h200.json
+    """
+    from lengthwise.serving.timing.measure import profile as measure
+
+    written = measure(
+        engine, model, out, name=name, seconds=seconds, thoroughness=thoroughness,
+        tensor_parallel=tensor_parallel, max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+    )  # fmt: skip
+    click.echo(f"wrote {written}")
