@@ -162,12 +162,14 @@ def gains(family: str, policy: str) -> dict[str, tuple[float, float]]:
 
 def errors_table(chosen: Iterable[str]) -> list[str]:
     """Markdown rows: relative errors in percent, those beyond 5% (P99: 10%) in bold."""
-    head = "| run | req/s | " + " | ".join(f"{m.upper()} {s}" for m in METRICS for s in STATISTICS)
-    rows = [head + " |", "|---|---:|" + "---:|" * 12]
+    head = "| run | seats | load | "
+    head += " | ".join(f"{m.upper()} {s}" for m in METRICS for s in STATISTICS)
+    rows = [head + " |", "|---|---:|---:|" + "---:|" * 12]
     for name in chosen:
-        rate = about()["runs"][name]["rate"]
-        cells = [_cell(value, statistic) for (_, statistic), value in errors(name).items()]
-        rows.append(f"| {name} | {rate or 'burst'} | " + " | ".join(cells) + " |")
+        info = about()["runs"][name]
+        cells = [str(info["max_num_seqs"]), str(info["load"] or "")]
+        cells += [_cell(value, statistic) for (_, statistic), value in errors(name).items()]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return rows
 
 

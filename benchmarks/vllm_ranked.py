@@ -3,7 +3,8 @@
 ``scheduler_cls="benchmarks.vllm_ranked.ranked"``. A request's ``max_tokens`` (with ``ignore_eos``)
 is its exact output length, so the scores are those of an oracle. A command request
 ``{"lengthwise": {"policy": {...}}}`` sets the policy for the requests after it. The walk over the
-queue is that of ``lengthwise.serving.engine.Replica``; see ``lengthwise.policy.Preemption``.
+queue is that of ``lengthwise.serving.engine.Replica``; a preemption costs ``price`` for each lost
+token and request in the replica. The plugin for production is in ``lengthwise.policies.plugins``.
 """
 
 from __future__ import annotations
