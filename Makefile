@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint docs bench conformance fidelity engines clean
+.PHONY: install demo test lint docs bench conformance fidelity clean
 
 install: $(STAMP)
 
@@ -26,8 +26,17 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: install
+	$(BIN)/python -m pytest tests/test_docs_readme.py tests/test_notebooks.py
+
+conformance: install
+	$(BIN)/python -m tests.conformance.run
+
+fidelity: install
+	$(BIN)/python -m benchmarks.fidelity
+
 bench: install
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.engine_speed
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
