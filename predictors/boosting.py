@@ -29,7 +29,9 @@ def boosted(
 ) -> tuple[list[Trees], Floats]:
     """Ensembles for the target fitted to columns (n, c), and held-out raw outputs (n, outputs).
 
-    One ensemble; for quantiles one of the log length, and one for each quantile of what it leaves.
+    The first column is a guess, of places for ranks and of the log length otherwise, made without
+    the row's own length. Trees start from it: they learn what it leaves, and then, for quantiles,
+    one ensemble each what that leaves. Buckets are classified from all columns.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -50,7 +52,7 @@ def _boosted(
     if isinstance(target, targets.Bucket):
         trees, unseen = _buckets(columns, target.labels(length), target.outputs, folds, seed)
         return [trees], unseen
-    labels = target.labels(length) if isinstance(target, targets.Rank) else np.log(length)
+    labels = targets.regression_labels(target, length)[:, 0]
     trees, held = _regression(columns, labels, folds, seed)
     return [trees], held[:, None]
 
@@ -58,9 +60,11 @@ def _boosted(
 def raw_outputs(ensembles: list[Trees], columns: Floats, target: targets.AnyTarget) -> Floats:
     """Raw outputs (n, outputs), as the target reads them."""
     sums = np.concatenate([trees(columns) for trees in ensembles], axis=1)
-    if isinstance(target, targets.Quantile):
-        return np.asarray(sums[:, :1] + sums[:, 1:])
-    return probabilities(sums) if isinstance(target, targets.Bucket) else sums
+    if isinstance(target, targets.Bucket):
+        return probabilities(sums)
+    centre = columns[:, :1] + sums[:, :1]
+    more = sums[:, 1:] if isinstance(target, targets.Quantile) else 0.0
+    return np.asarray(centre + more)
 
 
 def probabilities(sums: Floats) -> Floats:
@@ -74,15 +78,16 @@ def probabilities(sums: Floats) -> Floats:
 def _regression(columns: Floats, labels: Floats, folds: Ints, seed: int) -> tuple[Trees, Floats]:
     from sklearn.ensemble import HistGradientBoostingRegressor as Regressor
 
-    staged = np.empty((ITERATIONS, len(labels)))
+    left = labels - columns[:, 0]
+    staged = np.empty((ITERATIONS, len(left)))
     for fold in range(int(folds.max()) + 1):
         out = folds == fold
         model = Regressor(max_iter=ITERATIONS, random_state=seed, **OPTIONS)
-        model.fit(columns[~out], labels[~out])
+        model.fit(columns[~out], left[~out])
         staged[:, out] = list(model.staged_predict(columns[out]))
-    best = int(((staged - labels) ** 2).mean(axis=1).argmin())
-    model = Regressor(max_iter=best + 1, random_state=seed, **OPTIONS).fit(columns, labels)
-    return Trees.of(model), staged[best]
+    best = int(((staged - left) ** 2).mean(axis=1).argmin())
+    model = Regressor(max_iter=best + 1, random_state=seed, **OPTIONS).fit(columns, left)
+    return Trees.of(model), columns[:, 0] + staged[best]
 
 
 def _buckets(

@@ -199,6 +199,30 @@ def restored(name: str, arrays: Arrays) -> AnyTarget:
             return Quantile(arrays["levels"], arrays["shift"])
 
 
+def regression_labels(target: AnyTarget, tokens: Floats) -> Floats:
+    """What a regression is fitted to, for lengths (n,): one or more columns (n, k).
+
+    Log lengths for exact and quantile, places for rank, and for buckets whether the length exceeds
+    each inner edge. ``from_regression`` takes what it says back to raw outputs.
+    """
+    if isinstance(target, Bucket):
+        return (tokens[:, None] > target.edges[None, 1:-1]).astype(np.float64)
+    if isinstance(target, Rank):
+        return target.labels(tokens)[:, None]
+    return np.log(tokens)[:, None]
+
+
+def from_regression(target: AnyTarget, said: Floats) -> Floats:
+    """Raw outputs (n, outputs) from what a regression on ``regression_labels`` says, (n, k)."""
+    if isinstance(target, Bucket):
+        longer = np.minimum.accumulate(np.clip(said, 0.0, 1.0), axis=1)
+        ends = np.ones((len(said), 1))
+        return -np.diff(np.concatenate((ends, longer, 0 * ends), axis=1), axis=1)
+    if isinstance(target, Quantile):
+        return np.repeat(said, target.outputs, axis=1)  # calibration spreads them
+    return said
+
+
 def check_target(name: str) -> str:
     """``name`` if it is a target; raises ``UnknownNameError`` with the nearest one."""
     if name not in TARGETS:

@@ -103,18 +103,18 @@ class Ridge(Learned):
         self, prompts: list[str], length: Floats, target: targets.AnyTarget
     ) -> tuple[Floats, NDArray[np.int64]]:
         design = Design.of(prompts, self.seed)
-        labels = _linear_labels(target, length)
+        labels = targets.regression_labels(target, length)
         if self.alpha is None:
             alpha, unseen = design.best_alpha(labels)
         else:
             alpha, unseen = self.alpha, design.held_out(labels, self.alpha)
         self.features_ = design.features
         self.weights_, self.intercept_ = solve(design.matrix, labels, alpha)
-        return _from_linear(target, unseen), np.arange(len(prompts))
+        return targets.from_regression(target, unseen), np.arange(len(prompts))
 
     def _raw(self, prompts: list[str]) -> Floats:
         linear = self.features_.rows(prompts).dot(self.weights_) + self.intercept_
-        return _from_linear(self._fitted(), linear)
+        return targets.from_regression(self._fitted(), linear)
 
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "alpha": self.alpha}
@@ -131,9 +131,10 @@ class Ridge(Learned):
 
 
 class GBDT(Learned):
-    """Gradient-boosted trees on the text's shape, its main TF-IDF components and a ridge's guess.
+    """Gradient-boosted trees that start from a ridge's guess.
 
-    The guess that trees are trained on is held out, so that they learn how far to trust it.
+    They see it, the text's main TF-IDF components and its shape. The guess that they are trained on
+    is held out, so that they learn how far to trust it.
     """
 
     name = "gbdt"
@@ -142,9 +143,11 @@ class GBDT(Learned):
         self, prompts: list[str], length: Floats, target: targets.AnyTarget
     ) -> tuple[Floats, NDArray[np.int64]]:
         design = Design.of(prompts, self.seed)
-        logs = np.log(length)[:, None]
-        alpha, guess = design.best_alpha(logs)
-        weights, intercept = solve(design.matrix, logs, alpha)
+        labels = targets.regression_labels(target, length)
+        if isinstance(target, targets.Bucket):  # classified; the guess is one column for it
+            labels = np.log(length)[:, None]
+        alpha, guess = design.best_alpha(labels)
+        weights, intercept = solve(design.matrix, labels, alpha)
         self.features_ = design.features
         self.weights_ = np.concatenate((weights, self._components(design)), axis=1)
         self.intercept_ = intercept
@@ -211,23 +214,3 @@ def restored_features(state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any
         arrays["features.shift"],
         arrays["features.scale"],
     )
-
-
-def _linear_labels(target: targets.AnyTarget, length: Floats) -> Floats:
-    """What the linear model regresses on, (n, k)."""
-    if isinstance(target, targets.Bucket):
-        return (length[:, None] > target.edges[None, 1:-1]).astype(np.float64)
-    if isinstance(target, targets.Rank):
-        return target.labels(length)[:, None]
-    return np.log(length)[:, None]
-
-
-def _from_linear(target: targets.AnyTarget, linear: Floats) -> Floats:
-    """Raw outputs, as the target reads them, from the linear model's (n, k)."""
-    if isinstance(target, targets.Bucket):
-        longer = np.minimum.accumulate(np.clip(linear, 0.0, 1.0), axis=1)
-        ends = np.ones((len(linear), 1))
-        return -np.diff(np.concatenate((ends, longer, 0 * ends), axis=1), axis=1)
-    if isinstance(target, targets.Quantile):
-        return np.repeat(linear, target.outputs, axis=1)
-    return linear
