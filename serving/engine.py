@@ -14,17 +14,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from lengthwise.errors import InvariantError
+from lengthwise.errors import InputError, InvariantError
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.protocols import Batch
 from lengthwise.serving.kv_cache import KVCache
 from lengthwise.serving.options import Engine
+from lengthwise.serving.records import PS
 from lengthwise.serving.request import Request
 from lengthwise.serving.scoring import ReplicaView, Scorer
 from lengthwise.serving.timing.model import Pipeline
 from lengthwise.serving.waiting import ArrivalQueue, ScoreQueue, WaitingQueue
 
 UNLIMITED = 1 << 62
+# Preemptions in a row, none of which let anybody get further than before, that count as forever.
+FUTILE = 1000
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +91,7 @@ class Replica:
         self._threshold = 0  # of this iteration
         self._view = self.view(0)  # as the scores of this iteration see the replica
         self._waiting_scored = self._running_scored = False
+        self._futile = 0  # preemptions since somebody got further than ever before
         self._stale: list[Request] = []  # preempted: their scores are out of date
 
     def view(self, now_ps: int) -> ReplicaView:
@@ -414,6 +418,14 @@ class Replica:
                 request.recomputed += min(after, request.reach) - before
             if after > request.reach:
                 request.reach = after
+                self._futile = 0
+        self._futile += len(step.preempted)
+        if self._futile > FUTILE:
+            raise InputError(
+                f"{len(self.running) + len(self.waiting)} requests preempt each other forever for "
+                f"want of KV blocks, as they would in vLLM (replica {self.index}, "
+                f"{self._now_ps / PS:g} s): num_gpu_blocks is too small for this policy"
+            )
         step.batch = Batch(prefill_tokens, prefill_seqs, decode_seqs, context_tokens, chunk_context)
         swap = step.swapped_tokens * self._clock.swap_ps_per_token
         if self._clock.pipeline is not None:

@@ -129,6 +129,17 @@ def test_who_preempts_itself_ends_the_turn_in_older_versions() -> None:
     assert older.steps[2][1].start_ps == older.steps[2][1].end_ps  # an empty one takes no time
 
 
+def test_requests_that_preempt_each_other_forever_are_reported() -> None:
+    # Equal in everything, each is the victim of the other's growth, before it can finish its prompt
+    # for the second time: vLLM without its admission gate would go on like this.
+    made = cluster(
+        workload((0, 17, 9), (0, 17, 9), priority=[0, 0]), "priority", num_gpu_blocks=9,
+        long_prefill_token_threshold=8, scheduler_reserve_full_isl=False,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="2 requests preempt each other forever"):
+        made.run_until()
+
+
 def test_admission_gates() -> None:
     # request 1's prompt needs 4 blocks; 3 are free while request 0 runs
     given = workload((0, 6, 3), (0, 14, 1))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.errors import LengthwiseError
+from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.serving.cluster import Cluster
 from lengthwise.serving.vllm import Vllm, VllmCluster
 from tests.conformance.cases import Case
@@ -24,26 +24,26 @@ def difference(case: Case, vllm: Vllm) -> str | None:
     """
     try:
         ours = Cluster(case.workload, **case.arguments(), check=True)
-        rows = _rows(ours)
-    except LengthwiseError as error:
-        return f"{case.name}: the reference failed: {error}"
-    try:
         theirs = VllmCluster(vllm, case.workload, **case.arguments())
-        expected = _rows(theirs)
+        (rows, end), (expected, their_end) = _run(ours), _run(theirs)
     except LengthwiseError as error:
-        return f"{case.name}: vLLM failed: {error}"
+        return f"{case.name}: {error}"
     for step, (row, want) in enumerate(zip(rows, expected, strict=False)):
         if row != want:
             return f"{case.name}: step {step}: scheduled, preempted are {row}; vLLM's are {want}"
-    if len(rows) != len(expected):
-        return f"{case.name}: {len(rows)} steps, but vLLM has {len(expected)}"
-    return _unequal(case.name, ours, theirs)
+    if (len(rows), end) != (len(expected), their_end):
+        return f"{case.name}: {len(rows)} steps, {end}; with vLLM {len(expected)}, {their_end}"
+    return None if end else _unequal(case.name, ours, theirs)
 
 
-def _rows(cluster: Cluster) -> list[Row]:
-    cluster.steps = []
-    cluster.run_until()
-    return [
+def _run(cluster: Cluster) -> tuple[list[Row], str]:
+    """What each step did, and why the run was given up, if requests preempt each other forever."""
+    cluster.steps, end = [], ""
+    try:
+        cluster.run_until()
+    except InputError as error:
+        end = str(error)
+    rows = [
         (
             replica,
             [(request.id, tokens) for request, tokens in step.scheduled.items()],
@@ -51,6 +51,7 @@ def _rows(cluster: Cluster) -> list[Row]:
         )
         for replica, step in cluster.steps
     ]
+    return rows, end
 
 
 def _unequal(name: str, ours: Cluster, theirs: Cluster) -> str | None:
