@@ -43,7 +43,7 @@ QUANTILES = np.linspace(0.0, 1.0, 401)
 
 
 Row = dict[str, Any]
-Quantiles = dict[tuple[float, str], NDArray[np.float64]]
+Quantiles = dict[tuple[float | None, str], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class Comparison:
     """Every run of a grid.
 
     ``runs`` has one row a run: rate (NaN: the workload's own), offered_rate, seed, policy,
-    predictor, and the metrics of ``lengthwise.eval.metrics.summary``. ``quantiles`` maps
-    (rate, label) to end-to-end latency at ``QUANTILES``, averaged over seeds, shape (401,).
+    predictor, and the metrics of ``lengthwise.eval.metrics.summary``. ``curves`` maps
+    (rate or None, label) to the quantiles of end-to-end latency, see ``quantiles``.
     """
 
     name: str
     runs: pd.DataFrame
     contenders: tuple[Contender, ...]
-    quantiles: Mapping[tuple[float, str], NDArray[np.float64]]
+    curves: Mapping[tuple[float | None, str], NDArray[np.float64]]
     config: Mapping[str, Any]
     notices: tuple[str, ...] = ()
 
@@ -107,6 +107,10 @@ class Comparison:
             self.values(rate, who.policy_name, who.predictor_name, metric),
             self.values(rate, baseline.policy_name, baseline.predictor_name, metric),
         )
+
+    def quantiles(self, rate: float, who: Contender) -> NDArray[np.float64]:
+        """End-to-end latency at ``QUANTILES``, averaged over seeds, shape (401,)."""
+        return self.curves[None if np.isnan(rate) else rate, who.label]
 
     def bound(self, rate: float) -> Interval:
         """The mean latency that no schedule beats, over the seeds."""
@@ -154,7 +158,7 @@ def compare(
     )  # fmt: skip
     tasks = [(seed,) for seed in range(seeds)]
     rows: list[Row] = []
-    drawn: dict[tuple[float, str], list[NDArray[np.float64]]] = {}
+    drawn: dict[tuple[float | None, str], list[NDArray[np.float64]]] = {}
     notices: dict[str, None] = {}
     prints: set[int] = set()
     for done, (made, quantiles, said, mark) in enumerate(
@@ -179,7 +183,7 @@ def compare(
         name=source.name,
         runs=runs,
         contenders=contenders,
-        quantiles={key: np.mean(values, axis=0) for key, values in drawn.items()},
+        curves={key: np.mean(values, axis=0) for key, values in drawn.items()},
         config={
             "workload": source.name,
             "policies": [c.policy_name for c in contenders],
@@ -265,7 +269,7 @@ def _one_seed(
             )
             named = {"policy": who.policy_name, "predictor": who.predictor_name}
             rows.append({**base, **named, "backend": records.backend, **found})
-            quantiles[at, who.label] = np.quantile(metrics.e2e_s(records), QUANTILES)
+            quantiles[rate, who.label] = np.quantile(metrics.e2e_s(records), QUANTILES)
         bound = mean_latency_bound_s(workload, engine, model, alone, replicas=replicas)
         rows.append({**base, "policy": BOUND, "predictor": "none", "e2e_mean_s": bound})
     mark = crc32(drawn["arrival_s"].tobytes() + drawn["output_tokens"].tobytes())

@@ -50,11 +50,9 @@ def latency_cdf(comparison: Comparison, rates: Sequence[float] | None = None) ->
         figure, panels = _panels(len(shown), width=4.3, height=3.6)
         for axes, rate in zip(panels, shown, strict=True):
             for who, style in _styles(comparison.contenders):
-                axes.plot(
-                    comparison.quantiles[rate, who.label], QUANTILES, label=who.label, **style
-                )
+                axes.plot(comparison.quantiles(rate, who), QUANTILES, label=who.label, **style)
             axes.set_xscale("log")
-            curves = [comparison.quantiles[rate, who.label] for who in comparison.contenders]
+            curves = [comparison.quantiles(rate, who) for who in comparison.contenders]
             axes.set_xlim(min(c[4] for c in curves), 1.05 * max(c[-1] for c in curves))
             _plain_log_ticks(axes.xaxis)
             axes.set_xlabel("end-to-end latency, s")

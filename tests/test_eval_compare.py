@@ -76,9 +76,10 @@ def test_errors_in_other_processes_are_one_line() -> None:
         compare("azure-conv-2032", seeds=2, processes=2)
 
 
-def test_a_workload_at_hand_has_its_own_rate() -> None:
+def test_a_workload_at_hand_has_its_own_rate(tmp_path: Path) -> None:
     workload = Workload.preset("lmsys-chat", requests=50, rate=5.0)
-    found = compare(Fixed(workload), ("sjf",), seeds=2, engine=ENGINE)
+    found = compare(Fixed(workload), ("sjf",), seeds=2, engine=ENGINE, processes=2)
+    assert publish(found, tmp_path / "out").is_file()
     assert [math.isnan(rate) for rate in found.rates] == [True]
     assert found.offered_rate(math.nan) == pytest.approx(workload.rate)
     # nothing in it is random, so there is nothing to put an interval around
@@ -166,4 +167,6 @@ def test_quantiles_are_numpys() -> None:
     found = compare(SOURCE, ("fcfs",), rates=(4.0,), seeds=1, engine=ENGINE)
     run = simulate(SOURCE.load(4.0, 0), "fcfs", engine=ENGINE)
     latency = run.requests["finish_s"] - run.requests["arrival_s"]
-    assert found.quantiles[4.0, "fcfs"][200] == pytest.approx(np.median(latency), rel=1e-9)
+    assert found.quantiles(4.0, found.contenders[0])[200] == pytest.approx(
+        np.median(latency), rel=1e-9
+    )
