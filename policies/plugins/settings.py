@@ -26,7 +26,7 @@ class Settings:
     bundle: str = ""  # an exported policy; its folder "predictor" is used unless another is named
     predictor: str = ""  # a folder that a predictor was saved to
     default_tokens: float = 256.0  # predicted length where nobody says anything
-    guard: float = 1.2
+    guard: float = 1.5
     guard_floor_s: float = 0.5  # nobody goes first for a wait shorter than this
     predict_timeout_s: float = 0.5  # per request, from its arrival in the scheduler
     policy_timeout_s: float = 0.1  # one evaluation of the score; slow thrice, it is switched off

@@ -1,0 +1,109 @@
+"""Scheduling policies in SGLang 0.5, through its plugin entry point.
+
+    LENGTHWISE_SGLANG='{"policy": "srtf"}' python -m sglang.launch_server ... \\
+        --enable-priority-scheduling --schedule-low-priority-values-first
+
+Without the environment variable the plugin does nothing. With it, each request's ``priority`` is
+the policy's score whenever SGLang orders its queue; SGLang's own sort and its own preemption (at
+``--priority-scheduling-preemption-threshold``, which is in score units) do the rest.
+
+Each tensor-parallel rank schedules by itself and all must agree, so scores may read no clock and
+nothing that ranks see at different times. Lengths come from the client, as
+``custom_params={"predicted_tokens": 120}`` of its sampling parameters, or are the default.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lengthwise.errors import InputError
+from lengthwise.policies.plugins.metrics import Counters
+from lengthwise.policies.plugins.scorer import Scorer
+from lengthwise.policies.plugins.settings import Settings
+
+ENVIRONMENT = "LENGTHWISE_SGLANG"
+TARGET = "sglang.srt.managers.schedule_policy.SchedulePolicy.calc_priority"
+
+VALUES: Mapping[str, Callable[[Any], float]] = {
+    "prompt_tokens": lambda r: len(r.origin_input_ids),
+    "generated_tokens": lambda r: len(r.output_ids),
+    "predicted_tokens": lambda r: r.lengthwise_predicted,
+    "priority": lambda r: r.lengthwise_priority,
+}
+
+
+def register() -> None:
+    """SGLang's entry point: hooks the order of its queue, if the environment asks for it."""
+    if not os.environ.get(ENVIRONMENT):
+        return
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(TARGET, Priorities.from_environment().around, HookType.AROUND)
+
+
+class Priorities:
+    """Sets ``priority`` on SGLang's requests; raises ``InputError`` for what can't work there."""
+
+    def __init__(self, settings: Settings) -> None:
+        policy = settings.load()
+        if policy.preemption.mode == "swap" or policy.admission.reserve:
+            raise InputError(f"policy {policy.name!r} in SGLang: no swapping, no +admit")
+        self.counters = Counters()
+        # a rank that is slower than the others must not switch its policy off alone
+        self._scorer = Scorer(policy.score, self.counters, math.inf)
+        self._scorer.require(VALUES, "SGLang's scheduler, where ranks must agree,")
+        self._default = settings.default_tokens
+
+    @classmethod
+    def from_environment(cls) -> Priorities:
+        """The settings of the environment variable."""
+        try:
+            given = json.loads(os.environ[ENVIRONMENT])
+        except ValueError as error:
+            raise InputError(f"{ENVIRONMENT} is not JSON: {error}") from None
+        return cls(Settings.parse(given))
+
+    def around(
+        self,
+        original: Callable[..., Any],
+        policy: Any,
+        waiting_queue: list[Any],
+        running_batch: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Goes around ``SchedulePolicy.calc_priority``."""
+        if policy.enable_priority_scheduling:
+            for request in waiting_queue:
+                self._set(request, policy.priority_sign)
+            for request in getattr(running_batch, "reqs", None) or ():
+                self._set(request, policy.priority_sign)
+        else:
+            self.counters.warn(
+                "sglang-priority", "the policy has no effect without --enable-priority-scheduling"
+            )
+        return original(policy, waiting_queue, running_batch, *args, **kwargs)
+
+    def _set(self, request: Any, sign: int) -> None:
+        if not hasattr(request, "lengthwise_predicted"):
+            request.lengthwise_priority = request.priority
+            request.lengthwise_predicted = self._length(request)
+        score = self._scorer.one({name: VALUES[name](request) for name in self._scorer.names})
+        if math.isnan(score):
+            self.counters.add("fallbacks", "policy")
+            score = 0.0  # ahead of most, and first come, first served among its like
+        request.priority = sign * score
+
+    def _length(self, request: Any) -> float:
+        given = (getattr(request.sampling_params, "custom_params", None) or {}).get(
+            "predicted_tokens"
+        )
+        if isinstance(given, int | float) and not isinstance(given, bool) and given > 0:
+            self.counters.add("predictions", "client")
+            return float(given)
+        self.counters.add("predictions", "default")
+        return self._default

@@ -1,0 +1,206 @@
+"""Routing policies at a real router, and priorities for those who can send nothing else."""
+
+from __future__ import annotations
+
+import collections
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.policies.load import load_router
+from lengthwise.policies.plugins.priority import priority_for
+from lengthwise.policies.plugins.routing import ReplicaRouter
+from lengthwise.policies.plugins.settings import Settings
+from lengthwise.policies.plugins.sglang import ENVIRONMENT, Priorities, register
+from lengthwise.policy import RoutingPolicy, Score
+
+ABC = ["a", "b", "c"]
+
+
+def test_round_robin_takes_each_in_turn() -> None:
+    router = ReplicaRouter("round-robin")
+    taken = []
+    for request in range(7):
+        best = router.rank(ABC)[0]
+        router.sent(best, request)
+        taken.append(best)
+    assert taken == ["a", "b", "c", "a", "b", "c", "a"]
+
+
+def test_jsq_counts_what_has_not_come_back() -> None:
+    router = ReplicaRouter("jsq")
+    for request, replica in enumerate("aabbbc"):
+        router.sent(replica, request)
+    assert router.rank(ABC) == ["c", "a", "b"]
+    router.done("b", 2)
+    router.done("b", 3)
+    router.done("b", 4)
+    router.done("b", 99)  # of somebody else
+    assert router.rank(ABC) == ["b", "c", "a"]
+    assert router.unfinished("a") == 2
+
+
+def test_reports_are_believed_over_own_counts() -> None:
+    router = ReplicaRouter("jsq", reports=("running_requests", "waiting_requests"))
+    router.report("a", running_requests=9, waiting_requests=4)
+    router.report("b", running_requests=9, waiting_requests=1)
+    router.report("c", running_requests=8, waiting_requests=3)
+    assert router.rank(ABC) == ["b", "c", "a"]
+
+
+def test_least_tokens_weighs_requests_by_their_length() -> None:
+    router = ReplicaRouter("least-tokens")
+    router.sent("a", 1, 5000)
+    router.sent("b", 2, 100)
+    router.sent("b", 3, 100)
+    assert router.rank(["a", "b"]) == ["b", "a"]
+
+
+def test_power_of_two_is_between_random_and_jsq() -> None:
+    """Balls into bins: with two choices the fullest holds far less (Mitzenmacher 2001)."""
+    fullest = {}
+    for policy in ("random", "power-of-two", "jsq"):
+        router = ReplicaRouter(policy, seed=1)
+        replicas = list(range(50))
+        for ball in range(500):
+            router.sent(router.rank(replicas)[0], ball)
+        fullest[policy] = max(map(router.unfinished, replicas))
+    assert fullest["jsq"] == 10 < fullest["power-of-two"] < fullest["random"]
+
+
+def test_all_candidates_are_ranked_also_beyond_the_sample() -> None:
+    router = ReplicaRouter("power-of-two", seed=3)
+    assert sorted(router.rank(ABC)) == ABC
+
+
+def test_random_is_uniform() -> None:
+    router = ReplicaRouter("random", seed=5)
+    taken = collections.Counter(router.rank(ABC)[0] for _ in range(3000))
+    assert all(abs(taken[c] - 1000) < 120 for c in ABC)  # 4.6 standard deviations
+
+
+def test_a_failing_policy_falls_back_to_each_in_turn() -> None:
+    def broken(outstanding_tokens: Any) -> Any:
+        raise ValueError("no")
+
+    router = ReplicaRouter(RoutingPolicy(Score.from_function(broken)))
+    taken = []
+    for request in range(4):
+        best = router.rank(["a", "b"])[0]
+        router.sent(best, request)
+        taken.append(best)
+    assert taken == ["a", "b", "a", "b"]
+    assert router.counters.counts["fallbacks", "policy"] == 4
+
+
+def test_replicas_come_and_go() -> None:
+    router = ReplicaRouter("round-robin")
+    for request in range(10):
+        router.sent(router.rank(["a", "b"])[0], request)
+    router.keep(["b", "new"])
+    router.done("a", 0)  # of one that is gone
+    taken = []
+    for request in range(10, 14):
+        best = router.rank(["b", "new"])[0]
+        router.sent(best, request)
+        taken.append(best)
+    assert taken == ["b", "new", "b", "new"]  # the new one is not sent everything
+
+
+def test_what_a_router_can_t_know_is_refused_by_name() -> None:
+    def by_cache(kv_utilization: Any) -> Any:
+        return kv_utilization
+
+    with pytest.raises(InputError, match="kv_utilization"):
+        ReplicaRouter(load_router(by_cache))
+    ReplicaRouter(load_router(by_cache), reports=("kv_utilization",))
+    with pytest.raises(InputError, match="not free_memory"):
+        ReplicaRouter("jsq", reports=("free_memory",))
+    with pytest.raises(UnknownNameError, match="did you mean 'jsq'"):
+        ReplicaRouter("jsqq")
+
+
+# Priorities
+
+
+def test_priorities_order_requests_as_the_policy_does() -> None:
+    lengths = random.Random(0).sample(range(1, 4000), 50)
+    by_priority = sorted(lengths, key=lambda n: priority_for("sjf", predicted_tokens=n))
+    assert by_priority == sorted(lengths)
+    highest = max(
+        lengths, key=lambda n: priority_for("srtf", predicted_tokens=n, lowest_first=False)
+    )
+    assert highest == min(lengths)
+    assert priority_for("mlfq:quantum=8", prompt_tokens=64 * 9) == 8
+
+
+def test_a_priority_fits_an_integer_field() -> None:
+    assert priority_for("sjf", predicted_tokens=1e12) == 2**31 - 1
+    assert priority_for("sjf", predicted_tokens=0.3, per_unit=10) == 3
+    assert isinstance(priority_for("sjf", predicted_tokens=7.6), int)
+
+
+def test_a_score_that_moves_is_no_priority() -> None:
+    with pytest.raises(InputError, match="changes with the clock"):
+        priority_for("hrrn", predicted_tokens=1)
+    with pytest.raises(InputError, match="reads predicted_tokens, which is not given"):
+        priority_for("sjf")
+    with pytest.raises(UnknownNameError, match="did you mean 'predicted_tokens'"):
+        priority_for("sjf", predicted_token=3)
+
+
+# SGLang's hook
+
+
+def request(prompt: int, predicted: Any = None, done: int = 0, priority: int = 0) -> Any:
+    custom = None if predicted is None else {"predicted_tokens": predicted}
+    return SimpleNamespace(
+        origin_input_ids=[0] * prompt, output_ids=[0] * done, priority=priority,
+        sampling_params=SimpleNamespace(custom_params=custom),
+    )  # fmt: skip
+
+
+def calc(priorities: Priorities, waiting: list[Any], running: list[Any], sign: int = 1) -> None:
+    policy = SimpleNamespace(enable_priority_scheduling=True, priority_sign=sign)
+
+    def own_sort(policy: Any, waiting: list[Any], batch: Any, processed: int = 0) -> None:
+        waiting.sort(key=lambda r: r.priority * policy.priority_sign)
+
+    priorities.around(own_sort, policy, waiting, SimpleNamespace(reqs=running), 3)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sglang_s_own_sort_becomes_srtf(sign: int) -> None:
+    priorities = Priorities(Settings(policy="srtf", default_tokens=50))
+    waiting = [request(9, 80), request(9), request(9, 20), request(9, 100, done=95)]
+    running = [request(9, 200, done=10)]
+    calc(priorities, waiting, running, sign)
+    assert [r.lengthwise_predicted - len(r.output_ids) for r in waiting] == [5, 20, 50, 80]
+    assert running[0].priority == sign * 190
+
+
+def test_every_rank_sets_the_same_priorities() -> None:
+    ranks = []
+    for _ in range(2):
+        priorities = Priorities(Settings(policy="mlfq"))
+        queue = [request(n, done=3 * n) for n in (700, 20, 5)]
+        calc(priorities, queue, [])
+        ranks.append([r.priority for r in queue])
+    assert ranks[0] == ranks[1]
+
+
+@pytest.mark.parametrize("policy", ["hrrn", "fcfs"])
+def test_sglang_refuses_what_ranks_see_differently(policy: str) -> None:
+    with pytest.raises(InputError, match="where ranks must agree"):
+        Priorities(Settings(policy=policy))
+
+
+def test_sglang_s_plugin_sleeps_until_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    register()  # would import sglang, which is not there
+    monkeypatch.setenv(ENVIRONMENT, "{")
+    with pytest.raises(InputError, match="not JSON"):
+        Priorities.from_environment()
