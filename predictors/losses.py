@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+MARGIN_GAP = 0.1
+
 
 def squared(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean squared error of (n, 1) against (n,)."""
@@ -28,10 +30,10 @@ def list_mle(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def margin_ranking(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Hinge on all pairs of the batch whose lengths differ by a fifth or more, as PARS has it.
+    """Mean hinge of all pairs in the batch, after PARS: the longer should score 1 more.
 
-    Labels are log lengths in units of their standard deviation or places; the longer of two should
-    score at least 1 more.
+    Scores (n, 1); labels are places in (0, 1), and pairs within ``MARGIN_GAP`` of each other are
+    left out: which of two such answers is longer is mostly chance.
     """
     gap = labels[:, None] - labels[None, :]
     longer = gap > MARGIN_GAP
@@ -45,6 +47,3 @@ def pinball(scores: torch.Tensor, labels: torch.Tensor, levels: torch.Tensor) ->
     """Pinball loss of quantiles (n, levels) against (n,) (Koenker and Bassett, 1978)."""
     missed = labels[:, None] - scores
     return torch.maximum(levels * missed, (levels - 1) * missed).mean()
-
-
-MARGIN_GAP = 0.1  # of places in (0, 1): pairs nearer than that are noise, not order

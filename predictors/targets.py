@@ -181,7 +181,7 @@ def make_target(
         case "rank":
             return Rank()
         case _:
-            return Quantile(np.asarray(levels, dtype=np.float64))
+            return Quantile(checked_levels(levels))
 
 
 def restored(name: str, arrays: Arrays) -> AnyTarget:
@@ -230,6 +230,14 @@ def check_target(name: str) -> str:
     return name
 
 
+def checked_levels(levels: Sequence[float]) -> Floats:
+    """Quantile levels as an array, if they ascend within (0, 1)."""
+    at = _numbers(levels, "levels")
+    if at.ndim != 1 or not len(at) or (np.diff(at) <= 0).any() or not (0 < at[0] <= at[-1] < 1):
+        raise InputError(f"levels must ascend within (0, 1), not {levels!r}")
+    return at
+
+
 def bucket_edges(tokens: Floats, buckets: int | Sequence[float] | None = None) -> Floats:
     """Edges around the training lengths: at the default percentiles, at ``buckets`` equal shares,
     or at the given inner edges; none of the buckets is empty. Shape (buckets + 1,).
@@ -243,7 +251,7 @@ def bucket_edges(tokens: Floats, buckets: int | Sequence[float] | None = None) -
             raise InputError(f"buckets must be 2 or more, not {buckets}")
         inner = np.quantile(tokens, np.arange(1, buckets) / buckets)
     else:
-        inner = np.asarray(buckets, dtype=np.float64)
+        inner = _numbers(buckets, "bucket edges")
         if inner.ndim != 1 or not np.isfinite(inner).all() or (np.diff(inner) <= 0).any():
             raise InputError(f"bucket edges must be ascending numbers of tokens, not {buckets!r}")
     low, high = float(tokens.min()), float(tokens.max())
@@ -261,6 +269,13 @@ def bucket_edges(tokens: Floats, buckets: int | Sequence[float] | None = None) -
 def bucket_of(tokens: Floats, edges: Floats) -> NDArray[np.int64]:
     """The bucket of each length (n,); lengths outside the edges belong to the end buckets."""
     return np.searchsorted(edges[1:-1], tokens, side="left").astype(np.int64)
+
+
+def _numbers(values: object, name: str) -> Floats:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be numbers, not {values!r}") from None
 
 
 def _tempered(probabilities: Floats, temperature: float) -> Floats:

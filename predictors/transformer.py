@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ from torch import nn
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.prediction import Floats
-from lengthwise.predictors import encoder, losses, targets
+from lengthwise.predictors import columns, encoder, losses, targets
 from lengthwise.predictors.features import SHAPE, shape_of
 from lengthwise.predictors.learned import Learned, folds_of
 from lengthwise.predictors.optimize import Schedule, minimize, mixed, save_atomically
@@ -35,6 +36,17 @@ NOT_SAVED = ("checkpoint", "device", "progress")  # options that say how, not wh
 
 Advance = Callable[..., None]
 Show = Callable[[str, int], Advance]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What heads are trained on: n prompts as token ids, labels (n,), and how."""
+
+    ids: Sequence[Sequence[int]]
+    labels: Floats
+    target: targets.AnyTarget
+    frozen: bool
+    recorded: Path | None  # where checkpoints go
 
 
 class Transformer(Learned):
@@ -80,6 +92,11 @@ class Transformer(Learned):
         super().__init__(target, buckets=buckets, levels=levels, seed=seed)
         if rank_loss not in RANK_LOSSES:
             raise UnknownNameError("rank loss", rank_loss, RANK_LOSSES)
+        for option, value, least in (("max_tokens", max_tokens, 8), ("hidden", hidden, 1)):
+            if columns.number(value, name=option, of=self.name) < least or value != int(value):
+                raise InputError(f"{option} must be a whole number, {least} or more, not {value!r}")
+        if dropout is not None and not 0 <= columns.number(dropout, name="dropout", of="head") < 1:
+            raise InputError(f"dropout must lie in [0, 1), not {dropout!r}")
         self.model = self.default_model if model is None else model
         self.frozen, self.rank_loss = frozen, rank_loss
         self.max_tokens, self.hidden, self.dropout = max_tokens, hidden, dropout
@@ -90,7 +107,7 @@ class Transformer(Learned):
     def _learn(
         self, prompts: list[str], length: Floats, target: targets.AnyTarget
     ) -> tuple[Floats, NDArray[np.int64]]:
-        device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = _device(self.device)
         frozen = self._freezes(device)
         recorded = self._record(prompts, length, frozen)
         self.encoder_ = self._new_encoder(prompts, frozen)
@@ -106,17 +123,18 @@ class Transformer(Learned):
                     lambda: self.encoder_.embedded(ids, advance),
                 )
             shapes = np.array([shape_of(prompt) for prompt in prompts])
-            columns = np.concatenate((hidden.numpy(), shapes), axis=1)
-            self.shift_, self.scale_ = columns.mean(axis=0), _spread(columns)
+            table = np.concatenate((hidden.numpy(), shapes), axis=1)
+            self.shift_, self.scale_ = table.mean(axis=0), _spread(table)
+            task = Task(ids, _labels(target, length), target, frozen, recorded)
             heads = int(folds.max()) + 1 if frozen else 1
             self.heads_, centers = [], []
             held = np.empty((len(prompts), target.outputs))
             for k in range(heads):
                 out, shown = folds == k, show(f"training, part {k + 1} of {heads}", 0)
-                head = self._train(k, ids, columns, length, target, out, frozen, recorded, shown)
+                head = self._train(k, task, table, ~out, shown)
                 if not frozen:
-                    columns[:, : hidden.shape[1]] = self.encoder_.embedded(ids).numpy()
-                scores = _scores(head, self._standard(columns))
+                    table[:, : hidden.shape[1]] = self.encoder_.embedded(ids).numpy()
+                scores = _scores(head, self._standard(table))
                 center = _center(target, length, scores[~out])
                 held[out] = _finished(scores[out], center, target)
                 self.heads_.append(head)
@@ -131,36 +149,33 @@ class Transformer(Learned):
         return held[unseen], unseen
 
     def _train(
-        self, number: int, ids: Sequence[Sequence[int]], columns: Floats, length: Floats,
-        target: targets.AnyTarget, out: NDArray[np.bool_], frozen: bool, recorded: Path | None,
-        shown: Advance,
-    ) -> nn.Module:  # fmt: skip
-        """One head, and the encoder with it unless it is frozen, trained on rows not ``out``."""
-        device = self.encoder_.device
-        head = self._new_head(number, target.outputs, frozen)
+        self, number: int, task: Task, table: Floats, seen: NDArray[np.bool_], shown: Advance
+    ) -> nn.Module:
+        """One head, and the encoder with it unless that is frozen, trained on the rows ``seen``."""
+        device, target = self.encoder_.device, task.target
+        head = self._new_head(number, target.outputs, task.frozen)
         if isinstance(target, targets.Quantile):  # start at the normal distribution's
             with torch.no_grad():
                 last: Any = head[-1]
                 last.bias.copy_(torch.special.ndtri(torch.tensor(target.levels)))
-        head.to(device)
-        net = nn.ModuleDict({"head": head})
-        seen = self._standard(columns).to(device)
-        labels = torch.tensor(_labels(target, length), dtype=torch.float32, device=device)
-        loss, schedule = self._loss(target, device), self._schedule(frozen)
-        if not frozen:
+        net = nn.ModuleDict({"head": head.to(device)})
+        if not task.frozen:
             net["backbone"] = self.encoder_.backbone
+        fixed = self._standard(table).to(device)
+        labels = torch.tensor(task.labels, dtype=torch.float32, device=device)
+        loss, schedule = self._loss(target, device), self._schedule(task.frozen)
 
         def inputs(rows: Any) -> torch.Tensor:
-            if frozen:
-                return seen[rows]
-            pooled = self.encoder_.pooled([ids[i] for i in rows])
-            return torch.cat((pooled, seen[rows, pooled.shape[1] :]), dim=1)
+            if task.frozen:
+                return fixed[rows]
+            pooled = self.encoder_.pooled([task.ids[i] for i in rows])
+            return torch.cat((pooled, fixed[rows, pooled.shape[1] :]), dim=1)
 
         minimize(
             net,
             lambda rows: loss(head(inputs(rows)), labels[rows]),
-            np.flatnonzero(~out), np.flatnonzero(out), schedule, seed=self.seed + number,
-            checkpoint=recorded and recorded / f"head-{number}.pt",
+            np.flatnonzero(seen), np.flatnonzero(~seen), schedule, seed=self.seed + number,
+            checkpoint=task.recorded and task.recorded / f"head-{number}.pt",
             advance=lambda epoch, best: shown(epoch + 1, schedule.epochs, best),
         )  # fmt: skip
         return head.cpu()
@@ -217,9 +232,11 @@ class Transformer(Learned):
             torch.manual_seed(mixed(self.seed, 1_000_000 + number))
             return _head(self.encoder_.width + len(SHAPE), self.hidden, outputs, dropout)
 
-    def _standard(self, columns: NDArray[Any]) -> torch.Tensor:
-        """What a head sees: columns (n, width + SHAPE), standardised."""
-        standard = np.clip((columns - self.shift_) / self.scale_, -8, 8)
+    def _standard(self, table: NDArray[Any]) -> torch.Tensor:
+        """What a head sees: columns (n, width + SHAPE), standardised; odd shapes are held in."""
+        standard = (table - self.shift_) / self.scale_
+        shape = standard[:, -len(SHAPE) :]
+        np.clip(shape, -8, 8, out=shape)
         return torch.tensor(standard, dtype=torch.float32)
 
     def _record(self, prompts: Sequence[str], length: Floats, frozen: bool) -> Path | None:
@@ -279,6 +296,16 @@ class MiniLM(Transformer):
     default_model = "minilm"
 
 
+def _device(name: str | None) -> torch.device:
+    """The device called ``name``; by default a GPU where there is one."""
+    has_gpu = torch.cuda.is_available()
+    if name is not None and name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UnknownNameError("device", name, ("cpu", "cuda"))
+    if name is not None and name.startswith("cuda") and not has_gpu:
+        raise InputError(f"device {name!r}: this machine has no GPU that torch can use")
+    return torch.device(name or ("cuda" if has_gpu else "cpu"))
+
+
 def _head(width: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
         nn.Dropout(dropout), nn.Linear(width, hidden), nn.GELU(),
@@ -325,9 +352,9 @@ def _finished(scores: Floats, center: tuple[float, float], target: targets.AnyTa
     return np.asarray(scores * scale + shift)
 
 
-def _spread(columns: NDArray[Any]) -> NDArray[Any]:
+def _spread(table: NDArray[Any]) -> NDArray[Any]:
     """Standard deviations, (columns,); 1 where a column never changes."""
-    spread = columns.std(axis=0)
+    spread = table.std(axis=0)
     return np.where(spread > 1e-9, spread, 1.0)
 
 

@@ -299,6 +299,11 @@ def test_minilm_is_the_published_encoder_and_orders_by_meaning() -> None:
         ({"model": "./no/such/model"}, "no pretrained encoder './no/such/model'"),
         ({"frozen": True}, "random weights can't be frozen"),
         ({"epochs": 0}, "epochs must be a whole number, 1 or more, not 0"),
+        ({"max_tokens": 2}, "max_tokens must be a whole number, 8 or more, not 2"),
+        ({"hidden": "big"}, "hidden must be a finite number, not 'big'"),
+        ({"dropout": 1}, r"dropout must lie in \[0, 1\)"),
+        ({"device": "gpu"}, "unknown device 'gpu'.*allowed: cpu, cuda"),
+        ({"target": "quantile", "levels": [0.9, 0.1]}, "levels must ascend"),
         ({"learning_rate": 3}, "learning_rate must lie between 0 and 1, not 3"),
     ],
 )
@@ -331,6 +336,12 @@ def test_a_model_that_brings_code_is_not_run(models: dict[str, Path], tmp_path: 
     with pytest.raises(InputError):
         load_predictor(tmp_path / "p")
     assert not (tmp_path / "ran").exists()
+
+
+def test_no_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="no GPU that torch can use"):
+        make_predictor("transformer", device="cuda").fit(PROMPTS, LENGTHS)
 
 
 def test_minilm_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
