@@ -27,7 +27,8 @@ from lengthwise.policies.srtf import srtf
 from lengthwise.policy import Preemption, RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.serving import Engine
 from lengthwise.serving.run import run as simulate
-from lengthwise.serving.timing import timing
+from lengthwise.serving.timing.load import shipped
+from lengthwise.serving.timing.profile import ProfileTiming
 from lengthwise.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,13 +113,19 @@ def simulated(name: str) -> Latencies:
         policy=policy,
         routing=RoutingPolicy(Score("first", lambda running: running, ("running_requests",))),
         engine=engine,
-        timing=timing("h200/" + info["model"]),
+        timing=host_timing(info["model"]),
         predicted_tokens=None if policy.queue == "fcfs" else workload["output_tokens"],
         backend="reference",
     )
     first = (records.first_token_ps - records.arrival_ps) / 1e12
     last = (records.finish_ps - records.arrival_ps) / 1e12
     return Latencies.of(first, last, workload["output_tokens"])
+
+
+def host_timing(model: str) -> ProfileTiming:
+    """The profile with the CPU's mean speed on the host of the runs, as its sweep measured it."""
+    profile = shipped("h200/" + model)
+    return profile.with_cpu(profile.about["cpu_speed"]["mean"])
 
 
 def _policy(spec: Mapping[str, Any]) -> SchedulingPolicy:

@@ -102,6 +102,9 @@ def test_a_config_file_is_a_model(tmp_path: Path) -> None:
         ("nothing", "unknown timing 'nothing'"),
         ("nowhere.json", "cannot read the profile nowhere.json"),
         ("live:llama-3.1-8b@tpu", "not @tpu"),
+        ("h200/llama-3.1-8b:gpu=2", "takes the option cpu=FACTOR, not 'gpu=2'"),
+        ("h200/llama-3.1-8b:cpu=fast", "takes the option cpu=FACTOR"),
+        ("h200/llama-3.1-8b:cpu=0", "cpu must be above 0"),
     ],
 )
 def test_errors_are_one_clear_line(name: str, said: str) -> None:
@@ -183,11 +186,19 @@ def test_capture_sizes_are_vllms() -> None:
     assert capture_sizes(64, 2048).tolist() == [1, 2, 4, *range(8, 129, 8)]
 
 
+def test_a_slower_cpu_takes_longer_where_it_is_the_slower_clock() -> None:
+    best, slow = timing("h200/llama-3.1-8b"), timing("h200/llama-3.1-8b:cpu=2")
+    short = Batch(prefill_tokens=600, prefill_seqs=1, chunk_context=180_300)
+    assert slow.iteration_time(short) > 1.5 * best.iteration_time(short)
+    long = Batch(decode_seqs=256, context_tokens=256_000)
+    assert slow.iteration_time(long) == best.iteration_time(long)
+    assert slow.name == "h200/llama-3.1-8b:cpu=2"
+
+
 def test_padding_steps_are_in_the_tables() -> None:
     tables = shipped("h200/llama-3.1-8b").tables(2048, 256)
     assert tables.decode_ps[100] != tables.decode_ps[96]
-    bases = tables.decode_ps - tables.floor_seq_ps * 0
-    assert len(bases) == 257
+    assert len(tables.decode_ps) == 257
     assert len(tables.mixed_ps) == 2049
     assert tables.mixed_ps.dtype == np.int64
 

@@ -15,8 +15,6 @@ from lengthwise.serving.timing.errors import errors
 from lengthwise.serving.timing.fit import Fit, Iterations
 from lengthwise.serving.timing.profile import FORMAT, FORMAT_VERSION
 
-SPED = ("launch", "prepare")  # the terms that the CPU's mean speed multiplies
-
 
 def build_profile(
     name: str, iterations: pd.DataFrame, frontend: pd.DataFrame, about: dict[str, Any]
@@ -39,24 +37,19 @@ def build_profile(
     }
     whole = fitting.fit(recorded, hold_out=False)
     cpu = fitting.overheads(recorded)
-    speed = cpu_speed(recorded, whole)
-    terms = {
-        key: value * (speed["mean"] if key.startswith(SPED) else 1.0)
-        for key, value in whole.terms.items()
-    }
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "name": name,
         **about,
         "iterations": len(iterations),
-        "cpu_speed": speed,
+        "cpu_speed": cpu_speed(recorded, whole),
         "errors": held_out,
         "fit": {
             "decode": whole.decode,
             "decode_context": whole.decode_context,
             "mixed": whole.mixed,
-            "terms": terms | cpu | fitting.frontend(frontend, cpu),
+            "terms": whole.terms | cpu | fitting.frontend(frontend, cpu),
         },
     }
 

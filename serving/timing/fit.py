@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 WINDOW_S = 0.4
-SPEEDS = (0.8, 2.2)  # factors that a window may have
+SPEEDS = (0.9, 2.5)  # factors that a window may have
 HELD_OUT = 0.2
 ROUNDS = 12
 LONG = 12_000  # attention beside prefill is slower for longer contexts, unevenly: not fitted
@@ -296,9 +296,9 @@ def _fit_cpu(
     speeds = np.full(count, np.nan)
     for number in np.unique(window[rows]):
         speeds[number] = np.median(ratio[window[rows] == number])
-    speeds = np.clip(np.where(np.isnan(speeds), np.nanmedian(speeds), speeds), *SPEEDS)
-    speeds /= np.quantile(speeds, 0.1)  # the terms are the CPU's at its best
-    speeds = np.clip(speeds, *SPEEDS)
+    told = ~np.isnan(speeds)
+    speeds /= np.quantile(ratio, 0.05)  # the terms are the CPU's at its best
+    speeds = np.clip(np.where(told, speeds, np.median(speeds[told])), *SPEEDS)
     decode, eager = iterations.decode[rows], iterations.eager[rows]
     sequences = iterations.sequences[rows]
     prefills = iterations.frame["prefill_seqs"].to_numpy(dtype=np.float64)[rows]

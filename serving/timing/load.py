@@ -22,9 +22,13 @@ def timing(name: str) -> TimingModel:
     """The timing model called ``name``.
 
     ``h200/llama-3.1-8b`` is a profile measured on a GPU; ``h200/llama-3.1-8b@0.26.0`` refuses one
-    that another engine version was measured on. ``roofline:GPU/MODEL`` is an estimate from
-    datasheets (``roofline:2xh100/llama-3.1-70b`` on two GPUs; MODEL may be the path to a
-    ``config.json``). ``live:MODEL`` measures on the GPU at hand, ``live:MODEL@cpu`` on the CPU.
+    that another engine version was measured on; ``h200/llama-3.1-8b:cpu=1.5`` has a CPU that takes
+    1.5 times as long to launch an iteration as at its best while measured.
+
+    ``roofline:GPU/MODEL`` is an estimate from datasheets (``roofline:2xh100/llama-3.1-70b`` on two
+    GPUs; MODEL may be the path to a ``config.json``). ``live:MODEL`` measures on the GPU at hand,
+    ``live:MODEL@cpu`` on the CPU.
+
     Anything that ends in ``.json`` is a profile's file.
     """
     if name.startswith("roofline:"):
@@ -33,17 +37,32 @@ def timing(name: str) -> TimingModel:
         from lengthwise.serving.timing.measure_torch import live  # needs torch
 
         return live(name.removeprefix("live:"))
-    plain, _, version = name.partition("@")
+    measured, _, option = name.partition(":")
+    plain, _, version = measured.partition("@")
     if plain in PROFILES:
-        return shipped(plain, version or None)
-    if name.endswith(".json"):
-        return read_profile(Path(name))
+        return _with_option(shipped(plain, version or None), option)
+    if measured.endswith(".json"):
+        return _with_option(read_profile(Path(measured)), option)
     if plain.partition("/")[0] in gpus() and "/" in plain:
         raise InputError(
             f"no profile of {plain!r} (measured: {', '.join(PROFILES)}); "
             f"roofline:{plain} is an estimate"
         )
     raise UnknownNameError("timing", name, timing_names())
+
+
+def _with_option(profile: ProfileTiming, option: str) -> ProfileTiming:
+    """``cpu=FACTOR``, or nothing."""
+    if not option:
+        return profile
+    key, _, value = option.partition("=")
+    try:
+        factor = float(value)
+    except ValueError:
+        factor = None
+    if key != "cpu" or factor is None:
+        raise InputError(f"a profile takes the option cpu=FACTOR, not {option!r}")
+    return profile.with_cpu(factor)
 
 
 def shipped(name: str, engine_version: str | None = None) -> ProfileTiming:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lengthwise.serving.timing.model import PS, Pipeline, TimingTables
 FORMAT = "lengthwise-timing-profile"
 FORMAT_VERSION = 1
 TILE = 128  # without CUDA graphs, matrix products run in tiles of so many tokens
+SPED = ("launch", "prepare")  # the terms that the CPU's speed multiplies
 MEAN_CONTEXT = 1000  # tokens a sequence at which ``tables`` and ``pipeline`` agree for decoding
 TERMS = (
     "mixed_context", "chunk_context", "decode_seq", "prefill_seq",  # the GPU's
@@ -47,7 +48,8 @@ class ProfileTiming:
 
     ``decode`` is the GPU's time of a decoding iteration by padded size, ``decode_context`` that of
     each attended token by sequences, ``mixed`` the time of any other iteration by padded tokens;
-    between knots they are interpolated linearly. ``terms`` are explained by ``timing.fit``.
+    between knots they are interpolated linearly. ``terms`` are explained by ``timing.fit``; the
+    CPU's are those of its best moments, and ``cpu`` says how much longer it takes on average.
     """
 
     name: str
@@ -57,22 +59,31 @@ class ProfileTiming:
     mixed: Knots
     terms: Mapping[str, float]
     about: Mapping[str, Any]
+    cpu: float = 1.0
+
+    def with_cpu(self, factor: float) -> ProfileTiming:
+        """The same GPU beside a CPU that takes ``factor`` times as long to launch an iteration."""
+        if not 0 < factor < 100:
+            raise InputError(f"cpu must be above 0 and below 100, not {factor!r}")
+        return replace(self, name=f"{self.name}:cpu={factor:g}", cpu=factor)
 
     def pipeline(self, max_num_batched_tokens: int, max_num_seqs: int) -> Pipeline:
         """The two clocks of the engine that was measured, for batches up to the given sizes."""
         graphs = capture_sizes(max_num_seqs, max_num_batched_tokens)
         seqs = np.arange(max_num_seqs + 1)
         tokens = np.arange(max_num_batched_tokens + 1)
-        launch = np.where(
-            tokens <= graphs[-1], self.terms["launch_graph"], self.terms["launch_eager"]
-        )
+        terms = {
+            term: seconds * (self.cpu if term.startswith(SPED) else 1.0)
+            for term, seconds in self.terms.items()
+        }
+        launch = np.where(tokens <= graphs[-1], terms["launch_graph"], terms["launch_eager"])
         in_tables = ("launch_graph", "launch_eager")
         return Pipeline(
             decode_ps=_ps(_line(self.decode, padded(seqs, graphs))),
             decode_context_ps=_ps(_line(self.decode_context, seqs, beyond=False)),
             mixed_ps=_ps(_line(self.mixed, padded(tokens, graphs))),
             mixed_launch_ps=_ps(launch),
-            terms={k: round(self.terms[k] * PS) for k in TERMS if k not in in_tables},
+            terms={k: round(terms[k] * PS) for k in TERMS if k not in in_tables},
         )
 
     def tables(self, max_num_batched_tokens: int, max_num_seqs: int) -> TimingTables:
