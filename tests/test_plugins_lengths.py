@@ -94,7 +94,10 @@ def test_a_silent_predictor_means_fcfs_logged_once(
         assert time.monotonic() - start < 0.2  # nobody waits for it
         until(lambda: all(e.state != "pending" for e in entries), made)
         assert all(e.state == "failed" for e in entries[1:])
-        assert counters.counts["fallbacks", "predictor-timeout"] >= 5
+        # A process that died may be known to be off before the last requests are asked about.
+        reasons = ("predictor-timeout", "predictor-off")
+        failed = sum(e.state == "failed" for e in entries)  # what hangs has answered the first
+        assert sum(counters.counts["fallbacks", reason] for reason in reasons) == failed
     late = [r for r in caplog.records if "predictor-timeout" in r.getMessage()]
     assert len(late) == 1
 
