@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -15,14 +16,18 @@ class InputError(LengthwiseError, ValueError):
 
 
 class UnknownNameError(InputError):
-    """A name that no table holds; the message lists the allowed names and the nearest one."""
+    """A name that no table holds; the message lists the allowed names and the nearest one.
+
+    ``kind`` may say whose it is: "tunable of policy 'srtf'", "column in trace.csv".
+    """
 
     def __init__(self, kind: str, name: str, allowed: Iterable[str]) -> None:
         names = sorted(allowed)
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         listed = ", ".join(names) if names else "none"
-        super().__init__(f"unknown {kind} {name!r}{hint} (allowed: {listed})")
+        what, *whose = re.split("(?= (?:of|in) )", kind, maxsplit=1)
+        super().__init__(f"unknown {what} {name!r}{''.join(whose)}{hint} (allowed: {listed})")
 
 
 class InvariantError(LengthwiseError, AssertionError):

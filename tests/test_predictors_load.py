@@ -28,7 +28,7 @@ def test_none_is_no_predictor_and_a_predictor_stays_itself() -> None:
     ("spec", "message"),
     [
         ("orcale", "unknown predictor 'orcale'; did you mean 'oracle'"),
-        ("constant:tokns=2", "unknown option of predictor 'constant' 'tokns'; did you mean"),
+        ("constant:tokns=2", "unknown option 'tokns' of predictor 'constant'; did you mean"),
         ("constant:tokens", "expected name=value, not 'tokens'"),
         ("ridge:target=rnk", "unknown target 'rnk'; did you mean 'rank'"),
         ("./no/such/folder", "is no saved predictor: it does not exist"),
