@@ -30,6 +30,14 @@ UNLIMITED = 1 << 62
 FUTILE = 1000
 
 
+def endless(requests: int, replica: int, now_ps: int) -> InputError:
+    """What is wrong where preemptions never end; both engines say it."""
+    return InputError(
+        f"{requests} requests preempt each other forever for want of KV blocks, as they would in "
+        f"vLLM (replica {replica}, {now_ps / PS:g} s): num_gpu_blocks is too small for this policy"
+    )
+
+
 @dataclass(slots=True, eq=False)
 class Step:
     """One iteration: what was scheduled, when it runs and what it yields."""
@@ -421,11 +429,7 @@ class Replica:
                 self._futile = 0
         self._futile += len(step.preempted)
         if self._futile > FUTILE:
-            raise InputError(
-                f"{len(self.running) + len(self.waiting)} requests preempt each other forever for "
-                f"want of KV blocks, as they would in vLLM (replica {self.index}, "
-                f"{self._now_ps / PS:g} s): num_gpu_blocks is too small for this policy"
-            )
+            raise endless(len(self.running) + len(self.waiting), self.index, self._now_ps)
         step.batch = Batch(prefill_tokens, prefill_seqs, decode_seqs, context_tokens, chunk_context)
         swap = step.swapped_tokens * self._clock.swap_ps_per_token
         if self._clock.pipeline is not None:

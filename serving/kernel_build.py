@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 
 import numba
 
@@ -19,23 +20,36 @@ from lengthwise.serving.compile import generated
 from lengthwise.serving.kernel_state import KINDS
 
 FLAGS = "kernel_flags"
-PARTS = ("kernel_calls", "kernel_queue", "kernel_replica", "kernel_cluster")
+PARTS = (
+    "kernel_jit", "kernel_queue", "kernel_batch", "kernel_blocks", "kernel_scores",
+    "kernel_replica", "kernel_cluster",
+)  # fmt: skip
 TYPES = ("kernel_state", "kernel_type")  # imported as they are
 
 
+def compiled(**flags: bool) -> Callable[[int], int]:
+    """``kernel_cluster.run_until`` for these flags."""
+    run_until: Callable[[int], int] = _module(tuple(flags.items())).run_until
+    return run_until
+
+
+def compiled_prefixes() -> Callable[..., None]:
+    """``kernel_blocks.number_prefixes``."""
+    flags = (("POLICY", False), ("PREFIX", True), ("ASYNC", False))
+    number_prefixes: Callable[..., None] = _module(flags).number_prefixes
+    return number_prefixes
+
+
 @lru_cache(maxsize=16)
-def compiled(**flags: bool) -> Callable[[int, int], int]:
-    """``kernel_cluster.run_until`` on the address of an address table, for these flags."""
-    text = source(flags)
+def _module(flags: tuple[tuple[str, bool], ...]) -> ModuleType:
+    text = source(dict(flags))
     key = hashlib.sha256(text.encode())
     for name in TYPES:
         key.update(_file(name).read_bytes())
     checked = os.environ.get("NUMBA_BOUNDSCHECK")
     key.update(f"{numba.__version__} {checked} {KINDS}".encode())
-    on = "".join(name[0].lower() for name, value in flags.items() if value)
-    module = generated(f"run_{on}_{key.hexdigest()[:16]}", text)
-    run_until: Callable[[int, int], int] = module.run_until
-    return run_until
+    on = "".join(name[0].lower() for name, value in flags if value)
+    return generated(f"run_{on}_{key.hexdigest()[:16]}", text)
 
 
 def source(flags: dict[str, bool]) -> str:

@@ -1,91 +1,69 @@
-"""What the fast engine calls: scores by their address, and the counter-based random numbers."""
+"""The scores that the fast engine calls: machine code where they compile, else Python, wrapped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import ctypes
+from typing import Any, NoReturn
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
-from numba.extending import intrinsic
 
-F = TypeVar("F", bound=Callable[..., Any])
-OPTIONS: dict[str, Any] = {
-    "_nrt": False,  # arrays belong to the caller, so references to them need not be counted
-    "error_model": "numpy",
-    "no_cpython_wrapper": True,
-    "no_cfunc_wrapper": True,
-}
+from lengthwise.errors import InputError
+from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
+from lengthwise.serving.compile import NotCompilable, compile_score
+from lengthwise.serving.kernel_state import State
+
+_PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
 
-def kernel(function: F) -> F:
-    """Compiles a function that only compiled functions call."""
-    compiled: F = _once(njit(**OPTIONS)(function))
-    return compiled
+class ScoreCalls:
+    """Addresses of a run's scores; ``any_python`` if one of them is called as Python, and ``why``.
 
+    A score that never changes and does not compile is evaluated ahead, as one array.
+    """
 
-def hot(function: F) -> F:
-    """The same, inlined wherever it is called."""
-    compiled: F = _once(njit(**OPTIONS, forceinline=True)(function))
-    return compiled
+    def __init__(self, policy: SchedulingPolicy, routing: RoutingPolicy, replicas: int) -> None:
+        self.names = f"{policy.score.name!r} or {routing.score.name!r}"
+        self.any_python = False
+        self.why = ""
+        self._error: BaseException | None = None
+        self._state: State | None = None
+        self._kept: list[Any] = []  # ctypes callbacks live as long as they may be called
+        self.policy_at = self._address(policy.score) if policy.queue == "priority" else 0
+        self.policy_compiled = not self.any_python
+        self.router_at = self._address(routing.score) if replicas > 1 else 0
 
+    def bind(self, state: State) -> None:
+        """Takes the arrays that scores are called with."""
+        self._state = state
+        state.run[0]["rows_at"] = state.rows.ctypes.data
+        state.run[0]["out_at"] = state.out.ctypes.data
 
-def entry(function: F) -> F:
-    """What Python calls, kept on disk."""
-    compiled: F = njit(cache=True, _nrt=False)(function)  # type: ignore[call-overload]
-    return compiled
+    def reraise(self) -> NoReturn:
+        """Raises what a score raised."""
+        if self._error is not None:
+            raise self._error
+        raise InputError(f"policy or router {self.names} divided by zero or failed otherwise")
 
+    def _address(self, score: Score) -> int:
+        try:
+            return compile_score(score).address
+        except NotCompilable as reason:
+            self.any_python, self.why = True, str(reason)
 
-def _once(dispatcher: Any) -> Any:
-    """Has the function compiled for 64-bit integers alone, not again for each literal and width."""
-    resolve = dispatcher.get_call_template
+        def call(rows: int, count: int, out: int) -> int:
+            try:
+                assert self._state is not None
+                # contiguous, as the reference passes them: the last bit may depend on it
+                values = {
+                    name: np.ascontiguousarray(self._state.rows[name][:count])
+                    for name in score.features
+                }
+                self._state.out[:count] = score.evaluate(values)
+            except BaseException as error:  # it would vanish in machine code
+                self._error = error
+                return 1
+            return 0
 
-    def widened(arguments: Any, keywords: Any) -> Any:
-        return resolve(tuple(map(_wide, arguments)), keywords)
-
-    dispatcher.get_call_template = widened
-    return dispatcher
-
-
-def _wide(kind: Any) -> Any:
-    plain: Any = types.unliteral(kind)  # type: ignore[no-untyped-call]
-    return types.int64 if isinstance(kind, types.Integer) and plain.signed else plain
-
-
-@intrinsic
-def call_score(typingctx: Any, address: Any, rows: Any, n: Any, out: Any) -> Any:
-    """Calls ``int64 f(rows, n, out)`` at ``address``; all arguments are 64-bit integers."""
-    signature = types.int64(types.int64, types.int64, types.int64, types.int64)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        word = ir.IntType(64)
-        function = builder.inttoptr(
-            arguments[0], ir.FunctionType(word, [word, word, word]).as_pointer()
-        )
-        return builder.call(function, arguments[1:])
-
-    return signature, generate
-
-
-@kernel
-def splitmix64(x: Any) -> Any:
-    """``lengthwise.serving.draws.splitmix64`` on a uint64."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-@kernel
-def draw(seed: Any, request: Any, counter: Any) -> Any:
-    """``lengthwise.serving.draws.draw``: 64 bits from uint64 ``seed`` and two counters."""
-    key = splitmix64(seed)
-    key = splitmix64(key + np.uint64(request))
-    return splitmix64(key + np.uint64(counter))
-
-
-@kernel
-def uniform(seed: Any, request: Any, replica: Any) -> float:
-    """``lengthwise.serving.draws.uniform``."""
-    return np.float64(draw(seed, request, replica) >> np.uint64(11)) / 9007199254740992.0
+        wrapped = _PROTOTYPE(call)
+        self._kept.append(wrapped)
+        return int(ctypes.cast(wrapped, ctypes.c_void_p).value or 0)

@@ -1,7 +1,7 @@
-"""Replicas of the fast engine behind a router: one total order of events, resumable.
+"""Replicas of the fast engine behind a router: one total order of events, as in ``cluster``.
 
 At one moment iterations end first (by replica), then requests arrive (by id), then replicas that
-can schedule do so (by replica), as in ``cluster.Cluster``.
+can schedule do so (by replica).
 """
 
 # numba types what follows; to mypy every number that an array yields is Any
@@ -13,46 +13,41 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.serving.kernel_calls import draw, entry, hot, kernel, uniform
-from lengthwise.serving.kernel_flags import POLICY
+from lengthwise.serving.kernel_flags import ASYNC, POLICY
+from lengthwise.serving.kernel_jit import draw, entry, hot, kernel, uniform
 from lengthwise.serving.kernel_queue import compact
-from lengthwise.serving.kernel_replica import (
-    FRACTION,
-    PS,
-    begin_iteration,
-    end_iteration,
-    enqueue,
-    evaluate,
-    fill,
-    look,
-    weight,
-)
-from lengthwise.serving.kernel_state import DONE, GROW, HORIZON, NEVER, NONE, ROUTE
+from lengthwise.serving.kernel_replica import begin_iteration, end_iteration, enqueue
+from lengthwise.serving.kernel_scores import FRACTION, PS, evaluate, score_at_arrival, weight
+from lengthwise.serving.kernel_state import DONE, GROW, NEVER, NONE
 from lengthwise.serving.kernel_type import as_state
 
 # Arrivals
 
 
 @hot
-def next_root(S: Any) -> int:
-    """The next request that waits for no parent, NONE after the last."""
-    run = S.run
-    if len(S.roots):
-        return S.roots[run.next_root] if run.next_root < len(S.roots) else NONE
-    return run.next_root if run.next_root < run.requests else NONE
+def reaches(S: Any, id: int) -> int:
+    """When the scheduler sees a request."""
+    return S.arrival[id] + S.reach_ps[id] if len(S.reach_ps) else S.arrival[id]
+
+
+@hot
+def earlier(S: Any, id: int, other: int) -> bool:
+    """Whether a request comes before another, in time or else by id."""
+    time, other_time = reaches(S, id), reaches(S, other)
+    return time < other_time if time != other_time else id < other
 
 
 @hot
 def next_arrival(S: Any) -> int:
     """The request that arrives next, NONE if none does before another finishes."""
     run = S.run
-    root = next_root(S)
+    if not run.closed_loop:
+        return run.next_root if run.next_root < run.requests else NONE
+    root = S.roots[run.next_root] if run.next_root < len(S.roots) else NONE
     if run.children == 0:
         return root
     child = S.calendar[0]
-    if root == NONE or S.arrival[child] < S.arrival[root]:
-        return child
-    return child if S.arrival[child] == S.arrival[root] and child < root else root
+    return child if root == NONE or earlier(S, child, root) else root
 
 
 @kernel
@@ -73,14 +68,6 @@ def pop_child(S: Any) -> None:
         S.calendar[place] = S.calendar[down]
         place = down
     S.calendar[place] = last
-
-
-@hot
-def earlier(S: Any, id: int, other: int) -> bool:
-    """Whether a child arrives before another."""
-    if S.arrival[id] != S.arrival[other]:
-        return S.arrival[id] < S.arrival[other]
-    return id < other
 
 
 @hot
@@ -108,7 +95,9 @@ def sample(S: Any, id: int) -> int:
     for k in range(run.choices):
         bits = draw(np.uint64(run.seed), id, count + k)
         other = k + np.int64(bits % np.uint64(count - k))
-        S.places[k], S.places[other] = S.places[other], S.places[k]
+        value = S.places[k]
+        S.places[k] = S.places[other]
+        S.places[other] = value
     for k in range(1, run.choices):
         value, place = S.places[k], k
         while place > 0 and S.places[place - 1] > value:
@@ -118,7 +107,7 @@ def sample(S: Any, id: int) -> int:
     return run.choices
 
 
-@kernel
+@hot
 def fill_replica(S: Any, row: int, id: int, r: int) -> None:
     """Writes the features of a replica, and those of a request that arrives now."""
     run, rep, to = S.run, S.replica[r], S.rows[row]
@@ -129,7 +118,8 @@ def fill_replica(S: Any, row: int, id: int, r: int) -> None:
     to.outstanding_tokens = rep.outstanding / FRACTION
     if run.draws:
         to.random_draw = uniform(np.uint64(run.seed), id, r)
-    to.arrival_s = to.now_s = np.float64(run.now) / PS
+    to.arrival_s = np.float64(run.now) / PS
+    to.now_s = to.arrival_s
     to.prompt_tokens = S.prompt[id]
     if len(S.predicted):
         to.predicted_tokens = S.predicted[id]
@@ -137,7 +127,9 @@ def fill_replica(S: Any, row: int, id: int, r: int) -> None:
         to.priority = S.priority[id]
     if len(S.deadline):
         to.deadline_s = S.deadline[id]
-    to.generated_tokens = to.computed_tokens = to.preemptions = 0
+    to.generated_tokens = 0
+    to.computed_tokens = 0
+    to.preemptions = 0
 
 
 @kernel
@@ -161,17 +153,12 @@ def route(S: Any, id: int) -> int:
 def send(S: Any, id: int, r: int) -> int:
     """A request arrives at a replica and waits; a code."""
     run, rep = S.run, S.replica[r]
-    score = 0.0
     if run.by_score and not run.every:
-        if run.closed_loop and S.arrival[id] != S.planned[id]:
-            look(S, r)
-            fill(S, r, 0, id, 0, 0, 0)
-            code = evaluate(S, run.score_at, 1)
+        if run.at_arrival or S.arrival[id] != S.planned[id]:
+            code = score_at_arrival(S, r, id)
             if code != DONE:
                 return code
-            S.score[id] = S.out[0]
-        score = S.score[id]
-    enqueue(S, r, id, score)
+    enqueue(S, r, id)
     rep.routed += 1
     if run.weighted:
         rep.outstanding += weight(S, id)
@@ -189,49 +176,44 @@ def has_room(S: Any, r: int) -> bool:
         return False
     if not run.by_score:
         return True
-    if rep.stale + run.max_seqs >= len(S.stash):
+    capacity = len(S.stash)
+    if run.callback and rep.waiting + run.max_seqs >= capacity:
         return False
-    if run.callback and rep.waiting + run.max_seqs >= len(S.rows):
-        return False
-    room = rep.heap + rep.stale + 2 * run.max_seqs + 1
-    if POLICY and room >= len(S.stash) and run.scored and not run.every:
-        if rep.heap > 2 * rep.waiting:
+    slack = 3 * run.max_seqs + 1
+    if POLICY or ASYNC:
+        if rep.stale + slack >= capacity:
+            return False
+        if rep.heap + rep.stale + slack >= capacity and rep.heap > 2 * rep.waiting:
             compact(S, r)
-            room = rep.heap + rep.stale + 2 * run.max_seqs + 1
-    return room < len(S.stash)
+    return rep.heap + rep.stale + slack < capacity
 
 
 # The run
 
 
+@hot
+def finish(S: Any, r: int) -> None:
+    """The oldest iteration under way ends; the next one is the oldest."""
+    rep = S.replica[r]
+    end_iteration(S, r)
+    S.end[r] = NEVER if rep.iteration == rep.done else S.step[r, (rep.done + 1) & 1].end
+
+
 @entry
-def run_until(table: int, horizon: int) -> int:
+def run_until(table: int) -> int:
     """Goes on until all is done or something stops it; a code.
 
-    ``table`` is the address of an address table.
-    Nothing happens after ``horizon`` (ps). GROW: call again with larger arrays. ROUTE: write a
-    replica to ``answer`` for the request ``pending`` and call again.
+    ``table`` is the address of an address table. GROW: call again with larger arrays.
     """
     S: Any = as_state(table)
     run = S.run
-    if run.pending != NONE and run.answer != NONE:
-        id, r = run.pending, run.answer
-        if not has_room(S, r):
-            return GROW
-        run.pending = run.answer = NONE
-        take_arrival(S, id)
-        code = send(S, id, r)
-        if code != DONE:
-            return code
+    depth = 2 if ASYNC else 1
     while True:
         now = run.now
         while True:
             id = next_arrival(S)
-            if id == NONE or S.arrival[id] > now:
+            if id == NONE or reaches(S, id) > now:
                 break
-            if run.ask_route:
-                run.pending = id
-                return ROUTE
             r = 0
             if run.replicas > 1:
                 r = route(S, id)
@@ -243,25 +225,31 @@ def run_until(table: int, horizon: int) -> int:
             code = send(S, id, r)
             if code != DONE:
                 return code
-        following = NEVER if id == NONE else S.arrival[id]
+        following = NEVER if id == NONE else reaches(S, id)
         for r in range(run.replicas):
             rep = S.replica[r]
-            while S.end[r] == NEVER and (rep.running > 0 or rep.waiting > 0):
+            while rep.iteration - rep.done < depth and (rep.running > 0 or rep.waiting > 0):
+                if ASYNC and rep.launched > now:  # the CPU is busy
+                    following = min(following, rep.launched)
+                    break
                 if not has_room(S, r):
                     return GROW
                 code = begin_iteration(S, r, now)
                 if code != DONE:
                     return code
-                if S.end[r] == now:  # nothing was computed
-                    S.end[r] = NEVER
-                    end_iteration(S, r, now)
+                if S.end[r] <= now:  # it took no time: what it brings comes first
+                    following = now
+                    while S.end[r] <= now:
+                        finish(S, r)
+                    break
+            if following <= now:
+                break
             following = min(following, S.end[r])
+        if following <= now:
+            continue
         if following == NEVER:
             return DONE
-        if following > horizon:
-            return HORIZON
         run.now = following
         for r in range(run.replicas):
-            if S.end[r] == following:
-                S.end[r] = NEVER
-                end_iteration(S, r, following)
+            while S.end[r] <= following:
+                finish(S, r)

@@ -5,3 +5,5 @@ in a fraction of the time.
 """
 
 POLICY = True  # scores that change, or preemption by policy
+PREFIX = True  # prefix caching
+ASYNC = True  # asynchronous scheduling

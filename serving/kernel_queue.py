@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lengthwise.serving.kernel_calls import hot, kernel
-from lengthwise.serving.kernel_flags import POLICY
-from lengthwise.serving.kernel_state import NONE
+from lengthwise.serving.kernel_flags import ASYNC, POLICY
+from lengthwise.serving.kernel_jit import hot, kernel
+from lengthwise.serving.kernel_state import NONE, OUT, WAITS
+
+# By arrival
 
 
 @hot
@@ -43,8 +45,26 @@ def pop_front(S: Any, r: int) -> None:
         rep.queue_tail = NONE
 
 
+@kernel
+def unlink(S: Any, r: int, id: int) -> None:
+    """A request leaves the fcfs queue, wherever it stands: near the front, as it was preempted."""
+    rep = S.replica[r]
+    if rep.queue_head == id:
+        pop_front(S, r)
+        return
+    before = rep.queue_head
+    while S.link[before] != id:
+        before = S.link[before]
+    S.link[before] = S.link[id]
+    if rep.queue_tail == id:
+        rep.queue_tail = before
+
+
+# By score
+
+
 @hot
-def before(S: Any, score: float, id: int, other_score: float, other: int) -> bool:
+def precedes(S: Any, score: float, id: int, other_score: float, other: int) -> bool:
     """Whether a request comes before another: by score, arrival and id."""
     if score != other_score:
         return score < other_score
@@ -62,7 +82,7 @@ def push(S: Any, r: int, score: float, id: int) -> None:
     while place > 0:
         parent = (place - 1) >> 1
         up = S.heap[r, parent]
-        if not before(S, score, id, up.score, up.id):
+        if not precedes(S, score, id, up.score, up.id):
             break
         here = S.heap[r, place]
         here.score, here.id = up.score, up.id
@@ -82,10 +102,10 @@ def sink(S: Any, r: int, place: int, score: float, id: int) -> None:
         down = S.heap[r, child]
         if child + 1 < size:
             right = S.heap[r, child + 1]
-            if before(S, right.score, right.id, down.score, down.id):
+            if precedes(S, right.score, right.id, down.score, down.id):
                 child += 1
                 down = right
-        if not before(S, down.score, down.id, score, id):
+        if not precedes(S, down.score, down.id, score, id):
             break
         here = S.heap[r, place]
         here.score, here.id = down.score, down.id
@@ -117,22 +137,38 @@ def heapify(S: Any, r: int) -> None:
 @hot
 def is_valid(S: Any, score: float, id: int) -> bool:
     """Whether an entry still stands: its request waits, and with that score."""
-    return S.link[id] != 0 and S.score[id] == score
+    return S.link[id] != OUT and (S.run.every or S.score[id] == score)
 
 
 @kernel
 def first(S: Any, r: int) -> int:
     """The waiting request that is next, by score; entries left behind are dropped on the way."""
-    run = S.run
-    if POLICY and run.scored and not run.every:
+    if POLICY or ASYNC:
         while not is_valid(S, S.heap[r, 0].score, S.heap[r, 0].id):
             pop(S, r)
     return S.heap[r, 0].id
 
 
 @kernel
+def take_first(S: Any, r: int) -> float:
+    """The first request of the heap waits no longer; its score."""
+    top = S.heap[r, 0]
+    score = top.score
+    S.link[top.id] = OUT
+    pop(S, r)
+    return score
+
+
+@kernel
+def put(S: Any, r: int, score: float, id: int) -> None:
+    """A request waits, with this score."""
+    S.link[id] = WAITS
+    push(S, r, score, id)
+
+
+@kernel
 def compact(S: Any, r: int) -> None:
-    """Drops the entries that were left behind, once they are the most."""
+    """Drops the entries that were left behind."""
     rep = S.replica[r]
     kept = 0
     for place in range(rep.heap):
@@ -143,3 +179,18 @@ def compact(S: Any, r: int) -> None:
             kept += 1
     rep.heap = kept
     heapify(S, r)
+
+
+@kernel
+def sort_heap(S: Any, r: int) -> None:
+    """Puts a replica's heap in full order, which is a heap too."""
+    rep = S.replica[r]
+    count = rep.heap
+    for place in range(count):
+        top, to = S.heap[r, 0], S.stash[place]
+        to.score, to.id = top.score, top.id
+        pop(S, r)
+    for place in range(count):
+        to = S.heap[r, place]
+        to.score, to.id = S.stash[place].score, S.stash[place].id
+    rep.heap = count

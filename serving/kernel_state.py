@@ -1,10 +1,10 @@
 """The state of the fast engine: one tuple of arrays that compiled functions share.
 
-A decoding request stores no progress. It stores the iteration at which it finishes and the
+A decoding request stores no progress. It stores the iteration that computes its last token and the
 difference between its computed tokens and its replica's iteration count, which stays the same for
 as long as it decodes; ``hist`` counts those differences modulo the block size, so one look-up gives
 the blocks that all decoding requests need in an iteration, and ``wheel`` holds, by iteration, the
-requests that finish.
+requests that come to their last token.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ from numpy.typing import NDArray
 from lengthwise import features
 from lengthwise.errors import InvariantError
 
-NONE = -1  # no slot, no request
-FREE, PREFILL, DECODE = 0, 1, 2  # states of a slot
+NONE = -1  # no slot, no request, no block
+# States of a slot; DRAIN: its last token is under way.
+FREE, PREFILL, DECODE, DRAIN = 0, 1, 2, 3
+# What ``link`` says of a request in a queue by score: TAKEN while its score is evaluated, YIELDED
+# when it was preempted by policy in this very iteration.
+OUT, WAITS, TAKEN, YIELDED = 0, 1, 2, 3
 NEVER = 2**63 - 1  # a time that does not come
 WHEEL = 1024  # iterations; one that lies further ahead is passed over once a turn
 
@@ -26,7 +30,7 @@ WHEEL = 1024  # iterations; one that lies further ahead is passed over once a tu
 FEATURE_ROW = np.dtype([(f.name, f.dtype) for f in features.FEATURES.values()])
 
 # What run_until returns.
-DONE, HORIZON, ROUTE, GROW, RAISED, NAN = 0, 1, 2, 3, 4, 5
+DONE, GROW, RAISED, NAN, ENDLESS = 0, 1, 2, 3, 4
 
 
 def _row(*names: str) -> np.dtype[np.void]:
@@ -39,13 +43,20 @@ RUN = np.dtype(
         *((name, np.int64) for name in (
             "requests", "replicas", "seed", "closed_loop",
             "max_seqs", "max_tokens", "block_size", "shift", "blocks", "watermark", "threshold",
-            "chunked", "full_isl", "prefix", "by_score", "scored", "every", "callback", "draws",
+            "chunked", "full_isl", "by_score", "scored", "every", "at_arrival", "callback",
+            "draws",
             "preemption", "max_per_step", "past_preemption", "applies_alone", "swap_ps",
-            "weighted", "choices",
+            "weighted", "choices", "log", "hash_tokens", "bucket_mask",
+            # timing, with one clock
             "prefill_seq_ps", "decode_seq_ps", "context_ps", "mixed_context_ps",
             "chunk_context_ps", "floor_ps", "floor_seq_ps",
-            "score_at", "router_at", "rows_at", "out_at", "log",
-            "now", "next_root", "children", "log_rows", "ask_route", "pending", "answer",
+            # and with two
+            "pipeline", "launch_decode", "launch_decode_seq", "launch_mixed_seq",
+            "launch_prefill_seq", "prepare", "prepare_seq", "schedule", "schedule_seq",
+            "update", "update_seq", "output", "output_seq", "tail",
+            # addresses
+            "score_at", "router_at", "rows_at", "out_at",
+            "now", "next_root", "children", "log_rows", "at_replica",
         )),
         *((name, np.float64) for name in ("price", "margin", "protect_after", "reserve")),
     ]
@@ -53,26 +64,29 @@ RUN = np.dtype(
 
 REPLICA = _row(
     "head", "tail", "free_slot", "running", "decoding", "offsets", "prefilling",
-    "free", "iteration", "waiting", "known", "queue_head", "queue_tail", "heap", "stale",
-    "routed", "outstanding", "acting", "swapped", "preempted", "pressed", "start",
-    "stalled", "stalled_offsets", "threshold", "running_scored", "waiting_scored",
+    "free", "iteration", "done", "waiting", "known", "queue_head", "queue_tail", "heap", "stale",
+    "routed", "outstanding", "acting", "swapped", "preempted", "pressed", "victims", "orphans",
+    "futile", "start", "free_at", "launched", "threshold", "stalled", "stalled_offsets",
+    "blank", "oldest", "newest", "hits",
+    "running_scored", "waiting_scored",
     "seen_running", "seen_waiting", "seen_used", "seen_routed", "seen_outstanding",
 )  # fmt: skip
 
+# An iteration in flight: two rows a replica, by the parity of its number.
+STEP = _row("end", "seen", "firsts", "sequences", "yields")
+
 # A seat in a replica's batch. ``offset`` (decoding): computed tokens less iterations.
-SLOT = np.dtype(
-    [
-        *((name, np.int32) for name in (
-            "id", "state", "previous", "next", "wheel_previous", "wheel_next",
-            "stamp", "again",
-        )),
-        *((name, np.int64) for name in ("finish", "offset", "computed", "known", "held", "tokens")),
-        ("score", np.float64),
-    ],
-    align=True,
+SLOT = _row(
+    "id", "state", "previous", "next", "wheel_previous", "wheel_next", "finish", "offset",
+    "computed", "known", "held", "hashed", "tokens", "stamp", "acted", "again",
+    "stalled_even", "stalled_odd",
 )  # fmt: skip
+SLOT = np.dtype([*SLOT.descr, ("score", np.float64)])
 
 WAITING = np.dtype([("score", np.float64), ("id", np.int64)])
+
+# A KV block. ``key`` is what it holds, 0 for nothing; the queue is that of eviction.
+BLOCK = _row("key", "references", "older", "newer", "bucket_previous", "bucket_next")
 
 LOG = _row(
     "replica", "start_ps", "duration_ps", "prefill_tokens", "decode_seqs", "running", "waiting",
@@ -85,32 +99,47 @@ class State(NamedTuple):
 
     run: NDArray[Any]  # (1,) RUN
     replica: NDArray[Any]  # (R,) REPLICA
-    end: NDArray[Any]  # (R,) when the iteration under way ends, NEVER if none is
+    end: NDArray[Any]  # (R,) when the oldest iteration under way ends, NEVER if none is
+    step: NDArray[Any]  # (R, 2) STEP
     slot: NDArray[Any]  # (R * M,) SLOT
     acting: NDArray[Any]  # (R, M) slots that prefill in this iteration, in order
+    first: NDArray[Any]  # (R * 2, M) requests whose first token an iteration makes
+    orphan: NDArray[Any]  # (R, 2 * M) requests preempted while a token of theirs is under way
     wheel: NDArray[Any]  # (R, WHEEL) first slot of each list
     hist: NDArray[Any]  # (R, block_size)
     heap: NDArray[Any]  # (R, capacity) WAITING
     stash: NDArray[Any]  # (capacity,) WAITING
-    stale: NDArray[Any]  # (R, capacity)
+    stale: NDArray[Any]  # (R, capacity) requests whose scores are out of date
     decode_ps: NDArray[Any]
     mixed_ps: NDArray[Any]
+    decode_context_ps: NDArray[Any]
+    mixed_launch_ps: NDArray[Any]
     log: NDArray[Any]  # (capacity,) LOG
     rows: NDArray[Any]  # (capacity,) FEATURE_ROW
     out: NDArray[Any]  # (capacity,)
     places: NDArray[Any]  # (R,) scratch
+    # prefix caching: B blocks a replica, of which the first is vLLM's null block
+    block: NDArray[Any]  # (R, B) BLOCK
+    bucket: NDArray[Any]  # (R, buckets) first block of each list
+    bucket_end: NDArray[Any]  # (R, buckets) last block of each list
+    held: NDArray[Any]  # (R * M, blocks of the longest request)
+    hit: NDArray[Any]  # (blocks of the longest request,) what was found for a waiting request
+    chain: NDArray[Any]  # (hashes,) identities of all prefixes that end with a hash
+    chain_at: NDArray[Any]  # (n + 1,) where a request's begin
     # requests, (n,) each
     arrival: NDArray[Any]  # ps; children of a closed loop get theirs in the run
     planned: NDArray[Any]
+    reach_ps: NDArray[Any]  # from the arrival until the scheduler sees it
     prompt: NDArray[Any]
     output: NDArray[Any]
     predicted: NDArray[Any]
     priority: NDArray[Any]
     deadline: NDArray[Any]
     score: NDArray[Any]
-    link: NDArray[Any]  # the next in an fcfs queue; whether it waits, in one by score
+    link: NDArray[Any]  # the next in an fcfs queue; OUT, WAITS ... in one by score
     generated: NDArray[Any]  # of requests that wait
-    reach: NDArray[Any]  # computed tokens lost in preemptions
+    reach: NDArray[Any]  # the most tokens ever computed, of requests that were preempted
+    flight: NDArray[Any]  # the iteration that a preempted request was in last
     stored: NDArray[Any]
     think: NDArray[Any]
     first_child: NDArray[Any]
@@ -127,19 +156,23 @@ class State(NamedTuple):
     cached: NDArray[Any]
 
 
+_INT32 = (
+    "link", "generated", "reach", "flight", "stored", "first_child", "sibling", "calendar", "roots"
+)  # fmt: skip
+
 # dtype and dimensions of each, as the compiled functions take them
 KINDS: dict[str, tuple[np.dtype[Any], int]] = {
     name: (np.dtype(np.int64), 1) for name in State._fields
 } | {
     "run": (RUN, 0), "replica": (REPLICA, 1), "slot": (SLOT, 1), "log": (LOG, 1),
-    "heap": (WAITING, 2), "stash": (WAITING, 1), "rows": (FEATURE_ROW, 1),
-    "acting": (np.dtype(np.int32), 2), "wheel": (np.dtype(np.int32), 2),
-    "hist": (np.dtype(np.int64), 2), "stale": (np.dtype(np.int32), 2),
+    "step": (STEP, 2), "heap": (WAITING, 2), "stash": (WAITING, 1), "rows": (FEATURE_ROW, 1),
+    "block": (BLOCK, 2), "hist": (np.dtype(np.int64), 2),
     **{name: (np.dtype(np.float64), 1) for name in ("out", "predicted", "deadline", "score")},
+    **{name: (np.dtype(np.int32), 1) for name in _INT32},
     **{
-        name: (np.dtype(np.int32), 1)
+        name: (np.dtype(np.int32), 2)
         for name in (
-            "link", "generated", "reach", "stored", "first_child", "sibling", "calendar", "roots"
+            "acting", "first", "orphan", "wheel", "stale", "bucket", "bucket_end", "held"
         )
     },
 }  # fmt: skip

@@ -4,15 +4,18 @@ import dataclasses
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lengthwise.errors import InputError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.serving import Engine, kernel
 from lengthwise.serving.run import run
 from lengthwise.serving.timing.linear import LinearTiming
+from lengthwise.serving.timing.model import Pipeline
 from lengthwise.workload import Workload
 
 POLICIES = (
@@ -24,6 +27,28 @@ POLICIES = (
     "srtf+admit:reserve=0.3", "priority+preempt:price=0.0", "mlfq+preempt:mode=none",
 )  # fmt: skip
 ROUTERS = ("round-robin", "random", "jsq", "least-tokens", "power-of-two", "least-tokens:choices=2")
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoClocks(LinearTiming):
+    """A linear timing that knows the pipeline of asynchronous scheduling too."""
+
+    terms: tuple = ()
+
+    def pipeline(self, max_num_batched_tokens, max_num_seqs):
+        tables = self.tables(max_num_batched_tokens, max_num_seqs)
+        return Pipeline(
+            tables.decode_ps, np.full(max_num_seqs + 1, tables.context_ps), tables.mixed_ps,
+            tables.mixed_ps // 3, dict(self.terms),
+        )  # fmt: skip
+
+
+TERMS = (
+    "mixed_context", "chunk_context", "decode_seq", "prefill_seq", "launch_decode",
+    "launch_decode_seq", "launch_mixed_seq", "launch_prefill_seq", "prepare", "prepare_seq",
+    "schedule", "schedule_seq", "update", "update_seq", "arrival", "arrival_token", "output",
+    "output_seq", "tail",
+)  # fmt: skip
 
 
 def trial(seed):
@@ -50,6 +75,12 @@ def trial(seed):
     if rng.random() < 0.2:
         columns["parent"] = np.array([int(rng.integers(-1, i)) if i else -1 for i in range(n)])
         columns["think_s"] = np.round(rng.exponential(0.1, n), 2)
+    if rng.random() < 0.4:  # prefixes drawn from few, of lengths that fit blocks or do not
+        columns["hash_block_tokens"] = np.full(n, one(block_size, 5, 32))
+        families = [rng.integers(0, 4, 40).tolist() for _ in range(3)]
+        columns["prefix_hashes"] = [
+            tuple(families[rng.integers(3)][: rng.integers(0, 12)]) for _ in range(n)
+        ]
     most = -(-int((prompt + output).max()) // block_size) + 1
     max_num_seqs = int(one(1, 2, 5, 16, 64))
     chunked = rng.random() < 0.85
@@ -63,8 +94,17 @@ def trial(seed):
         long_prefill_token_threshold=int(one(0, 0, 0, 3, 16)),
         scheduler_reserve_full_isl=bool(rng.random() < 0.7),
         watermark=float(one(0.0, 0.0, 0.05)),
+        enable_prefix_caching=bool(rng.random() < 0.4),
+        async_scheduling=bool(rng.random() < 0.4),
+        long_prefill_applies_alone=bool(rng.random() < 0.3),
+        schedule_past_preemption=bool(rng.random() < 0.7),
     )
-    timing = LinearTiming(
+    kind = LinearTiming
+    if rng.random() < 0.5:
+        high = int(one(1, 10**9, 5 * 10**9))
+        terms = tuple((name, int(rng.integers(0, high))) for name in TERMS)
+        kind = partial(TwoClocks, terms=terms)
+    timing = kind(
         base_s=float(one(0.0, 0.005)), per_prefill_token_s=float(one(0.0, 2e-5, 1e-3)),
         per_sequence_s=float(one(0.0, 4e-5)), per_context_token_s=float(one(0.0, 1e-6)),
     )  # fmt: skip
@@ -104,15 +144,27 @@ def _same(first, second):
     return first.dtype == second.dtype and first.tobytes() == second.tobytes()
 
 
+def outcome(engine, workload, given):
+    """The records, or the line with which the run was refused (preemption without end)."""
+    try:
+        return engine(workload, **given)
+    except InputError as error:
+        return str(error)
+
+
 def disagreements(seeds):
-    """Trials in which the engines differ, with the columns."""
+    """Trials in which the engines differ, with the columns, or with what each refused."""
     found = {}
     for seed in seeds:
         given = trial(seed)
         workload = given.pop("workload")
         assert kernel.supports(workload, **given) is None
-        slow = run(workload, backend="reference", **given)
-        columns = differences(slow, kernel.run(workload, **given))
+        slow = outcome(partial(run, backend="reference"), workload, given)
+        fast = outcome(kernel.run, workload, given)
+        if isinstance(slow, str) or isinstance(fast, str):
+            columns = [] if str(slow) == str(fast) else [str(slow), str(fast)]
+        else:
+            columns = differences(slow, fast)
         if columns:
             found[seed] = columns
     return found
@@ -135,9 +187,10 @@ def test_no_trial_reads_or_writes_outside_an_array():
     code = (
         "import runpy, sys\n"
         "from lengthwise.serving import kernel\n"
-        "trial = runpy.run_path(sys.argv[1])['trial']\n"
+        "module = runpy.run_path(sys.argv[1])\n"
         "for seed in range(2000):\n"
-        "    given = trial(seed); kernel.run(given.pop('workload'), **given)\n"
+        "    given = module['trial'](seed)\n"
+        "    module['outcome'](kernel.run, given.pop('workload'), given)\n"
     )
     env = {**os.environ, "NUMBA_BOUNDSCHECK": "1"}
     subprocess.run([sys.executable, "-c", code, str(Path(__file__))], env=env, check=True)

@@ -1,0 +1,218 @@
+"""The KV blocks of the fast engine where prefix caching tells them apart: ``kv_cache.KVCache``.
+
+A block that holds known content stands in a bucket of a hash table, behind those that came to hold
+the same before it; when nobody uses it, it waits in a queue to be evicted, oldest first.
+"""
+
+# numba types what follows; to mypy every number that an array yields is Any
+# mypy: disable-error-code="no-any-return, return-value, call-arg"
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lengthwise.serving.kernel_batch import blocks_for
+from lengthwise.serving.kernel_jit import entry, hot, kernel, splitmix64
+from lengthwise.serving.kernel_state import NONE
+
+INDEX_BITS = 24  # of a key: the block's place in its request
+
+
+@entry
+def number_prefixes(hashes: Any, at: Any, table: Any, numbers: Any) -> None:
+    """Numbers each prefix of each request's hashes, equal prefixes alike.
+
+    ``at`` (n + 1,) says where a request's hashes begin; ``table`` (size, 3) is scratch, filled with
+    -1, its size a power of two of at least twice the hashes: (prefix before, hash, number).
+    """
+    mask = np.uint64(len(table) - 1)
+    count = 0
+    for request in range(len(at) - 1):
+        before = -1
+        for place in range(at[request], at[request + 1]):
+            mixed = splitmix64(np.uint64(hashes[place])) + np.uint64(before)
+            entry_at = np.int64(splitmix64(mixed) & mask)
+            while table[entry_at, 2] >= 0 and (
+                table[entry_at, 0] != before or table[entry_at, 1] != hashes[place]
+            ):
+                entry_at = np.int64((np.uint64(entry_at) + np.uint64(1)) & mask)
+            if table[entry_at, 2] < 0:
+                table[entry_at, 0], table[entry_at, 1] = before, hashes[place]
+                table[entry_at, 2] = count
+                count += 1
+            before = table[entry_at, 2]
+            numbers[place] = before
+
+
+@kernel
+def shared_blocks(S: Any, id: int) -> int:
+    """Leading blocks of a prompt whose content other requests may have too."""
+    hashes = S.chain_at[id + 1] - S.chain_at[id]
+    return min(hashes * S.run.hash_tokens, S.prompt[id]) // S.run.block_size
+
+
+@hot
+def key_of(S: Any, id: int, index: int, shared: int) -> int:
+    """The identity of a request's tokens up to the end of its block ``index``; never 0."""
+    if index < shared:
+        last = ((index + 1) * S.run.block_size - 1) // S.run.hash_tokens
+        return ((S.chain[S.chain_at[id] + last] + 1) << INDEX_BITS) | index
+    return -1 - ((id << INDEX_BITS) | index)
+
+
+@hot
+def bucket_of(S: Any, key: int) -> int:
+    """Where in the hash table a key stands; the number of buckets is a power of two."""
+    mask = S.run.bucket_mask
+    return np.int64(splitmix64(np.uint64(key)) & np.uint64(mask))
+
+
+@kernel
+def find(S: Any, r: int, id: int, known: int) -> None:
+    """Writes the blocks of a request's longest cached prefix to ``hit``, their number to ``hits``.
+
+    The last known token is never taken from the cache: computing it yields the next one.
+    """
+    shared = shared_blocks(S, id)
+    count = 0
+    for index in range((known - 1) // S.run.block_size):
+        key = key_of(S, id, index, shared)
+        block = S.bucket[r, bucket_of(S, key)]
+        while block != NONE and S.block[r, block].key != key:
+            block = S.block[r, block].bucket_next
+        if block == NONE:
+            break
+        S.hit[count] = block
+        count += 1
+    S.replica[r].hits = count
+
+
+@kernel
+def demand(S: Any, r: int, tokens: int) -> int:
+    """Free blocks that a request of ``tokens`` tokens takes, given what ``find`` wrote."""
+    hits = S.replica[r].hits
+    needed = blocks_for(S, tokens) - hits
+    for place in range(hits):
+        if S.block[r, S.hit[place]].references == 0:
+            needed += 1
+    return needed
+
+
+@hot
+def out_of_queue(S: Any, r: int, block: int) -> None:
+    """A block that was to be evicted is used again, or is evicted."""
+    rep, bl = S.replica[r], S.block[r, block]
+    if bl.older == NONE:
+        rep.oldest = bl.newer
+    else:
+        S.block[r, bl.older].newer = bl.newer
+    if bl.newer == NONE:
+        rep.newest = bl.older
+    else:
+        S.block[r, bl.newer].older = bl.older
+
+
+@kernel
+def forget(S: Any, r: int, block: int) -> None:
+    """A block's content is lost."""
+    bl = S.block[r, block]
+    bucket = bucket_of(S, bl.key)
+    if bl.bucket_previous == NONE:
+        S.bucket[r, bucket] = bl.bucket_next
+    else:
+        S.block[r, bl.bucket_previous].bucket_next = bl.bucket_next
+    if bl.bucket_next == NONE:
+        S.bucket_end[r, bucket] = bl.bucket_previous
+    else:
+        S.block[r, bl.bucket_next].bucket_previous = bl.bucket_previous
+    bl.key = 0
+
+
+@hot
+def take(S: Any, r: int) -> int:
+    """A free block: one without content if there is any, else the least recently used."""
+    rep = S.replica[r]
+    block = rep.blank
+    if block != NONE:
+        rep.blank = S.block[r, block].newer
+    else:
+        block = rep.oldest
+        out_of_queue(S, r, block)
+        forget(S, r, block)
+    S.block[r, block].references = 1
+    return block
+
+
+@kernel
+def admit(S: Any, r: int, s: int, tokens: int) -> None:
+    """Gives a new request the blocks that ``find`` wrote, and room for ``tokens`` in all."""
+    rep, sl = S.replica[r], S.slot[s]
+    for place in range(rep.hits):
+        block = S.hit[place]
+        bl = S.block[r, block]
+        if bl.references == 0:
+            out_of_queue(S, r, block)
+            rep.free -= 1
+        bl.references += 1
+        S.held[s, place] = block
+    sl.held = sl.hashed = rep.hits
+    grow(S, r, s, blocks_for(S, tokens) - sl.held)
+
+
+@kernel
+def grow(S: Any, r: int, s: int, more: int) -> None:
+    """Gives a request ``more`` blocks, which are there."""
+    rep, sl = S.replica[r], S.slot[s]
+    for place in range(sl.held, sl.held + more):
+        S.held[s, place] = take(S, r)
+    rep.free -= more
+    sl.held += more
+
+
+@kernel
+def remember(S: Any, r: int, s: int, tokens: int) -> None:
+    """Registers the request's full blocks among its first ``tokens`` tokens as cached."""
+    sl = S.slot[s]
+    full = tokens // S.run.block_size
+    if full <= sl.hashed:
+        return
+    shared = shared_blocks(S, sl.id)
+    for index in range(sl.hashed, full):
+        block = S.held[s, index]
+        bl = S.block[r, block]
+        bl.key = key_of(S, sl.id, index, shared)
+        bucket = bucket_of(S, bl.key)
+        last = S.bucket_end[r, bucket]
+        bl.bucket_previous, bl.bucket_next = last, NONE
+        if last == NONE:
+            S.bucket[r, bucket] = block
+        else:
+            S.block[r, last].bucket_next = block
+        S.bucket_end[r, bucket] = block
+    sl.hashed = full
+
+
+@kernel
+def release(S: Any, r: int, s: int) -> None:
+    """Takes a request's blocks back, its last block first, so that tails are evicted first."""
+    rep, sl = S.replica[r], S.slot[s]
+    place = sl.held - 1
+    while place >= 0:
+        block = S.held[s, place]
+        bl = S.block[r, block]
+        bl.references -= 1
+        if bl.references == 0:
+            rep.free += 1
+            if bl.key != 0:
+                bl.older, bl.newer = rep.newest, NONE
+                if rep.newest == NONE:
+                    rep.oldest = block
+                else:
+                    S.block[r, rep.newest].newer = block
+                rep.newest = block
+            else:
+                bl.newer = rep.blank
+                rep.blank = block
+        place -= 1

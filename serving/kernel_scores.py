@@ -1,0 +1,166 @@
+"""What the fast engine's scores see and when they are evaluated, as in ``scoring``."""
+
+# numba types what follows; to mypy every number that an array yields is Any
+# mypy: disable-error-code="no-any-return, return-value, call-arg"
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lengthwise.serving.kernel_batch import computed_of, generated_of
+from lengthwise.serving.kernel_flags import ASYNC
+from lengthwise.serving.kernel_jit import call_score, hot, kernel, uniform
+from lengthwise.serving.kernel_queue import compact, heapify, push, sort_heap
+from lengthwise.serving.kernel_state import DONE, NAN, NONE, RAISED, TAKEN, WAITS
+
+PS = 10**12
+FRACTION = 1024
+
+
+@hot
+def weight(S: Any, id: int) -> int:
+    """Prompt and predicted tokens x FRACTION."""
+    tokens = np.float64(S.prompt[id])
+    if len(S.predicted):
+        tokens += S.predicted[id]
+    return np.int64(np.rint(tokens * FRACTION))
+
+
+@kernel
+def look(S: Any, r: int) -> None:
+    """Fixes what the scores of this iteration see of the replica."""
+    rep = S.replica[r]
+    rep.seen_running = rep.running
+    rep.seen_waiting = rep.waiting
+    rep.seen_used = S.run.blocks - rep.free
+    rep.seen_routed = rep.routed
+    rep.seen_outstanding = rep.outstanding
+
+
+@kernel
+def fill(
+    S: Any, r: int, row: int, id: int, generated: int, computed: int, preemptions: int
+) -> None:
+    """Writes the features of a request in a replica."""
+    run, rep, to = S.run, S.replica[r], S.rows[row]
+    to.arrival_s = np.float64(S.arrival[id]) / PS
+    to.prompt_tokens = S.prompt[id]
+    if len(S.predicted):
+        to.predicted_tokens = S.predicted[id]
+    if len(S.priority):
+        to.priority = S.priority[id]
+    if len(S.deadline):
+        to.deadline_s = S.deadline[id]
+    to.generated_tokens = generated
+    to.computed_tokens = computed
+    to.preemptions = preemptions
+    to.now_s = np.float64(run.now) / PS
+    to.running_requests = rep.seen_running
+    to.waiting_requests = rep.seen_waiting
+    to.kv_utilization = rep.seen_used / run.blocks
+    to.routed_requests = rep.seen_routed
+    to.outstanding_tokens = rep.seen_outstanding / FRACTION
+    if run.draws:
+        to.random_draw = uniform(np.uint64(run.seed), id, r)
+
+
+@kernel
+def evaluate(S: Any, address: int, count: int) -> int:
+    """Scores of the rows that were filled; a code."""
+    run = S.run
+    if call_score(address, run.rows_at, count, run.out_at):
+        return RAISED
+    for i in range(count):
+        if np.isnan(S.out[i]):
+            return NAN
+    return DONE
+
+
+@hot
+def score_at_arrival(S: Any, r: int, id: int) -> int:
+    """Writes the score of a request that arrives now to ``score``; a code."""
+    look(S, r)
+    fill(S, r, 0, id, 0, 0, 0)
+    code = evaluate(S, S.run.score_at, 1)
+    S.score[id] = S.out[0]
+    return code
+
+
+@kernel
+def score_running(S: Any, r: int) -> int:
+    """Scores of the running requests, once an iteration."""
+    run, rep = S.run, S.replica[r]
+    if not run.scored or rep.running_scored == rep.iteration or rep.running == 0:
+        return DONE
+    rep.running_scored = rep.iteration
+    s, row = rep.head, 0
+    while s != NONE:
+        id = S.slot[s].id
+        fill(S, r, row, id, generated_of(S, r, s), computed_of(S, r, s), S.preemptions[id])
+        row += 1
+        s = S.slot[s].next
+    code = evaluate(S, run.score_at, row)
+    s, row = rep.head, 0
+    while s != NONE:
+        S.slot[s].score = S.out[row]
+        row += 1
+        s = S.slot[s].next
+    return code
+
+
+@kernel
+def score_waiting(S: Any, r: int) -> int:
+    """Scores of those waiting requests whose scores may have changed, once an iteration."""
+    run, rep = S.run, S.replica[r]
+    if not run.scored or not run.by_score or rep.waiting_scored == rep.iteration:
+        return DONE
+    rep.waiting_scored = rep.iteration
+    if run.every:
+        return score_all_waiting(S, r)
+    count = 0
+    for place in range(rep.stale):
+        id = S.stale[r, place]
+        if S.link[id] == WAITS:  # and was not taken before
+            S.link[id] = TAKEN
+            S.stale[r, count] = id
+            fill(S, r, count, id, S.generated[id], 0, S.preemptions[id])
+            count += 1
+    rep.stale = 0
+    if count == 0:
+        return DONE
+    code = evaluate(S, run.score_at, count)
+    for place in range(count):
+        id = S.stale[r, place]
+        S.link[id] = WAITS
+        if S.out[place] != S.score[id]:
+            S.score[id] = S.out[place]
+            push(S, r, S.score[id], id)
+    return code
+
+
+@kernel
+def score_all_waiting(S: Any, r: int) -> int:
+    """Scores of all waiting requests: they change with the clock or the replica's state."""
+    run, rep = S.run, S.replica[r]
+    if ASYNC:
+        compact(S, r)
+    if rep.heap == 0:
+        return DONE
+    if run.callback:  # array arithmetic may depend on the order
+        sort_heap(S, r)
+    done = 0
+    while done < rep.heap:
+        count = min(rep.heap - done, len(S.rows))
+        for row in range(count):
+            id = S.heap[r, done + row].id
+            fill(S, r, row, id, S.generated[id], 0, S.preemptions[id])
+        code = evaluate(S, run.score_at, count)
+        if code != DONE:
+            return code
+        for row in range(count):
+            S.heap[r, done + row].score = S.out[row]
+        done += count
+    heapify(S, r)
+    return DONE
