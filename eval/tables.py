@@ -8,6 +8,7 @@ from typing import Literal
 
 from lengthwise.eval.compare import BOUND, Comparison, Contender
 from lengthwise.eval.statistics import Interval, paired_ratio
+from lengthwise.policies import load_policy
 
 Verdict = Literal["better", "worse", "same", ""]
 
@@ -123,10 +124,17 @@ def heading(comparison: Comparison, rate: float) -> str:
     baseline = comparison.contenders[0]
     wait = comparison.interval(rate, baseline, "wait_mean_s").mean
     latency = comparison.interval(rate, baseline, "e2e_mean_s").mean
-    queue = "a queue forms" if wait > 0.05 * latency else "no queue forms"
+    queue = "a queue forms" if _queue_forms(comparison, rate) else "no queue forms"
     at = comparison.offered_rate(rate) if math.isnan(rate) else rate
     speed = "all at once" if math.isinf(at) else f"{at:.3g} requests/s"
     return f"{speed}: {queue} (under fcfs a request waits {_rough(wait)} s of {number(latency)} s)"
+
+
+def _queue_forms(comparison: Comparison, rate: float) -> bool:
+    """Whether waiting under fcfs is more than a twentieth of the latency."""
+    baseline = comparison.contenders[0]
+    wait = comparison.interval(rate, baseline, "wait_mean_s").mean
+    return wait > 0.05 * comparison.interval(rate, baseline, "e2e_mean_s").mean
 
 
 def _rough(value: float) -> str:
@@ -157,5 +165,26 @@ def footnote(comparison: Comparison) -> str:
     )
     return (
         f"{spread}{BOUND}: no schedule has a lower mean, whatever it knows; "
-        "what is reachable lies above."
+        f"what is reachable lies above.{_unmoved(comparison)}"
     )
+
+
+def _unmoved(comparison: Comparison) -> str:
+    """Policies whose preemption was never worth its price, so that they were fcfs throughout."""
+    baseline, *others = comparison.contenders
+    if not any(_queue_forms(comparison, rate) for rate in comparison.rates):
+        return ""
+
+    def latencies(who: Contender) -> list[list[float]]:
+        names = who.policy_name, who.predictor_name, "e2e_mean_s"
+        return [comparison.values(rate, *names).tolist() for rate in comparison.rates]
+
+    notes: dict[str, str] = {}
+    for who in others:
+        rule = load_policy(who.policy).preemption
+        if rule.mode != "none" and rule.price > 0 and latencies(who) == latencies(baseline):
+            notes[who.policy_name] = (
+                f" {who.policy_name} ran as fcfs: no preemption was worth its price here "
+                "(+preempt:price=0 preempts all the same)."
+            )
+    return "".join(notes.values())

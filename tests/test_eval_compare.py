@@ -18,7 +18,7 @@ from lengthwise.eval.publish import pick_timelines, publish
 from lengthwise.eval.simulate import simulate
 from lengthwise.eval.source import Fixed, Spelled
 from lengthwise.eval.statistics import Interval
-from lengthwise.eval.tables import heading, number, with_interval
+from lengthwise.eval.tables import footnote, heading, number, with_interval
 from lengthwise.eval.terminal import comparison_view, console, markdown
 from lengthwise.serving import Engine
 from lengthwise.workload import Workload
@@ -62,6 +62,16 @@ def test_order_gains_nothing_until_a_queue_forms(grid: Comparison) -> None:
     # a perfect predictor is worth more than a noisy one, and neither beats the bound
     means = [grid.interval(12.0, who, "e2e_mean_s").mean for who in (oracle, noisy)]
     assert grid.bound(12.0).mean < means[0] < means[1]
+
+
+def test_preemption_that_never_pays_is_said() -> None:
+    dear, free = "mlfq+preempt:price=100", "mlfq:quantum=4+preempt:price=0"
+    found = compare(SOURCE, (dear, free), (), (12.0,), 1, ENGINE)
+    assert not found.values(12.0, dear, "none", "preemptions").any()
+    assert found.values(12.0, free, "none", "preemptions").any()
+    assert f"{dear} ran as fcfs" in footnote(found)
+    assert f"{free} ran as" not in footnote(found)
+    assert "ran as" not in footnote(compare(SOURCE, (dear,), (), (2.0,), 1, ENGINE))
 
 
 def test_processes_change_nothing(grid: Comparison) -> None:

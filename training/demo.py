@@ -24,7 +24,7 @@ TRAINING_SEED = 1_000_000  # not among the seeds of the comparison
 REQUESTS = 3000
 POLICIES = ("fcfs", "sjf", "srtf", "mlfq")
 # requests/s on vLLM's default engine: no queue, about saturation, above it
-RATES = (20.0, 40.0, 50.0)
+RATES = (30.0, 50.0, 60.0)
 SEEDS = 5
 
 
