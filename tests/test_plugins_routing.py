@@ -35,10 +35,10 @@ def test_jsq_counts_what_has_not_come_back() -> None:
     for request, replica in enumerate("aabbbc"):
         router.sent(replica, request)
     assert router.rank(ABC) == ["c", "a", "b"]
-    router.done("b", 2)
-    router.done("b", 3)
-    router.done("b", 4)
-    router.done("b", 99)  # of somebody else
+    router.done(2)
+    router.done(3)
+    router.done(4)
+    router.done(99)  # of somebody else
     assert router.rank(ABC) == ["b", "c", "a"]
     assert router.unfinished("a") == 2
 
@@ -101,7 +101,7 @@ def test_replicas_come_and_go() -> None:
     for request in range(10):
         router.sent(router.rank(["a", "b"])[0], request)
     router.keep(["b", "new"])
-    router.done("a", 0)  # of one that is gone
+    router.done(0)  # of one that is gone
     taken = []
     for request in range(10, 14):
         best = router.rank(["b", "new"])[0]

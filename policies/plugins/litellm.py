@@ -1,6 +1,6 @@
 """Routing policies in LiteLLM's router.
 
-    strategy = RoutingStrategy(router, "least-tokens", predict=lambda text: 120)
+    strategy = RoutingStrategy(router, "least-tokens", predict="./p")
     router.set_custom_routing_strategy(strategy)
 
 Deployments that LiteLLM has on cooldown are not offered to the policy.
@@ -9,70 +9,53 @@ Deployments that LiteLLM has on cooldown are not offered to the policy.
 from __future__ import annotations
 
 import asyncio
-import math
+import functools
+import os
 import uuid
-from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, cast
+from weakref import WeakSet
 
+from lengthwise.policies.plugins.metrics import Counters
+from lengthwise.policies.plugins.prompt_lengths import Predict, PromptLengths
 from lengthwise.policies.plugins.routing import ReplicaRouter
 from lengthwise.policy import RoutingPolicy
 
-CHARACTERS_PER_TOKEN = 4.0  # where nothing better is known of a prompt
+TAG = "lengthwise_request"  # in a call's metadata, which LiteLLM hands back when the call ended
+METADATA = ("litellm_metadata", "metadata")
+_strategies: WeakSet[RoutingStrategy] = WeakSet()  # as LiteLLM's callbacks, one a process
 
 
-def RoutingStrategy(
-    router: Any,
-    policy: str | RoutingPolicy,
-    *,
-    predict: Callable[[str], float] | None = None,
-    predict_timeout_s: float = 0.5,
-    default_tokens: float = 256.0,
-    seed: int = 0,
-) -> Any:
-    """A ``CustomRoutingStrategyBase`` for ``router`` that runs a routing policy.
+class RoutingStrategy:
+    """For ``Router.set_custom_routing_strategy``: runs a routing policy or an exported bundle.
 
-    ``predict`` maps a prompt to its answer's tokens; it runs in a thread, and a failure or a
-    time-out means the default. Raises ``InputError`` for a policy that reads what LiteLLM can't
-    know.
+    ``predict`` maps a prompt to its answer's tokens, or is the folder of a saved predictor; a
+    failure or a time-out means the default. Raises ``InputError`` for a policy that reads what
+    LiteLLM can't know, and for a folder that holds no predictor.
     """
-    import litellm
-    from litellm.integrations.custom_logger import CustomLogger
-    from litellm.types.router import CustomRoutingStrategyBase
 
-    strategy = _Strategy(
-        router, ReplicaRouter(policy, seed=seed), predict, predict_timeout_s, default_tokens
-    )
-
-    class Watch(CustomLogger):  # type: ignore[misc]
-        """Tells the strategy what ended."""
-
-        async def async_log_success_event(self, kwargs: Any, *rest: Any) -> None:
-            strategy.ended(kwargs)
-
-        async def async_log_failure_event(self, kwargs: Any, *rest: Any) -> None:
-            strategy.ended(kwargs)
-
-    made = type("LengthwiseRoutingStrategy", (_Strategy, CustomRoutingStrategyBase), {})
-    strategy.__class__ = cast(Any, made)
-    litellm.logging_callback_manager.add_litellm_callback(Watch())
-    return strategy
-
-
-class _Strategy:
     def __init__(
         self,
         router: Any,
-        ranking: ReplicaRouter,
-        predict: Callable[[str], float] | None,
-        timeout_s: float,
-        default_tokens: float,
+        policy: str | RoutingPolicy,
+        *,
+        predict: Predict | str | os.PathLike[str] | None = None,
+        predict_timeout_s: float = 0.5,
+        default_tokens: float = 256.0,
+        seed: int = 0,
     ) -> None:
-        self.ranking = ranking
+        self.ranking = ReplicaRouter(policy, seed=seed)
         self._router = router
-        self._predict, self._timeout_s = predict, timeout_s
-        self._default = default_tokens
-        self._sent: defaultdict[str, deque[str]] = defaultdict(deque)  # deployment -> requests
+        self._lengths = PromptLengths(
+            predict, predict_timeout_s, default_tokens, self.ranking.counters
+        )
+        self._callers: dict[str, tuple[Any, Callable[[Any], None]]] = {}  # request -> its task
+        _tell(self)
+
+    @property
+    def counters(self) -> Counters:
+        """What was predicted and what fell back."""
+        return self.ranking.counters
 
     async def async_get_available_deployment(
         self,
@@ -83,49 +66,53 @@ class _Strategy:
         request_kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """The deployment that the policy ranks first among the healthy ones."""
+        call = {} if request_kwargs is None else request_kwargs
         healthy = await self._router.async_get_healthy_deployments(
-            model=model, request_kwargs=request_kwargs or {}, messages=messages, input=input,
+            model=model, request_kwargs=call, messages=messages, input=input,
             specific_deployment=specific_deployment,
         )  # fmt: skip
         if isinstance(healthy, dict):
             return healthy
         by_id = {deployment["model_info"]["id"]: deployment for deployment in healthy}
         text = _text(messages, input)
-        prompt = max(len(text) / CHARACTERS_PER_TOKEN, 1.0)
-        predicted = await self._length(text)
+        prompt, predicted = await self._lengths.of(text)
         (best, *_) = self.ranking.rank(
             list(by_id), prompt_tokens=prompt, predicted_tokens=predicted
         )
         request = uuid.uuid4().hex
-        self._sent[str(best)].append(request)
         self.ranking.sent(best, request, prompt + predicted)
+        name = next((name for name in METADATA if isinstance(call.get(name), dict)), METADATA[-1])
+        call[name] = {**(call.get(name) or {}), TAG: request}
+        if (task := asyncio.current_task()) is not None:  # LiteLLM is silent about who hung up
+            self._callers[request] = task, functools.partial(self._returned, request)
+            task.add_done_callback(self._callers[request][1])
         return by_id[cast(str, best)]
 
     def get_available_deployment(self, *args: Any, **kwargs: Any) -> Any:
-        """Not offered: only LiteLLM's asynchronous calls report what ended."""
-        raise NotImplementedError("lengthwise routes LiteLLM's asynchronous calls: use acompletion")
+        """Not offered: only LiteLLM's asynchronous calls tell which request ended."""
+        raise NotImplementedError(
+            "lengthwise routes LiteLLM's asynchronous calls alone: await router.acompletion(...) "
+            "instead of router.completion(...)"
+        )
 
     def ended(self, kwargs: dict[str, Any]) -> None:
-        """A call ended; of those that a deployment has, LiteLLM doesn't say which: the oldest."""
+        """A call ended, well or not, perhaps another strategy's; ``kwargs``: LiteLLM's."""
         parameters = kwargs.get("litellm_params") or {}
-        deployment = (parameters.get("model_info") or {}).get("id")
-        if deployment is not None and self._sent[deployment]:
-            self.ranking.done(deployment, self._sent[deployment].popleft())
+        for name in METADATA:
+            request = (parameters.get(name) or {}).get(TAG)
+            if request is not None:
+                self._end(request)
 
-    async def _length(self, text: str) -> float:
-        if self._predict is None:
-            return self._default
-        try:
-            predicted = float(
-                await asyncio.wait_for(asyncio.to_thread(self._predict, text), self._timeout_s)
-            )
-            if math.isfinite(predicted) and predicted > 0:
-                return predicted
-            raise ValueError(f"it predicted {predicted!r} tokens")
-        except Exception as error:
-            self.ranking.counters.warn("predictor-error", f"the predictor failed: {error!r}")
-            self.ranking.counters.add("fallbacks", "predictor-error")
-            return self._default
+    def _returned(self, request: str, task: asyncio.Task[Any]) -> None:
+        self._callers.pop(request, None)
+        if task.cancelled():
+            self.ranking.done(request)
+
+    def _end(self, request: str) -> None:
+        self.ranking.done(request)
+        if request in self._callers:
+            task, callback = self._callers.pop(request)
+            task.remove_done_callback(callback)
 
 
 def _text(messages: list[dict[str, Any]] | None, input: str | list[Any] | None) -> str:
@@ -133,3 +120,30 @@ def _text(messages: list[dict[str, Any]] | None, input: str | list[Any] | None) 
     if isinstance(input, str):
         parts.append(input)
     return "\n".join(part for part in parts if isinstance(part, str))
+
+
+def _tell(strategy: RoutingStrategy) -> None:
+    """Has LiteLLM tell the strategy what ended."""
+    import litellm
+    from litellm.integrations.custom_logger import CustomLogger
+
+    class LengthwiseWatch(CustomLogger):  # type: ignore[misc]
+        # LiteLLM passes these by position or by name
+        async def async_log_success_event(
+            self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any
+        ) -> None:
+            _ended(kwargs)
+
+        async def async_log_failure_event(
+            self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any
+        ) -> None:
+            _ended(kwargs)
+
+    _strategies.add(strategy)
+    # LiteLLM keeps one callback of a class, so that one serves every router of the process
+    litellm.logging_callback_manager.add_litellm_callback(LengthwiseWatch())
+
+
+def _ended(kwargs: dict[str, Any]) -> None:
+    for strategy in list(_strategies):
+        strategy.ended(kwargs)

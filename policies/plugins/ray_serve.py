@@ -10,17 +10,13 @@ A replica may report ``waiting_requests``, ``running_requests`` and ``kv_utiliza
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from lengthwise.policies.plugins.prompt_lengths import PromptLengths
 from lengthwise.policies.plugins.routing import ReplicaRouter
-from lengthwise.registry import resolve
-
-CHARACTERS_PER_TOKEN = 4.0  # where nothing better is known of a prompt
-LONGEST_QUEUE = 100_000  # requests that wait for a replica
 
 
 class PolicyRouting:
@@ -46,13 +42,9 @@ class PolicyRouting:
         super().initialize_state(**rest)  # type: ignore[misc]
         self._lengthwise = ReplicaRouter(policy, reports=reports, seed=seed)
         self._lengthwise_reports = tuple(reports)
-        self._lengthwise_default = default_tokens
-        self._lengthwise_timeout_s = predict_timeout_s
-        self._lengthwise_predictor = None
-        if predictor:
-            load = resolve("lengthwise.predictors:load_predictor")
-            self._lengthwise_predictor = load(predictor)
-        self._lengthwise_tokens: dict[str, float] = {}  # of requests that wait for their replica
+        self._lengthwise_lengths = PromptLengths(
+            predictor or None, predict_timeout_s, default_tokens, self._lengthwise.counters
+        )
 
     async def choose_replicas(
         self, candidate_replicas: list[Any], pending_request: Any = None
@@ -65,50 +57,27 @@ class PolicyRouting:
                      if k in self._lengthwise_reports}  # fmt: skip
             if stats:
                 self._lengthwise.report(name, **stats)
-        prompt, predicted = await self._lengthwise_lengths(pending_request)
-        if pending_request is not None:
-            request = pending_request.metadata.internal_request_id
-            self._lengthwise_tokens[request] = prompt + predicted
-            if len(self._lengthwise_tokens) > LONGEST_QUEUE:  # of requests that were never routed
-                self._lengthwise_tokens.pop(next(iter(self._lengthwise_tokens)))
+        prompt, predicted = await self._lengthwise_lengths.of(*request_text(pending_request))
         now_s = time.time()
         ranked = self._lengthwise.rank(
             list(by_id), prompt_tokens=prompt, predicted_tokens=predicted, now_s=now_s,
             arrival_s=getattr(pending_request, "created_at", now_s),
         )  # fmt: skip
+        if pending_request is not None and ranked:
+            # It counts from now on: many are placed at once, before the first of them is accepted.
+            request = pending_request.metadata.internal_request_id
+            self._lengthwise.sent(ranked[0], request, prompt + predicted)
         return [[by_id[str(name)]] for name in ranked]
 
     def on_request_routed(self, pending_request: Any, replica_id: Any, result: Any) -> None:
-        """A replica took a request."""
+        """A replica took a request: the first choice, or another where that was full."""
         super().on_request_routed(pending_request, replica_id, result)  # type: ignore[misc]
-        request = pending_request.metadata.internal_request_id
-        tokens = self._lengthwise_tokens.pop(request, 0.0)
-        self._lengthwise.sent(str(replica_id), request, tokens)
+        self._lengthwise.moved(str(replica_id), pending_request.metadata.internal_request_id)
 
     def on_request_completed(self, replica_id: Any, internal_request_id: str) -> None:
-        """A request ended, well or not."""
+        """A request ended, well or not; one that was rejected is placed anew."""
         super().on_request_completed(replica_id, internal_request_id)  # type: ignore[misc]
-        self._lengthwise.done(str(replica_id), internal_request_id)
-
-    async def _lengthwise_lengths(self, pending: Any) -> tuple[float, float]:
-        """Tokens of the prompt and of its predicted answer."""
-        text, told = request_text(pending)
-        prompt = max(len(text) / CHARACTERS_PER_TOKEN, 1.0)
-        if told is not None:
-            return prompt, told
-        if self._lengthwise_predictor is None:
-            return prompt, self._lengthwise_default
-        try:
-            predict = self._lengthwise_predictor.predict
-            found = await asyncio.wait_for(
-                asyncio.to_thread(predict, [text], prompt_tokens=[prompt]),
-                self._lengthwise_timeout_s,
-            )
-            return prompt, float(found.predicted_tokens[0])
-        except Exception as error:
-            self._lengthwise.counters.warn("predictor-error", f"the predictor failed: {error!r}")
-            self._lengthwise.counters.add("fallbacks", "predictor-error")
-            return prompt, self._lengthwise_default
+        self._lengthwise.done(internal_request_id)
 
 
 def request_text(pending: Any) -> tuple[str, float | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ from lengthwise.policy import RoutingPolicy
 REQUEST = ("prompt_tokens", "predicted_tokens", "priority", "arrival_s", "now_s")
 REPORTED = ("running_requests", "waiting_requests", "kv_utilization")
 ALWAYS = ("routed_requests", "outstanding_tokens", "random_draw")
+LOST_S = 1800.0  # a request that nobody reported ended for so long is no load any more
 
 
 @dataclass
@@ -60,11 +62,13 @@ class ReplicaRouter:
             raise InputError(f"replicas report {', '.join(REPORTED)}, not {', '.join(unknown)}")
         self._random = random.Random(seed)
         self._replicas: dict[Hashable, Replica] = {}
+        self._sent: dict[Hashable, tuple[Hashable, float]] = {}  # request -> replica, when (s)
         self._lock = threading.Lock()
 
     def rank(self, candidates: Sequence[Hashable], **request: float) -> list[Hashable]:
         """The candidates, best first; ties by their order. ``request`` holds its features."""
         with self._lock:
+            self._forget_lost()
             chosen = list(candidates)
             if 0 < self.policy.choices < len(chosen):
                 first = self._random.sample(chosen, self.policy.choices)
@@ -79,17 +83,30 @@ class ReplicaRouter:
             return best + [c for c in candidates if c not in best]
 
     def sent(self, replica: Hashable, request: Hashable, tokens: float = 0.0) -> None:
-        """A request went to a replica; ``tokens`` are those of its prompt and predicted answer."""
+        """A request goes to a replica; ``tokens`` are those of its prompt and predicted answer."""
         with self._lock:
+            self._end(request)
             known = self._replicas.setdefault(replica, Replica())
             known.routed += 1
             known.owed[request] = tokens
+            self._sent[request] = (replica, time.monotonic())
 
-    def done(self, replica: Hashable, request: Hashable) -> None:
+    def moved(self, replica: Hashable, request: Hashable) -> None:
+        """A request went to another replica than ``sent`` said; ignored once it has ended."""
+        with self._lock:
+            before = self._replicas.get(self._sent.get(request, (None, 0.0))[0])
+            known = self._replicas.setdefault(replica, Replica())
+            if before is None or before is known or request not in before.owed:
+                return
+            before.routed -= 1
+            known.routed += 1
+            known.owed[request] = before.owed.pop(request)
+            self._sent[request] = (replica, self._sent[request][1])
+
+    def done(self, request: Hashable) -> None:
         """A request ended, well or not; unknown ones are ignored (a replica that was forgotten)."""
         with self._lock:
-            if replica in self._replicas:
-                self._replicas[replica].owed.pop(request, None)
+            self._end(request)
 
     def report(self, replica: Hashable, **values: float) -> None:
         """A replica's own word on its ``REPORTED`` features."""
@@ -99,6 +116,8 @@ class ReplicaRouter:
     def keep(self, replicas: Sequence[Hashable]) -> None:
         """Forgets replicas that are gone. A new one starts at the least that others were sent."""
         with self._lock:
+            if self._replicas.keys() == set(replicas):
+                return
             self._replicas = {r: known for r, known in self._replicas.items() if r in replicas}
             least = min((known.routed for known in self._replicas.values()), default=0)
             for replica in replicas:
@@ -108,6 +127,21 @@ class ReplicaRouter:
         """Requests sent to a replica and not done."""
         with self._lock:
             return len(self._replicas.get(replica, Replica()).owed)
+
+    def _end(self, request: Hashable) -> None:
+        replica, _ = self._sent.pop(request, (None, 0.0))
+        if replica in self._replicas:
+            self._replicas[replica].owed.pop(request, None)
+
+    def _forget_lost(self) -> None:
+        """Not every router tells of a client that hung up."""
+        late = time.monotonic() - LOST_S
+        while self._sent:
+            request, (_, since) = next(iter(self._sent.items()))
+            if since > late:
+                return
+            self._end(request)
+            self.counters.add("fallbacks", "request-lost")
 
     def _values(self, name: str, known: list[Replica], request: Mapping[str, float]) -> Any:
         if name == "random_draw":

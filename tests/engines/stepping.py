@@ -74,6 +74,10 @@ class Run:
         return sum(waits) / len(waits)
 
 
+class NotDone(AssertionError):
+    """A run takes so many steps that it must go in circles."""
+
+
 def name(index: int) -> str:
     """vLLM compares request ids as text: these keep the order of numbers."""
     return f"{index:06d}"
@@ -291,7 +295,7 @@ class Engine:
             else:
                 break
         else:
-            raise AssertionError(f"not done after {most} steps")
+            raise NotDone(f"not done after {most} steps")
         self.check()
         return self.run
 

@@ -1,0 +1,78 @@
+"""Lengths at a router, which sees a prompt's text and no tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Callable
+
+from lengthwise.errors import InputError
+from lengthwise.policies.plugins.metrics import Counters
+from lengthwise.registry import resolve
+
+CHARACTERS_PER_TOKEN = 4.0  # where nothing better is known of a prompt
+
+Predict = Callable[[str], float]
+
+
+class PromptLengths:
+    """Tokens of prompts and of their answers.
+
+    ``predict`` maps a prompt to its answer's tokens, or is the folder of a saved predictor. It runs
+    in a thread; a failure or a time-out means the default, is logged once and counted. Raises
+    ``InputError`` for a folder that holds no predictor that reads prompts.
+    """
+
+    def __init__(
+        self,
+        predict: Predict | str | os.PathLike[str] | None,
+        timeout_s: float,
+        default_tokens: float,
+        counters: Counters,
+    ) -> None:
+        self._predict = predict if predict is None or callable(predict) else _saved(predict)
+        self._timeout_s = timeout_s
+        self._default = default_tokens
+        self._counters = counters
+
+    async def of(self, text: str, told: float | None = None) -> tuple[float, float]:
+        """Tokens of a prompt, estimated, and of its answer: as ``told``, or predicted."""
+        prompt = _estimate(text)
+        if told is not None:
+            self._counters.add("predictions", "client")
+            return prompt, told
+        if self._predict is None:
+            self._counters.add("predictions", "default")
+            return prompt, self._default
+        try:
+            predicted = float(
+                await asyncio.wait_for(asyncio.to_thread(self._predict, text), self._timeout_s)
+            )
+            if not (math.isfinite(predicted) and predicted > 0):
+                raise ValueError(f"it predicted {predicted!r} tokens")
+        except Exception as error:
+            self._counters.warn("predictor-error", f"the predictor failed: {error!r}")
+            self._counters.add("fallbacks", "predictor-error")
+            return prompt, self._default
+        self._counters.add("predictions", "predictor")
+        return prompt, predicted
+
+
+def _estimate(text: str) -> float:
+    return max(len(text) / CHARACTERS_PER_TOKEN, 1.0)
+
+
+def _saved(folder: str | os.PathLike[str]) -> Predict:
+    predictor = resolve("lengthwise.predictors:load_predictor")(os.fspath(folder))
+    unmet = ({"a trained predictor"} if predictor is None else predictor.needs) - {
+        "prompt", "prompt_tokens",
+    }  # fmt: skip
+    if unmet:
+        raise InputError(f"predictor {os.fspath(folder)!r} needs {', '.join(sorted(unmet))}")
+
+    def predict(text: str) -> float:
+        found = predictor.predict([text], prompt_tokens=[_estimate(text)])
+        return float(found.predicted_tokens[0])
+
+    return predict

@@ -1,0 +1,141 @@
+"""Ray Serve with the plugin's router and fake model replicas: run by ``router_environment``.
+
+Reads ``{"routers": [...], ...}`` from standard input, prints one JSON line. Each replica serves one
+request at a time, in ``TOKEN_S`` an output token times its own slowness: the slots in a folder say
+which replica is the slow one. A client whose replica died asks again, as an OpenAI client does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what Ray prints must not mix with the answers
+
+# ruff: noqa: E402
+import ray
+from ray import serve
+from ray.serve.config import RequestRouterConfig
+from router_workload import SLOWNESS, TOKEN_S, workload
+
+from lengthwise.policies.plugins.ray_serve import PolicyRouting
+
+ROUTER = "lengthwise.policies.plugins.ray_serve:PolicyRouter"
+
+
+class Model:
+    """A replica of a model: ``{"prompt": ..., "max_tokens": n}`` takes n tokens' time."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+        for slot in range(100):  # a replica that is started again finds its slot taken
+            with suppress(FileExistsError):
+                (self._folder / f"slot{slot}").touch(exist_ok=False)
+                break
+        self.slot = slot
+        self._slowness = SLOWNESS[slot] if slot < len(SLOWNESS) else 1
+        self._engine = asyncio.Lock()
+
+    async def __call__(self, request: dict[str, Any]) -> dict[str, int]:
+        if self.slot == 1 and (self._folder / "kill").exists():
+            os._exit(1)
+        async with self._engine:
+            await asyncio.sleep(request["max_tokens"] * TOKEN_S * self._slowness)
+        return {"index": request["index"], "slot": self.slot}
+
+
+async def drive(handle: Any, jobs: list[tuple[float, int]], kill: Path | None) -> dict[str, Any]:
+    """Sends each job at its time; who served it, when it was done, and how often it was retried."""
+    start = time.monotonic()
+    latency_s: dict[int, float] = {}
+    served: dict[int, int] = {}
+    retried: list[int] = []
+
+    async def one(index: int, at_s: float, tokens: int) -> None:
+        await asyncio.sleep(max(0.0, start + at_s - time.monotonic()))
+        if kill is not None and index == len(jobs) // 2:
+            kill.touch()
+        request = {"prompt": f"request {index}", "max_tokens": tokens, "index": index,
+                   "vllm_xargs": {"predicted_tokens": tokens}}  # fmt: skip
+        for _ in range(10):
+            try:
+                answer = await handle.remote(request)
+            except ray.exceptions.RayError:
+                retried.append(index)
+                continue
+            assert answer["index"] == index and index not in served
+            served[index] = answer["slot"]
+            latency_s[index] = time.monotonic() - start - at_s
+            return
+
+    await asyncio.gather(*(one(i, *job) for i, job in enumerate(jobs)))
+    return {
+        "answered": len(served),
+        "retried": retried,
+        "mean_s": statistics.mean(latency_s.values()),
+        "by_slot": {slot: list(served.values()).count(slot) for slot in set(served.values())},
+    }
+
+
+def deploy(routers: dict[str, dict[str, Any] | None], folder: Path) -> dict[str, Any]:
+    """An application of three replicas for each router, all at once: their handles."""
+    targets = []
+    for name, router in routers.items():
+        config = RequestRouterConfig()  # Ray Serve's own router
+        if router is not None:
+            config = RequestRouterConfig(request_router_class=ROUTER, request_router_kwargs=router)
+        made = serve.deployment(
+            num_replicas=3, max_ongoing_requests=1000, request_router_config=config,
+            ray_actor_options={"num_cpus": 0},
+        )(Model)  # fmt: skip
+        (folder / name).mkdir()
+        target = made.bind(str(folder / name))
+        targets.append(serve.RunTarget(target, name=name, route_prefix=None))
+    return dict(zip(routers, serve.run_many(targets), strict=True))
+
+
+def left() -> int:
+    """Requests that the plugin's routers still count on some replica."""
+    routers = [known for known in gc.get_objects() if isinstance(known, PolicyRouting)]
+    return sum(
+        known._lengthwise.unfinished(replica)
+        for known in routers
+        for replica in known._lengthwise._replicas
+    )
+
+
+async def warm(handle: Any) -> None:
+    await asyncio.gather(*(handle.remote({"max_tokens": 1, "index": -1}) for _ in range(6)))
+
+
+def main() -> None:
+    task = json.load(sys.stdin)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+             object_store_memory=100 * 2**20)  # fmt: skip
+    jobs = workload(task["seed"], task["count"], task["rate"])
+    found: dict[str, Any] = {}
+    try:
+        with tempfile.TemporaryDirectory() as root:
+            for name, handle in deploy(task["routers"], Path(root)).items():
+                asyncio.run(warm(handle))  # makes connections, which are not what is measured
+                kill = Path(root) / name / "kill" if name in task["dies"] else None
+                found[name] = asyncio.run(drive(handle, jobs, kill))
+            found["left"] = left()
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+    print(json.dumps(found), file=ANSWERS, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Ray Serve and LiteLLM themselves, as processes on loopback, in front of fake models.
+
+Three replicas, one of them four times slower, serve one request at a time. Sending each in turn
+asks more of the slow one than it can do; any router that looks at the replicas must be far better.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lengthwise.policies.bundle import write_bundle
+from lengthwise.policies.learned import MLP
+from lengthwise.policies.load import load_router
+from lengthwise.policy import RoutingPolicy, Score
+from lengthwise.predictors import make_predictor
+from lengthwise.serving.vllm import VllmUnavailable
+from tests.engines.router_environment import run_check
+
+pytestmark = pytest.mark.slow
+COUNT = 100
+LOAD = {"seed": 0, "count": COUNT, "rate": 14.0}
+
+
+def bundles(folder: Path) -> tuple[str, str]:
+    """Two exported routers: by name, and a network that has learned to join the shortest queue."""
+    one = np.array([[1.0, 1.0]])
+    net = MLP(np.zeros(2), np.ones(2), np.array([False, False]), ((one, np.zeros(1)),))
+    learned = RoutingPolicy(Score("learned", net, ("running_requests", "waiting_requests")))
+    return (
+        str(write_bundle(load_router("least-tokens"), folder / "least-tokens")),
+        str(write_bundle(learned, folder / "learned")),
+    )
+
+
+def checked(script: str, task: dict[str, Any]) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = run_check(script, {**LOAD, **task})
+    except VllmUnavailable as error:
+        pytest.skip(f"PyPI can't be reached, and the environment is not there yet: {error}")
+    return found
+
+
+def test_ray_serve(tmp_path: Path) -> None:
+    by_name, learned = bundles(tmp_path)
+    routers = {
+        "round-robin": {"policy": "round-robin"},
+        "least-tokens": {"policy": by_name},
+        "dying": {"policy": learned},
+    }
+    found = checked("ray_serve_checks.py", {"routers": routers, "dies": ["dying"]})
+
+    for name in ("round-robin", "least-tokens"):
+        assert found[name]["answered"] == COUNT and not found[name]["retried"]
+    assert found["least-tokens"]["mean_s"] < 0.5 * found["round-robin"]["mean_s"]
+    turns = found["round-robin"]["by_slot"].values()
+    assert max(turns) - min(turns) <= 2
+    assert found["least-tokens"]["by_slot"]["2"] < 0.25 * COUNT  # the slow one
+
+    assert found["dying"]["answered"] == COUNT
+    # what the replica took with it failed at its client, which asked again
+    assert 1 <= len(found["dying"]["retried"]) < 0.3 * COUNT
+    assert found["left"] == 0  # no request is counted for ever
+
+
+def test_litellm(tmp_path: Path) -> None:
+    by_name, learned = bundles(tmp_path)
+    predictor = tmp_path / "predictor"
+    lengths = np.arange(1, 21)
+    made = make_predictor("prompt-length")
+    made.fit(["a"] * 20, 3 * lengths, prompt_tokens=lengths).save(predictor)
+    strategies = {
+        "round-robin": {"policy": "round-robin", "told": False, "predict": str(predictor)},
+        "least-tokens": {"policy": by_name, "told": True},
+        "dying": {"policy": learned, "told": False},
+    }
+    found = checked("litellm_checks.py", {"strategies": strategies, "dies": ["dying"]})
+
+    for name in ("round-robin", "least-tokens", "dying"):  # LiteLLM itself asks again
+        assert found[name]["answered"] == COUNT and not found[name]["failed"]
+        assert found[name]["left"] == 0
+    for name in ("round-robin", "least-tokens"):
+        assert set(found[name]["counts"]) == {"predictions:predictor"}
+    assert found["least-tokens"]["mean_s"] < 0.5 * found["round-robin"]["mean_s"]
+    assert found["least-tokens"]["by_replica"]["replica2"] < 0.25 * COUNT
+
+    assert found["left after hanging up"] == 0
+    assert "await router.acompletion(...)" in found["synchronous"]
+    assert found["all dead"].startswith("RouterRateLimitError: No deployments available")
