@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from typing import Any
+from typing import Any, TypeGuard
 
 from lengthwise.policies.plugins.entry import Entry
 from lengthwise.policies.plugins.metrics import Counters
@@ -42,7 +42,7 @@ class Lengths:
         ``needed`` says whether the policy reads it: then the entry is pending until it is there.
         """
         if from_client is not None:
-            if _is_length(from_client):
+            if is_length(from_client):
                 self._take(entry, float(from_client), "client")
                 return
             self._counters.add("fallbacks", "bad-client-value")
@@ -74,7 +74,7 @@ class Lengths:
             entry = self._asked.pop(sequence, None)
             if entry is None:
                 continue  # late: the request is already served first come, first served
-            if _is_length(tokens):
+            if is_length(tokens):
                 self._take(entry, tokens, "predictor")
             else:
                 self._fail(entry, "predictor-error", entry.state == "pending")
@@ -106,6 +106,7 @@ class Lengths:
             entry.state = "failed"
 
 
-def _is_length(value: Any) -> bool:
+def is_length(value: Any) -> TypeGuard[float]:
+    """Whether a client's or a predictor's word is a number of tokens."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value) and value > 0

@@ -13,6 +13,7 @@ COUNTED = {
     "predictions": ("source", "requests by where their predicted length came from"),
     "fallbacks": ("reason", "requests scheduled first come, first served, by why"),
     "preemptions": ("by", "running requests that gave way to better-scored ones"),
+    "recorded": ("result", "finished requests by what became of their record"),
     "guarded": ("by", "waiting requests that the starvation guard sent ahead"),
 }
 _prometheus: dict[str, Any] = {}  # the library's registry is one a process, and so is this

@@ -30,6 +30,8 @@ class Settings:
     guard_floor_s: float = 0.5  # nobody goes first for a wait shorter than this
     predict_timeout_s: float = 0.5  # per request, from its arrival in the scheduler
     policy_timeout_s: float = 0.1  # one evaluation of the score; slow thrice, it is switched off
+    record: str = ""  # a folder: finished requests and their true lengths are appended to it
+    record_prompts: bool = False  # with their prompts' token ids, else with a hash of them
     metrics_port: int = 0  # serve Prometheus metrics of the plugin on this port; 0 doesn't
 
     @classmethod

@@ -5,7 +5,7 @@
 
 vLLM's own ``schedule()`` still schedules. The plugin owns what it reads: the order of the waiting
 queue, ``request.priority``, and which running requests gave way before it began. ``fcfs`` is vLLM's
-own class, untouched.
+own class, untouched. With ``record``, finished requests are written down to train predictors on.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 
 from lengthwise.errors import InputError
 from lengthwise.policies.plugins.driver import Driver
+from lengthwise.policies.plugins.metrics import Counters
+from lengthwise.policies.plugins.record import Recorder
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policy import SchedulingPolicy
 
@@ -31,12 +33,16 @@ def scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
     settings = Settings.parse(_given(vllm_config))
     policy = settings.load()
     refuse(vllm_config, policy)
-    base = _base(vllm_config)
-    if policy.queue == "fcfs":
-        return base(vllm_config, *args, **kwargs)
-    vllm_config.scheduler_config.policy = "priority"
-    made = type(f"Policy{base.__name__}", (PolicyScheduling, base), {})
-    return made(vllm_config, *args, lengthwise=(settings, policy), **kwargs)
+    made = _base(vllm_config)
+    more: dict[str, Any] = {}
+    if policy.queue != "fcfs":
+        vllm_config.scheduler_config.policy = "priority"
+        made = type(f"Policy{made.__name__}", (PolicyScheduling, made), {})
+        more = {"lengthwise": (settings, policy)}
+    if settings.record:
+        made = type(f"Recorded{made.__name__}", (RecordedScheduling, made), {})
+        more["lengthwise_record"] = settings
+    return made(vllm_config, *args, **more, **kwargs)
 
 
 def refuse(vllm_config: Any, policy: SchedulingPolicy) -> None:
@@ -113,6 +119,29 @@ class PolicyScheduling:
     def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> None:
         super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
         self.lengthwise.preempted(request)
+
+
+class RecordedScheduling:
+    """Goes before a scheduler's class in a class made of both: records what finishes."""
+
+    lengthwise_record: Recorder
+
+    def __init__(
+        self, vllm_config: Any, *args: Any, lengthwise_record: Settings, **kwargs: Any
+    ) -> None:
+        super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
+        driver = getattr(self, "lengthwise", None)
+        counters = driver.counters if driver else Counters(lengthwise_record.metrics_port)
+        self.lengthwise_record = Recorder(lengthwise_record, vllm_config.model_config, counters)
+
+    def shutdown(self) -> None:
+        """The engine ends."""
+        self.lengthwise_record.close()
+        super().shutdown()  # type: ignore[misc]
+
+    def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        self.lengthwise_record.finished(request)
+        return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
 
 
 def _given(vllm_config: Any) -> Any:

@@ -51,6 +51,8 @@ def source_name(source: Any) -> str:
 
 def _from_file(path: Path) -> Columns:
     name = path.name
+    if path.is_dir():
+        return _from_parts(path)
     suffix = Path(name.removesuffix(".gz")).suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(
@@ -72,6 +74,22 @@ def _from_file(path: Path) -> Columns:
     if suffix == ".csv":
         return _from_csv(name, data)
     return _from_json(name, data, lines=suffix != ".json")
+
+
+def _from_parts(folder: Path) -> Columns:
+    """The Parquet files of a folder as one table, in the order of their names."""
+    import pyarrow as pa
+
+    parts = [part for part in sorted(folder.glob("*.parquet")) if not part.name.startswith(".")]
+    if not parts:
+        raise InputError(f"{folder}: a folder without Parquet files; give one of its files")
+    tables = [_parquet_table(f"{folder.name}/{part.name}", part.read_bytes()) for part in parts]
+    try:
+        table = pa.concat_tables(tables, promote_options="default")
+    except pa.ArrowException as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"{folder}: its Parquet files don't go together: {first}") from None
+    return {key: _array(table.column(key).to_pylist()) for key in table.column_names}
 
 
 def _near(path: Path) -> str:
@@ -110,16 +128,20 @@ def _from_csv(name: str, data: bytes) -> Columns:
     return {str(key).strip(): _array(frame[key]) for key in frame.columns}
 
 
-def _from_parquet(name: str, data: bytes) -> Columns:
+def _parquet_table(name: str, data: bytes) -> Any:
     import io
 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(io.BytesIO(data))
+        return pq.read_table(io.BytesIO(data))
     except pa.ArrowException as error:
         raise InputError(f"{name}: not a Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _from_parquet(name: str, data: bytes) -> Columns:
+    table = _parquet_table(name, data)
     return {key: _array(table.column(key).to_pylist()) for key in table.column_names}
 
 

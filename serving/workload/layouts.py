@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.serving.workload.decoding import decode
 from lengthwise.serving.workload.files import Columns
 from lengthwise.workload import check_column
 
@@ -63,6 +64,23 @@ def _native(columns: Columns, name: str, options: Options) -> Columns:
     for column, cut in (("ended_with_eos", 0), ("finish_reason", "length")):
         if column in table:
             table["censored"] = np.asarray(table.pop(column) == cut)
+    return table
+
+
+def _engine_record(columns: Columns, name: str, options: Options) -> Columns:
+    """What ``lengthwise.policies.plugins.record`` writes; token ids become texts."""
+    table = {
+        "arrival_s": seconds(name, "arrival_s", columns["arrival_s"]),
+        "prompt_tokens": columns["prompt_tokens"],
+        "output_tokens": columns["output_tokens"],
+        "model": columns["model"],
+        "censored": np.asarray(columns["finish_reason"] != "stop"),
+    }
+    if "prompt" in columns:  # joined by prompt_id
+        table["prompt"] = columns["prompt"]
+    elif "prompt_token_ids" in columns:
+        texts = decode(name, columns["prompt_token_ids"], columns["tokenizer"])
+        table["prompt"] = _objects(texts)
     return table
 
 
@@ -227,6 +245,14 @@ NATIVE = (
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
+        Layout(
+            "engine-record",
+            (
+                ("request_id",), ("arrival_s",), ("prompt_id",), ("prompt_tokens",),
+                ("output_tokens",), ("finish_reason",), ("model",), ("tokenizer",),
+            ),
+            _engine_record,
+        ),
         Layout("azure", (("TIMESTAMP",), ("ContextTokens",), ("GeneratedTokens",)), _azure),
         Layout(
             "burstgpt", (("Timestamp",), ("Request tokens",), ("Response tokens",)), _burstgpt

@@ -6,6 +6,7 @@ Reads tasks ``[[check, arguments], ...]`` as JSON from standard input and prints
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -208,8 +209,28 @@ def counted(
     return {"counts": counts, "admitted": [int(i) for i in run.admitted]}
 
 
-CHECKS = {check.__name__: check
-          for check in (stock, random_workloads, agree, order, refused, counted)}  # fmt: skip
+def recorded(
+    lengthwise: dict[str, Any], jobs: list[dict[str, Any]], tokenizer: str, **options: Any
+) -> dict[str, Any]:
+    """Serves jobs with a record, as a model with that tokenizer would."""
+    config = make_config(lengthwise=lengthwise, **options)
+    config.model_config = copy.copy(config.model_config)
+    config.model_config.tokenizer = tokenizer
+    scheduler = make_scheduler(config)
+    run = Engine(scheduler, [Job(**job) for job in jobs]).serve()
+    scheduler.shutdown()
+    counters = scheduler.lengthwise_record._counters
+    return {
+        "generated": {int(i): n for i, n in run.generated.items()},
+        "counts": {f"{key}:{label}": n for (key, label), n in counters.counts.items()},
+        "class": type(scheduler).__name__,
+    }
+
+
+CHECKS = {
+    check.__name__: check
+    for check in (stock, random_workloads, agree, order, refused, counted, recorded)
+}
 
 
 def main() -> None:

@@ -20,25 +20,28 @@ OLD = (
 )  # fmt: skip
 
 
+PYARROW = ("pyarrow==26.0.1",)  # of lengthwise's own needs, the one that its record has
+
+
 def variables(version: str) -> tuple[str, dict[str, str]]:
     """An interpreter and its environment variables; made now if they are not there."""
     newest = made.environment()
     root = made.cache_folder()
     with made._locked(root / "lock"):
         files = made._python_files(root, version)
-        paths = [files, ROOT]
+        paths = [files, ROOT, _packages(root, newest.python, "packages-record", PYARROW)]
         if version < "0.20":
-            paths.insert(1, _old_packages(root, newest.python))
+            paths.insert(1, _packages(root, newest.python, "packages-before-0.20", OLD))
     found = made.Environment(newest.python, files).variables()
     return str(newest.python), {**found, "PYTHONPATH": ":".join(map(str, paths))}
 
 
-def _old_packages(root: Path, python: Path) -> Path:
-    folder = root / "packages-before-0.20"
+def _packages(root: Path, python: Path, name: str, packages: tuple[str, ...]) -> Path:
+    folder = root / name
     if not folder.exists():
-        part = root / "packages-before-0.20.part"
+        part = root / f"{name}.part"
         made._run([str(python), "-m", "pip", "install", "-q", "--no-deps",
-                   "--target", str(part), *OLD])  # fmt: skip
+                   "--target", str(part), *packages])  # fmt: skip
         part.rename(folder)
     return folder
 

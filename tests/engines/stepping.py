@@ -53,6 +53,7 @@ class Job:
     priority: int = 0
     tokens: list[int] | None = None  # the prompt's token ids; its own ones otherwise
     abort_step: int | None = None  # its client disconnects then
+    stops: bool = False  # the model ends its answer there, well before the limit
 
 
 @dataclass
@@ -81,6 +82,11 @@ class NotDone(AssertionError):
 def name(index: int) -> str:
     """vLLM compares request ids as text: these keep the order of numbers."""
     return f"{index:06d}"
+
+
+def _sampled(index: int, tokens: int) -> int:
+    """The token that follows the first ``tokens`` of a job."""
+    return GENERATED + (index << 20) + tokens
 
 
 def keep(given: dict[str, Any], callable_: Any) -> dict[str, Any]:
@@ -208,7 +214,10 @@ class Engine:
             "prompt_token_ids": job.tokens
             or [OWN + (index << 16) + place for place in range(job.prompt)],
             "sampling_params": SamplingParams(
-                max_tokens=job.output, ignore_eos=True, extra_args=job.extra or None
+                max_tokens=job.output + (50 if job.stops else 0),
+                ignore_eos=True,
+                stop_token_ids=[_sampled(index, job.prompt + job.output - 1)] if job.stops else [],
+                extra_args=job.extra or None,
             ),
             "pooling_params": None,
             "eos_token_id": None,
@@ -248,7 +257,7 @@ class Engine:
         for i in yields:
             if i in self.scheduler.requests:
                 tokens = self.scheduler.requests[i].num_tokens
-                sampled[ids.index(i)] = [GENERATED + (int(i) << 20) + tokens]
+                sampled[ids.index(i)] = [_sampled(int(i), tokens)]
         given = {
             "req_ids": ids, "req_id_to_index": {i: place for place, i in enumerate(ids)},
             "sampled_token_ids": sampled, "logprobs": None, "prompt_logprobs_dict": {},

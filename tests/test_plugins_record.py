@@ -1,0 +1,193 @@
+"""What production teaches: the record of vLLM's real scheduler, and a predictor trained on it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from lengthwise.errors import InputError
+from lengthwise.policies.plugins import record
+from lengthwise.policies.plugins.metrics import Counters
+from lengthwise.policies.plugins.record import Recorder, prompt_id
+from lengthwise.policies.plugins.settings import Settings
+from lengthwise.predictors import load_predictor
+from lengthwise.serving.vllm import VllmUnavailable
+from lengthwise.serving.workload import read_prompts
+from lengthwise.training.predictor import train_predictor
+from lengthwise.workload import Workload
+from tests.engines.environments import VERSIONS, run_checks
+
+NEWEST = VERSIONS[-1]
+BOTH = [NEWEST, pytest.param(VERSIONS[0], marks=pytest.mark.slow)]
+WORDS = ["hello", "short", "long", "answer", "please", *(f"w{i}" for i in range(40))]
+SERVER = {"max_num_seqs": 8, "max_num_batched_tokens": 256, "blocks": 200}
+MODEL: Any = SimpleNamespace(model="org/tiny", tokenizer="org/tiny")
+
+
+def job(index: int, rng: np.random.Generator) -> dict[str, Any]:
+    """A prompt of some words; one of them says whether the answer is short or long."""
+    long = bool(rng.random() < 0.5)
+    words = ["long" if long else "short", *rng.choice(WORDS[3:], 8).tolist(), f"w{index % 40}"]
+    return {
+        "arrival_s": 0.02 * index, "prompt": len(words), "tokens": [WORDS.index(w) for w in words],
+        "output": int(rng.integers(40, 60) if long else rng.integers(3, 9)), "stops": True,
+    }  # fmt: skip
+
+
+def tokenizer(folder: Path) -> str:
+    """A tokenizer of whole words, as transformers saves them."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token=WORDS[0])
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made).save_pretrained(folder)
+    return str(folder)
+
+
+def served(version: str, lengthwise: dict[str, Any], jobs: list[Any], tokens: str = "none") -> Any:
+    task = {"lengthwise": lengthwise, "jobs": jobs, "tokenizer": tokens, **SERVER}
+    try:
+        (answer,) = run_checks(version, [("recorded", task)])
+    except VllmUnavailable as error:
+        pytest.skip(str(error))
+    assert answer["ok"], answer.get("error")
+    return answer["found"]
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("version", BOTH)
+def test_a_predictor_is_trained_on_what_an_engine_recorded(version: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    jobs = [job(i, rng) for i in range(300)]
+    jobs[7] |= {"stops": False}  # cut short by its limit
+    jobs[9] |= {"abort_step": 60, "output": 500}  # its client hangs up
+    jobs[11] |= {"extra": {"predicted_tokens": 33}}
+    folder = tmp_path / "record"
+    settings = {"policy": "fcfs", "record": str(folder), "record_prompts": True}
+    found = served(version, settings, jobs, tokenizer(tmp_path / "tokenizer"))
+    assert found["class"] in ("RecordedScheduler", "RecordedAsyncScheduler")
+    assert found["counts"] == {"recorded:written": 300}
+
+    table = pq.read_table(folder).to_pandas().sort_values("request_id", ignore_index=True)
+    assert table["output_tokens"].tolist() == [found["generated"][str(i)] for i in range(300)]
+    assert table["finish_reason"][[7, 9, 11]].tolist() == ["length", "abort", "stop"]
+    assert table["predicted_tokens"].dropna().to_dict() == {11: 33.0}
+    assert table["prompt_id"][3] == prompt_id(jobs[3]["tokens"])
+
+    prompts = read_prompts(folder)
+    texts = {" ".join(WORDS[t] for t in j["tokens"]) for j in jobs}
+    assert set(prompts.prompt) == texts
+    assert prompts.censored.sum() == 2
+    report = train_predictor(folder, model="ridge", out=tmp_path / "p")
+    assert report["metrics"]["kendall_tau"]["low"] > 0.4  # the word tells short from long
+    predictor = load_predictor(tmp_path / "p")
+    assert predictor is not None
+    told = predictor.predict(["long please w3", "short please w3"], prompt_tokens=[3, 3])
+    assert told.predicted_tokens[0] > 3 * told.predicted_tokens[1]
+
+    workload = Workload.read(str(folder))  # and the traffic can be simulated again
+    assert len(workload) == 300 and workload["arrival_s"].max() == pytest.approx(0.02 * 299)
+
+
+@pytest.mark.vllm
+def test_prompts_stay_out_of_the_record_unless_they_are_asked_for(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    jobs = [{**job(i, rng), "extra": {"predicted_tokens": 9}} for i in range(20)]
+    found = served(NEWEST, {"policy": "sjf", "record": str(tmp_path)}, jobs)
+    assert found["counts"] == {"predictions:client": 20, "recorded:written": 20}
+    (part,) = tmp_path.iterdir()
+    table = pq.read_table(part)
+    assert "prompt_token_ids" not in table.column_names
+    assert set(table.column("predicted_tokens").to_pylist()) == {9.0}
+    with pytest.raises(InputError, match="has no prompt texts"):
+        read_prompts(tmp_path)
+    # whoever kept the prompts elsewhere can join them
+    ids = np.array([prompt_id(j["tokens"]) for j in jobs], dtype=object)
+    texts = np.array([f"prompt {i}" for i in range(20)], dtype=object)
+    prompts = read_prompts(tmp_path, prompts={"prompt_id": ids, "prompt": texts})
+    assert set(prompts.prompt) == set(texts)
+
+
+# The writer alone
+
+
+def request(index: int, prompt: int = 4) -> Any:
+    return SimpleNamespace(
+        request_id=f"r{index}", arrival_time=float(index), prompt_token_ids=list(range(prompt)),
+        num_prompt_tokens=prompt, num_output_tokens=index + 1, sampling_params=None,
+        status=SimpleNamespace(name="FINISHED_STOPPED"),
+    )  # fmt: skip
+
+
+def recorder(folder: Path, counters: Counters) -> Recorder:
+    return Recorder(Settings(policy="fcfs", record=str(folder)), MODEL, counters)
+
+
+def test_part_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "ROWS", 10)
+    counters = Counters()
+    made = recorder(tmp_path, counters)
+    for index in range(25):
+        made.finished(request(index))
+    made.close()
+    parts = sorted(tmp_path.iterdir())
+    assert [part.name.startswith("part-") for part in parts] == [True] * 3
+    assert [pq.read_metadata(part).num_rows for part in parts] == [10, 10, 5]
+    lengths = pq.read_table(tmp_path).column("output_tokens").to_pylist()
+    assert sorted(lengths) == list(range(1, 26))
+
+
+def test_a_part_is_written_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "FLUSH_S", 0.1)
+    made = recorder(tmp_path, Counters())
+    made.finished(request(0))
+    deadline = time.monotonic() + 20
+    while not list(tmp_path.glob("part-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    made.close()
+    assert pq.read_table(tmp_path).num_rows == 1
+
+
+def test_a_folder_that_goes_away_costs_the_record_alone(tmp_path: Path) -> None:
+    counters = Counters()
+    made = recorder(tmp_path / "record", counters)
+    shutil.rmtree(tmp_path / "record")
+    for index in range(3):
+        made.finished(request(index))
+    made.close()
+    assert counters.counts == {("recorded", "dropped"): 3}
+
+
+def test_memory_is_bounded_and_nobody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "BACKLOG_TOKENS", 1000)
+    monkeypatch.setattr(Recorder, "_run", lambda self: None)  # a disk that does nothing
+    counters = Counters()
+    made = recorder(tmp_path, counters)
+    for index in range(50):
+        made.finished(request(index, prompt=99))
+    assert counters.counts == {("recorded", "dropped"): 40}
+
+
+def test_what_is_unlike_a_request_breaks_nothing(tmp_path: Path) -> None:
+    counters = Counters()
+    made = recorder(tmp_path, counters)
+    made.finished(SimpleNamespace())
+    made.close()
+    assert counters.counts == {("recorded", "dropped"): 1}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_can_t_be_written_is_named_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="can't write to"):
+        recorder(tmp_path / "file" / "record", Counters())
