@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from lengthwise.errors import InputError, LengthwiseError, UnknownNameError
     from lengthwise.eval.simulate import Result, simulate
     from lengthwise.policies import load_policy, load_router
-    from lengthwise.policy import Admission, Preemption, RoutingPolicy, SchedulingPolicy, Score
+    from lengthwise.policy import (
+        Admission,
+        Guard,
+        Preemption,
+        RoutingPolicy,
+        SchedulingPolicy,
+        Score,
+    )
     from lengthwise.prediction import Prediction
     from lengthwise.predictors import load_predictor
     from lengthwise.serving import Engine
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "Admission": "lengthwise.policy",
     "Engine": "lengthwise.serving",
+    "Guard": "lengthwise.policy",
     "InputError": "lengthwise.errors",
     "LengthwiseError": "lengthwise.errors",
     "LinearTiming": "lengthwise.serving.timing",
@@ -44,6 +52,7 @@ _WHERE = {
 __all__ = [
     "Admission",
     "Engine",
+    "Guard",
     "InputError",
     "LengthwiseError",
     "LinearTiming",

@@ -145,12 +145,29 @@ class Admission:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """How long a request may wait: then it goes first, whatever its score.
+
+    The measure is what FCFS, with the same work, would have made requests wait lately; see
+    ``lengthwise.starvation``.
+    """
+
+    ratio: float = 0.0  # of the longest such wait; 0 is no guard
+    floor_s: float = 0.5  # nobody goes first for a wait shorter than this
+
+    def __post_init__(self) -> None:
+        if not self.ratio >= 0 or not self.floor_s >= 0:
+            raise InputError("guard ratio and floor_s must be 0 or more")
+
+
+@dataclass(frozen=True)
 class SchedulingPolicy:
-    """An order (the score) and, beside it, what is not order: preemption and admission."""
+    """An order (the score) and, beside it, what is not order: preemption, admission, a guard."""
 
     score: Score
     preemption: Preemption = field(default_factory=Preemption)
     admission: Admission = field(default_factory=Admission)
+    guard: Guard = field(default_factory=Guard)
     # Which of vLLM's two queues the engine keeps: "priority" orders by score, also for the victim
     # under KV pressure; "fcfs" is vLLM's own, where a preempted request returns to the front.
     queue: Literal["fcfs", "priority"] = "priority"

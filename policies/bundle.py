@@ -17,7 +17,14 @@ import numpy as np
 from lengthwise import features
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies.learned import MLP
-from lengthwise.policy import Admission, Preemption, RoutingPolicy, SchedulingPolicy, Score
+from lengthwise.policy import (
+    Admission,
+    Guard,
+    Preemption,
+    RoutingPolicy,
+    SchedulingPolicy,
+    Score,
+)
 from lengthwise.registry import load as load_registered
 
 FORMAT = 1
@@ -48,6 +55,7 @@ def write_bundle(policy: SchedulingPolicy | RoutingPolicy, folder: str | Path) -
     if isinstance(policy, SchedulingPolicy):
         described["preemption"] = dataclasses.asdict(policy.preemption)
         described["admission"] = dataclasses.asdict(policy.admission)
+        described["guard"] = dataclasses.asdict(policy.guard)
         described["queue"] = policy.queue
     else:
         described["choices"] = policy.choices
@@ -143,12 +151,15 @@ def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingP
     preemption, admission = described["preemption"], described["admission"]
     _types(preemption, mode=str, price=float, margin=float, max_per_step=int, protect_after=float)
     _types(admission, reserve=float)
+    guard = described["guard"]
+    _types(guard, ratio=float, floor_s=float)
     if described["queue"] not in ("fcfs", "priority"):
         raise UnknownNameError("queue", described["queue"], ("fcfs", "priority"))
     return SchedulingPolicy(
         score,
         Preemption(**preemption),
         Admission(**admission),
+        Guard(**guard),
         queue=described["queue"],
         label=str(path),
     )

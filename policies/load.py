@@ -1,7 +1,8 @@
 """What a user writes to a policy: ``srtf``, ``mlfq:quantum=64``, ``./mine.py:score``, a bundle.
 
-Grammar: ``NAME[:tunable=value,...][+preempt[:field=value,...]][+admit[:field=value,...]]`` where
-NAME is a registered policy, ``FILE.py:FUNCTION`` or the folder of an exported bundle.
+Grammar: ``NAME[:tunable=value,...][+PART[:field=value,...]]...`` where NAME is a registered policy,
+``FILE.py:FUNCTION`` or the folder of an exported bundle, and PART is ``preempt``, ``admit`` or
+``guard``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from lengthwise.errors import InputError, LengthwiseError, UnknownNameError
 from lengthwise.policies.bundle import is_bundle, read_bundle
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score, Tunable
 from lengthwise.registry import load
+
+GUARD_RATIO = 1.5  # of a guard that is named without one, and of the plugins
 
 Policy = SchedulingPolicy | RoutingPolicy
 
@@ -48,8 +51,12 @@ def load_policy(
         elif name == "admit":
             changed = _replace(policy.admission, _options(options, extra), "admit")
             policy = dataclasses.replace(policy, admission=changed)
+        elif name == "guard":
+            given = {"ratio": GUARD_RATIO, **_options(options, extra)}
+            rule = _replace(policy.guard, given, "guard")
+            policy = dataclasses.replace(policy, guard=rule)
         else:
-            raise UnknownNameError("policy part", name, ("preempt", "admit"))
+            raise UnknownNameError("policy part", name, ("preempt", "admit", "guard"))
     return dataclasses.replace(policy, label=spec)
 
 

@@ -22,6 +22,7 @@ from lengthwise.serving.options import Engine
 from lengthwise.serving.records import PS
 from lengthwise.serving.request import Request
 from lengthwise.serving.scoring import ReplicaView, Scorer
+from lengthwise.serving.starvation import Watch
 from lengthwise.serving.timing.model import Pipeline
 from lengthwise.serving.waiting import ArrivalQueue, ScoreQueue, WaitingQueue
 
@@ -101,6 +102,9 @@ class Replica:
         self._waiting_scored = self._running_scored = False
         self._futile = 0  # preemptions since somebody got further than ever before
         self._stale: list[Request] = []  # preempted: their scores are out of date
+        # in order of arrival nobody starves
+        guarded = policy.guard.ratio > 0 and policy.queue == "priority"
+        self._watch = Watch(policy.guard) if guarded else None
 
     def view(self, now_ps: int) -> ReplicaView:
         """What policies may know of this replica now."""
@@ -112,6 +116,8 @@ class Replica:
     def add(self, request: Request, now_ps: int, planned_ps: int) -> None:
         """A request arrives, and waits; ``planned_ps`` is when the workload says it would."""
         self._set_first_score(request, now_ps, planned_ps)
+        if self._watch is not None:
+            self._watch.arrived(request, idle=not self.running and not len(self.waiting))
         self.waiting.push(request)
 
     @property
@@ -135,6 +141,8 @@ class Replica:
         if self._scorer.changes:
             self._view = self.view(now_ps)
             self._waiting_scored = self._running_scored = False
+        if self._watch is not None:
+            self.waiting.reorder(self._watch.send_ahead(now_ps))
         if self.policy.preemption.mode != "none" and len(self.waiting):
             self._preempt_by_policy()
 
@@ -233,13 +241,15 @@ class Replica:
         request.preemptions += 1
         self.waiting.push_back(request)
         self._step.preempted.append(request)
+        if self._watch is not None:
+            self._watch.preempted(request, self._now_ps)
         if self._scorer.changes:
             self._stale.append(request)
 
     def _worst(self, running: Iterable[Request]) -> Request:
         """vLLM's victim: highest score, then latest arrival, then first in the batch."""
         self._score_running()
-        return max(running, key=lambda r: (r.score, r.arrival_ps))
+        return max(running, key=lambda r: (r.rank, r.arrival_ps))
 
     def _preempt_by_policy(self) -> None:
         """Lets waiting requests take the place of running ones; see ``policy.Preemption``.
@@ -285,9 +295,10 @@ class Replica:
                 yield request
 
     def _protected(self, request: Request) -> bool:
-        """Whether a request is too close to its predicted end to be preempted by policy."""
+        """Whether a request is ahead or too close to its predicted end for policy preemption."""
         share = self.policy.preemption.protect_after
-        return request.predicted > 0 and request.generated >= share * request.predicted
+        near = request.predicted > 0 and request.generated >= share * request.predicted
+        return near or request.ahead
 
     # The iteration
 
@@ -372,6 +383,8 @@ class Replica:
             self.waiting.remove(request)
             self.running.append(request)
             request.in_batch = True
+            if self._watch is not None:
+                self._watch.admitted(request, self._now_ps)
             request.computed = start
             step.swapped_tokens += start - found
             request.stored = 0

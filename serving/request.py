@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+from lengthwise.starvation import Waiter
+
 
 class Request:
     """The state of one request from its arrival at a replica to its finish.
@@ -12,9 +16,9 @@ class Request:
     """
 
     __slots__ = (
-        "arrival_ps", "block_keys", "blocks", "cached", "computed", "first_token_ps", "hashed",
-        "held", "id", "in_batch", "known", "output", "pending", "predicted", "preemptions",
-        "prompt", "reach", "recomputed", "scheduled_ps", "score", "stored",
+        "ahead", "arrival_ps", "block_keys", "blocks", "cached", "computed", "first_token_ps",
+        "hashed", "held", "id", "in_batch", "known", "output", "pending", "predicted",
+        "preemptions", "prompt", "reach", "recomputed", "scheduled_ps", "score", "stored", "waiter",
     )  # fmt: skip
 
     def __init__(
@@ -33,6 +37,8 @@ class Request:
         self.predicted = predicted  # predicted answer length, rounded up; 0 without a prediction
         self.block_keys = block_keys  # identities of the prompt's leading blocks, where given
         self.score: float = 0.0
+        self.ahead = False  # the starvation guard sent it to the front
+        self.waiter: Waiter | None = None  # the guard's books
         self.known = prompt
         self.computed = 0
         self.pending = 0
@@ -53,6 +59,11 @@ class Request:
     def generated(self) -> int:
         """Output tokens so far."""
         return self.known - self.prompt
+
+    @property
+    def rank(self) -> float:
+        """Its place among others, lowest first: the score, unless the guard sent it ahead."""
+        return -math.inf if self.ahead else self.score
 
     @property
     def missing(self) -> int:

@@ -71,5 +71,7 @@ def _refused_by_kernel(workload: Workload, given: dict[str, Any], check: bool) -
         return "the compiled engine is not installed"
     if check:
         return "invariants are checked by the reference engine alone"
+    if given["policy"].guard.ratio > 0:
+        return "the starvation guard is the reference engine's alone"
     refused: str | None = import_module(KERNEL).supports(workload, **given)
     return refused

@@ -72,10 +72,10 @@ class ArrivalQueue:
 
 
 class ScoreQueue:
-    """vLLM's ``priority`` queue: ascending (score, arrival, id).
+    """vLLM's ``priority`` queue: ascending (rank, arrival, id).
 
-    A heap in which entries are left behind when a request leaves or its score changes; an entry
-    counts only while its request waits with that score.
+    A heap in which entries are left behind when a request leaves or its rank changes; an entry
+    counts only while its request waits with that rank.
     """
 
     def __init__(self) -> None:
@@ -84,15 +84,15 @@ class ScoreQueue:
 
     def push(self, request: Request) -> None:
         self._waiting[request.id] = request
-        heapq.heappush(self._heap, (request.score, request.arrival_ps, request.id))
+        heapq.heappush(self._heap, (request.rank, request.arrival_ps, request.id))
 
     push_back = push
 
     def peek(self) -> Request:
         while True:
-            score, _, id = self._heap[0]
+            rank, _, id = self._heap[0]
             request = self._waiting.get(id)
-            if request is not None and request.score == score:
+            if request is not None and request.rank == rank:
                 return request
             heapq.heappop(self._heap)
 
@@ -103,13 +103,13 @@ class ScoreQueue:
         changed = list(requests)
         if 4 * len(changed) < len(self._waiting):
             for request in changed:
-                heapq.heappush(self._heap, (request.score, request.arrival_ps, request.id))
+                heapq.heappush(self._heap, (request.rank, request.arrival_ps, request.id))
         else:
-            self._heap = [(r.score, r.arrival_ps, r.id) for r in self._waiting.values()]
+            self._heap = [(r.rank, r.arrival_ps, r.id) for r in self._waiting.values()]
             heapq.heapify(self._heap)
 
     def ordered(self) -> list[Request]:
-        return sorted(self._waiting.values(), key=lambda r: (r.score, r.arrival_ps, r.id))
+        return sorted(self._waiting.values(), key=lambda r: (r.rank, r.arrival_ps, r.id))
 
     def __len__(self) -> int:
         return len(self._waiting)

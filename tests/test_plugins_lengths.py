@@ -29,7 +29,10 @@ MODEL = SimpleNamespace(tokenizer="none", tokenizer_revision=None, trust_remote_
 
 def entry(sequence: int, prompt: int) -> Entry:
     request = SimpleNamespace(prompt_token_ids=list(range(prompt)))
-    return Entry(request, sequence, 0.0, 0, float("inf"), 256.0)
+    return Entry(
+        request=request, sequence=sequence, arrival_s=0.0, predicted_tokens=256.0, priority=0,
+        deadline_s=float("inf"),
+    )  # fmt: skip
 
 
 @contextmanager

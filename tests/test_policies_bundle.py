@@ -77,12 +77,12 @@ def test_the_network_is_what_torch_computes() -> None:
 
 @pytest.mark.parametrize("name", registry.names("policy"))
 def test_every_registered_policy_comes_back(tmp_path: Path, name: str) -> None:
-    policy = load_policy(f"{name}+preempt:margin=7+admit:reserve=0.5")
+    policy = load_policy(f"{name}+preempt:margin=7+admit:reserve=0.5+guard:ratio=3")
     back = read_bundle(write_bundle(policy, tmp_path / "b"))
     assert isinstance(back, SchedulingPolicy)
     assert back.score == policy.score
-    assert (back.preemption, back.admission) == (policy.preemption, policy.admission)
-    assert back.queue == policy.queue
+    for part in ("preemption", "admission", "guard", "queue"):
+        assert getattr(back, part) == getattr(policy, part)
 
 
 @pytest.mark.parametrize("name", registry.names("router"))

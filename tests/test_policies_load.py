@@ -7,7 +7,7 @@ import pytest
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policies.bundle import write_bundle
-from lengthwise.policy import Preemption, SchedulingPolicy
+from lengthwise.policy import Guard, Preemption, SchedulingPolicy
 
 
 def longest_prompt(prompt_tokens: float, *, weight: float = 1.0) -> float:
@@ -31,6 +31,12 @@ def test_tunables_preemption_and_admission() -> None:
     assert policy.admission.reserve == 1.0
     # 70 tokens served: below 64 level 0, below 64 + 128 level 1, which begins at 64
     assert policy.score.evaluate({"generated_tokens": 70, "prompt_tokens": 9999}) == 64
+
+
+def test_a_guard_is_there_when_named() -> None:
+    assert load_policy("srtf").guard.ratio == 0
+    assert load_policy("srtf+guard").guard == Guard(ratio=1.5)
+    assert load_policy("srtf+preempt:price=0+guard:floor_s=2").guard == Guard(1.5, 2.0)
 
 
 def test_naming_preemption_switches_it_on_and_mode_none_off() -> None:

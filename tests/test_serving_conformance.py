@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 POLICIES = (
     "sjf", "priority", "srtf", "srtf+preempt:price=0.0", "hrrn", "mlfq:quantum=2",
-    "mlfq:quantum=2+preempt:price=0.0,max_per_step=2",
+    "mlfq:quantum=2+preempt:price=0.0,max_per_step=2", "srtf+guard:ratio=0.5,floor_s=0.001",
 )  # fmt: skip
 
 

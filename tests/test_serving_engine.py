@@ -320,6 +320,28 @@ def test_admission_reserves_for_what_is_predicted() -> None:
     assert made.records().preemptions.sum() == 0
 
 
+def test_the_guard_bounds_waiting_by_that_of_fcfs() -> None:
+    # FCFS starts the long one after the one job before it, and ends it at 23 s
+    jobs = [(0.0, 1, 3), (0.0, 1, 20), *((2.0 * i, 1, 3) for i in range(1, 60))]
+    requests = workload(*jobs)
+    lengths = requests["output_tokens"].astype(float)
+    ends = {}
+    for policy in ("sjf", "sjf+guard:floor_s=0", "sjf+guard:floor_s=30"):
+        made = cluster(requests, policy, predicted_tokens=lengths, max_num_seqs=1)
+        schedule(made)
+        ends[policy] = seconds(made.records().finish_ps)
+    assert ends["sjf"][1] == max(ends["sjf"])  # behind all the short ones
+    assert 23 < ends["sjf+guard:floor_s=0"][1] < 1.5 * 23
+    assert 30 + 20 < ends["sjf+guard:floor_s=30"][1] <= 30 + 3 + 20  # whoever runs runs on
+    guarded = load_policy("sjf+guard")
+    records = run(
+        requests, policy=guarded, routing=load_router("jsq"), timing=SECOND,
+        engine=Engine(max_num_seqs=1, num_gpu_blocks=64),
+        predicted_tokens=lengths,
+    )  # fmt: skip
+    assert (records.backend, "guard" in records.backend_reason) == ("reference", True)
+
+
 def test_scores_see_the_features_at_the_start_of_the_iteration() -> None:
     seen: list[tuple[Any, ...]] = []
 

@@ -7,7 +7,6 @@ an ``Entry``, to each request.
 
 from __future__ import annotations
 
-import heapq
 import math
 import time
 from collections import deque
@@ -19,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.policies.plugins.entry import Entry
-from lengthwise.policies.plugins.guard import Guard
 from lengthwise.policies.plugins.lengths import Lengths
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.queue import ClockQueue, RankQueue, ScoredQueue
@@ -27,6 +25,7 @@ from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.victims import Victims
 from lengthwise.policy import SchedulingPolicy
+from lengthwise.starvation import StarvationGuard
 
 Floats = NDArray[np.float64]
 
@@ -70,9 +69,7 @@ class Driver:
         self._reads_length = "predicted_tokens" in policy.score.features
         self._view: dict[str, float] = dict.fromkeys(VIEW, 0.0)
         self._sequence = count()
-        self._guarded = settings.guard > 0
-        self._guard = Guard(settings.guard, settings.guard_floor_s)
-        self._oldest: list[tuple[float, int, Entry]] = []  # heap: when waiting began, in effect
+        self._guard: StarvationGuard[Entry] = StarvationGuard(settings.guard_of(policy))
         self._in_flight: deque[Mapping[str, int]] = deque()  # steps scheduled and not done
         self._held: list[Entry] = []  # preempted by policy: not yet fit to run again
         self._passed: list[Entry] = []  # of these, taken out of the queue for this step
@@ -110,23 +107,19 @@ class Driver:
             priority=request.priority,
             deadline_s=arrival_s + due_in_s if _is_number(due_in_s) else math.inf,
             predicted_tokens=self._lengths.default,
-            waiting_since_s=arrival_s,
         )
         self._lengths.ask(entry, extra.get("predicted_tokens"), self._reads_length)
+        self._guard.arrived(entry)
         if getattr(request, "resumable", False):
             entry.state = "failed"  # a session waits for its user, not for us
         else:
-            self._watch_wait(entry)
-        self._guard.arrived(entry)
+            self._guard.watch(entry)
 
     def preempted(self, request: Any) -> None:
         """A running request went back to the queue, by whatever cause."""
         entry = _entry(request)
-        entry.running = False
-        entry.waiting_since_s = self._view["now_s"]
-        self._guard.preempted(entry, request.num_output_tokens)
+        self._guard.preempted(entry, request.num_output_tokens, self._view["now_s"])
         self._stale.append(entry)
-        self._watch_wait(entry)
 
     def before_step(self, throttled: bool) -> None:
         """Brings scores up to date and preempts by policy; never raises.
@@ -157,9 +150,7 @@ class Driver:
             entry = _entry(request)
             if entry.running:
                 return
-            entry.running = True
-            entry.waited_s += max(self._view["now_s"] - entry.waiting_since_s, 0.0)
-            self._guard.admitted(entry)
+            self._guard.admitted(entry, self._view["now_s"])
 
     def launched(self, scheduled: Mapping[str, int]) -> None:
         """A step was scheduled; ``scheduled`` is its own mapping of request ids to tokens."""
@@ -201,7 +192,9 @@ class Driver:
             entry.turn = True
             if entry.state != "ready":
                 self._reorder(entry)
-        self._send_ahead(now_s)
+        for entry in self._guard.send_ahead(now_s):
+            self.counters.add("guarded", "wait")
+            self._reorder(entry)
 
     def _is_in_flight(self, entry: Entry) -> bool:
         """Whether a step that computes something of the request is not done yet."""
@@ -213,22 +206,6 @@ class Driver:
             entry.request.priority = entry.rank
         for queue in self._queues:
             queue.reorder(entry)
-
-    def _send_ahead(self, now_s: float) -> None:
-        """The starvation guard: those that waited too long go first."""
-        bound_s = self._guard.bound_s(now_s)
-        while self._oldest and now_s - self._oldest[0][0] > bound_s:
-            start_s, _, entry = heapq.heappop(self._oldest)
-            stands = not entry.running and start_s == entry.waiting_since_s - entry.waited_s
-            if stands and not entry.ahead and not entry.gone:
-                entry.ahead = True
-                self.counters.add("guarded", "wait")
-                self._reorder(entry)
-
-    def _watch_wait(self, entry: Entry) -> None:
-        if self._guarded and not entry.ahead:
-            start_s = entry.waiting_since_s - entry.waited_s
-            heapq.heappush(self._oldest, (start_s, entry.sequence, entry))
 
     def _score(self, entry: Entry) -> None:
         """The score of a request that joins a queue whose scores stand still."""

@@ -10,8 +10,9 @@ from typing import Any
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies.bundle import PREDICTOR
-from lengthwise.policies.load import load_policy
-from lengthwise.policy import SchedulingPolicy
+from lengthwise.policies.load import GUARD_RATIO, load_policy
+from lengthwise.policy import Guard, SchedulingPolicy
+from lengthwise.starvation import UNKNOWN_TOKENS
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Settings:
     policy: str = ""
     bundle: str = ""  # an exported policy; its folder "predictor" is used unless another is named
     predictor: str = ""  # a folder that a predictor was saved to
-    default_tokens: float = 256.0  # predicted length where nobody says anything
-    guard: float = 1.5
+    default_tokens: float = UNKNOWN_TOKENS  # predicted length where nobody says anything
+    guard: float = GUARD_RATIO  # a policy that names a guard of its own keeps that
     guard_floor_s: float = 0.5  # nobody goes first for a wait shorter than this
     predict_timeout_s: float = 0.5  # per request, from its arrival in the scheduler
     policy_timeout_s: float = 0.1  # one evaluation of the score; slow thrice, it is switched off
@@ -64,6 +65,10 @@ class Settings:
         if self.bundle and not Path(self.bundle).is_dir():
             raise InputError(f"no bundle at {self.bundle!r}: not a folder")
         return load_policy(self.bundle or self.policy)
+
+    def guard_of(self, policy: SchedulingPolicy) -> Guard:
+        """The starvation guard: the policy's own, else that of the settings."""
+        return policy.guard if policy.guard.ratio else Guard(self.guard, self.guard_floor_s)
 
     @property
     def predictor_folder(self) -> str:

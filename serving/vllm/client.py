@@ -125,6 +125,7 @@ class VllmReplica(Replica):
         self._unsent: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
         blocks = inputs.num_gpu_blocks
         super().__init__(index, engine, blocks, policy, scorer, inputs.clock)
+        self._watch = None  # the plugin has its own
         self._vllm, self._inputs, self._workload, self._plugin = vllm, inputs, workload, plugin
         self._vllm_waiting = _Waiting()
         self.waiting = self._vllm_waiting  # type: ignore[assignment]
