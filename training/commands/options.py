@@ -146,20 +146,26 @@ def workload_options(command: Command) -> Command:
     return command
 
 
+# Off here, because textbooks and most published simulators have neither.
+SERVE_HAS_ON = ("async_scheduling", "enable_prefix_caching")
+
+
 def engine_options(command: Command) -> Command:
     """One option per field of ``Engine``, by vLLM's names; None where it was not given."""
     for option in reversed(fields(Engine)):
         flag = option.name.replace("_", "-")
         if option.type == "bool":
             spelled = f"--{flag}/--no-{flag}"
+            default = "on" if option.default else "off"
+            there = " (`vllm serve` has it on)" if option.name in SERVE_HAS_ON else ""
             decorate = click.option(
-                spelled, option.name, default=None, help=f"vLLM's; default {option.default}."
+                spelled, option.name, default=None, help=f"Default here: {default}{there}."
             )
         else:
             what = option.default if option.default is not None else "the profile's, or none"
             kind = float if option.type == "float" else int
             decorate = click.option(
-                f"--{flag}", type=kind, metavar="N", help=f"vLLM's; default {what}."
+                f"--{flag}", type=kind, metavar="N", help=f"Default: {what}."
             )
         command = decorate(command)
     return command
