@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint docs bench conformance fidelity clean
+.PHONY: install demo test lint docs bench conformance fidelity engines clean
 
 install: $(STAMP)
 
@@ -34,6 +34,9 @@ conformance: install
 
 fidelity: install
 	$(BIN)/python -m benchmarks.fidelity
+
+engines: install
+	$(BIN)/python -m tests.engines.run
 
 bench: install
 	$(BIN)/python -m benchmarks.engine_speed

@@ -32,8 +32,8 @@ MODEL = {
 }  # fmt: skip
 OPTIONS: dict[str, Any] = {
     "load_format": "dummy", "skip_tokenizer_init": True, "max_num_seqs": 4,
-    "num_gpu_blocks_override": 40, "block_size": 16, "enforce_eager": True,
-    "max_num_batched_tokens": 256, "max_model_len": 512, "seed": 0, "dtype": "float32",
+    "num_gpu_blocks_override": 14, "block_size": 32, "enforce_eager": True,
+    "max_num_batched_tokens": 256, "max_model_len": 256, "seed": 0, "dtype": "float32",
 }  # fmt: skip
 PROMPTS = [[(37 * i + 11 * j) % 1000 + 5 for j in range(8 + 5 * i)] for i in range(16)]
 LENGTHS = [3 + (29 * i) % 50 for i in range(16)]
@@ -90,13 +90,14 @@ def tokens(policies: list[str]) -> None:
 
 
 class Server:
-    """``vllm serve`` on a free port of loopback."""
+    """vLLM's OpenAI server on a free port of loopback."""
 
     def __init__(self, model: str, lengthwise: dict[str, Any], scheduler: str = CLASS) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        line = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+        # not ``vllm serve``, whose command line asks for the metadata of a package named vllm
+        line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
         for name, value in OPTIONS.items():
             flag = "--" + name.replace("_", "-")
             line += [flag] if value is True else [flag, str(value)]

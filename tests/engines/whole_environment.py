@@ -7,13 +7,16 @@ It is made once, under the same cache folder as the schedulers' (about 2.5 GB).
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lengthwise.serving.vllm import environment as made
 
+ROOT = Path(__file__).resolve().parents[2]
 VERSION = "0.32.0"
 TORCH = "torch==2.13.0+cpu"
 # pinned by the package to other builds of torch, and needed by nothing that is tested
@@ -52,6 +55,21 @@ def python() -> Path:
         made._run([*install, *(n for n in named if not n.startswith(LEFT_OUT[1:]))])
         complete.touch()
     return interpreter
+
+
+def run(arguments: Sequence[str], timeout_s: float = 1800) -> list[str]:
+    """The lines that ``whole_engine.py`` prints; raises ``AssertionError`` if it fails."""
+    variables = {
+        **os.environ, "PYTHONPATH": str(ROOT), "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
+    }  # fmt: skip
+    done = subprocess.run(
+        [str(python()), str(Path(__file__).with_name("whole_engine.py")), *arguments],
+        env=variables, capture_output=True, text=True, check=False, timeout=timeout_s,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{arguments}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
+    return done.stdout.splitlines()
 
 
 if __name__ == "__main__":
