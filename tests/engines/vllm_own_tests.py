@@ -34,7 +34,13 @@ FILES = (
 )  # fmt: skip
 PYTEST = ("pytest==9.1.0", "pluggy==1.6.0", "iniconfig==2.3.0", "pygments==2.20.0")
 # Tests that fail with our class, by name, and why that is right
-EXPLAINED: dict[str, str] = {}
+EXPLAINED = {
+    "::test_scheduler_reset_prefix_cache": "reads vLLM's FCFS deque by index; a heap has none",
+    "::test_scheduler_stats_waiting_queues": "puts requests into a queue behind add_request",
+    "::test_abort_request_when_structured_output_fsm_cannot_advance": "never calls __init__",
+    "::test_allocation_retry_waits_for_fence_then_succeeds": "requests that arrived at one time: "
+    "FCFS by score preempts as vLLM's priority queue does, not the last in the batch",
+}
 # As far as vLLM's configuration reads them; no weights
 MODELS: dict[str, dict[str, Any]] = {
     "facebook/opt-125m": {
@@ -144,7 +150,8 @@ def main() -> int:
             flush=True,
         )
         for name in failed:
-            print(f"  {name}: {ours.get(name, 'not run')}")
+            why = EXPLAINED.get(name.partition("[")[0], "not explained")
+            print(f"  {name}: {ours.get(name, 'not run')} ({why})")
     return 1 if bad else 0
 
 
