@@ -1,9 +1,10 @@
 """Measured beside simulated, for runs of ``benchmarks.gpu_policies``.
 
-    python -m benchmarks.gpu_policies_compare PLAN.json MEASURED
+    python -m benchmarks.gpu_policies_compare PLAN.json MEASURED [TIMING]
 
-replays each measured run in the simulator, with the policy of its engine, and prints mean, P99 and
-normalized latency of both, and each policy's gain over vLLM's own scheduler in both.
+replays each measured run in the simulator, with the policy and the guard of its engine and vLLM's
+defaults, and prints mean, P99 and normalized latency of both, and each policy's gain over vLLM's own
+scheduler in both. TIMING is the plan's model on an H200 unless given.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pandas as pd
 
 import lengthwise as lw
 from lengthwise.errors import InputError
+from lengthwise.policies.plugins.settings import Settings
 
 
 def latencies(frame: pd.DataFrame) -> tuple[float, float, float, float]:
@@ -57,6 +59,9 @@ def simulated(
     spec = "fcfs" if settings is None else settings.get("policy") or settings["bundle"]
     if spec == "priority":  # every client's priority is 0: the order of arrival
         spec = "fcfs"
+    elif settings is not None:
+        rule = Settings.parse(settings)
+        spec += f"+guard:ratio={rule.guard},floor_s={rule.guard_floor_s}"
 
     class Given:
         needs: frozenset[str] = frozenset()
@@ -77,10 +82,10 @@ def simulated(
     return table
 
 
-def main(plan_path: Path, folder: Path) -> None:
+def main(plan_path: Path, folder: Path, timing: str = "") -> None:
     """Prints the table in Markdown."""
     plan = json.loads(plan_path.read_text("utf-8"))
-    timing = f"h200/{plan['model']}"
+    timing = timing or f"h200/{plan['model']}"
     baseline: dict[str, tuple[Any, Any]] = {}
     print("| run | mean, s | simulated | P99, s | simulated | s/token | simulated | requests/s |")
     print("|---|---|---|---|---|---|---|---|")
@@ -93,7 +98,7 @@ def main(plan_path: Path, folder: Path) -> None:
             real = measured(path)
             model = simulated(
                 real, engine["settings"], run.get("predicted"), timing,
-                async_scheduling=True, **plan["options"],
+                async_scheduling=True, enable_prefix_caching=True, **plan["options"],
             )  # fmt: skip
             a, b = latencies(real), latencies(model)
             cells = (f"{x:.3f} | {y:.3f}" for x, y in zip(a[:3], b[:3], strict=True))
@@ -110,4 +115,4 @@ def main(plan_path: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

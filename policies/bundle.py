@@ -151,7 +151,7 @@ def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingP
     preemption, admission = described["preemption"], described["admission"]
     _types(preemption, mode=str, price=float, margin=float, max_per_step=int, protect_after=float)
     _types(admission, reserve=float)
-    guard = described["guard"]
+    guard = described.get("guard") or dataclasses.asdict(Guard())  # early bundles have none
     _types(guard, ratio=float, floor_s=float)
     if described["queue"] not in ("fcfs", "priority"):
         raise UnknownNameError("queue", described["queue"], ("fcfs", "priority"))
