@@ -96,11 +96,18 @@ def run(
 def _finish(state: ks.State, engine: Engine, calls: ScoreCalls) -> ks.State:
     """Runs to the end; arrays grow on the way where they must."""
     row = state.run[0]
-    run_until = compiled(
+    clustered = row["replicas"] > 1 or row["closed_loop"]
+    entries = compiled(
+        MORE=bool(row["by_score"] or row["reserve"] > 0 or clustered),
         POLICY=bool(row["scored"] or row["preemption"]),
         PREFIX=engine.enable_prefix_caching,
         ASYNC=engine.async_scheduling,
     )
+    run_until = entries["run_until"]
+    if engine.enable_prefix_caching:
+        table = ks.address_table(state)
+        entries["number_prefixes"](table.ctypes.data)
+        state = state._replace(prefix=state.prefix[:0], hashes=state.hashes[:0])
     while True:
         calls.bind(state)
         table = ks.address_table(state)

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from lengthwise.serving.kernel_flags import ASYNC
-from lengthwise.serving.kernel_jit import hot, kernel
+from lengthwise.serving.kernel_jit import ceil, hot, kernel
 from lengthwise.serving.kernel_state import DECODE, DRAIN, FREE, NONE, PREFILL, WHEEL
 
 # Arithmetic
@@ -42,7 +40,7 @@ def capped(S: Any, r: int, tokens: int) -> int:
 @hot
 def rounded_up(S: Any, id: int) -> int:
     """The predicted answer length in whole tokens, 0 without a prediction."""
-    return np.int64(np.ceil(S.predicted[id])) if len(S.predicted) else 0
+    return ceil(S.predicted[id]) if len(S.predicted) else 0
 
 
 @hot
@@ -241,9 +239,39 @@ def is_protected(S: Any, r: int, s: int) -> bool:
     return predicted > 0 and generated_of(S, r, s) >= S.run.protect_after * predicted
 
 
+@hot
+def next_seat(S: Any, r: int, s: int) -> int:
+    """The taken slot at or after ``s`` in memory, NONE after the last: faster than the list."""
+    end = (r + 1) * S.run.max_seqs
+    while s < end and S.slot[s].state == FREE:
+        s += 1
+    return s if s < end else NONE
+
+
 @kernel
 def worst(S: Any, r: int, spare_protected: bool) -> int:
     """vLLM's victim: highest score, then latest arrival, then first in the batch."""
+    best, tied = NONE, False
+    s = next_seat(S, r, r * S.run.max_seqs)
+    while s != NONE:
+        sl = S.slot[s]
+        if best == NONE or sl.score >= S.slot[best].score:
+            if not (spare_protected and is_protected(S, r, s)):
+                if best == NONE or sl.score > S.slot[best].score:
+                    best, tied = s, False
+                else:
+                    later = S.arrival[sl.id] - S.arrival[S.slot[best].id]
+                    if later > 0:
+                        best, tied = s, False
+                    elif later == 0:
+                        tied = True
+        s = next_seat(S, r, s + 1)
+    return worst_in_order(S, r, spare_protected) if tied else best
+
+
+@kernel
+def worst_in_order(S: Any, r: int, spare_protected: bool) -> int:
+    """The same where it takes the order of the batch to tell."""
     best, s = NONE, S.replica[r].head
     while s != NONE:
         sl = S.slot[s]

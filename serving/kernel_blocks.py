@@ -14,36 +14,39 @@ from typing import Any
 import numpy as np
 
 from lengthwise.serving.kernel_batch import blocks_for
-from lengthwise.serving.kernel_jit import entry, hot, kernel, splitmix64
-from lengthwise.serving.kernel_state import NONE
+from lengthwise.serving.kernel_jit import hot, kernel, splitmix64
+from lengthwise.serving.kernel_state import DONE, NONE
+from lengthwise.serving.kernel_type import as_state
 
 INDEX_BITS = 24  # of a key: the block's place in its request
 
 
-@entry
-def number_prefixes(hashes: Any, at: Any, table: Any, numbers: Any) -> None:
-    """Numbers each prefix of each request's hashes, equal prefixes alike.
+@kernel
+def number_prefixes(table: int) -> int:
+    """Numbers each prefix of each request's hashes in ``chain``, equal prefixes alike.
 
-    ``at`` (n + 1,) says where a request's hashes begin; ``table`` (size, 3) is scratch, filled with
-    -1, its size a power of two of at least twice the hashes: (prefix before, hash, number).
+    ``prefix`` (size, 3) is scratch, filled with -1, its size a power of two of at least twice the
+    hashes: (prefix before, hash, number).
     """
-    mask = np.uint64(len(table) - 1)
+    S: Any = as_state(table)
+    mask = np.uint64(len(S.prefix) - 1)
     count = 0
-    for request in range(len(at) - 1):
+    for request in range(S.run.requests):
         before = -1
-        for place in range(at[request], at[request + 1]):
-            mixed = splitmix64(np.uint64(hashes[place])) + np.uint64(before)
-            entry_at = np.int64(splitmix64(mixed) & mask)
-            while table[entry_at, 2] >= 0 and (
-                table[entry_at, 0] != before or table[entry_at, 1] != hashes[place]
-            ):
-                entry_at = np.int64((np.uint64(entry_at) + np.uint64(1)) & mask)
-            if table[entry_at, 2] < 0:
-                table[entry_at, 0], table[entry_at, 1] = before, hashes[place]
-                table[entry_at, 2] = count
+        for place in range(S.chain_at[request], S.chain_at[request + 1]):
+            value = S.hashes[place]
+            mixed = splitmix64(np.uint64(value)) + np.uint64(before)
+            at = np.int64(splitmix64(mixed) & mask)
+            while S.prefix[at, 2] >= 0 and (S.prefix[at, 0] != before or S.prefix[at, 1] != value):
+                at = np.int64((np.uint64(at) + np.uint64(1)) & mask)
+            if S.prefix[at, 2] < 0:
+                S.prefix[at, 0] = before
+                S.prefix[at, 1] = value
+                S.prefix[at, 2] = count
                 count += 1
-            before = table[entry_at, 2]
-            numbers[place] = before
+            before = S.prefix[at, 2]
+            S.chain[place] = before
+    return DONE
 
 
 @kernel

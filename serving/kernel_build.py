@@ -1,22 +1,20 @@
 """One source file of the fast engine for what a run needs, compiled once and kept on disk.
 
-numba's own cache looks at the file of the outermost function alone, so a change in a function that
-it calls would go unseen. Here all functions stand in one generated file, named by its content.
+All functions stand in one generated file, named by its content and what it was compiled for.
 """
 
 from __future__ import annotations
 
 import ast
+import ctypes
 import hashlib
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 
-import numba
-
-from lengthwise.serving.compile import generated
+from lengthwise.serving.compile import cache_folder, compile_one, generated
+from lengthwise.serving.engine import FUTILE
+from lengthwise.serving.kernel_native import build, load, machine
 from lengthwise.serving.kernel_state import KINDS
 
 FLAGS = "kernel_flags"
@@ -24,32 +22,27 @@ PARTS = (
     "kernel_jit", "kernel_queue", "kernel_batch", "kernel_blocks", "kernel_scores",
     "kernel_replica", "kernel_cluster",
 )  # fmt: skip
-TYPES = ("kernel_state", "kernel_type")  # imported as they are
+TYPES = ("kernel_state", "kernel_type", "kernel_library", "kernel_native")  # imported as they are
 
 
-def compiled(**flags: bool) -> Callable[[int], int]:
-    """``kernel_cluster.run_until`` for these flags."""
-    run_until: Callable[[int], int] = _module(tuple(flags.items())).run_until
-    return run_until
-
-
-def compiled_prefixes() -> Callable[..., None]:
-    """``kernel_blocks.number_prefixes``."""
-    flags = (("POLICY", False), ("PREFIX", True), ("ASYNC", False))
-    number_prefixes: Callable[..., None] = _module(flags).number_prefixes
-    return number_prefixes
-
-
-@lru_cache(maxsize=16)
-def _module(flags: tuple[tuple[str, bool], ...]) -> ModuleType:
-    text = source(dict(flags))
-    key = hashlib.sha256(text.encode())
-    for name in TYPES:
+@lru_cache(maxsize=32)
+def compiled(**flags: bool) -> dict[str, Callable[[int], int]]:
+    """The entries of the fast engine for these flags; each takes the address of a state."""
+    key = hashlib.sha256(f"{machine()} {flags} {KINDS} {FUTILE}".encode())
+    for name in (Path(__file__).stem, *PARTS, *TYPES):
         key.update(_file(name).read_bytes())
-    checked = os.environ.get("NUMBA_BOUNDSCHECK")
-    key.update(f"{numba.__version__} {checked} {KINDS}".encode())
-    on = "".join(name[0].lower() for name, value in flags if value)
-    return generated(f"run_{on}_{key.hexdigest()[:16]}", text)
+    on = "".join(name[0].lower() for name, value in flags.items() if value)
+    path = cache_folder() / f"run_{on}_{key.hexdigest()[:16]}.o"
+    names = ("run_until", "number_prefixes") if flags["PREFIX"] else ("run_until",)
+    found = load(path, names) or _build(path, names, flags)
+    return {name: ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(found[name]) for name in names}
+
+
+def _build(path: Path, names: tuple[str, ...], flags: dict[str, bool]) -> dict[str, int]:
+    from numba import types
+
+    module = generated(path.stem, source(flags))
+    return build(path, {name: compile_one(getattr(module, name), types.int64) for name in names})
 
 
 def source(flags: dict[str, bool]) -> str:

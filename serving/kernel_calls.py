@@ -6,6 +6,7 @@ import ctypes
 from typing import Any, NoReturn
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
@@ -26,7 +27,8 @@ class ScoreCalls:
         self.any_python = False
         self.why = ""
         self._error: BaseException | None = None
-        self._state: State | None = None
+        self._columns: dict[str, NDArray[Any]] = {}  # of the rows that scores read
+        self._out: NDArray[np.float64] = np.zeros(0)
         self._kept: list[Any] = []  # ctypes callbacks live as long as they may be called
         self.policy_at = self._address(policy.score) if policy.queue == "priority" else 0
         self.policy_compiled = not self.any_python
@@ -34,7 +36,8 @@ class ScoreCalls:
 
     def bind(self, state: State) -> None:
         """Takes the arrays that scores are called with."""
-        self._state = state
+        self._columns = {name: state.rows[name] for name in state.rows.dtype.names or ()}
+        self._out = state.out
         state.run[0]["rows_at"] = state.rows.ctypes.data
         state.run[0]["out_at"] = state.out.ctypes.data
 
@@ -52,13 +55,9 @@ class ScoreCalls:
 
         def call(rows: int, count: int, out: int) -> int:
             try:
-                assert self._state is not None
                 # contiguous, as the reference passes them: the last bit may depend on it
-                values = {
-                    name: np.ascontiguousarray(self._state.rows[name][:count])
-                    for name in score.features
-                }
-                self._state.out[:count] = score.evaluate(values)
+                values = [self._columns[name][:count].copy() for name in score.features]
+                self._out[:count] = score(*values)
             except BaseException as error:  # it would vanish in machine code
                 self._error = error
                 return 1

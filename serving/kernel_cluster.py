@@ -13,11 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.serving.kernel_flags import ASYNC, POLICY
-from lengthwise.serving.kernel_jit import draw, entry, hot, kernel, uniform
+from lengthwise.serving.kernel_flags import ASYNC, MORE, POLICY
+from lengthwise.serving.kernel_jit import draw, hot, kernel, uniform
 from lengthwise.serving.kernel_queue import compact
 from lengthwise.serving.kernel_replica import begin_iteration, end_iteration, enqueue
-from lengthwise.serving.kernel_scores import FRACTION, PS, evaluate, score_at_arrival, weight
+from lengthwise.serving.kernel_scores import (
+    FRACTION,
+    PS,
+    evaluate,
+    fill_request,
+    score_at_arrival,
+    weight,
+)
 from lengthwise.serving.kernel_state import DONE, GROW, NEVER, NONE
 from lengthwise.serving.kernel_type import as_state
 
@@ -41,7 +48,7 @@ def earlier(S: Any, id: int, other: int) -> bool:
 def next_arrival(S: Any) -> int:
     """The request that arrives next, NONE if none does before another finishes."""
     run = S.run
-    if not run.closed_loop:
+    if not (MORE and run.closed_loop):
         return run.next_root if run.next_root < run.requests else NONE
     root = S.roots[run.next_root] if run.next_root < len(S.roots) else NONE
     if run.children == 0:
@@ -74,7 +81,7 @@ def pop_child(S: Any) -> None:
 def take_arrival(S: Any, id: int) -> None:
     """An arrival leaves the calendar."""
     run = S.run
-    if run.children > 0 and S.calendar[0] == id:
+    if MORE and run.children > 0 and S.calendar[0] == id:
         pop_child(S)
     else:
         run.next_root += 1
@@ -118,15 +125,10 @@ def fill_replica(S: Any, row: int, id: int, r: int) -> None:
     to.outstanding_tokens = rep.outstanding / FRACTION
     if run.draws:
         to.random_draw = uniform(np.uint64(run.seed), id, r)
-    to.arrival_s = np.float64(run.now) / PS
-    to.now_s = to.arrival_s
-    to.prompt_tokens = S.prompt[id]
-    if len(S.predicted):
-        to.predicted_tokens = S.predicted[id]
-    if len(S.priority):
-        to.priority = S.priority[id]
-    if len(S.deadline):
-        to.deadline_s = S.deadline[id]
+    if run.reads_request:
+        fill_request(S, row, id)
+    if run.reads_times:
+        to.arrival_s = to.now_s = np.float64(run.now) / PS
     to.generated_tokens = 0
     to.computed_tokens = 0
     to.preemptions = 0
@@ -153,14 +155,14 @@ def route(S: Any, id: int) -> int:
 def send(S: Any, id: int, r: int) -> int:
     """A request arrives at a replica and waits; a code."""
     run, rep = S.run, S.replica[r]
-    if run.by_score and not run.every:
+    if MORE and run.by_score and not run.every:
         if run.at_arrival or S.arrival[id] != S.planned[id]:
             code = score_at_arrival(S, r, id)
             if code != DONE:
                 return code
     enqueue(S, r, id)
     rep.routed += 1
-    if run.weighted:
+    if MORE and run.weighted:
         rep.outstanding += weight(S, id)
     return DONE
 
@@ -174,7 +176,7 @@ def has_room(S: Any, r: int) -> bool:
     run, rep = S.run, S.replica[r]
     if run.log and run.log_rows >= len(S.log):
         return False
-    if not run.by_score:
+    if not (MORE and run.by_score):
         return True
     capacity = len(S.stash)
     if run.callback and rep.waiting + run.max_seqs >= capacity:
@@ -199,7 +201,7 @@ def finish(S: Any, r: int) -> None:
     S.end[r] = NEVER if rep.iteration == rep.done else S.step[r, (rep.done + 1) & 1].end
 
 
-@entry
+@kernel
 def run_until(table: int) -> int:
     """Goes on until all is done or something stops it; a code.
 
@@ -215,7 +217,7 @@ def run_until(table: int) -> int:
             if id == NONE or reaches(S, id) > now:
                 break
             r = 0
-            if run.replicas > 1:
+            if MORE and run.replicas > 1:
                 r = route(S, id)
                 if r < 0:
                     return -1 - r

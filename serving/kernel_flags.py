@@ -4,6 +4,7 @@ numba leaves out what stands behind a constant that is False, so a simple run co
 in a fraction of the time.
 """
 
+MORE = True  # scores, several replicas or closed loops: more than fcfs of arrivals on one
 POLICY = True  # scores that change, or preemption by policy
 PREFIX = True  # prefix caching
 ASYNC = True  # asynchronous scheduling

@@ -10,12 +10,15 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.extending import intrinsic
 
+from lengthwise.serving.kernel_library import Shared
+
 F = TypeVar("F", bound=Callable[..., Any])
 OPTIONS: dict[str, Any] = {
     "_nrt": False,  # arrays belong to the caller, so references to them need not be counted
     "error_model": "numpy",
     "no_cpython_wrapper": True,
     "no_cfunc_wrapper": True,
+    "pipeline_class": Shared,
 }
 
 
@@ -28,12 +31,6 @@ def kernel(function: F) -> F:
 def hot(function: F) -> F:
     """The same, inlined wherever it is called."""
     compiled: F = _once(njit(**OPTIONS, forceinline=True)(function))
-    return compiled
-
-
-def entry(function: F) -> F:
-    """What Python calls, kept on disk."""
-    compiled: F = njit(cache=True, _nrt=False)(function)  # type: ignore[call-overload]
     return compiled
 
 
@@ -66,6 +63,27 @@ def call_score(typingctx: Any, address: Any, rows: Any, n: Any, out: Any) -> Any
         return builder.call(function, arguments[1:])
 
     return signature, generate
+
+
+@intrinsic
+def ceil(typingctx: Any, value: Any) -> Any:
+    """The least integer that is not below a float."""
+    return types.int64(types.float64), _rounded("llvm.ceil")
+
+
+@intrinsic
+def rint(typingctx: Any, value: Any) -> Any:
+    """The nearest integer to a float, the even one of two."""
+    return types.int64(types.float64), _rounded("llvm.rint")
+
+
+def _rounded(name: str) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value = arguments[0]
+        function = builder.module.declare_intrinsic(name, [value.type])
+        return builder.fptosi(builder.call(function, [value]), ir.IntType(64))
+
+    return generate
 
 
 @kernel

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from lengthwise.serving.engine import FUTILE
 from lengthwise.serving.kernel_batch import (
     blocks_for,
@@ -37,8 +35,8 @@ from lengthwise.serving.kernel_batch import (
     worst,
 )
 from lengthwise.serving.kernel_blocks import admit, demand, find, grow, release, remember
-from lengthwise.serving.kernel_flags import ASYNC, POLICY, PREFIX
-from lengthwise.serving.kernel_jit import hot, kernel
+from lengthwise.serving.kernel_flags import ASYNC, MORE, POLICY, PREFIX
+from lengthwise.serving.kernel_jit import ceil, hot, kernel
 from lengthwise.serving.kernel_queue import (
     append,
     first,
@@ -92,9 +90,9 @@ def depart(S: Any, r: int, id: int, seen: int) -> None:
     """A request is done; the client sees its last token at ``seen``."""
     S.finish[id] = seen
     S.where[id] = r
-    if S.run.weighted:
+    if MORE and S.run.weighted:
         S.replica[r].outstanding -= weight(S, id)
-    if S.run.closed_loop:
+    if MORE and S.run.closed_loop:
         invite(S, id, seen)
 
 
@@ -152,12 +150,12 @@ def return_orphans(S: Any, r: int, seen: int) -> None:
         if S.generated[id] == S.output[id]:
             rep.waiting -= 1
             rep.known -= S.prompt[id] + S.output[id]
-            if run.by_score:
+            if MORE and run.by_score:
                 S.link[id] = OUT
             else:
                 unlink(S, r, id)
             depart(S, r, id, seen)
-        elif run.scored and run.by_score and not run.every:
+        elif POLICY and run.scored and run.by_score and not run.every:
             S.stale[r, rep.stale] = id
             rep.stale += 1
     rep.orphans = 0
@@ -215,7 +213,7 @@ def enqueue(S: Any, r: int, id: int) -> None:
     run, rep = S.run, S.replica[r]
     rep.waiting += 1
     rep.known += S.prompt[id]
-    if run.by_score:
+    if MORE and run.by_score:
         put(S, r, 0.0 if run.every else S.score[id], id)
     else:
         append(S, r, id)
@@ -256,7 +254,7 @@ def preempt(S: Any, r: int, s: int, queued: bool) -> None:
     rep.preempted += 1
     rep.waiting += 1
     rep.known += known
-    if not run.by_score:
+    if not (MORE and run.by_score):
         prepend(S, r, id)
         return
     if POLICY and run.scored and not run.every:
@@ -277,7 +275,7 @@ def reserved(S: Any, r: int, id: int) -> int:
         sl = S.slot[s]
         ahead += max(rounded_up(S, sl.id) - generated_of(S, r, s), 0)
         s = sl.next
-    return np.int64(np.ceil(run.reserve * ahead / run.block_size))
+    return ceil(run.reserve * ahead / run.block_size)
 
 
 @hot
@@ -289,7 +287,7 @@ def admission_blocks(S: Any, r: int, id: int, tokens: int) -> int:
     needed = demand(S, r, tokens) if PREFIX else blocks_for(S, tokens)
     if rep.running > 0:
         needed += run.watermark
-        if run.reserve > 0:
+        if MORE and run.reserve > 0:
             needed += reserved(S, r, id)
     return needed
 
@@ -411,7 +409,7 @@ def walk_running(S: Any, r: int) -> int:
         while more > rep.free:
             rep.pressed = 1
             victim = rep.tail
-            if run.by_score:
+            if MORE and run.by_score:
                 if POLICY:
                     code = score_running(S, r)
                     if code != DONE:
@@ -429,7 +427,7 @@ def walk_running(S: Any, r: int) -> int:
                 break
         if S.slot[s].state == FREE:  # it had to give way itself
             s = following
-            if run.by_score and run.past_preemption:
+            if MORE and run.by_score and run.past_preemption:
                 continue
             break
         if PREFIX:
@@ -498,11 +496,11 @@ def schedule_waiting(S: Any, r: int, budget: int) -> int:
             return code
     passed = 0
     while rep.waiting > passed and budget > 0 and rep.running < run.max_seqs:
-        id = first(S, r) if run.by_score else rep.queue_head
+        id = first(S, r) if MORE and run.by_score else rep.queue_head
         if ASYNC and S.flight[id] > rep.done:  # what it computed has yet to come back
             to = S.stash[passed]
             to.id = id
-            if run.by_score:
+            if MORE and run.by_score:
                 to.score = take_first(S, r)
             else:
                 pop_front(S, r)
@@ -522,7 +520,7 @@ def schedule_waiting(S: Any, r: int, budget: int) -> int:
             break
         s = join(S, r, id)
         sl = S.slot[s]
-        if run.by_score:
+        if MORE and run.by_score:
             sl.score = take_first(S, r)
         else:
             pop_front(S, r)
@@ -552,7 +550,7 @@ def schedule_waiting(S: Any, r: int, budget: int) -> int:
     while passed > 0:
         passed -= 1
         back = S.stash[passed]
-        if run.by_score:
+        if MORE and run.by_score:
             put(S, r, back.score, back.id)
         else:
             prepend(S, r, back.id)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.serving.kernel_batch import computed_of, generated_of
+from lengthwise.serving.kernel_batch import computed_of, generated_of, next_seat
 from lengthwise.serving.kernel_flags import ASYNC
-from lengthwise.serving.kernel_jit import call_score, hot, kernel, uniform
+from lengthwise.serving.kernel_jit import call_score, hot, kernel, rint, uniform
 from lengthwise.serving.kernel_queue import compact, heapify, push, sort_heap
 from lengthwise.serving.kernel_state import DONE, NAN, NONE, RAISED, TAKEN, WAITS
 
@@ -25,7 +25,7 @@ def weight(S: Any, id: int) -> int:
     tokens = np.float64(S.prompt[id])
     if len(S.predicted):
         tokens += S.predicted[id]
-    return np.int64(np.rint(tokens * FRACTION))
+    return rint(tokens * FRACTION)
 
 
 @kernel
@@ -39,13 +39,10 @@ def look(S: Any, r: int) -> None:
     rep.seen_outstanding = rep.outstanding
 
 
-@kernel
-def fill(
-    S: Any, r: int, row: int, id: int, generated: int, computed: int, preemptions: int
-) -> None:
-    """Writes the features of a request in a replica."""
-    run, rep, to = S.run, S.replica[r], S.rows[row]
-    to.arrival_s = np.float64(S.arrival[id]) / PS
+@hot
+def fill_request(S: Any, row: int, id: int) -> None:
+    """Writes the features that a request has from its arrival on."""
+    to = S.rows[row]
     to.prompt_tokens = S.prompt[id]
     if len(S.predicted):
         to.predicted_tokens = S.predicted[id]
@@ -53,15 +50,28 @@ def fill(
         to.priority = S.priority[id]
     if len(S.deadline):
         to.deadline_s = S.deadline[id]
+
+
+@hot
+def fill(
+    S: Any, r: int, row: int, id: int, generated: int, computed: int, preemptions: int
+) -> None:
+    """Writes those features of a request in a replica that are read."""
+    run, rep, to = S.run, S.replica[r], S.rows[row]
     to.generated_tokens = generated
     to.computed_tokens = computed
     to.preemptions = preemptions
-    to.now_s = np.float64(run.now) / PS
-    to.running_requests = rep.seen_running
-    to.waiting_requests = rep.seen_waiting
-    to.kv_utilization = rep.seen_used / run.blocks
-    to.routed_requests = rep.seen_routed
-    to.outstanding_tokens = rep.seen_outstanding / FRACTION
+    if run.reads_request:
+        fill_request(S, row, id)
+    if run.reads_times:
+        to.arrival_s = np.float64(S.arrival[id]) / PS
+        to.now_s = np.float64(run.now) / PS
+    if run.reads_replica:
+        to.running_requests = rep.seen_running
+        to.waiting_requests = rep.seen_waiting
+        to.kv_utilization = rep.seen_used / run.blocks
+        to.routed_requests = rep.seen_routed
+        to.outstanding_tokens = rep.seen_outstanding / FRACTION
     if run.draws:
         to.random_draw = uniform(np.uint64(run.seed), id, r)
 
@@ -73,7 +83,7 @@ def evaluate(S: Any, address: int, count: int) -> int:
     if call_score(address, run.rows_at, count, run.out_at):
         return RAISED
     for i in range(count):
-        if np.isnan(S.out[i]):
+        if S.out[i] != S.out[i]:  # NaN
             return NAN
     return DONE
 
@@ -95,14 +105,34 @@ def score_running(S: Any, r: int) -> int:
     if not run.scored or rep.running_scored == rep.iteration or rep.running == 0:
         return DONE
     rep.running_scored = rep.iteration
-    s, row = rep.head, 0
+    if run.callback:
+        return score_batch(S, r)
+    s, row = next_seat(S, r, r * run.max_seqs), 0
+    while s != NONE:
+        id = S.slot[s].id
+        fill(S, r, row, id, generated_of(S, r, s), computed_of(S, r, s), S.preemptions[id])
+        row += 1
+        s = next_seat(S, r, s + 1)
+    code = evaluate(S, run.score_at, row)
+    s, row = next_seat(S, r, r * run.max_seqs), 0
+    while s != NONE:
+        S.slot[s].score = S.out[row]
+        row += 1
+        s = next_seat(S, r, s + 1)
+    return code
+
+
+@kernel
+def score_batch(S: Any, r: int) -> int:
+    """The same in the order of the batch, on which array arithmetic may depend."""
+    s, row = S.replica[r].head, 0
     while s != NONE:
         id = S.slot[s].id
         fill(S, r, row, id, generated_of(S, r, s), computed_of(S, r, s), S.preemptions[id])
         row += 1
         s = S.slot[s].next
-    code = evaluate(S, run.score_at, row)
-    s, row = rep.head, 0
+    code = evaluate(S, S.run.score_at, row)
+    s, row = S.replica[r].head, 0
     while s != NONE:
         S.slot[s].score = S.out[row]
         row += 1

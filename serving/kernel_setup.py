@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.features import get
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.serving import kernel_state as ks
 from lengthwise.serving.inputs import Inputs
-from lengthwise.serving.kernel_build import compiled_prefixes
 from lengthwise.serving.kernel_calls import ScoreCalls
 from lengthwise.serving.options import Engine
 from lengthwise.serving.scoring import Features
@@ -111,7 +111,7 @@ def _describe(
 ) -> NDArray[Any]:
     """The constants of a run, shape (1,)."""
     size, rule, changes = engine.block_size, policy.preemption, policy.score.changes
-    names = (*policy.score.features, *routing.score.features)
+    names = {*policy.score.features, *routing.score.features}
     values: dict[str, Any] = {
         "requests": requests, "replicas": replicas,
         "seed": np.uint64(seed % 2**64).astype(np.int64),
@@ -124,6 +124,11 @@ def _describe(
         "chunked": engine.enable_chunked_prefill, "full_isl": engine.scheduler_reserve_full_isl,
         "by_score": policy.queue == "priority", "scored": bool(changes),
         "every": bool(changes & {"clock", "state"}),
+        "reads_times": bool({"arrival_s", "now_s"} & names),
+        "reads_request": bool(
+            {"prompt_tokens", "predicted_tokens", "priority", "deadline_s"} & names
+        ),
+        "reads_replica": any(get(name).changes == "state" for name in names),
         "draws": "random_draw" in names, "weighted": "outstanding_tokens" in names,
         "preemption": rule.mode != "none", "max_per_step": rule.max_per_step,
         "past_preemption": engine.schedule_past_preemption,
@@ -190,7 +195,8 @@ def _blocks(run: Any, workload: Workload, engine: Engine, replicas: int) -> dict
     if not engine.enable_prefix_caching:
         return {
             "block": np.zeros((1, 0), ks.BLOCK), "bucket": grid, "bucket_end": grid,
-            "held": grid, "hit": _none(np.int64), "chain": _none(np.int64),
+            "held": grid, "hit": _none(np.int64), "hashes": _none(np.int64),
+            "prefix": np.zeros((0, 3), np.int64), "chain": _none(np.int64),
             "chain_at": _none(np.int64),
         }  # fmt: skip
     count = int(run["blocks"][0]) + 1
@@ -201,20 +207,20 @@ def _blocks(run: Any, workload: Workload, engine: Engine, replicas: int) -> dict
     run["bucket_mask"] = buckets - 1
     longest = int((workload["prompt_tokens"] + workload["output_tokens"]).max())
     most = -(-longest // engine.block_size)
-    chains, at = _chains(run, workload)
+    hashes, at = _hashes(run, workload)
+    size = 1 << (2 * len(hashes) + 2).bit_length()
     return {
         "block": block, "bucket": np.full((replicas, buckets), ks.NONE, np.int32),
         "bucket_end": np.full((replicas, buckets), ks.NONE, np.int32),
         "held": np.zeros((replicas * engine.max_num_seqs, most), np.int32),
-        "hit": np.zeros(most, np.int64), "chain": chains, "chain_at": at,
+        "hit": np.zeros(most, np.int64), "hashes": hashes,
+        "prefix": np.full((size, 3), ks.NONE, np.int64),
+        "chain": np.zeros(len(hashes), np.int64), "chain_at": at,
     }  # fmt: skip
 
 
-def _chains(run: Any, workload: Workload) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """A number for each prefix that ends with a hash, equal where all hashes so far are equal.
-
-    Shapes (hashes in all,) and (n + 1,), where each request's begin.
-    """
+def _hashes(run: Any, workload: Workload) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """All requests' prefix hashes and, of shape (n + 1,), where each request's begin."""
     at = np.zeros(len(workload) + 1, np.int64)
     run["hash_tokens"] = 1
     if "prefix_hashes" not in workload:
@@ -232,10 +238,7 @@ def _chains(run: Any, workload: Workload) -> tuple[NDArray[np.int64], NDArray[np
         seen: dict[int, int] = {}
         numbered = (seen.setdefault(int(h), len(seen)) for h in chain.from_iterable(column))
         hashes = np.fromiter(numbered, np.int64, int(at[-1]))
-    chains = np.zeros(len(hashes), np.int64)
-    table = np.full((1 << (2 * len(hashes) + 2).bit_length(), 3), ks.NONE, np.int64)
-    compiled_prefixes()(hashes, at, table, chains)
-    return chains, at
+    return hashes, at
 
 
 def _ahead(score: Score, features: Features, arrival_ps: NDArray[np.int64]) -> NDArray[np.float64]:

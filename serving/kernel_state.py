@@ -30,7 +30,7 @@ WHEEL = 1024  # iterations; one that lies further ahead is passed over once a tu
 FEATURE_ROW = np.dtype([(f.name, f.dtype) for f in features.FEATURES.values()])
 
 # What run_until returns.
-DONE, GROW, RAISED, NAN, ENDLESS = 0, 1, 2, 3, 4
+DONE, GROW, RAISED, NAN, ENDLESS, FAULT = 0, 1, 2, 3, 4, 5
 
 
 def _row(*names: str) -> np.dtype[np.void]:
@@ -44,7 +44,7 @@ RUN = np.dtype(
             "requests", "replicas", "seed", "closed_loop",
             "max_seqs", "max_tokens", "block_size", "shift", "blocks", "watermark", "threshold",
             "chunked", "full_isl", "by_score", "scored", "every", "at_arrival", "callback",
-            "draws",
+            "draws", "reads_times", "reads_request", "reads_replica",
             "preemption", "max_per_step", "past_preemption", "applies_alone", "swap_ps",
             "weighted", "choices", "log", "hash_tokens", "bucket_mask",
             # timing, with one clock
@@ -76,12 +76,17 @@ REPLICA = _row(
 STEP = _row("end", "seen", "firsts", "sequences", "yields")
 
 # A seat in a replica's batch. ``offset`` (decoding): computed tokens less iterations.
-SLOT = _row(
-    "id", "state", "previous", "next", "wheel_previous", "wheel_next", "finish", "offset",
-    "computed", "known", "held", "hashed", "tokens", "stamp", "acted", "again",
-    "stalled_even", "stalled_odd",
+# What the scores of the batch need comes first: it fits a cache line.
+SLOT = np.dtype(
+    [
+        *_row("id", "state", "offset").descr, ("score", np.float64),
+        *_row(
+            "next", "previous", "finish", "wheel_next", "wheel_previous",
+            "computed", "known", "held", "hashed", "tokens", "stamp", "acted", "again",
+            "stalled_even", "stalled_odd",
+        ).descr,
+    ]
 )  # fmt: skip
-SLOT = np.dtype([*SLOT.descr, ("score", np.float64)])
 
 WAITING = np.dtype([("score", np.float64), ("id", np.int64)])
 
@@ -124,6 +129,8 @@ class State(NamedTuple):
     bucket_end: NDArray[Any]  # (R, buckets) last block of each list
     held: NDArray[Any]  # (R * M, blocks of the longest request)
     hit: NDArray[Any]  # (blocks of the longest request,) what was found for a waiting request
+    hashes: NDArray[Any]  # (hashes,) of prompts, one request after the other
+    prefix: NDArray[Any]  # (size, 3) scratch of number_prefixes
     chain: NDArray[Any]  # (hashes,) identities of all prefixes that end with a hash
     chain_at: NDArray[Any]  # (n + 1,) where a request's begin
     # requests, (n,) each
@@ -166,7 +173,7 @@ KINDS: dict[str, tuple[np.dtype[Any], int]] = {
 } | {
     "run": (RUN, 0), "replica": (REPLICA, 1), "slot": (SLOT, 1), "log": (LOG, 1),
     "step": (STEP, 2), "heap": (WAITING, 2), "stash": (WAITING, 1), "rows": (FEATURE_ROW, 1),
-    "block": (BLOCK, 2), "hist": (np.dtype(np.int64), 2),
+    "block": (BLOCK, 2), "prefix": (np.dtype(np.int64), 2), "hist": (np.dtype(np.int64), 2),
     **{name: (np.dtype(np.float64), 1) for name in ("out", "predicted", "deadline", "score")},
     **{name: (np.dtype(np.int32), 1) for name in _INT32},
     **{

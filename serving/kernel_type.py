@@ -180,3 +180,27 @@ def as_state(typingctx: Any, address: Any) -> Any:
         return builder.inttoptr(arguments[0], WORD.as_pointer())
 
     return STATE(types.int64), generate
+
+
+@intrinsic
+def feature_row(typingctx: Any, address: Any, index: Any) -> Any:
+    """One of the rows of ``FEATURE_ROW`` that begin at an address."""
+    row = FIELDS["rows"][1]
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.add(arguments[0], builder.mul(arguments[1], WORD(row.itemsize)))
+        return builder.inttoptr(place, context.get_value_type(row.stored))
+
+    return row.stored(types.int64, types.int64), generate
+
+
+@intrinsic
+def put_score(typingctx: Any, address: Any, index: Any, score: Any) -> Any:
+    """Writes one of the scores that begin at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.add(arguments[0], builder.mul(arguments[1], WORD(8)))
+        builder.store(arguments[2], builder.inttoptr(place, ir.DoubleType().as_pointer()))
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, types.float64), generate

@@ -194,3 +194,83 @@ def test_no_trial_reads_or_writes_outside_an_array():
     )
     env = {**os.environ, "NUMBA_BOUNDSCHECK": "1"}
     subprocess.run([sys.executable, "-c", code, str(Path(__file__))], env=env, check=True)
+
+
+def engines(columns, *, policy="fcfs", num_gpu_blocks=10_000, **options):
+    """What both engines make of a workload: records, or the line with which it is refused."""
+    given = {
+        "policy": load_policy(policy), "routing": load_router("round-robin"),
+        "engine": Engine(num_gpu_blocks=num_gpu_blocks, **options),
+        "timing": LinearTiming(base_s=0.01, per_prefill_token_s=1e-5),
+        "predicted_tokens": np.asarray(columns["output_tokens"], float), "log_iterations": True,
+    }  # fmt: skip
+    workload = Workload({name: np.asarray(column) for name, column in columns.items()})
+    return [
+        outcome(one, workload, given) for one in (partial(run, backend="reference"), kernel.run)
+    ]
+
+
+def some(n, *, longest):
+    rng = np.random.default_rng(0)
+    return {
+        "arrival_s": np.cumsum(rng.exponential(0.01, n)),
+        "prompt_tokens": rng.integers(1, longest, n),
+        "output_tokens": rng.integers(1, longest, n),
+    }
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "srtf", "mlfq"])
+def test_ten_thousand_arrivals_at_once(policy):
+    columns = some(10_000, longest=9) | {"arrival_s": np.full(10_000, 3.0)}
+    slow, fast = engines(columns, policy=policy)
+    assert differences(slow, fast) == []
+    assert fast.scheduled_ps.min() == 3 * 10**12
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "srtf"])
+def test_one_usable_block_holds_one_request(policy):
+    slow, fast = engines(some(50, longest=9), policy=policy, num_gpu_blocks=2)
+    assert differences(slow, fast) == []
+    assert fast.iterations.used_blocks.max() == 1
+    assert fast.iterations.running.max() == 1
+
+
+def test_a_cache_of_no_usable_block_is_refused():
+    slow, fast = engines(some(1, longest=9), num_gpu_blocks=1)
+    assert slow == fast
+    assert "the KV cache has 0 usable blocks" in fast
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "srtf+preempt:price=0.0"])
+def test_one_seat_serves_one_after_the_other(policy):
+    slow, fast = engines(some(100, longest=50), policy=policy, max_num_seqs=1)
+    assert differences(slow, fast) == []
+    assert fast.iterations.running.max() == 1
+
+
+def test_a_request_without_output_is_refused():
+    with pytest.raises(InputError, match="output_tokens"):
+        engines(some(1, longest=9) | {"output_tokens": [0]})
+
+
+def test_a_million_requests_with_a_tail_of_long_contexts():
+    rng = np.random.default_rng(0)
+    n, budget, base_ps = 1_000_000, 2048, 10**10
+    prompt, output = rng.integers(1, 100, n), rng.integers(1, 40, n)
+    prompt[::1000] = 100_000
+    workload = Workload(
+        {
+            "arrival_s": np.cumsum(rng.exponential(0.001, n)),
+            "prompt_tokens": prompt, "output_tokens": output,
+        }
+    )  # fmt: skip
+    records = kernel.run(
+        workload, policy=load_policy("srtf"), routing=load_router("round-robin"),
+        engine=Engine(num_gpu_blocks=50_000, max_num_batched_tokens=budget),
+        timing=LinearTiming(base_s=base_ps / 10**12), predicted_tokens=output.astype(float),
+    )  # fmt: skip
+    least = np.ceil(prompt / budget) + output - 1  # iterations that nobody can do without
+    assert ((records.finish_ps - records.scheduled_ps) >= least * base_ps).all()
+    assert (records.first_token_ps <= records.finish_ps).all()
+    # all prompts went through the budget, on one replica that never rests for long
+    assert records.finish_ps.max() >= prompt.sum() / budget * base_ps

@@ -1,0 +1,91 @@
+"""Machine code on disk that needs no numba to be loaded: a second run starts at once.
+
+numba's own cache takes half a second before it runs anything, for all that numba can compile.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from llvmlite import binding  # type: ignore[import-untyped]
+
+from lengthwise.serving.kernel_state import FAULT
+
+_KEPT: list[Any] = []  # machine code lives as long as its library or its linker
+
+
+@lru_cache(maxsize=1)
+def machine() -> str:
+    """What machine code depends on beside its source."""
+    features = binding.get_host_cpu_features().flatten()
+    checked = os.environ.get("NUMBA_BOUNDSCHECK")
+    return f"{sys.version} {version('numba')} {checked} {binding.get_host_cpu_name()} {features}"
+
+
+def load(path: Path, names: tuple[str, ...]) -> dict[str, int] | None:
+    """Addresses of the functions in an object file; None if there is none that can be read."""
+    try:
+        code = binding.ObjectFileRef.from_data(path.read_bytes())
+    except (OSError, RuntimeError):
+        return None
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    target = binding.Target.from_default_triple().create_target_machine()
+    linker = binding.create_mcjit_compiler(binding.parse_assembly(""), target)
+    linker.add_object_file(code)
+    linker.finalize_object()
+    _KEPT.append(linker)
+    return {name: linker.get_function_address(_symbol(path.stem, name)) for name in names}
+
+
+def build(path: Path, functions: dict[str, Any]) -> dict[str, int]:
+    """Addresses of compiled numba functions (``compile_result``), as C functions of their names.
+
+    They return FAULT where the function raises. Kept at ``path``, unless they need numba to run.
+    """
+    from llvmlite import ir
+    from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.registry import cpu_target
+
+    context = cpu_target.target_context
+    library = context.codegen().create_library(path.stem)
+    library.enable_object_caching()
+    module = library.create_ir_module(path.stem)
+    for name, result in functions.items():
+        described = result.fndesc
+        library.add_linking_library(result.library)
+        arguments = [context.get_value_type(kind) for kind in described.argtypes]
+        word = ir.IntType(64)
+        outer = ir.Function(module, ir.FunctionType(word, arguments), _symbol(path.stem, name))
+        builder = ir.IRBuilder(outer.append_basic_block())
+        inner = context.declare_function(module, described)
+        status, value = context.call_conv.call_function(
+            builder, inner, described.restype, described.argtypes, outer.args
+        )
+        builder.ret(builder.select(status.is_error, word(FAULT), value))
+    library.add_ir_module(module)
+    with global_compiler_lock:
+        library.finalize()
+    _KEPT.append(library)
+    found = {name: library.get_pointer_to_function(_symbol(path.stem, name)) for name in functions}
+    if all(f.name.startswith("llvm.") for f in library._final_module.functions if f.is_declaration):
+        write(path, library._get_compiled_object())
+    return found
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file as a whole or not at all."""
+    handle, made = tempfile.mkstemp(dir=path.parent, prefix=".kernel-", suffix=path.suffix)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    os.replace(made, path)
+
+
+def _symbol(stem: str, name: str) -> str:
+    return f"lengthwise_{stem}_{name}"
