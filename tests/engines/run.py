@@ -2,7 +2,7 @@
 
     python -m tests.engines.run [--workloads 250]
 
-Makes the environments that are not there yet (about 6 GB); then a quarter of an hour or so.
+Makes the environments that are not there yet (about 6 GB); then half an hour or more.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def main() -> int:
         "random workloads": lambda: _python(
             "tests.engines.random_workloads", "--workloads", str(given.workloads)
         ),
-        "vLLM's own scheduler tests": lambda: _python("tests.engines.vllm_own_tests"),
+        "vLLM's own scheduler tests": lambda: _python(
+            "tests.engines.vllm_own_tests", "--version", "0.26.0", "--version", "0.33.0"
+        ),
         "a whole vLLM: tokens": lambda: whole_environment.run(["tokens", *POLICIES]),
         "a whole vLLM: a server": lambda: whole_environment.run(["server", '{"policy": "srtf"}']),
         "a whole vLLM: a predictor that raises": lambda: whole_environment.run(["raises"]),
