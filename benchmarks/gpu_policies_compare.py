@@ -3,8 +3,8 @@
     python -m benchmarks.gpu_policies_compare PLAN.json MEASURED [TIMING]
 
 replays each measured run in the simulator, with the policy and the guard of its engine and vLLM's
-defaults, and prints mean, P99 and normalized latency of both, and each policy's gain over vLLM's own
-scheduler in both. TIMING is the plan's model on an H200 unless given.
+defaults, and prints mean, P99 and normalized latency of both, and each policy's gain over vLLM's
+own scheduler in both. TIMING is the plan's model on an H200 unless given.
 """
 
 from __future__ import annotations
