@@ -274,3 +274,24 @@ def test_a_million_requests_with_a_tail_of_long_contexts():
     assert (records.first_token_ps <= records.finish_ps).all()
     # all prompts went through the budget, on one replica that never rests for long
     assert records.finish_ps.max() >= prompt.sum() / budget * base_ps
+
+
+def test_a_second_process_needs_no_numba(tmp_path):
+    code = (
+        "import sys, numpy as np, lengthwise as lw\n"
+        "from lengthwise.policies import load_policy, load_router\n"
+        "from lengthwise.serving import run\n"
+        "ones = np.ones(9, int)\n"
+        "w = lw.Workload({'arrival_s': np.arange(9.0), 'prompt_tokens': ones,"
+        " 'output_tokens': ones})\n"
+        "r = run(w, policy=load_policy('fcfs'), routing=load_router('jsq'), backend='fast',"
+        " engine=lw.Engine(num_gpu_blocks=9), timing=lw.LinearTiming(base_s=0.5))\n"
+        "print('numba' in sys.modules, *r.finish_ps)"
+    )
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    seen = [
+        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+        for _ in range(2)
+    ]
+    half = " ".join(str(int((i + 0.5) * 10**12)) for i in range(9))
+    assert [one.stdout.decode().strip() for one in seen] == [f"True {half}", f"False {half}"]
