@@ -136,7 +136,9 @@ def _policy(spec: Mapping[str, Any]) -> SchedulingPolicy:
     score = score.with_tunables(spec.get("tunables", {}))
     if not spec.get("preempt"):
         return SchedulingPolicy(score)
-    rule = Preemption("recompute", price=spec.get("price", 0.0), margin=spec.get("margin", 0.0))
+    rule = Preemption(
+        "recompute", price=spec.get("price", 0.0), overhead_tokens=0, margin=spec.get("margin", 0.0)
+    )
     return SchedulingPolicy(score, rule)
 
 

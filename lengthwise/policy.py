@@ -101,12 +101,14 @@ class Preemption:
 
     With scores in tokens both sides are decode steps of waiting: what the exchange saves, and what
     it wastes. A lost token (to be computed again, or moved to host memory and back) delays every
-    request in the replica, and when few requests wait for many seats, a seat becomes free soon
-    without any preemption. ``price=0`` is the naive preemption of most published code.
+    request in the replica, and so does the iteration that computes it, whose kernels are launched
+    one by one; when few requests wait for many seats, a seat becomes free soon without
+    any preemption. ``price=0`` is the naive preemption of most published code.
     """
 
     mode: Literal["none", "recompute", "swap"] = "none"
     price: float = 0.01  # score units per lost token and request in the replica
+    overhead_tokens: int = 256  # lost beside the victim's own: what resuming costs at least
     margin: float = 0.0  # score units
     max_per_step: int = 8
     protect_after: float = 1.0  # share of predicted_tokens generated, past which none is preempted
@@ -116,6 +118,8 @@ class Preemption:
             raise UnknownNameError("preemption mode", self.mode, ("none", "recompute", "swap"))
         if not self.price >= 0 or not self.margin >= 0 or not self.protect_after >= 0:
             raise InputError("preemption price, margin and protect_after must be 0 or more")
+        if self.overhead_tokens < 0:
+            raise InputError(f"overhead_tokens must be 0 or more, not {self.overhead_tokens}")
         if self.max_per_step < 1:
             raise InputError(f"preemption max_per_step must be 1 or more, not {self.max_per_step}")
 
@@ -125,7 +129,8 @@ class Preemption:
         The order of operations is part of the contract: the compiled engine repeats it to the bit.
         """
         in_replica = running + waiting
-        return self.price * lost_tokens * in_replica * max(1.0, running / waiting)
+        lost = lost_tokens + self.overhead_tokens
+        return self.price * lost * in_replica * max(1.0, running / waiting)
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,10 @@ def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingP
         _types(described, choices=int)
         return RoutingPolicy(score, described["choices"], label=str(path))
     preemption, admission = described["preemption"], described["admission"]
-    _types(preemption, mode=str, price=float, margin=float, max_per_step=int, protect_after=float)
+    _types(
+        preemption, mode=str, price=float, overhead_tokens=int, margin=float, max_per_step=int,
+        protect_after=float,
+    )  # fmt: skip
     _types(admission, reserve=float)
     guard = described.get("guard") or dataclasses.asdict(Guard())  # early bundles have none
     _types(guard, ratio=float, floor_s=float)

@@ -344,7 +344,8 @@ def preempt_by_policy(S: Any, r: int) -> int:
             if s == NONE:
                 break
             computed = computed_of(S, r, s)
-            cost = run.price * computed * (running + waiting) * crowding
+            lost = computed + run.overhead
+            cost = run.price * lost * (running + waiting) * crowding
             if not S.slot[s].score - score > run.margin + cost:
                 break
             satisfied = True

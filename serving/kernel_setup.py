@@ -134,7 +134,8 @@ def _describe(
         "past_preemption": engine.schedule_past_preemption,
         "applies_alone": engine.long_prefill_applies_alone,
         "swap_ps": inputs.clock.swap_ps_per_token, "choices": routing.choices, "log": log,
-        "price": rule.price, "margin": rule.margin, "protect_after": rule.protect_after,
+        "overhead": rule.overhead_tokens, "price": rule.price, "margin": rule.margin,
+        "protect_after": rule.protect_after,
         "reserve": policy.admission.reserve,
     }  # fmt: skip
     run = np.zeros(1, ks.RUN)

@@ -45,7 +45,7 @@ RUN = np.dtype(
             "max_seqs", "max_tokens", "block_size", "shift", "blocks", "watermark", "threshold",
             "chunked", "full_isl", "by_score", "scored", "every", "at_arrival", "callback",
             "draws", "reads_times", "reads_request", "reads_replica",
-            "preemption", "max_per_step", "past_preemption", "applies_alone", "swap_ps",
+            "preemption", "overhead", "max_per_step", "past_preemption", "applies_alone", "swap_ps",
             "weighted", "choices", "log", "hash_tokens", "bucket_mask",
             # timing, with one clock
             "prefill_seq_ps", "decode_seq_ps", "context_ps", "mixed_context_ps",

@@ -238,6 +238,17 @@ def test_policy_preemption_needs_a_gain_above_its_price() -> None:
     assert made.records().preemptions.tolist() == [0, 0]
 
 
+def test_a_preemption_has_a_price_beside_its_tokens() -> None:
+    # 6 tokens are lost, 2 requests wait for them, and 5 decode steps are saved
+    for overhead, paid in ((490, True), (496, False)):
+        spec = f"srtf+preempt:price=0.005,overhead_tokens={overhead}"
+        made = cluster(
+            workload((0, 4, 8), (1.5, 4, 1)), spec, max_num_seqs=1, predicted_tokens=[8, 1]
+        )
+        schedule(made)
+        assert (made.records().preemptions.sum() == 1) == paid
+
+
 def test_policy_preemption_only_where_seats_or_blocks_lack() -> None:
     given = workload((0, 4, 8), (1.5, 4, 1))
     made = cluster(given, "srtf+preempt:price=0.0", max_num_seqs=2, predicted_tokens=[8, 1])

@@ -26,7 +26,7 @@ POLICIES = (
     "fcfs", "sjf", "sjf+admit:reserve=1.0", "priority", "hrrn", "srtf", "mlfq:quantum=2",
     "srtf+preempt:price=0.0", "srtf+preempt:price=0.0,mode=swap",
     "mlfq:quantum=1,levels=3+preempt:price=0.0,max_per_step=2",
-    "srtf+preempt:price=0.001,margin=1.0,protect_after=0.5",
+    "srtf+preempt:price=0.001,overhead_tokens=4,margin=1.0,protect_after=0.5",
     "sjf+guard:ratio=0.5,floor_s=0.01", "mlfq:quantum=2+preempt:price=0.0+guard",
 )  # fmt: skip
 ROUTERS = ("round-robin", "random", "jsq", "least-tokens", "power-of-two")

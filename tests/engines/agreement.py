@@ -15,7 +15,7 @@ from tests.conformance.cases import ROUTING, random_case
 POLICIES = (
     "fcfs", "sjf", "srtf", "mlfq:quantum=4", "hrrn", "priority",
     "sjf+preempt:price=0", "srtf+preempt:price=0",
-    "srtf+preempt:price=0.001,margin=3,max_per_step=2,protect_after=0.5",
+    "srtf+preempt:price=0.001,overhead_tokens=9,margin=3,max_per_step=2,protect_after=0.5",
     "mlfq:quantum=2,levels=4+preempt:price=0", "hrrn+preempt:price=0",
     "sjf+guard:ratio=1,floor_s=0.001", "hrrn+guard:ratio=0.5,floor_s=0.01",
     "srtf+preempt:price=0+guard:ratio=0.3,floor_s=0", "mlfq:quantum=2+preempt:price=0+guard",
