@@ -23,7 +23,8 @@ POLICIES = (
     "sjf+preempt:price=0.0", "srtf+preempt:price=0,margin=2", "srtf+preempt:mode=swap",
     "mlfq:quantum=4,levels=5+preempt:price=0.01,overhead_tokens=0,max_per_step=2",
     "srtf+preempt:protect_after=0.5,price=0.001,overhead_tokens=5",
-    "hrrn+preempt:price=0,margin=0.01", "mlfq:quantum=2+preempt:mode=swap,price=0.0", "sjf+admit:reserve=1.0",
+    "hrrn+preempt:price=0,margin=0.01", "mlfq:quantum=2+preempt:mode=swap,price=0.0",
+    "sjf+admit:reserve=1.0",
     "srtf+admit:reserve=0.3", "priority+preempt:price=0.0", "mlfq+preempt:mode=none",
 )  # fmt: skip
 ROUTERS = ("round-robin", "random", "jsq", "least-tokens", "power-of-two", "least-tokens:choices=2")

@@ -164,9 +164,7 @@ def engine_options(command: Command) -> Command:
         else:
             what = option.default if option.default is not None else "the profile's, or none"
             kind = float if option.type == "float" else int
-            decorate = click.option(
-                f"--{flag}", type=kind, metavar="N", help=f"Default: {what}."
-            )
+            decorate = click.option(f"--{flag}", type=kind, metavar="N", help=f"Default: {what}.")
         command = decorate(command)
     return command
 
