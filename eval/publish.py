@@ -9,7 +9,13 @@ from typing import Any
 
 from lengthwise.eval import plots
 from lengthwise.eval.compare import Comparison
-from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
+from lengthwise.eval.output import (
+    CONFIG,
+    check_writable,
+    provenance,
+    replaced_folder,
+    write_json,
+)
 from lengthwise.eval.report import write_report
 from lengthwise.eval.simulate import Result, simulate
 from lengthwise.eval.source import Source
@@ -17,6 +23,15 @@ from lengthwise.eval.terminal import markdown
 from lengthwise.serving import Engine
 
 REPORT = "report.html"
+
+
+def check_publishable(out: str | Path) -> None:
+    """Raises ``InputError`` for a folder that can't be written, and where figures can't be drawn.
+
+    To be called before the work whose results would be lost.
+    """
+    check_writable(out)
+    plots.matplotlib_style()
 
 
 def pick_timelines(

@@ -166,6 +166,26 @@ def test_refused_without_a_traceback_from_outside(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_what_a_plain_install_lacks_is_named(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'matplotlib'): sys.modules[name] = None\n"
+        "from lengthwise.training.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    for line, extra in (
+        ("train policy --env lengthwise/Routing-v0 --workload azure-conv-2023 --out p", "all"),
+        ("compare azure-conv-2023 --requests 20 --rates 5 --seeds 1 --out c", "plot"),
+    ):
+        ended = subprocess.run(
+            [sys.executable, "-c", code, *line.split()],
+            capture_output=True, text=True, cwd=tmp_path,
+        )  # fmt: skip
+        assert ended.returncode == 2
+        assert f"pip install 'lengthwise[{extra}]'" in ended.stderr
+        assert (ended.stderr.count("\n"), ended.stdout) == (1, "")
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, run: object) -> None:
     from lengthwise.training.commands import listing
 

@@ -27,6 +27,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reproduce": ("reproduce:reproduce", "Reproduce a published table, ours beside theirs."),
     "list": ("listing:listing", "List policies, predictors, routers, timings, workloads, envs."),
 }
+# Packages that a plain install leaves out, and the extra that brings them.
+EXTRA_OF = {
+    "torch": "all", "transformers": "bert", "datasets": "bert", "matplotlib": "plot",
+    "gymnasium": "rl", "stable_baselines3": "rl", "sb3_contrib": "rl", "tensorboard": "rl",
+}  # fmt: skip
 
 
 @click.group(
@@ -55,6 +60,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         )
     except InputError as error:
         _refuse(str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA_OF:
+            raise
+        _refuse(f"this needs {package}: pip install 'lengthwise[{EXTRA_OF[package]}]'")
     except click.UsageError as error:
         _refuse(usage_line(error))
     except click.ClickException as error:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.eval.compare import Comparison, compare
-from lengthwise.eval.output import check_writable, copy_into
-from lengthwise.eval.publish import pick_timelines, publish
+from lengthwise.eval.output import copy_into
+from lengthwise.eval.publish import check_publishable, pick_timelines, publish
 from lengthwise.eval.source import Spelled
 from lengthwise.eval.terminal import PREDICTION_ROWS, plain_metric
 from lengthwise.serving import Engine
@@ -55,7 +55,7 @@ def run_demo(
 
     ``trained`` is called with the training's report as soon as there is one.
     """
-    check_writable(out)
+    check_publishable(out)
     engine = Engine()
     source = Spelled(WORKLOAD, {"split": "test", "requests": requests})
     with tempfile.TemporaryDirectory(prefix="lengthwise-demo-") as made:

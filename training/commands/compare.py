@@ -72,15 +72,14 @@ def compare(
     """
     from lengthwise.eval import metrics
     from lengthwise.eval.compare import compare as run
-    from lengthwise.eval.output import check_writable
-    from lengthwise.eval.publish import pick_timelines, publish
+    from lengthwise.eval.publish import check_publishable, pick_timelines, publish
     from lengthwise.eval.terminal import comparison_view, console
     from lengthwise.training.commands.show import progress
 
     limits = metrics.parse_slo(slo, tuple(metrics.PER_REQUEST)) if slo else None
     engine, source = take_engine(options), take_source(options)
     if out is not None:
-        check_writable(out)
+        check_publishable(out)
     with progress("comparing") as moved:
         found = run(
             source,

@@ -60,6 +60,7 @@ def simulate(
     """
     from lengthwise.eval import metrics, plots
     from lengthwise.eval.output import check_writable
+    from lengthwise.eval.publish import check_publishable
     from lengthwise.eval.simulate import simulate as run
     from lengthwise.eval.terminal import console, run_view
     from lengthwise.training.commands.show import notices
@@ -67,7 +68,7 @@ def simulate(
     limits = metrics.parse_slo(slo, tuple(metrics.PER_REQUEST)) if slo else None
     engine, source = take_engine(options), take_source(options)
     if out is not None:
-        check_writable(out)
+        (check_publishable if log_iterations else check_writable)(out)
     workload = source.load(rate, seed)
     notices(workload.notices)
     result = run(
