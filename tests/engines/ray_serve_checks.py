@@ -122,6 +122,7 @@ def main() -> None:
     task = json.load(sys.stdin)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
              object_store_memory=100 * 2**20)  # fmt: skip
+    serve.start(proxy_location="Disabled")  # handles are called, nobody comes by HTTP
     jobs = workload(task["seed"], task["count"], task["rate"])
     found: dict[str, Any] = {}
     try:
