@@ -163,5 +163,7 @@ def test_frames_go_there_and_back() -> None:
 
 
 def test_a_missing_column_names_those_there() -> None:
-    with pytest.raises(UnknownNameError, match="unknown column 'promt_tokens' of workload; did you mean"):
+    with pytest.raises(
+        UnknownNameError, match="unknown column 'promt_tokens' of workload; did you mean"
+    ):
         Workload(GOOD)["promt_tokens"]
