@@ -152,7 +152,7 @@ def test_missing_files_name_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file; there is no folder"):
         read(tmp_path / "nowhere" / "trace.csv")
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(InputError, match="folder.csv: a folder without Parquet files"):
+    with pytest.raises(InputError, match=r"folder\.csv: a folder without Parquet files"):
         read(tmp_path / "folder.csv")
 
 
