@@ -25,7 +25,8 @@ from lengthwise.policy import Preemption, SchedulingPolicy, Score
 from tests.engines.environments import VERSIONS, variables
 
 STEPPER = Path(__file__).with_name("plugin_overhead_steps.py")
-POLICIES = ("fcfs", "sjf", "srtf", "mlfq", "hrrn", "bundle")
+# "bundle" is of the size that training gives by default; "large" has twice the width and preempts.
+POLICIES = ("fcfs", "sjf", "srtf", "mlfq", "hrrn", "bundle", "large")
 
 
 def main() -> None:
@@ -40,11 +41,16 @@ def main() -> None:
     root = Path(__file__).resolve().parents[1]
     environment["PYTHONPATH"] += f":{root / 'tests' / 'engines'}"
     with tempfile.TemporaryDirectory() as folder:
-        bundle = str(write_bundle(_network(), Path(folder) / "bundle"))
+        bundles = {
+            "bundle": str(write_bundle(_network(32, Preemption()), Path(folder) / "bundle")),
+            "large": str(
+                write_bundle(_network(64, Preemption("recompute")), Path(folder) / "large")
+            ),
+        }
         task = {
             "steps": given.steps,
             "waiting": [int(n) for n in given.waiting.split(",")],
-            "policies": [bundle if name == "bundle" else name for name in policies],
+            "policies": [bundles.get(name, name) for name in policies],
         }
         done = subprocess.run(
             [python, str(STEPPER)], env=environment, input=json.dumps(task), text=True,
@@ -63,16 +69,16 @@ def main() -> None:
         )
 
 
-def _network() -> SchedulingPolicy:
-    """A learned policy of a usual size, which also preempts."""
+def _network(width: int, preemption: Preemption) -> SchedulingPolicy:
+    """A learned policy that reads the clock."""
     rng = np.random.default_rng(0)
     layers = tuple(
         (rng.normal(size=shape) / shape[1], np.zeros(shape[0]))
-        for shape in ((64, 4), (64, 64), (1, 64))
+        for shape in ((width, 4), (width, width), (1, width))
     )
     names = ("predicted_tokens", "generated_tokens", "prompt_tokens", "now_s")
     net = MLP(np.zeros(4), np.ones(4), np.array([True, True, True, False]), layers)
-    return SchedulingPolicy(Score("net", net, names), Preemption(mode="recompute"))
+    return SchedulingPolicy(Score("net", net, names), preemption)
 
 
 if __name__ == "__main__":

@@ -17,28 +17,28 @@ os.dup2(2, 1)  # what vLLM prints must not mix with the answers
 # ruff: noqa: E402
 from stepping import Engine, Job, make_config, make_scheduler
 from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import RequestStatus
 
 SEATS, BUDGET = 256, 8192
 
 
-def jobs(waiting: int, short: bool) -> list[Job]:
-    """Requests that decode through all of the steps; with ``short``, one ends at each step."""
+def jobs(waiting: int) -> list[Job]:
+    """Requests that decode through all of the steps."""
     rng = random.Random(0)
     made = []
     for index in range(SEATS + waiting):
-        output = index + 40 if short and index < SEATS else 100_000
         extra = {"predicted_tokens": float(rng.randint(1, 2000))}
         prompt = rng.randint(200, 500) if index < SEATS else 20
-        made.append(Job(0.0, prompt, output, extra))
+        made.append(Job(0.0, prompt, 100_000, extra))
     return made
 
 
-def prepared(lengthwise: dict[str, Any] | None, waiting: int, short: bool) -> Engine:
+def prepared(lengthwise: dict[str, Any] | None, waiting: int) -> Engine:
     """A scheduler with 256 decoding requests and the rest waiting."""
     config = make_config(
         blocks=400_000, lengthwise=lengthwise, max_num_seqs=SEATS, max_num_batched_tokens=BUDGET
     )
-    engine = Engine(make_scheduler(config), jobs(waiting, short))
+    engine = Engine(make_scheduler(config), jobs(waiting))
     for index in range(SEATS):
         engine.add(index)
     while len(engine.run.first_s) < SEATS:
@@ -50,9 +50,15 @@ def prepared(lengthwise: dict[str, Any] | None, waiting: int, short: bool) -> En
     return engine
 
 
-def timed(engine: Engine) -> float:
-    """CPU seconds in one ``schedule()``; the step is then carried out: everybody gets a token."""
+def timed(engine: Engine, admits: bool) -> float:
+    """CPU seconds in one ``schedule()``; the step is then carried out: everybody gets a token.
+
+    With ``admits`` a client hangs up before it, so that a seat is free.
+    """
     scheduler = engine.scheduler
+    if admits:
+        gone = scheduler.running[0].request_id
+        scheduler.finish_requests([gone], RequestStatus.FINISHED_ABORTED)
     start = time.thread_time()
     output = scheduler.schedule()
     took = time.thread_time() - start
@@ -70,17 +76,17 @@ def timed(engine: Engine) -> float:
 def main() -> None:
     """Reads the task from standard input; one JSON line a row."""
     task = json.load(sys.stdin)
-    for short in (False, True):
+    for admits in (False, True):
         for waiting in task["waiting"]:
             for number, policy in enumerate(task["policies"]):
-                stock = prepared(None, waiting, short)
-                ours = prepared({"policy": policy}, waiting, short)
+                stock = prepared(None, waiting)
+                ours = prepared({"policy": policy}, waiting)
                 gc.collect()
                 gc.disable()
-                pairs = [(timed(stock), timed(ours)) for _ in range(task["steps"])]
+                pairs = [(timed(stock, admits), timed(ours, admits)) for _ in range(task["steps"])]
                 gc.enable()
                 row = {
-                    "policy": number, "waiting": waiting, "admits": short,
+                    "policy": number, "waiting": waiting, "admits": admits,
                     "stock_us": 1e6 * statistics.median(a for a, _ in pairs),
                     "plugin_us": 1e6 * statistics.median(b for _, b in pairs),
                 }  # fmt: skip
