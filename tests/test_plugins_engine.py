@@ -9,7 +9,8 @@ import pytest
 from lengthwise.serving.vllm import VllmUnavailable
 from tests.engines import whole_environment
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+# the first test that needs the environment makes it, which may take long
+pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
 def run(*arguments: str) -> list[str]:

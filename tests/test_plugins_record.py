@@ -25,6 +25,8 @@ from lengthwise.workload import Workload
 from tests.engines.environments import VERSIONS, run_checks
 
 NEWEST = VERSIONS[-1]
+# the first test that needs the environment makes it, which may take long
+pytestmark = pytest.mark.timeout(3000)
 BOTH = [NEWEST, pytest.param(VERSIONS[0], marks=pytest.mark.slow)]
 WORDS = ["hello", "short", "long", "answer", "please", *(f"w{i}" for i in range(40))]
 SERVER = {"max_num_seqs": 8, "max_num_batched_tokens": 256, "blocks": 200}

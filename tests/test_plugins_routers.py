@@ -20,7 +20,8 @@ from lengthwise.predictors import make_predictor
 from lengthwise.serving.vllm import VllmUnavailable
 from tests.engines.router_environment import run_check
 
-pytestmark = pytest.mark.slow
+# the first test that needs the environment makes it, which may take long
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 COUNT = 100
 LOAD = {"seed": 0, "count": COUNT, "rate": 14.0}
 

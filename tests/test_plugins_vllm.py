@@ -22,7 +22,8 @@ from lengthwise.serving.vllm import VllmUnavailable
 from tests.engines import agreement
 from tests.engines.environments import VERSIONS, run_checks
 
-pytestmark = pytest.mark.vllm
+# the first test that needs the environment makes it, which may take long
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3000)]
 # one process for a version runs all its tasks: starting it takes most of the time
 NEWEST = VERSIONS[-1]
 ALL = [NEWEST, *(pytest.param(v, marks=pytest.mark.slow) for v in VERSIONS if v != NEWEST)]
