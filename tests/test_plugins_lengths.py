@@ -22,6 +22,7 @@ from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.predicting import PredictorProcess, command
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.predictors import make_predictor
+from tests import word_tokenizer
 
 FAKE = Path(__file__).parent / "engines" / "fake_predictor.py"
 MODEL = SimpleNamespace(tokenizer="none", tokenizer_revision=None, trust_remote_code=False)
@@ -139,7 +140,7 @@ def test_a_saved_predictor_answers_as_it_does_here(tmp_path: Path) -> None:
     prompts = [f"{'word ' * n}please" for n in range(1, 41)]
     made = make_predictor("ridge").fit(prompts, np.arange(1, 41) * 5)
     made.save(tmp_path / "predictor")
-    tokenizer = _word_tokenizer(tmp_path / "tokenizer", ["word", "please"])
+    tokenizer = word_tokenizer.save(tmp_path / "tokenizer", ["word", "please"])
     ids = [[0] * 3 + [1], [0] * 30 + [1]]
     process = PredictorProcess(
         command(str(tmp_path / "predictor"), tokenizer=str(tokenizer)), Counters()
@@ -157,14 +158,3 @@ def test_a_saved_predictor_answers_as_it_does_here(tmp_path: Path) -> None:
     texts = ["word " * n + "please" for n in (3, 30)]
     wanted = made.predict(texts, prompt_tokens=[4, 31]).predicted_tokens
     np.testing.assert_allclose([answers[0], answers[1]], wanted, rtol=1e-9)
-
-
-def _word_tokenizer(folder: Path, words: list[str]) -> Path:
-    """A tokenizer of whole words, as transformers saves them."""
-    tokenizers = pytest.importorskip("tokenizers")
-    transformers = pytest.importorskip("transformers")
-    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=words[0])
-    made = tokenizers.Tokenizer(model)
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=made).save_pretrained(folder)
-    return folder

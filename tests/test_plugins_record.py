@@ -22,6 +22,7 @@ from lengthwise.serving.vllm import VllmUnavailable
 from lengthwise.serving.workload import read_prompts
 from lengthwise.training.predictor import train_predictor
 from lengthwise.workload import Workload
+from tests import word_tokenizer
 from tests.engines.environments import VERSIONS, run_checks
 
 NEWEST = VERSIONS[-1]
@@ -41,17 +42,6 @@ def job(index: int, rng: np.random.Generator) -> dict[str, Any]:
         "arrival_s": 0.02 * index, "prompt": len(words), "tokens": [WORDS.index(w) for w in words],
         "output": int(rng.integers(40, 60) if long else rng.integers(3, 9)), "stops": True,
     }  # fmt: skip
-
-
-def tokenizer(folder: Path) -> str:
-    """A tokenizer of whole words, as transformers saves them."""
-    tokenizers = pytest.importorskip("tokenizers")
-    transformers = pytest.importorskip("transformers")
-    model = tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token=WORDS[0])
-    made = tokenizers.Tokenizer(model)
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=made).save_pretrained(folder)
-    return str(folder)
 
 
 def served(version: str, lengthwise: dict[str, Any], jobs: list[Any], tokens: str = "none") -> Any:
@@ -74,7 +64,7 @@ def test_a_predictor_is_trained_on_what_an_engine_recorded(version: str, tmp_pat
     jobs[11] |= {"extra": {"predicted_tokens": 33}}
     folder = tmp_path / "record"
     settings = {"policy": "fcfs", "record": str(folder), "record_prompts": True}
-    found = served(version, settings, jobs, tokenizer(tmp_path / "tokenizer"))
+    found = served(version, settings, jobs, str(word_tokenizer.save(tmp_path / "tokenizer", WORDS)))
     assert found["class"] in ("RecordedScheduler", "RecordedAsyncScheduler")
     assert found["counts"] == {"recorded:written": 300}
 

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,17 +94,27 @@ def _locked(path: Path) -> Iterator[None]:
 def _interpreter(root: Path) -> Path:
     pins = f"{REQUIREMENTS.read_text()}{TORCH}{WITHOUT_DEPENDENCIES}{platform.python_version()}"
     folder = root / f"env-{hashlib.sha256(pins.encode()).hexdigest()[:12]}"
+
+    def fill(install: list[str]) -> None:
+        _say(f"making {folder} (CPU torch and 24 small packages, about 1.3 GB)")
+        _run([*install, "--extra-index-url", TORCH_INDEX, TORCH])
+        _run([*install, "-r", str(REQUIREMENTS)])
+        _run([*install, "--no-deps", WITHOUT_DEPENDENCIES])
+
+    return _virtual_environment(folder, fill)
+
+
+def _virtual_environment(folder: Path, fill: Callable[[list[str]], None]) -> Path:
+    """The interpreter of a virtual environment; one that is not complete is made anew.
+
+    ``fill`` installs into it: it is given the pip command that packages are appended to.
+    """
     python, complete = folder / "bin" / "python", folder / "complete"
-    if complete.exists():
-        return python
-    _say(f"making {folder} (CPU torch and 24 small packages, about 1.3 GB)")
-    shutil.rmtree(folder, ignore_errors=True)  # an interrupted attempt
-    _run([sys.executable, "-m", "venv", str(folder)])
-    install = [str(python), "-m", "pip", "install", "-q", "--retries", "1"]
-    _run([*install, "--extra-index-url", TORCH_INDEX, TORCH])
-    _run([*install, "-r", str(REQUIREMENTS)])
-    _run([*install, "--no-deps", WITHOUT_DEPENDENCIES])
-    complete.touch()
+    if not complete.exists():
+        shutil.rmtree(folder, ignore_errors=True)  # an interrupted attempt
+        _run([sys.executable, "-m", "venv", str(folder)])
+        fill([str(python), "-m", "pip", "install", "-q", "--retries", "1"])
+        complete.touch()
     return python
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,15 +29,8 @@ def python() -> Path:
     root = made.cache_folder()
     root.mkdir(parents=True, exist_ok=True)
     folder = root / f"routers-ray-{RAY}-litellm-{LITELLM}"
-    interpreter, complete = folder / "bin" / "python", folder / "complete"
     with made._locked(root / "lock-routers"):
-        if complete.exists():
-            return interpreter
-        shutil.rmtree(folder, ignore_errors=True)
-        made._run([sys.executable, "-m", "venv", str(folder)])
-        made._run([str(interpreter), "-m", "pip", "install", "-q", "--retries", "1", *NEEDS])
-        complete.touch()
-    return interpreter
+        return made._virtual_environment(folder, lambda install: made._run([*install, *NEEDS]))
 
 
 def run_check(script: str, task: dict[str, Any], timeout_s: float = 240) -> Any:

