@@ -21,8 +21,8 @@ from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.predictors import load_predictor
 from lengthwise.protocols import Predictor, TimingModel
 from lengthwise.serving import Engine
-from lengthwise.serving.cluster import Cluster
 from lengthwise.serving.records import PS
+from lengthwise.serving.reference.cluster import Cluster
 from lengthwise.serving.timing import timing as load_timing
 from lengthwise.workload import Workload
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lengthwise.errors import UnknownNameError
-from lengthwise.serving.cluster import Cluster
 from lengthwise.serving.records import PS
+from lengthwise.serving.reference.cluster import Cluster
 
 Cost = Callable[[Cluster], float]  # a run so far -> its cost so far
 

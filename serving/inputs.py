@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from lengthwise.errors import InputError
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.protocols import Batch, TimingModel
-from lengthwise.serving.engine import Clock
 from lengthwise.serving.options import Engine
 from lengthwise.serving.records import PS
+from lengthwise.serving.reference.replica import Clock
 from lengthwise.serving.timing.model import Pipeline
 from lengthwise.workload import Workload
 

@@ -12,14 +12,14 @@ from numpy.typing import ArrayLike
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
-from lengthwise.serving.cluster import Cluster
 from lengthwise.serving.options import Engine
 from lengthwise.serving.records import Records
+from lengthwise.serving.reference.cluster import Cluster
 from lengthwise.workload import Workload
 
 Backend = Literal["auto", "fast", "reference", "vllm"]
 BACKENDS = ("auto", "fast", "reference", "vllm")
-KERNEL = "lengthwise.serving.kernel"
+KERNEL = "lengthwise.serving.fast.run"
 
 
 def run(

@@ -14,7 +14,7 @@ from lengthwise.features import get
 from lengthwise.policy import Score
 from lengthwise.serving.draws import uniform
 from lengthwise.serving.records import PS
-from lengthwise.serving.request import Request
+from lengthwise.serving.reference.request import Request
 from lengthwise.workload import Workload
 
 # Sums of predicted tokens are kept in integers of this fraction of a token, so that they are exact.

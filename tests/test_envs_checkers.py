@@ -17,8 +17,8 @@ from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.envs.scheduling import SchedulingEnv
 from lengthwise.errors import InputError, UnknownNameError
-from lengthwise.serving.cluster import Cluster
 from lengthwise.serving.records import PS
+from lengthwise.serving.reference.cluster import Cluster
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
 

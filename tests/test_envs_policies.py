@@ -15,7 +15,7 @@ from lengthwise.envs.scheduling import SchedulingEnv
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.serving import Engine, Records
-from lengthwise.serving.cluster import Cluster
+from lengthwise.serving.reference.cluster import Cluster
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
 

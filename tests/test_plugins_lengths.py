@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.policies.plugins import lengths, predicting
-from lengthwise.policies.plugins.entry import Entry
-from lengthwise.policies.plugins.lengths import Lengths
+from lengthwise.policies.plugins import predicting
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.predicting import PredictorProcess, command
 from lengthwise.policies.plugins.settings import Settings
+from lengthwise.policies.plugins.vllm import lengths
+from lengthwise.policies.plugins.vllm.entry import Entry
+from lengthwise.policies.plugins.vllm.lengths import Lengths
 from lengthwise.predictors import make_predictor
 from tests import word_tokenizer
 

@@ -13,8 +13,13 @@ from lengthwise import registry
 from lengthwise.policies import load_policy
 from lengthwise.policies.learned import MLP
 from lengthwise.policy import Score
-from lengthwise.serving import compile as compiling
-from lengthwise.serving.compile import FEATURE_ROW, NotCompilable, compile_score, sample_rows
+from lengthwise.serving.fast.compiler import score as compiling
+from lengthwise.serving.fast.compiler.score import (
+    FEATURE_ROW,
+    NotCompilable,
+    compile_score,
+    sample_rows,
+)
 
 REGISTERED = [(kind, name) for kind in ("policy", "router") for name in registry.names(kind)]
 
@@ -134,7 +139,7 @@ def test_a_score_that_raises_is_reported_not_swallowed(load_file):
 
 def test_machine_code_is_cached_between_processes(tmp_path):
     code = (
-        "import time; from lengthwise.serving import compile as c\n"
+        "import time; from lengthwise.serving.fast.compiler import score as c\n"
         "from lengthwise.policies import load_policy\n"
         "c.compile_score(load_policy('sjf').score)\n"  # numba's own start
         "t = time.perf_counter(); made = c.compile_score(load_policy('mlfq').score)\n"

@@ -12,8 +12,8 @@ from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import Admission, Preemption, SchedulingPolicy, Score
 from lengthwise.protocols import Batch
 from lengthwise.serving import Cluster, Engine, Records, run
-from lengthwise.serving.engine import Step
 from lengthwise.serving.records import PS
+from lengthwise.serving.reference.replica import Step
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
 

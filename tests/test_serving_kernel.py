@@ -12,7 +12,8 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.policies import load_policy, load_router
-from lengthwise.serving import Engine, kernel
+from lengthwise.serving import Engine
+from lengthwise.serving.fast import run as kernel
 from lengthwise.serving.run import run
 from lengthwise.serving.timing.linear import LinearTiming
 from lengthwise.serving.timing.model import Pipeline
@@ -187,7 +188,7 @@ def test_two_thousand_trials_agree_to_the_bit(part):
 def test_no_trial_reads_or_writes_outside_an_array():
     code = (
         "import runpy, sys\n"
-        "from lengthwise.serving import kernel\n"
+        "from lengthwise.serving.fast import run as kernel\n"
         "module = runpy.run_path(sys.argv[1])\n"
         "for seed in range(2000):\n"
         "    given = module['trial'](seed)\n"

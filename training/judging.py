@@ -16,7 +16,7 @@ from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine, Records
-from lengthwise.serving.cluster import Cluster
+from lengthwise.serving.reference.cluster import Cluster
 from lengthwise.workload import Workload
 
 Judged = SchedulingPolicy | RoutingPolicy

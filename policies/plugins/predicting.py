@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from lengthwise.errors import InputError
 from lengthwise.policies.plugins.metrics import Counters
@@ -150,6 +150,12 @@ class PredictorProcess:
             self._counters.warn("predictor-off", f"{error}; it stays off")
         if self._closed:  # meanwhile
             self._child.kill()
+
+
+def is_length(value: Any) -> TypeGuard[float]:
+    """Whether a client's or a predictor's word is a number of tokens."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value > 0
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.errors import InputError
-from lengthwise.policies.plugins.lengths import is_length
 from lengthwise.policies.plugins.metrics import Counters
+from lengthwise.policies.plugins.predicting import is_length
 from lengthwise.policies.plugins.settings import Settings
 
 ROWS = 5000  # requests a part file

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from lengthwise.errors import InputError
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.registry import resolve
-from lengthwise.serving.cluster import Cluster
-from lengthwise.serving.engine import Replica
 from lengthwise.serving.options import Engine
 from lengthwise.serving.records import Records
+from lengthwise.serving.reference.cluster import Cluster
+from lengthwise.serving.reference.replica import Replica
 from lengthwise.serving.scoring import Scorer
 from lengthwise.serving.vllm.client import Vllm, VllmReplica
 from lengthwise.serving.vllm.environment import NEWEST

@@ -14,11 +14,11 @@ from typing import Any, Self
 import lengthwise
 from lengthwise.errors import InputError, InvariantError, LengthwiseError
 from lengthwise.policy import SchedulingPolicy
-from lengthwise.serving.engine import Replica, Step
 from lengthwise.serving.inputs import Inputs
 from lengthwise.serving.options import Engine
 from lengthwise.serving.records import PS
-from lengthwise.serving.request import Request
+from lengthwise.serving.reference.replica import Replica, Step
+from lengthwise.serving.reference.request import Request
 from lengthwise.serving.scoring import ReplicaView, Scorer
 from lengthwise.serving.vllm.environment import NEWEST, environment
 from lengthwise.workload import Workload

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.serving.cluster import Cluster
+from lengthwise.serving.reference.cluster import Cluster
 from lengthwise.serving.vllm import Vllm, VllmCluster
 from tests.conformance.cases import Case
 

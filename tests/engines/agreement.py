@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from lengthwise.policies import load_policy
-from lengthwise.serving.cluster import Cluster
 from lengthwise.serving.records import PS
+from lengthwise.serving.reference.cluster import Cluster
 from tests.conformance.cases import ROUTING, random_case
 
 POLICIES = (

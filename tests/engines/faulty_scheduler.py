@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lengthwise.policies.plugins import lengths
+from lengthwise.policies.plugins.vllm import lengths
 from lengthwise.policies.plugins.vllm import scheduler as plugin
 
 FAKE = Path(__file__).with_name("fake_predictor.py")

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policies.plugins.entry import Entry
-from lengthwise.policies.plugins.lengths import Lengths
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.queue import ClockQueue, RankQueue, ScoredQueue
 from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policies.plugins.settings import Settings
-from lengthwise.policies.plugins.victims import Victims
+from lengthwise.policies.plugins.vllm.entry import Entry
+from lengthwise.policies.plugins.vllm.lengths import Lengths
+from lengthwise.policies.plugins.vllm.queue import ClockQueue, RankQueue, ScoredQueue
+from lengthwise.policies.plugins.vllm.victims import Victims
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.starvation import StarvationGuard
 

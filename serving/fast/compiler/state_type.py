@@ -28,7 +28,7 @@ from numba.core.typing.templates import (
 )
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from lengthwise.serving.kernel_state import KINDS
+from lengthwise.serving.fast.state import KINDS
 
 COLUMNS = 3  # of the address table: address and shape
 CHECKED = os.environ.get("NUMBA_BOUNDSCHECK") == "1"

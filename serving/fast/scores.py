@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.serving.kernel_batch import computed_of, generated_of, next_seat
-from lengthwise.serving.kernel_flags import ASYNC
-from lengthwise.serving.kernel_jit import call_score, hot, kernel, rint, uniform
-from lengthwise.serving.kernel_queue import compact, heapify, push, sort_heap
-from lengthwise.serving.kernel_state import DONE, NAN, NONE, RAISED, TAKEN, WAITS
+from lengthwise.serving.fast.batch import computed_of, generated_of, next_seat
+from lengthwise.serving.fast.compiler.jit import call_score, hot, kernel, rint, uniform
+from lengthwise.serving.fast.flags import ASYNC
+from lengthwise.serving.fast.queue import compact, heapify, push, sort_heap
+from lengthwise.serving.fast.state import DONE, NAN, NONE, RAISED, TAKEN, WAITS
 
 PS = 10**12
 FRACTION = 1024

@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from lengthwise import features
 from lengthwise.errors import InputError
 from lengthwise.policy import Score
-from lengthwise.serving.kernel_native import build, load, machine, write
-from lengthwise.serving.kernel_state import FEATURE_ROW
+from lengthwise.serving.fast.compiler.native import build, load, machine, write
+from lengthwise.serving.fast.state import FEATURE_ROW
 
 # What IEEE 754 defines to the last bit; exp, log or tanh differ between numpy, libm and LLVM.
 EXACT = frozenset(
@@ -47,7 +47,7 @@ import math
 import numpy
 from numba import njit
 
-from lengthwise.serving.kernel_type import feature_row, put_score
+from lengthwise.serving.fast.compiler.state_type import feature_row, put_score
 
 
 @njit(_nrt=False)

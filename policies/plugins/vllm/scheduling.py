@@ -16,10 +16,10 @@ import time
 from typing import Any
 
 from lengthwise.errors import InputError
-from lengthwise.policies.plugins.driver import Driver
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.record import Recorder
 from lengthwise.policies.plugins.settings import Settings
+from lengthwise.policies.plugins.vllm.driver import Driver
 from lengthwise.policy import SchedulingPolicy
 
 ENVIRONMENT = "LENGTHWISE_VLLM"  # the settings as JSON, where additional_config says nothing

@@ -14,14 +14,14 @@ from numpy.typing import ArrayLike
 from lengthwise.errors import InputError, InvariantError
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
-from lengthwise.serving import kernel_state as ks
-from lengthwise.serving.engine import endless
+from lengthwise.serving.fast import state as ks
+from lengthwise.serving.fast.calls import ScoreCalls
+from lengthwise.serving.fast.compiler.build import compiled
+from lengthwise.serving.fast.setup import allocate, grow
 from lengthwise.serving.inputs import Inputs, prepare
-from lengthwise.serving.kernel_build import compiled
-from lengthwise.serving.kernel_calls import ScoreCalls
-from lengthwise.serving.kernel_setup import allocate, grow
 from lengthwise.serving.options import Engine
 from lengthwise.serving.records import Iterations, Records
+from lengthwise.serving.reference.replica import endless
 from lengthwise.serving.scoring import Features
 from lengthwise.workload import Workload
 

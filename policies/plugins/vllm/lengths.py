@@ -6,15 +6,14 @@ never waits for it. A request that gets no answer in time is served first come, 
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
-from typing import Any, TypeGuard
+from typing import Any
 
-from lengthwise.policies.plugins.entry import Entry
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.predicting import PredictorProcess, command
+from lengthwise.policies.plugins.predicting import PredictorProcess, command, is_length
 from lengthwise.policies.plugins.settings import Settings
+from lengthwise.policies.plugins.vllm.entry import Entry
 
 
 class Lengths:
@@ -104,9 +103,3 @@ class Lengths:
         self._counters.warn(reason, "a request got no predicted length and is served FCFS")
         if needed:
             entry.state = "failed"
-
-
-def is_length(value: Any) -> TypeGuard[float]:
-    """Whether a client's or a predictor's word is a number of tokens."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0

@@ -17,11 +17,11 @@ from lengthwise.errors import InputError, InvariantError
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
 from lengthwise.serving.draws import sample
-from lengthwise.serving.engine import Replica, Step
 from lengthwise.serving.inputs import prepare
 from lengthwise.serving.options import Engine
 from lengthwise.serving.records import Iterations, Records
-from lengthwise.serving.request import Request
+from lengthwise.serving.reference.replica import Replica, Step
+from lengthwise.serving.reference.request import Request
 from lengthwise.serving.scoring import FRACTION, Features, Scorer
 from lengthwise.workload import Workload
 

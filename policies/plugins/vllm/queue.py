@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policies.plugins.entry import Entry
 from lengthwise.policies.plugins.scorer import Scorer
+from lengthwise.policies.plugins.vllm.entry import Entry
 
 Floats = NDArray[np.float64]
 Ranked = tuple[float, float, int, int, Entry]  # rank, arrival, sequence, version, entry

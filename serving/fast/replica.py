@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lengthwise.serving.engine import FUTILE
-from lengthwise.serving.kernel_batch import (
+from lengthwise.serving.fast.batch import (
     blocks_for,
     capped,
     computed_of,
@@ -34,10 +33,10 @@ from lengthwise.serving.kernel_batch import (
     wanted,
     worst,
 )
-from lengthwise.serving.kernel_blocks import admit, demand, find, grow, release, remember
-from lengthwise.serving.kernel_flags import ASYNC, MORE, POLICY, PREFIX
-from lengthwise.serving.kernel_jit import ceil, hot, kernel
-from lengthwise.serving.kernel_queue import (
+from lengthwise.serving.fast.blocks import admit, demand, find, grow, release, remember
+from lengthwise.serving.fast.compiler.jit import ceil, hot, kernel
+from lengthwise.serving.fast.flags import ASYNC, MORE, POLICY, PREFIX
+from lengthwise.serving.fast.queue import (
     append,
     first,
     pop_front,
@@ -46,8 +45,8 @@ from lengthwise.serving.kernel_queue import (
     take_first,
     unlink,
 )
-from lengthwise.serving.kernel_scores import look, score_running, score_waiting, weight
-from lengthwise.serving.kernel_state import (
+from lengthwise.serving.fast.scores import look, score_running, score_waiting, weight
+from lengthwise.serving.fast.state import (
     DECODE,
     DONE,
     DRAIN,
@@ -60,6 +59,7 @@ from lengthwise.serving.kernel_state import (
     WHEEL,
     YIELDED,
 )
+from lengthwise.serving.reference.replica import FUTILE
 
 # The end of an iteration
 

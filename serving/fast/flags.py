@@ -1,4 +1,4 @@
-"""What a run of the fast engine needs: constants that ``kernel_build`` sets before compilation.
+"""What a run of the fast engine needs: constants that ``compiler.build`` sets before compilation.
 
 numba leaves out what stands behind a constant that is False, so a simple run compiles and starts
 in a fraction of the time.

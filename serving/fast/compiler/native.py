@@ -15,7 +15,7 @@ from typing import Any
 
 from llvmlite import binding  # type: ignore[import-untyped]
 
-from lengthwise.serving.kernel_state import FAULT
+from lengthwise.serving.fast.state import FAULT
 
 _KEPT: list[Any] = []  # machine code lives as long as its library or its linker
 

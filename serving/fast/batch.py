@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lengthwise.serving.kernel_flags import ASYNC
-from lengthwise.serving.kernel_jit import ceil, hot, kernel
-from lengthwise.serving.kernel_state import DECODE, DRAIN, FREE, NONE, PREFILL, WHEEL
+from lengthwise.serving.fast.compiler.jit import ceil, hot, kernel
+from lengthwise.serving.fast.flags import ASYNC
+from lengthwise.serving.fast.state import DECODE, DRAIN, FREE, NONE, PREFILL, WHEEL
 
 # Arithmetic
 

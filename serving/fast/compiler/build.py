@@ -12,24 +12,30 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from lengthwise.serving.compile import cache_folder, compile_one, generated
-from lengthwise.serving.engine import FUTILE
-from lengthwise.serving.kernel_native import build, load, machine
-from lengthwise.serving.kernel_state import KINDS
+from lengthwise.serving.fast.compiler.native import build, load, machine
+from lengthwise.serving.fast.compiler.score import cache_folder, compile_one, generated
+from lengthwise.serving.fast.state import KINDS
+from lengthwise.serving.reference.replica import FUTILE
 
-FLAGS = "kernel_flags"
+FOLDER = Path(__file__).parent.parent
+FLAGS = "flags"
 PARTS = (
-    "kernel_jit", "kernel_queue", "kernel_batch", "kernel_blocks", "kernel_scores",
-    "kernel_replica", "kernel_cluster",
+    "compiler/jit", "queue", "batch", "blocks", "scores", "replica", "cluster",
 )  # fmt: skip
-TYPES = ("kernel_state", "kernel_type", "kernel_library", "kernel_native")  # imported as they are
+TYPES = (
+    "state",
+    "compiler/state_type",
+    "compiler/library",
+    "compiler/native",
+)  # imported as they are
+INLINED = {f"lengthwise.serving.fast.{name.replace('/', '.')}" for name in (FLAGS, *PARTS)}
 
 
 @lru_cache(maxsize=32)
 def compiled(**flags: bool) -> dict[str, Callable[[int], int]]:
     """The entries of the fast engine for these flags; each takes the address of a state."""
     key = hashlib.sha256(f"{machine()} {flags} {KINDS} {FUTILE}".encode())
-    for name in (Path(__file__).stem, *PARTS, *TYPES):
+    for name in ("compiler/build", *PARTS, *TYPES):
         key.update(_file(name).read_bytes())
     on = "".join(name[0].lower() for name, value in flags.items() if value)
     path = cache_folder() / f"run_{on}_{key.hexdigest()[:16]}.o"
@@ -52,7 +58,7 @@ def source(flags: dict[str, bool]) -> str:
     for name in PARTS:
         body = []
         for node in ast.parse(_file(name).read_text()).body:
-            if isinstance(node, ast.ImportFrom) and (node.module or "").endswith((FLAGS, *PARTS)):
+            if isinstance(node, ast.ImportFrom) and node.module in INLINED:
                 continue
             if isinstance(node, ast.Import | ast.ImportFrom):
                 if node.module != "__future__" if isinstance(node, ast.ImportFrom) else True:
@@ -65,4 +71,4 @@ def source(flags: dict[str, bool]) -> str:
 
 
 def _file(name: str) -> Path:
-    return Path(__file__).with_name(f"{name}.py")
+    return FOLDER / f"{name}.py"

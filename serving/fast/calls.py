@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
-from lengthwise.serving.compile import NotCompilable, compile_score
-from lengthwise.serving.kernel_state import State
+from lengthwise.serving.fast.compiler.score import NotCompilable, compile_score
+from lengthwise.serving.fast.state import State
 
 _PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 

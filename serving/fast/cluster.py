@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.serving.kernel_flags import ASYNC, MORE, POLICY
-from lengthwise.serving.kernel_jit import draw, hot, kernel, uniform
-from lengthwise.serving.kernel_queue import compact
-from lengthwise.serving.kernel_replica import begin_iteration, end_iteration, enqueue
-from lengthwise.serving.kernel_scores import (
+from lengthwise.serving.fast.compiler.jit import draw, hot, kernel, uniform
+from lengthwise.serving.fast.compiler.state_type import as_state
+from lengthwise.serving.fast.flags import ASYNC, MORE, POLICY
+from lengthwise.serving.fast.queue import compact
+from lengthwise.serving.fast.replica import begin_iteration, end_iteration, enqueue
+from lengthwise.serving.fast.scores import (
     FRACTION,
     PS,
     evaluate,
@@ -25,8 +26,7 @@ from lengthwise.serving.kernel_scores import (
     score_at_arrival,
     weight,
 )
-from lengthwise.serving.kernel_state import DONE, GROW, NEVER, NONE
-from lengthwise.serving.kernel_type import as_state
+from lengthwise.serving.fast.state import DONE, GROW, NEVER, NONE
 
 # Arrivals
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.serving.kernel_batch import blocks_for
-from lengthwise.serving.kernel_jit import hot, kernel, splitmix64
-from lengthwise.serving.kernel_state import DONE, NONE
-from lengthwise.serving.kernel_type import as_state
+from lengthwise.serving.fast.batch import blocks_for
+from lengthwise.serving.fast.compiler.jit import hot, kernel, splitmix64
+from lengthwise.serving.fast.compiler.state_type import as_state
+from lengthwise.serving.fast.state import DONE, NONE
 
 INDEX_BITS = 24  # of a key: the block's place in its request
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
 
-from lengthwise.serving.request import Request
+from lengthwise.serving.reference.request import Request
 
 
 class WaitingQueue(Protocol):

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from lengthwise.errors import InputError, InvariantError
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.protocols import Batch
-from lengthwise.serving.kv_cache import KVCache
 from lengthwise.serving.options import Engine
 from lengthwise.serving.records import PS
-from lengthwise.serving.request import Request
+from lengthwise.serving.reference.kv_cache import KVCache
+from lengthwise.serving.reference.request import Request
+from lengthwise.serving.reference.starvation import Watch
+from lengthwise.serving.reference.waiting import ArrivalQueue, ScoreQueue, WaitingQueue
 from lengthwise.serving.scoring import ReplicaView, Scorer
-from lengthwise.serving.starvation import Watch
 from lengthwise.serving.timing.model import Pipeline
-from lengthwise.serving.waiting import ArrivalQueue, ScoreQueue, WaitingQueue
 
 UNLIMITED = 1 << 62
 # Preemptions in a row, none of which let anybody get further than before, that count as forever.

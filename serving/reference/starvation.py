@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lengthwise.policy import Guard
 from lengthwise.serving.records import PS
-from lengthwise.serving.request import Request
+from lengthwise.serving.reference.request import Request
 from lengthwise.starvation import UNKNOWN_TOKENS, StarvationGuard, Waiter
 
 

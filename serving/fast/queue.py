@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lengthwise.serving.kernel_flags import ASYNC, POLICY
-from lengthwise.serving.kernel_jit import hot, kernel
-from lengthwise.serving.kernel_state import NONE, OUT, WAITS
+from lengthwise.serving.fast.compiler.jit import hot, kernel
+from lengthwise.serving.fast.flags import ASYNC, POLICY
+from lengthwise.serving.fast.state import NONE, OUT, WAITS
 
 # By arrival
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policies.plugins.entry import Entry
+from lengthwise.policies.plugins.vllm.entry import Entry
 
 
 class Victims:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from lengthwise.errors import InputError
 from lengthwise.features import get
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
-from lengthwise.serving import kernel_state as ks
+from lengthwise.serving.fast import state as ks
+from lengthwise.serving.fast.calls import ScoreCalls
 from lengthwise.serving.inputs import Inputs
-from lengthwise.serving.kernel_calls import ScoreCalls
 from lengthwise.serving.options import Engine
 from lengthwise.serving.scoring import Features
 from lengthwise.workload import Workload

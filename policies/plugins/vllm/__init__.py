@@ -1,0 +1,5 @@
+"""vLLM's alone: its ``--scheduler-cls``, the driver of its scheduler, queues and victims."""
+
+from lengthwise.policies.plugins.vllm.scheduling import PolicyScheduling, scheduler
+
+__all__ = ["PolicyScheduling", "scheduler"]

@@ -1,0 +1,1 @@
+"""The fast twin of the reference engine: compiled, and the same to the bit."""

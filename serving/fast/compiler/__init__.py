@@ -1,0 +1,1 @@
+"""From Python to the fast engine's machine code, and the machine code on disk."""

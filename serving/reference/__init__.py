@@ -1,0 +1,1 @@
+"""The reference engine: plain, readable Python, every feature, any callable."""
