@@ -1,0 +1,133 @@
+"""What serves, and what a run of it offers: nodes that may differ behind a router, and their stops.
+
+Both engines offer the same resumable ``Run``. Environments, costs and judging see nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.policy import RoutingPolicy, SchedulingPolicy
+from lengthwise.protocols import TimingModel
+from lengthwise.serving.options import Engine
+from lengthwise.serving.records import Records
+
+Role = Literal["both", "prefill", "decode"]
+ROLES: tuple[Role, ...] = ("both", "prefill", "decode")
+HOLD = -1  # the answer to a route stop that leaves the request at the router for now
+
+
+@dataclass(frozen=True)
+class Node:
+    """One replica: its engine's options, how long its iterations take, its policy and role."""
+
+    engine: Engine
+    timing: TimingModel
+    policy: SchedulingPolicy
+    role: Role = "both"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise UnknownNameError("node role", str(self.role), ROLES)
+
+
+@dataclass(frozen=True)
+class System:
+    """Nodes behind a router.
+
+    ``metrics_interval_s`` > 0 lets the router see each node as it was at the last multiple of that
+    interval, as a router does that scrapes metrics; 0 is the present moment.
+    """
+
+    nodes: tuple[Node, ...]
+    routing: RoutingPolicy
+    metrics_interval_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.nodes:
+            raise InputError("a system needs at least one node")
+        if not self.metrics_interval_s >= 0:
+            raise InputError(f"metrics_interval_s must be 0 or more, not {self.metrics_interval_s}")
+
+    @classmethod
+    def replicated(
+        cls, node: Node, count: int, routing: RoutingPolicy, metrics_interval_s: float = 0.0
+    ) -> System:
+        """``count`` nodes of one kind."""
+        if count < 1:
+            raise InputError(f"replicas must be 1 or more, not {count}")
+        return cls((node,) * count, routing, metrics_interval_s)
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Where a run is to stop before its end.
+
+    ``horizon_ps``: at the first event later than this. ``hold_ps``: how much later a request that
+    was answered with ``HOLD`` is asked for again.
+    """
+
+    route: bool = False
+    admit: bool = False
+    preempt: bool = False
+    horizon_ps: int | None = None
+    hold_ps: int = 20 * 10**9
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a run stands still.
+
+    "route": ``request`` has arrived; candidates are the nodes; answer with a node or ``HOLD``.
+    "admit": ``node`` is about to schedule with a free seat and requests waiting; candidates are
+    these in queue order; answer with an order of places (those named go first), which may be empty.
+    "preempt": ``node`` is about to schedule while requests wait; candidates are the running ones;
+    answer with the places of those that give way. "horizon" and "done" ask for nothing.
+    """
+
+    kind: Literal["done", "route", "admit", "preempt", "horizon"]
+    node: int = -1
+    request: int = -1
+    candidates: int = 0
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Integrals of a run so far: what costs are functions of."""
+
+    now_ps: int
+    request_ps: int  # integral over time of the requests in the system
+    waiting_ps: int  # of those that wait in a queue or at the router
+    finished: int
+    generated_tokens: int
+    preemptions: int
+    recomputed_tokens: int
+
+
+class Run(Protocol):
+    """A run under way; what both engines offer."""
+
+    def advance(self, stops: Stops = ...) -> Stop:
+        """Goes on to the next stop that was asked for, or to the end."""
+
+    def features(self, names: Sequence[str], out: NDArray[Any]) -> int:
+        """Writes features of the candidates of the stop that is due to ``out`` (rows, F), in place.
+
+        Returns the number of candidates; at most ``len(out)`` rows are written.
+        """
+
+    def answer(self, choice: int | Sequence[int] | NDArray[Any]) -> None:
+        """Answers the stop that is due; see ``Stop``."""
+
+    @property
+    def totals(self) -> Totals:
+        """The integrals up to now."""
+
+    def records(self) -> Records:
+        """One row a request, once the run is done."""
