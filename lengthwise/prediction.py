@@ -1,16 +1,32 @@
-"""What a predictor says about the answers to come, and how that becomes ``predicted_tokens``."""
+"""What a predictor says about the answers to come, and how that becomes features of a run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lengthwise.errors import InputError
+from lengthwise import remaining
+from lengthwise.curves import Curve
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.remaining import Pieces
 
 Floats = NDArray[np.float64]
+
+# Features that change with every generated token, and how a distribution of lengths gives them.
+CURVES: dict[str, Callable[[Pieces, Floats], Floats]] = {
+    "expected_remaining_tokens": remaining.expected,
+    "gittins_index": remaining.gittins,
+    "remaining_tokens_p90": lambda pieces, done: remaining.quantile(pieces, done, 0.9),
+}
+# Generated tokens at which distributions are tabulated: 16 apart at first, then 2 a doubling.
+EDGES = np.array(
+    [0, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192,
+     12288, 16384, 32768], dtype=np.float64,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,24 +129,45 @@ class Prediction:
         uniform below and above a bucket's mean, and stand at their quantiles. A length that was
         outlived leaves 1 token, the least that a running request still owes.
         """
-        done = np.asarray(generated_tokens, dtype=np.float64)
+        return remaining.expected(self.pieces, np.asarray(generated_tokens, dtype=np.float64))
+
+    @property
+    def pieces(self) -> Pieces:
+        """The distributions of the lengths; one length with certainty where that is predicted."""
         if self.probabilities is not None and self.edges is not None and self.means is not None:
-            edges, shares = _halves(self.edges, self.means)
-            low = np.maximum(edges[None, :-1], done[:, None])
-            high = np.maximum(edges[None, 1:], done[:, None])
-            mass_of = np.repeat(self.probabilities, 2, axis=1) * shares
-            alive = mass_of * (high - low) / np.diff(edges)
-            mass = alive.sum(axis=1)
-            ahead = ((low + high) / 2 - done[:, None]) * alive
-            rest = ahead.sum(axis=1) / np.where(mass > 0, mass, 1.0)
-        elif self.quantiles is not None and self.levels is not None:
-            weights = _quantile_weights(self.levels)[None, :] * (self.quantiles > done[:, None])
-            mass = weights.sum(axis=1)
-            ahead = np.maximum(self.quantiles - done[:, None], 0.0) * weights
-            rest = ahead.sum(axis=1) / np.where(mass > 0, mass, 1.0)
-        else:
-            rest = self.predicted_tokens - done
-        return np.maximum(np.asarray(rest, dtype=np.float64), 1.0)
+            cuts, shares = _halves(self.edges, self.means)
+            mass = np.repeat(self.probabilities, 2, axis=1) * shares
+            return Pieces(cuts[None, :-1], cuts[None, 1:], mass)
+        if self.quantiles is not None and self.levels is not None:
+            mass = np.broadcast_to(_quantile_weights(self.levels), self.quantiles.shape)
+            return Pieces(self.quantiles, self.quantiles, mass)
+        tokens = self.predicted_tokens[:, None]
+        return Pieces(tokens, tokens, np.ones_like(tokens))
+
+    def curve(self, feature: str, edges: ArrayLike | None = None) -> Curve:
+        """A feature of ``CURVES`` tabulated at ``edges`` (K,) of generated tokens.
+
+        One predicted length needs no table: what is left of it falls by 1 a token. Distributions
+        are exact at the edges, and straight between them.
+        """
+        try:
+            of = CURVES[feature]
+        except KeyError:
+            raise UnknownNameError("curve", feature, CURVES) from None
+        if self.probabilities is None and self.quantiles is None:
+            return Curve.table([0.0], self.predicted_tokens[:, None], between="falling")
+        pieces, row = self.pieces.distinct()
+        at = EDGES if edges is None else np.asarray(edges, dtype=np.float64)
+        n = len(pieces.mass)
+        values = [of(pieces, np.full(n, edge)) for edge in at]
+        return Curve.table(at, np.stack(values, axis=1), row)
+
+    def of_run(self, features: Iterable[str] = ()) -> Predictions:
+        """What a run reads: ``predicted_tokens``, and those curves that ``features`` names."""
+        return Predictions(
+            {"predicted_tokens": self.predicted_tokens},
+            {name: self.curve(name) for name in features if name in CURVES},
+        )
 
     def select(self, index: Any) -> Prediction:
         """The predictions of some of the requests, by numpy index or mask."""
@@ -143,6 +180,86 @@ class Prediction:
             probabilities=pick(self.probabilities), means=self.means, rank=pick(self.rank),
             quantiles=pick(self.quantiles), levels=self.levels,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a run of n requests knows of their lengths.
+
+    ``columns``: (n,) tokens by feature name, ``predicted_tokens`` among them. ``curves``: features
+    that change while a request generates. ``max_tokens`` (n,): the clients' own limits, which no
+    prediction exceeds.
+    """
+
+    columns: Mapping[str, Floats]
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    max_tokens: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self)
+        for name, values in self.columns.items():
+            if values.shape != (n,):
+                raise InputError(f"{name} have shape {values.shape}, not {(n,)}")
+            if not np.isfinite(values).all() or (values < 0).any():
+                raise InputError(f"{name} must be finite and 0 or more")
+        for name, curve in self.curves.items():
+            if name not in CURVES:
+                raise UnknownNameError("curve", name, CURVES)
+            if len(curve) != n:
+                raise InputError(f"{name} has curves of {len(curve)} requests, not {n}")
+
+    @classmethod
+    def given(
+        cls, predictions: Predictions | ArrayLike | None, requests: int
+    ) -> Predictions | None:
+        """What a caller passed for so many requests; an array is one certain length each."""
+        if predictions is None:
+            return None
+        if not isinstance(predictions, cls):
+            array: Any = predictions
+            tokens = _finite("predicted_tokens", array, 1)
+            falling = Curve.table([0.0], tokens[:, None], between="falling")
+            predictions = cls({"predicted_tokens": tokens}, dict.fromkeys(CURVES, falling))
+        if len(predictions) != requests:
+            raise InputError(f"predictions for {len(predictions)} requests; there are {requests}")
+        return predictions
+
+    def __len__(self) -> int:
+        return len(self.columns["predicted_tokens"])
+
+    @property
+    def predicted_tokens(self) -> Floats:
+        """Predicted length of each whole answer, (n,)."""
+        return self.columns["predicted_tokens"]
+
+    @property
+    def features(self) -> frozenset[str]:
+        """The features that these predictions give."""
+        return frozenset(self.columns) | frozenset(self.curves)
+
+    def at(self, feature: str, requests: Any, generated_tokens: ArrayLike) -> Floats:
+        """A feature of ``requests`` (numpy index) that have generated so many tokens each."""
+        if feature in self.columns:
+            return np.asarray(self.columns[feature][requests])
+        value = self.curves[feature].at(requests, generated_tokens)
+        if self.max_tokens is None:
+            return value
+        left = self.max_tokens[requests] - np.asarray(generated_tokens)
+        return np.asarray(np.minimum(value, np.maximum(left, 1)))
+
+    def capped(self, max_tokens: ArrayLike) -> Predictions:
+        """The same, but nothing beyond the clients' limits (n,)."""
+        limit = np.asarray(max_tokens, dtype=np.int64)
+        columns = {name: np.minimum(values, limit) for name, values in self.columns.items()}
+        return Predictions(columns, self.curves, limit)
+
+    def select(self, index: Any) -> Predictions:
+        """Those of some of the requests, by numpy index or mask."""
+        return Predictions(
+            {name: values[index] for name, values in self.columns.items()},
+            {name: curve.select(index) for name, curve in self.curves.items()},
+            None if self.max_tokens is None else self.max_tokens[index],
+        )
 
 
 def _halves(edges: Floats, means: Floats) -> tuple[Floats, Floats]:
