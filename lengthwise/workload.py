@@ -29,6 +29,10 @@ OPTIONAL: dict[str, str] = {
     "think_s": "float64",  # time from the parent's finish to this request's arrival
 }
 
+TOKENS = ("prompt_tokens", "output_tokens", "hash_block_tokens")
+MOST_TOKENS = 2**30  # of one request: sums over a workload stay far within 64 bits
+MOST = 2**62
+
 
 class Workload:
     """Requests in arrival order, as numpy columns of one length.
@@ -175,6 +179,9 @@ def check_column(
         return np.fromiter(values, dtype=object, count=len(values))
     try:
         numbers = np.array(values, dtype=np.float64)
+    except OverflowError:
+        far = next(i for i, value in enumerate(values) if abs(value) > MOST)
+        raise InputError(f"{name}: row {at[far]}: {key} is beyond {MOST}") from None
     except (TypeError, ValueError):
         place = next((i for i, value in enumerate(values) if not _is_number(value)), None)
         where = f"row {at[place]}: {key} is {values[place]!r}" if place is not None else key
@@ -182,14 +189,25 @@ def check_column(
     if numbers.ndim != 1:
         raise InputError(f"{name}: column {key!r} must be one-dimensional, not {numbers.shape}")
     _reject(name, key, ~np.isfinite(numbers), numbers, at, "a finite number")
-    if key in ("prompt_tokens", "output_tokens", "hash_block_tokens"):
+    if key in TOKENS:
         _reject(name, key, numbers < 1, numbers, at, "1 or more")
     elif key in ("arrival_s", "think_s"):
         _reject(name, key, numbers < 0, numbers, at, "0 or more")
-    if dtype == "int64":
-        _reject(name, key, numbers != np.floor(numbers), numbers, at, "a whole number")
+    if dtype != "int64":
+        return numbers
+    _reject(name, key, numbers != np.floor(numbers), numbers, at, "a whole number")
+    most = MOST_TOKENS if key in TOKENS else MOST
+    _reject(name, key, np.abs(numbers) > most, numbers, at, f"{most} or less")
+    # whole numbers beyond 2**53 have no float of their own
+    given = np.asarray(values)
+    return given.astype(np.int64) if given.dtype.kind in "iu" else _exact(values, numbers)
+
+
+def _exact(values: Any, numbers: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Whole numbers of mixed Python types, ints among them to the last digit."""
+    if (np.abs(numbers) < 2**53).all():
         return numbers.astype(np.int64)
-    return numbers
+    return np.array([int(value) for value in values], dtype=np.int64)
 
 
 def _is_number(value: Any) -> bool:

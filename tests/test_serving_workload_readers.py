@@ -590,3 +590,166 @@ def test_one_model_of_several() -> None:
     train, test = one.split("train"), one.split("test")
     assert len(train) + len(test) == 457
     assert not set(train.prompt) & set(test.prompt)
+
+
+# Nothing guessed without a word
+
+
+def test_bailian_times_are_seconds_and_mooncakes_are_milliseconds(tmp_path: Path) -> None:
+    def row(time: float, **more: Any) -> str:
+        given = {"timestamp": time, "input_length": 40, "output_length": 5, "hash_ids": [1, 2, 3]}
+        return json.dumps(given | more) + "\n"
+
+    turns = row(0, chat_id=7, turn=1) + row(2, chat_id=8, turn=1)
+    bailian = read(write(tmp_path / "b.jsonl", turns))
+    assert list(bailian["arrival_s"]) == [0, 2] and bailian["hash_block_tokens"][0] == 16
+    assert any("read as s, 0.5 requests/s" in notice for notice in bailian.notices)
+    halves = read(write(tmp_path / "h.jsonl", row(0) + row(0.5)))
+    assert list(halves["arrival_s"]) == [0, 0.5]
+    plain = write(tmp_path / "m.jsonl", row(0) + row(2000))
+    assert list(read(plain)["arrival_s"]) == [0, 2]
+    assert list(read(plain, time_unit="s")["arrival_s"]) == [0, 2000]
+    assert any("blocks of 16 tokens" in notice for notice in read(plain).notices)
+    with pytest.raises(InputError, match="unknown time unit 'sec'; did you mean 's'"):
+        read(plain, time_unit="sec")
+
+
+def test_blocks_that_fit_twice_are_the_published_size_or_an_error(tmp_path: Path) -> None:
+    mooncake = {"timestamp": 0, "input_length": 200, "output_length": 5, "hash_ids": [1]}
+    workload = read(write(tmp_path / "m.jsonl", json.dumps(mooncake)))
+    assert workload["hash_block_tokens"][0] == 512 and workload["prefix_hashes"][0] == ()
+    native = {"arrival_s": 0, "prompt_tokens": 200, "output_tokens": 5, "hash_ids": [1]}
+    with pytest.raises(InputError, match="fit blocks of 128, 256, 512, 1024, 2048 tokens"):
+        read(write(tmp_path / "n.jsonl", json.dumps(native)))
+    said = read(write(tmp_path / "s.jsonl", json.dumps(native | {"hash_block_tokens": 128})))
+    assert said["hash_block_tokens"][0] == 128 and said["prefix_hashes"][0] == (1,)
+
+
+def test_dates_in_disguise_are_an_error_until_their_unit_is_given(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", NATIVE + "1700000000000,5,5\n1700000001500,5,5\n")
+    with pytest.raises(InputError, match=r"no date in seconds; say its unit: time_unit"):
+        read(path)
+    assert list(read(path, time_unit="ms")["arrival_s"]) == [0, 1.5]
+    texts = write(
+        tmp_path / "a.jsonl",
+        '{"TIMESTAMP": "1234", "ContextTokens": 1, "GeneratedTokens": 1}\n'
+        '{"TIMESTAMP": "1236.5", "ContextTokens": 1, "GeneratedTokens": 1}\n',
+    )
+    assert list(read(texts)["arrival_s"]) == [0, 2.5]  # numbers, not the years
+
+
+def test_a_cell_is_what_stands_in_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "prompt,response\na,None\nb,N/A\nc,12\nnull,NaN\n")
+    table = read_table(path)
+    assert list(table.columns["prompt"]) == ["a", "b", "c", "null"]
+    assert len(table) == 4
+    blank = write(tmp_path / "b.csv", "instruction,input,output\nadd,,5\nadd,7,8\n")
+    assert list(read_table(blank).columns["prompt"]) == ["add", "add\n\n7"]
+    models = write(
+        tmp_path / "m.csv",
+        "prompt_tokens,output_tokens,model,tenant,priority\n5,5,7,x,9007199254740993\n6,6,8,,1\n",
+    )
+    assert list(read_table(models, model="7").columns["prompt_tokens"]) == [5]
+    both = read_table(models).columns
+    assert list(both["tenant"]) == ["x", ""] and both["priority"][0] == 2**53 + 1
+
+
+def test_a_row_longer_than_the_header_shifts_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="row 1 has 4 fields for 3 columns"):
+        read(write(tmp_path / "t.csv", NATIVE + "0,100,5\n1,200,6,7\n"))
+    comma = read(write(tmp_path / "c.csv", NATIVE + "0,100,5,\n1,200,6,\n"))
+    assert list(comma["prompt_tokens"]) == [100, 200] and list(comma["output_tokens"]) == [5, 6]
+    with pytest.raises(InputError, match="two columns are called 'prompt_tokens'"):
+        read(write(tmp_path / "d.csv", "arrival_s,prompt_tokens,prompt_tokens\n0,1,2\n"))
+
+
+def test_whoever_answers_has_answered(tmp_path: Path) -> None:
+    def talk(*said: tuple[str, str]) -> str:
+        messages = [{"from": who, "value": text} for who, text in said]
+        return json.dumps({"conversations": messages}) + "\n"
+
+    rows = talk(("user", "q"), ("claude", "a b"), ("user", "q2"), ("gpt4", "last"))
+    rows += talk(("user", "never answered")) + talk(("user", "q"), ("oracle of delphi", "?"))
+    table = read_table(write(tmp_path / "t.jsonl", rows), turns="all")
+    assert list(table.columns["prompt"]) == ["q", "q\na b\nq2"]
+    assert any(
+        "2 of 3 conversations passed over: no question and answer (unknown roles: oracle of delphi)"
+        in notice
+        for notice in table.notices
+    )
+    merged = {"from": None, "value": None, "role": "user", "content": "one"}
+    answer = {"from": None, "value": None, "role": "assistant", "content": "two"}
+    path = write(tmp_path / "m.jsonl", json.dumps({"conversations": [merged, answer]}))
+    assert list(read_table(path).columns["prompt"]) == ["one"]
+
+
+def test_whether_an_answer_was_cut_off(tmp_path: Path) -> None:
+    text = "prompt,prompt_tokens,output_tokens,censored\na,1,1,false\nb,1,1,true\nc,1,1,\n"
+    assert list(read_prompts(write(tmp_path / "t.csv", text)).censored) == [False, True, False]
+    with pytest.raises(InputError, match="row 0: censored is 'perhaps'"):
+        read_prompts(write(tmp_path / "u.csv", text.replace("false", "perhaps")))
+    reasons = [
+        {"prompt": "a", "prompt_tokens": 1, "output_tokens": 1, "finish_reason": reason}
+        for reason in ("stop", "length", "MAX_TOKENS", "max_tokens", None, "tool_calls")
+    ]
+    lines = "\n".join(map(json.dumps, reasons))
+    censored = read_prompts(write(tmp_path / "r.json", lines)).censored  # lines, though .json
+    assert list(censored) == [False, True, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", NATIVE + "0,9223372036854775000,5\n", "must be 1073741824 or less"),
+        ("t.csv", NATIVE + "0,10000000000000000000,5\n", "must be 1073741824 or less"),
+        ("t.jsonl", '{"arrival_s":0,"prompt_tokens":1' + "0" * 400 + ',"output_tokens":5}',
+         "prompt_tokens is beyond"),
+        ("t.jsonl", '{"arrival_s":0,"prompt_tokens":1' + "0" * 9000 + ',"output_tokens":5}',
+         "line 1 is not JSON"),
+        ("t.jsonl", "[" * 100_000, "line 1 is not JSON: it is nested too deeply"),
+        ("t.jsonl", '{"session_id":"s","idx":0,"arrival_s":0,"prompt_tokens":64,"output_tokens":5,'
+         '"parent_idx":-1,"shared_blocks":0,"n_blocks":1000000000}', "n_blocks is 1000000000"),
+    ],
+)  # fmt: skip
+def test_absurd_sizes_are_one_line(tmp_path: Path, name: str, content: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read(write(tmp_path / name, content))
+
+
+def test_a_gzip_file_that_explodes_is_refused(tmp_path: Path) -> None:
+    bomb = gzip.compress(NATIVE.encode() + b"0,1,1\n" * 20_000_000)
+    assert len(bomb) < 500_000
+    path = tmp_path / "t.csv.GZ"
+    path.write_bytes(bomb)
+    with pytest.raises(InputError, match="unzip it and give the plain file"):
+        read(path)
+
+
+def test_sessions_may_have_any_name(tmp_path: Path) -> None:
+    row = '{"session_id":[1],"turn":%d,"prompt_tokens":64,"output_tokens":5}\n'
+    workload = read(write(tmp_path / "t.jsonl", row % 0 + row % 1))
+    assert list(workload["parent"]) == [-1, 0]
+
+
+def test_no_damaged_parquet_escapes_as_anything_but_one_line(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"arrival_s": [0.1 * i for i in range(9)], "prompt_tokens": list(range(1, 10)),
+               "output_tokens": [3] * 9, "tenant": list("abcabcabc")}  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "whole.parquet")
+    whole = (tmp_path / "whole.parquet").read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in rng.integers(len(whole), size=rng.integers(1, 5)):
+            damaged[place] = rng.integers(256)
+        path = tmp_path / "t.parquet"
+        path.write_bytes(damaged)
+        try:
+            assert len(read(path)) >= 1
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert 50 < refused < 300

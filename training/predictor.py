@@ -81,6 +81,7 @@ def train_predictor(
     edges = _edges(train)
     report: Report = {
         "data": rows.name,
+        "notices": list(rows.notices),
         "answers_by": answers_by,
         "model": model,
         "target": target,
@@ -175,7 +176,7 @@ def _rows(
         raise InputError(f"max_rows must be 1 or more, not {max_rows}")
     by = None if answers_by == ALL else answers_by
     if not isinstance(data, Prompts):
-        rows = read_prompts(data, model=by)
+        rows = read_prompts(data, model=by, drop_zero=True)  # no answer, nothing to learn
     else:
         rows = data
         if by is not None:

@@ -5,10 +5,12 @@ Whatever is wrong with a file ends as one ``InputError`` that names it.
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,16 @@ Columns = dict[str, NDArray[Any]]  # name -> (rows,), all of one length
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet")
 HUGGING_FACE = "hf:"
 _LFS = b"version https://git-lfs"
+MOST_CHARACTERS = 1 << 30  # of one field of a CSV file
+# A gzip file may become this large, or this many times as large as it is: real traces shrink to a
+# tenth or a fiftieth.
+UNZIPPED_BYTES, EXPANSION = 1 << 26, 100
+# Columns of CSV files that are texts whatever stands in them, and those of names, which are whole
+# numbers only if all of them are.
+TEXTS = frozenset(
+    "prompt response instruction input output model question answer text completion content".split()
+)
+NAMES = frozenset("tenant client_id session_id id user conversation_id prompt_id".split())
 
 
 def read_columns(source: Any) -> Columns:
@@ -53,7 +65,7 @@ def _from_file(path: Path) -> Columns:
     name = path.name
     if path.is_dir():
         return _from_parts(path)
-    suffix = Path(name.removesuffix(".gz")).suffix.lower()
+    suffix = Path(name.lower().removesuffix(".gz")).suffix
     if suffix not in SUFFIXES:
         raise InputError(
             f"{path}: unknown kind of file; it must end in {', '.join(SUFFIXES)} or that + .gz"
@@ -89,7 +101,7 @@ def _from_parts(folder: Path) -> Columns:
     except pa.ArrowException as error:
         first = str(error).splitlines()[0]
         raise InputError(f"{folder}: its Parquet files don't go together: {first}") from None
-    return {key: _array(table.column(key).to_pylist()) for key in table.column_names}
+    return _of_table(str(folder), table)
 
 
 def _near(path: Path) -> str:
@@ -105,58 +117,105 @@ def _near(path: Path) -> str:
 def _plain(name: str, data: bytes) -> bytes:
     """``data`` unzipped if it is gzip, whatever the file is called."""
     if not data.startswith(b"\x1f\x8b"):
-        if name.endswith(".gz") and data and not data.startswith(_LFS):
+        if name.lower().endswith(".gz") and data and not data.startswith(_LFS):
             raise InputError(f"{name}: not a gzip file, though its name ends in .gz")
         return data
     try:
-        return gzip.decompress(data)
+        with gzip.open(io.BytesIO(data)) as stream:
+            most = max(UNZIPPED_BYTES, EXPANSION * len(data))
+            plain = stream.read(most + 1)
     except EOFError:
         raise InputError(f"{name}: the gzip file is truncated; fetch it again") from None
     except (OSError, zlib.error) as error:
         raise InputError(f"{name}: the gzip file is damaged ({error}); fetch it again") from None
+    if len(plain) > most:
+        raise InputError(
+            f"{name}: {len(data)} bytes unzip to more than {most}, over {EXPANSION} times as many; "
+            "if that is right, unzip it and give the plain file"
+        )
+    return plain
 
 
 def _from_csv(name: str, data: bytes) -> Columns:
-    import io
+    """Columns by the header's names; every row must have as many fields as the header.
 
-    import pandas as pd
-
+    A column whose cells are all numbers or empty is one of numbers, unless its name is that of a
+    text; nothing else is guessed, so that "None" and "N/A" are texts.
+    """
+    reader = csv.reader(io.StringIO(_text(name, data), newline=""), skipinitialspace=True)
+    limit = csv.field_size_limit(MOST_CHARACTERS)
     try:
-        frame = pd.read_csv(io.BytesIO(data), skipinitialspace=True, low_memory=False)
-    except (pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{name}: not a CSV table: {str(error).strip().splitlines()[0]}") from None
-    return {str(key).strip(): _array(frame[key]) for key in frame.columns}
+        rows = [row for row in reader if row]
+    except csv.Error as error:
+        raise InputError(f"{name}: not a CSV table: line {reader.line_num}: {error}") from None
+    finally:
+        csv.field_size_limit(limit)
+    header, *rows = rows
+    header = [key.strip() for key in header]
+    width = len(header)
+    if len(set(header)) < width:
+        twice = next(key for key in header if header.count(key) > 1)
+        raise InputError(f"{name}: two columns are called {twice!r}")
+    if rows and all(len(row) == width + 1 and not row[-1].strip() for row in rows):
+        rows = [row[:-1] for row in rows]  # a comma ends every row
+    for number, row in enumerate(rows):
+        if len(row) != width:
+            raise InputError(
+                f"{name}: not a CSV table: row {number} has {len(row)} fields for {width} columns"
+            )
+    cells = zip(*rows, strict=True) if rows else ((),) * width
+    return {key: _cells(key, column) for key, column in zip(header, cells, strict=True)}
+
+
+def _cells(key: str, cells: Sequence[str]) -> NDArray[Any]:
+    """One column of a CSV file, (rows,): numbers (NaN where empty) or texts."""
+    if key.lower() in TEXTS:
+        return _array(list(cells))
+    stripped = [cell.strip() for cell in cells]
+    if any(stripped):
+        for kind in (np.int64,) if key.lower() in NAMES else (np.int64, np.float64):
+            try:
+                if kind is np.float64:
+                    stripped = [cell or "nan" for cell in stripped]
+                return np.array(stripped, dtype=np.str_).astype(kind)
+            except (ValueError, OverflowError):
+                continue
+    return _array(list(cells))
 
 
 def _parquet_table(name: str, data: bytes) -> Any:
-    import io
-
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(io.BytesIO(data))
-    except pa.ArrowException as error:
-        raise InputError(f"{name}: not a Parquet file: {str(error).splitlines()[0]}") from None
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        table.validate(full=True)
+        return table
+    except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{name}: not a Parquet file, or a damaged one: {first}") from None
 
 
 def _from_parquet(name: str, data: bytes) -> Columns:
-    table = _parquet_table(name, data)
-    return {key: _array(table.column(key).to_pylist()) for key in table.column_names}
+    return _of_table(name, _parquet_table(name, data))
+
+
+def _of_table(name: str, table: Any) -> Columns:
+    try:
+        return {key: _array(table.column(key).to_pylist()) for key in table.column_names}
+    except (KeyError, ValueError, OverflowError) as error:  # bytes that are no text or no date
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{name}: not a Parquet file, or a damaged one: {first}") from None
 
 
 def _from_json(name: str, data: bytes, *, lines: bool) -> Columns:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: not UTF-8 text (byte {error.start})") from None
-    rows: list[Any] = []
-    if lines:
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                rows.append(_parse(name, line, f"line {number}"))
+    """Objects, one a line or in a list; lines are recognised whatever the file is called."""
+    text = _text(name, data)
+    whole = None if lines else _parse(name, text, "the file", lines_too=True)
+    if whole is None:
+        numbered = enumerate(text.split("\n"), start=1)
+        rows = [_parse(name, line, f"line {n}") for n, line in numbered if line.strip()]
     else:
-        whole = _parse(name, text, "the file")
         rows = whole if isinstance(whole, list) else [whole]
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
@@ -165,13 +224,26 @@ def _from_json(name: str, data: bytes, *, lines: bool) -> Columns:
     return {key: _array([row.get(key) for row in rows]) for key in keys}
 
 
-def _parse(name: str, text: str, where: str) -> Any:
+def _parse(name: str, text: str, where: str, *, lines_too: bool = False) -> Any:
+    """A JSON value; None, with ``lines_too``, for a text of which the first line is one."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(
-            f"{name}: {where} is not JSON: {error.msg} (column {error.colno})"
-        ) from None
+        if lines_too and error.msg == "Extra data" and error.lineno > 1:
+            return None
+        why = f"{error.msg} (column {error.colno})"
+    except RecursionError:
+        why = "it is nested too deeply"
+    except ValueError as error:  # a number of thousands of digits
+        why = str(error).partition(";")[0]
+    raise InputError(f"{name}: {where} is not JSON: {why}")
+
+
+def _text(name: str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not UTF-8 text (byte {error.start})") from None
 
 
 def _from_hugging_face(spec: str) -> Columns:

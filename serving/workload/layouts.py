@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ class Options:
 
     turns: str = "first"  # of a conversation: "first" or "all"
     closed_loop: bool = False  # sessions: wait for the request before, instead of the clock
+    time_unit: str = ""  # of numeric times, one of ``UNITS_S``; "" is the layout's own
+    notices: list[str] = field(default_factory=list)  # what a layout had to decide
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,24 @@ class Layout:
 def _native(columns: Columns, name: str, options: Options) -> Columns:
     """The project's own columns, and a few common names for what they can't hold."""
     table = {key: values for key, values in columns.items() if key in NATIVE}
+    if "arrival_s" in table:
+        table["arrival_s"] = _arrivals(name, table["arrival_s"], options)
     if "hash_ids" in table:
         if "prompt_tokens" not in table:
             raise InputError(f"{name}: hash_ids need prompt_tokens beside them")
-        table |= _prefixes(name, table.pop("hash_ids"), table["prompt_tokens"])
+        table |= _prefixes(name, columns, table, options)
+        del table["hash_ids"]
     if "prefix_hashes" in columns:
         table["prefix_hashes"] = _objects(_hashes(name, "prefix_hashes", columns["prefix_hashes"]))
     if "parent" in table:
         table |= _parents(name, table)
     if "client_id" in table:
         table["tenant"] = table.pop("client_id")
-    for column, cut in (("ended_with_eos", 0), ("finish_reason", "length")):
-        if column in table:
-            table["censored"] = np.asarray(table.pop(column) == cut)
+    if "ended_with_eos" in table:
+        table["censored"] = np.asarray(table.pop("ended_with_eos") == 0)
+    if "finish_reason" in table:
+        reasons = table.pop("finish_reason")
+        table["censored"] = np.array([str(reason).lower() in CUT for reason in reasons])
     return table
 
 
@@ -96,7 +103,9 @@ def _azure(columns: Columns, name: str, options: Options) -> Columns:
 def _burstgpt(columns: Columns, name: str, options: Options) -> Columns:
     """BurstGPT (Wang et al., 2024); failed requests have 0 response tokens."""
     table = {
-        "arrival_s": seconds(name, "Timestamp", columns["Timestamp"]),
+        "arrival_s": seconds(
+            name, "Timestamp", columns["Timestamp"], UNITS_S[options.time_unit or "s"]
+        ),
         "prompt_tokens": columns["Request tokens"],
         "output_tokens": columns["Response tokens"],
     }
@@ -107,21 +116,37 @@ def _burstgpt(columns: Columns, name: str, options: Options) -> Columns:
 
 
 def _mooncake(columns: Columns, name: str, options: Options) -> Columns:
-    """Mooncake's traces (Qin et al., FAST 2025): milliseconds, 512-token prefix blocks."""
+    """Mooncake's traces (Qin et al., FAST 2025): milliseconds, 512-token prefix blocks.
+
+    The public Qwen-Bailian traces have the same columns, and others, in seconds and blocks of 16.
+    """
+    times = columns["timestamp"]
+    other = [key for key in ("chat_id", "parent_chat_id", "turn", "type") if key in columns]
+    whole = times.dtype.kind in "iu" or (times.dtype.kind == "f" and (times == times // 1).all())
+    unit = options.time_unit or ("s" if other or not whole else "ms")
+    arrival_s = seconds(name, "timestamp", times, UNITS_S[unit])
+    if not options.time_unit and times.dtype.kind in "iuf":
+        span = float(arrival_s.max())
+        rate = f", {(len(times) - 1) / span:.3g} requests/s" if span > 0 else ""
+        options.notices.append(
+            f"{name}: timestamp read as {unit}{rate}; time_unit (--time-unit) says otherwise"
+        )
     table = {
-        "arrival_s": seconds(name, "timestamp", columns["timestamp"], unit_s=1e-3),
+        "arrival_s": arrival_s,
         "prompt_tokens": columns["input_length"],
         "output_tokens": columns["output_length"],
     }
     if "hash_ids" in columns:
-        table |= _prefixes(name, columns["hash_ids"], table["prompt_tokens"])
+        table |= _prefixes(name, columns, table, options, prefer=16 if other else 512)
     return table
 
 
 def _servegen(columns: Columns, name: str, options: Options) -> Columns:
     """Workloads written by ServeGen (Xiang et al., 2025): seconds."""
     table = {
-        "arrival_s": seconds(name, "timestamp", columns["timestamp"]),
+        "arrival_s": seconds(
+            name, "timestamp", columns["timestamp"], UNITS_S[options.time_unit or "s"]
+        ),
         "prompt_tokens": columns["input_tokens"],
         "output_tokens": columns["output_tokens"],
     }
@@ -142,12 +167,19 @@ def _agent_sessions(columns: Columns, name: str, options: Options) -> Columns:
     parent_idx = check_column(name, "parent_idx", columns["parent_idx"])
     shared = check_column(name, "shared_blocks", columns["shared_blocks"])
     blocks = check_column(name, "n_blocks", columns["n_blocks"])
+    many = np.flatnonzero(blocks > prompt // AGENT_BLOCK_TOKENS + 1)
+    if len(many):
+        row = many[0]
+        raise InputError(
+            f"{name}: row {row}: n_blocks is {blocks[row]}; its {prompt[row]} prompt tokens fill "
+            f"{prompt[row] // AGENT_BLOCK_TOKENS} blocks of {AGENT_BLOCK_TOKENS}"
+        )
     keys = zip(columns["session_id"], columns["idx"], strict=True)
-    place = {key: row for row, key in enumerate(keys)}
+    place = {(_hashable(session), idx): row for row, (session, idx) in enumerate(keys)}
     chains: list[tuple[int, ...]] = []
     new = 0
     for row in range(rows):
-        above = place.get((columns["session_id"][row], parent_idx[row]), -1)
+        above = place.get((_hashable(columns["session_id"][row]), parent_idx[row]), -1)
         if above >= row:
             raise InputError(f"{name}: row {row}: parent_idx {parent_idx[row]} is no earlier row")
         prefix = chains[above][: min(shared[row], blocks[row])] if above >= 0 else ()
@@ -196,10 +228,16 @@ def _conversations(columns: Columns, name: str, options: Options) -> Columns:
     prompts: list[str] = []
     answers: list[str] = []
     source: list[int] = []
+    unknown: dict[str, None] = {}
     for row, messages in enumerate(columns[column]):
+        said = _messages(name, row, column, messages)
+        strange = [role for role, _ in said if _answers(role) is None]
+        if strange:
+            unknown |= dict.fromkeys(strange)
+            continue
         history = ""
-        for asked, text in _messages(name, row, column, messages):
-            if asked:
+        for role, text in said:
+            if not _answers(role):
                 history += ("\n" if history else "") + text
             elif history:
                 prompts.append(history)
@@ -208,8 +246,15 @@ def _conversations(columns: Columns, name: str, options: Options) -> Columns:
                 if options.turns == "first":
                     break
                 history += "\n" + text
+    rows_in = len(columns[column])
+    passed = rows_in - len(set(source))
+    why = f" (unknown roles: {', '.join(unknown)})" if unknown else ""
     if not prompts:
-        raise InputError(f"{name}: no conversation has a question and an answer")
+        raise InputError(f"{name}: no conversation has a question and an answer{why}")
+    if passed:
+        options.notices.append(
+            f"{name}: {passed} of {rows_in} conversations passed over: no question and answer{why}"
+        )
     rows = np.array(source)
     table = {"prompt": _objects(prompts), "response": _objects(answers), ROW: rows}
     if "model" in columns:
@@ -232,6 +277,19 @@ def _instructions(columns: Columns, name: str, options: Options) -> Columns:
 
 AGENT_BLOCK_TOKENS = 64
 HISTORY_BLOCK_TOKENS = 64
+# who asks in a conversation, and how the names of those who answer begin
+ASKING = frozenset(
+    "user human prompter system developer tool function observation ipython environment".split()
+)
+MODELS = (
+    "assistant", "gpt", "chatgpt", "model", "bot", "ai", "llm", "bing", "bard", "claude", "gemini",
+    "palm", "llama", "mistral", "mixtral", "qwen", "vicuna", "alpaca", "deepseek", "phi", "o1",
+    "o3", "o4", "command", "grok", "yi", "glm", "kimi",
+)  # fmt: skip
+# finish reasons of engines and APIs that say an answer was cut off
+CUT = frozenset("length max_tokens max_output_tokens max_length model_length truncated".split())
+UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+EPOCH = 1e11  # a number of seconds that no date has: milliseconds, or finer, since 1970
 ROW = "row"  # of a layout's result: which row of the file each request comes from, if not its own
 CONVERSATION = ("conversations", "conversation", "messages")
 # what the native layout understands; the last six are turned into columns of a workload
@@ -282,7 +340,9 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def seconds(name: str, column: str, values: NDArray[Any], unit_s: float = 1.0) -> NDArray[Any]:
-    """Times as seconds from the earliest one; texts are read as ISO 8601 dates."""
+    """Times as seconds from the earliest one; texts are ISO 8601 dates, or numbers all of them."""
+    if values.dtype.kind not in "iuf":
+        values = _numbers(values)
     if values.dtype.kind not in "iuf":
         import pandas as pd
 
@@ -303,22 +363,63 @@ def seconds(name: str, column: str, values: NDArray[Any], unit_s: float = 1.0) -
     return np.asarray((numbers - numbers.min()) * unit_s)
 
 
-def _prefixes(name: str, hashes: NDArray[Any], prompt_tokens: NDArray[Any]) -> Columns:
-    """``prefix_hashes`` of the full blocks, from ids that also cover the last, partial one."""
-    prompt = check_column(name, "prompt_tokens", prompt_tokens)
-    ids = _hashes(name, "hash_ids", hashes)
+def _numbers(values: NDArray[Any]) -> NDArray[Any]:
+    """Texts that are numbers, all of them, as numbers; anything else as it came."""
+    try:
+        return np.array([float(value) for value in values])
+    except (TypeError, ValueError, OverflowError):
+        return values
+
+
+def _arrivals(name: str, values: NDArray[Any], options: Options) -> NDArray[Any]:
+    """The project's own ``arrival_s``: seconds, unless a unit is given."""
+    if options.time_unit:
+        return seconds(name, "arrival_s", values, UNITS_S[options.time_unit])
+    if values.dtype.kind in "iuf" and len(values) and np.nanmin(values) >= EPOCH:
+        raise InputError(
+            f"{name}: arrival_s begins at {np.nanmin(values):.6g}, which is no date in seconds; "
+            f"say its unit: time_unit (--time-unit {', '.join(UNITS_S)})"
+        )
+    return values
+
+
+def _prefixes(
+    name: str, columns: Columns, table: Columns, options: Options, prefer: int = 0
+) -> Columns:
+    """``prefix_hashes`` of the full blocks, from ids that also cover the last, partial one.
+
+    The block size is the file's ``hash_block_tokens``, else the one that the numbers of ids fit;
+    where several do, ``prefer``, or an error if that is none of them.
+    """
+    prompt = check_column(name, "prompt_tokens", table["prompt_tokens"])
+    ids = _hashes(name, "hash_ids", columns["hash_ids"])
     lengths = np.array([len(entry) for entry in ids])
-    for block in (16, 32, 64, 128, 256, 512, 1024, 2048):
-        if (-(-prompt // block) == lengths).all() or (prompt // block == lengths).all():
-            full = (prompt // block).tolist()
-            return {
-                "prefix_hashes": _objects([entry[:k] for entry, k in zip(ids, full, strict=True)]),
-                "hash_block_tokens": np.full(len(ids), block),
-            }
-    raise InputError(
-        f"{name}: hash_ids fit no block size (a power of two from 16 to 2048 tokens); "
-        "give prefix_hashes and hash_block_tokens instead"
-    )
+    if "hash_block_tokens" in columns:
+        sizes = check_column(name, "hash_block_tokens", columns["hash_block_tokens"])
+    else:
+        fit = [
+            block
+            for block in (16, 32, 64, 128, 256, 512, 1024, 2048)
+            if (-(-prompt // block) == lengths).all() or (prompt // block == lengths).all()
+        ]
+        if not fit:
+            raise InputError(
+                f"{name}: hash_ids fit no block size (a power of two from 16 to 2048 tokens); "
+                "give prefix_hashes and hash_block_tokens instead"
+            )
+        if len(fit) > 1 and prefer not in fit:
+            raise InputError(
+                f"{name}: hash_ids fit blocks of {', '.join(map(str, fit))} tokens; say which in a "
+                "column hash_block_tokens"
+            )
+        block = prefer if prefer in fit else fit[0]
+        options.notices.append(f"{name}: hash_ids stand for blocks of {block} tokens")
+        sizes = np.full(len(ids), block)
+    full = (prompt // sizes).tolist()
+    return {
+        "prefix_hashes": _objects([entry[:k] for entry, k in zip(ids, full, strict=True)]),
+        "hash_block_tokens": sizes,
+    }
 
 
 def _hashes(name: str, column: str, values: NDArray[Any]) -> list[tuple[int, ...]]:
@@ -328,7 +429,7 @@ def _hashes(name: str, column: str, values: NDArray[Any]) -> list[tuple[int, ...
         try:
             entry = json.loads(value) if isinstance(value, str) else value
             found.append(tuple(operator.index(item) for item in entry))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             raise InputError(
                 f"{name}: row {row}: {column} is {str(value)[:60]}; "
                 "it must be a list of whole numbers"
@@ -370,7 +471,8 @@ def _loop(
     """``parent`` and ``think_s`` of rows that follow each other within a session (and agent)."""
     parent = np.full(len(sessions), -1, dtype=np.int64)
     last: dict[Any, int] = {}
-    for row, session in enumerate(sessions):
+    for row, one in enumerate(sessions):
+        session = _hashable(one)
         agent = (session, agents[row]) if agents is not None else session
         parent[row] = last.get(agent, last.get(session, -1))
         last[agent] = last[session] = row
@@ -382,11 +484,14 @@ def _loop(
     }
 
 
-def _messages(name: str, row: int, column: str, messages: Any) -> list[tuple[bool, str]]:
-    """(whether the user speaks, text) of each message; system and tool texts count as asked."""
+def _messages(name: str, row: int, column: str, messages: Any) -> list[tuple[str, str]]:
+    """(role, text) of each message; where two styles were merged, missing keys are null."""
     try:
-        said = [
-            (str(m.get("from", m.get("role"))).lower(), m.get("value", m.get("content")))
+        return [
+            (
+                str(m.get("role") if m.get("from") is None else m["from"]).lower(),
+                (m.get("content") if m.get("value") is None else m["value"]) or "",
+            )
             for m in messages
         ]
     except (TypeError, AttributeError):
@@ -394,16 +499,29 @@ def _messages(name: str, row: int, column: str, messages: Any) -> list[tuple[boo
             f"{name}: row {row}: {column} must be a list of messages with from and value, "
             "or role and content"
         ) from None
-    return [
-        (who not in ("gpt", "chatgpt", "bard", "bing", "assistant", "model"), text or "")
-        for who, text in said
-    ]
+
+
+def _answers(role: str) -> bool | None:
+    """Whether a role is a model's; None for a name that is neither a model's nor the other side's.
+
+    Collections name models by their family ("gpt4", "claude-2"); system and tool texts count as
+    asked.
+    """
+    if role in ASKING:
+        return False
+    return True if role.startswith(MODELS) else None
 
 
 def _codes(values: NDArray[Any]) -> NDArray[np.int64]:
     """0, 1, 2 ... for the values in order of first appearance."""
     seen: dict[Any, int] = {}
-    return np.array([seen.setdefault(value, len(seen)) for value in values], dtype=np.int64)
+    codes = (seen.setdefault(_hashable(value), len(seen)) for value in values)
+    return np.fromiter(codes, dtype=np.int64, count=len(values))
+
+
+def _hashable(value: Any) -> Any:
+    """A name, whatever JSON type it has: a list or an object counts as its text."""
+    return str(value) if isinstance(value, list | dict) else value
 
 
 def _objects(values: list[Any]) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.serving.workload.files import Columns, read_columns, source_name
-from lengthwise.serving.workload.layouts import LAYOUTS, NATIVE, ROW, Layout, Options
+from lengthwise.serving.workload.layouts import LAYOUTS, NATIVE, ROW, UNITS_S, Layout, Options
 from lengthwise.serving.workload.split import in_split
 from lengthwise.serving.workload.table import Table
 from lengthwise.serving.workload.tokens import estimate_tokens
@@ -64,13 +64,29 @@ def read_prompts(path: Any, **options: Any) -> Prompts:
         prompt=table.columns["prompt"],
         prompt_tokens=table.columns["prompt_tokens"],
         output_tokens=table.columns["output_tokens"],
-        censored=np.asarray(
-            table.columns.get("censored", np.zeros(len(table), dtype=bool)), dtype=bool
-        ),
+        censored=_truths(table),
         model=table.columns.get("model"),
         name=table.name,
         notices=table.notices,
     )
+
+
+def _truths(table: Table) -> NDArray[np.bool_]:
+    """The column ``censored`` (n,), from bools, numbers or words."""
+    values = table.columns.get("censored", np.zeros(len(table), dtype=bool))
+    if values.dtype.kind in "biuf":
+        return values.astype(bool)
+    words = [str(value).strip().lower() for value in values]
+    for row, word in enumerate(words):
+        if word not in TRUE | FALSE:
+            raise InputError(
+                f"{table.name}: row {row}: censored is {values[row]!r}; it must be true or false"
+            )
+    return np.array([word in TRUE for word in words])
+
+
+TRUE = frozenset(("true", "1", "1.0", "yes"))
+FALSE = frozenset(("false", "0", "0.0", "no", "", "none"))
 
 
 def read_table(
@@ -84,6 +100,7 @@ def read_table(
     prompts: Any = None,
     turns: str = "first",
     closed_loop: bool = False,
+    time_unit: str = "",
 ) -> Table:
     """Reads a file, ``hf:NAME[:SPLIT]`` or a ``datasets.Dataset``.
 
@@ -95,9 +112,12 @@ def read_table(
     prompts      a second source with ``prompt_id`` and ``prompt``, joined by ``prompt_id``
     turns        of conversations: "first" or "all"
     closed_loop  sessions with a clock: each request waits for the one before it instead
+    time_unit    of numeric times: s, ms, us or ns; by default the layout's own
     """
     if turns not in ("first", "all"):
         raise UnknownNameError("value of turns", turns, ("first", "all"))
+    if time_unit not in ("", *UNITS_S):
+        raise UnknownNameError("time unit", time_unit, UNITS_S)
     if limit is not None and limit < 1:
         raise InputError(f"limit must be 1 or more, not {limit}")
     name = source_name(path)
@@ -105,12 +125,13 @@ def read_table(
     if prompts is not None:
         raw = _with_prompts(name, raw, prompts)
     found = _layout(name, raw, layout)
-    requests = found.read(raw, name, Options(turns, closed_loop))
+    options = Options(turns, closed_loop, time_unit)
+    requests = found.read(raw, name, options)
     rows = requests.pop(ROW, None)
     table = Table(
         name,
         requests,
-        _ignored(name, raw) if found.name == "native" else (),
+        (*options.notices, *(_ignored(name, raw) if found.name == "native" else ())),
         found.session_clock and not closed_loop,
     )
     table, rows = _of_model(table, model, np.arange(len(table)) if rows is None else rows)
@@ -217,11 +238,12 @@ def _of_model(
         raise InputError(f"{table.name}: has no model column, so no model {model!r} to pick")
     if "model" not in table.columns:
         return table, rows
-    names = sorted({str(value) for value in table.columns["model"]})
+    called = np.array([str(value) for value in table.columns["model"]], dtype=object)
+    names = sorted(set(called))
     if model is not None:
         if model not in names:
             raise UnknownNameError(f"model in {table.name}", model, names)
-        chosen = table.columns["model"] == model
+        chosen = called == model
         return table.select(chosen), rows[chosen]
     if "prompt" in table.columns and len(names) > 1:
         listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

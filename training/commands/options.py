@@ -140,6 +140,11 @@ def workload_options(command: Command) -> Command:
             click.option(
                 "--drop-zero-output", is_flag=True, help="Drop requests without output tokens."
             ),
+            click.option(
+                "--time-unit",
+                type=Name("time unit", ("s", "ms", "us", "ns")),
+                help="Of the file's numeric times, where its layout has another or none.",
+            ),
         )
     ):
         command = decorate(command)
@@ -216,7 +221,7 @@ def take_source(options: dict[str, Any]) -> Any:
     """The workload's source from a command's options, which are taken out of ``options``."""
     from lengthwise.eval.source import Spelled
 
-    names = ("arrivals", "requests", "model", "split", "drop_zero_output")
+    names = ("arrivals", "requests", "model", "split", "drop_zero_output", "time_unit")
     given = {name: options.pop(name) for name in names}
     drop = given.pop("drop_zero_output")
     chosen = {k: v for k, v in given.items() if v is not None and (k, v) != ("split", "all")}

@@ -87,6 +87,7 @@ def predictor(
     """
     from lengthwise.eval.terminal import console, prediction_view
     from lengthwise.training.commands.data import prompts_of
+    from lengthwise.training.commands.show import notices
     from lengthwise.training.predictor import train_predictor
 
     report = train_predictor(
@@ -101,6 +102,7 @@ def predictor(
         options=settings,
         command=command,
     )
+    notices(report["notices"])
     console().print(prediction_view(report))
     click.echo(f"wrote {out}")
 
