@@ -4,7 +4,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from lengthwise import registry
 from lengthwise.policies import load_policy
 from lengthwise.policies.learned import MLP
 from lengthwise.policy import Score
-from lengthwise.serving.fast.compiler import score as compiling
 from lengthwise.serving.fast.compiler.score import (
     FEATURE_ROW,
     NotCompilable,
@@ -58,7 +56,7 @@ def test_tunables_are_bound(spec):
     score = load_policy(spec).score
     scalars, arrays, machine = three_ways(score, sample_rows(300, seed=2))
     assert scalars.tobytes() == arrays.tobytes() == machine.tobytes()
-    assert compile_score(score).path != compile_score(load_policy(spec.split(":")[0]).score).path
+    assert compile_score(score).stem != compile_score(load_policy(spec.split(":")[0]).score).stem
 
 
 POLICY_FILE = """
@@ -143,7 +141,7 @@ def test_machine_code_is_cached_between_processes(tmp_path):
         "from lengthwise.policies import load_policy\n"
         "c.compile_score(load_policy('sjf').score)\n"  # numba's own start
         "t = time.perf_counter(); made = c.compile_score(load_policy('mlfq').score)\n"
-        "print(time.perf_counter() - t, made.path)"
+        "print(time.perf_counter() - t, made.stem)"
     )
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     seconds = []
@@ -151,19 +149,10 @@ def test_machine_code_is_cached_between_processes(tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
         )
-        spent, path = done.stdout.split()
+        spent, stem = done.stdout.split()
         seconds.append(float(spent))
-        assert Path(path).parent == tmp_path / "lengthwise" / "kernels"
+        assert (tmp_path / "lengthwise" / "kernels" / f"{stem}.o").is_file()
     assert seconds[1] < 0.3 * seconds[0]
-
-
-def test_a_read_only_home_compiles_for_the_process_alone(monkeypatch):
-    monkeypatch.setattr(compiling.os, "access", lambda *_: False)
-    compiling.cache_folder.cache_clear()
-    try:
-        assert "lengthwise-kernels-" in compiling.cache_folder().name
-    finally:
-        compiling.cache_folder.cache_clear()
 
 
 def test_importing_serving_loads_no_numba():

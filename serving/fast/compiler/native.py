@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from llvmlite import binding  # type: ignore[import-untyped]
 
+from lengthwise.serving.fast.compiler import cache
 from lengthwise.serving.fast.state import FAULT
 
 _KEPT: list[Any] = []  # machine code lives as long as its library or its linker
@@ -28,12 +27,12 @@ def machine() -> str:
     return f"{sys.version} {version('numba')} {checked} {binding.get_host_cpu_name()} {features}"
 
 
-def load(path: Path, names: tuple[str, ...]) -> dict[str, int] | None:
-    """Addresses of the functions in an object file; None if there is none that can be read."""
-    try:
-        code = binding.ObjectFileRef.from_data(path.read_bytes())
-    except (OSError, RuntimeError):
+def load(stem: str, names: tuple[str, ...]) -> dict[str, int] | None:
+    """Addresses of the functions in the machine code kept under ``stem``; None if there is none."""
+    content = cache.read(stem)
+    if content is None:
         return None
+    code = binding.ObjectFileRef.from_data(content)
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     target = binding.Target.from_default_triple().create_target_machine()
@@ -41,28 +40,28 @@ def load(path: Path, names: tuple[str, ...]) -> dict[str, int] | None:
     linker.add_object_file(code)
     linker.finalize_object()
     _KEPT.append(linker)
-    return {name: linker.get_function_address(_symbol(path.stem, name)) for name in names}
+    return {name: linker.get_function_address(_symbol(stem, name)) for name in names}
 
 
-def build(path: Path, functions: dict[str, Any]) -> dict[str, int]:
+def build(stem: str, functions: dict[str, Any]) -> dict[str, int]:
     """Addresses of compiled numba functions (``compile_result``), as C functions of their names.
 
-    They return FAULT where the function raises. Kept at ``path``, unless they need numba to run.
+    They return FAULT where the function raises. Kept under ``stem``, unless they need numba to run.
     """
     from llvmlite import ir
     from numba.core.compiler_lock import global_compiler_lock
     from numba.core.registry import cpu_target
 
     context = cpu_target.target_context
-    library = context.codegen().create_library(path.stem)
+    library = context.codegen().create_library(stem)
     library.enable_object_caching()
-    module = library.create_ir_module(path.stem)
+    module = library.create_ir_module(stem)
     for name, result in functions.items():
         described = result.fndesc
         library.add_linking_library(result.library)
         arguments = [context.get_value_type(kind) for kind in described.argtypes]
         word = ir.IntType(64)
-        outer = ir.Function(module, ir.FunctionType(word, arguments), _symbol(path.stem, name))
+        outer = ir.Function(module, ir.FunctionType(word, arguments), _symbol(stem, name))
         builder = ir.IRBuilder(outer.append_basic_block())
         inner = context.declare_function(module, described)
         status, value = context.call_conv.call_function(
@@ -73,18 +72,10 @@ def build(path: Path, functions: dict[str, Any]) -> dict[str, int]:
     with global_compiler_lock:
         library.finalize()
     _KEPT.append(library)
-    found = {name: library.get_pointer_to_function(_symbol(path.stem, name)) for name in functions}
+    found = {name: library.get_pointer_to_function(_symbol(stem, name)) for name in functions}
     if all(f.name.startswith("llvm.") for f in library._final_module.functions if f.is_declaration):
-        write(path, library._get_compiled_object())
+        cache.write(stem, library._get_compiled_object())
     return found
-
-
-def write(path: Path, content: bytes) -> None:
-    """Writes a file as a whole or not at all."""
-    handle, made = tempfile.mkstemp(dir=path.parent, prefix=".kernel-", suffix=path.suffix)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.replace(made, path)
 
 
 def _symbol(stem: str, name: str) -> str:
