@@ -132,6 +132,14 @@ class Preemption:
         lost = lost_tokens + self.overhead_tokens
         return self.price * lost * in_replica * max(1.0, running / waiting)
 
+    def protects(self, generated: int, predicted: int) -> bool:
+        """Whether a request is too close to its predicted end to give way.
+
+        ``predicted`` is its predicted length in whole tokens, rounded up; 0 if nobody predicted it
+        (a default length protects nobody).
+        """
+        return predicted > 0 and generated >= self.protect_after * predicted
+
 
 @dataclass(frozen=True)
 class Admission:

@@ -7,7 +7,7 @@
 
 The policy orders the waiting requests. Where it preempts, a running request is passed over and
 keeps its KV cache, so that nothing is lost and preemption has no price there; ``margin``,
-``max_per_step`` and ``protect_after`` hold.
+``max_per_step`` and ``protect_after`` hold as everywhere (``lengthwise.preemption``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from lengthwise.policies.load import load_policy
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policy import SchedulingPolicy
+from lengthwise.preemption import Demand, Victims, exchanges
 
 Predict = Callable[[list[list[int]]], Sequence[float]]
 
@@ -98,14 +100,14 @@ class PolicyOrder:
         if not hasattr(state, "lengthwise_sequence"):
             state.lengthwise_sequence = next(self._lengthwise_sequence)
             state.lengthwise_prompt_tokens = len(state.initial_tokens)
-            state.lengthwise_predicted, state.lengthwise_fcfs = self._predicted(state)
+            self._predict(state)
         super().add_waiting_request(state)  # type: ignore[misc]
 
     def schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
         """One batch: transformers' own choice among those that the policy does not pass over."""
         if self.policy.preemption.mode == "none" or self.block_new_requests:
             return super().schedule_batch(token_budget, cache_budget)  # type: ignore[misc]
-        passed = self._to_pass_over()
+        passed = self._to_pass_over(token_budget)
         order = dict(self.active_requests)
         for request_id in passed:
             del self.active_requests[request_id]
@@ -124,10 +126,12 @@ class PolicyOrder:
         waiting = [self.waiting_requests[request_id] for request_id in self.waiting_requests_order]
         return [state for _, state in self._ranked(waiting)]
 
-    def _predicted(self, state: Any) -> tuple[float, bool]:
-        """The predicted length, and whether the request must be served FCFS for want of one."""
+    def _predict(self, state: Any) -> None:
+        """Notes the predicted length, and whether the request is served FCFS for want of one."""
+        state.lengthwise_predicted, state.lengthwise_fcfs = self.default_tokens, False
+        state.lengthwise_whole = 0  # the predicted length, rounded up; 0 while it is the default
         if self.predict is None or "predicted_tokens" not in self.policy.score.features:
-            return self.default_tokens, False
+            return
         try:
             predicted = float(self.predict([state.initial_tokens])[0])
             if not (math.isfinite(predicted) and predicted > 0):
@@ -135,9 +139,10 @@ class PolicyOrder:
         except Exception as error:
             self.lengthwise_counters.warn("predictor-error", f"the predictor failed: {error!r}")
             self.lengthwise_counters.add("fallbacks", "predictor-error")
-            return self.default_tokens, True
+            state.lengthwise_fcfs = True
+            return
+        state.lengthwise_predicted, state.lengthwise_whole = predicted, math.ceil(predicted)
         self.lengthwise_counters.add("predictions", "predictor")
-        return predicted, False
 
     def _ranked(self, states: list[Any]) -> list[tuple[float, Any]]:
         """States by (score, arrival); those without a score keep their place in line: FCFS."""
@@ -167,7 +172,7 @@ class PolicyOrder:
                 ranked.insert(place, (math.nan, states[i]))
         return ranked
 
-    def _to_pass_over(self) -> set[str]:
+    def _to_pass_over(self, token_budget: int) -> set[str]:
         """Active requests without a seat in this batch: those that gave way now or before.
 
         Free seats go to the best of those that wait or were passed over; then the best of the rest
@@ -175,23 +180,35 @@ class PolicyOrder:
         """
         rule = self.policy.preemption
         active = self.active_requests
-        seated = self._ranked([s for i, s in active.items() if i in self._lengthwise_seated])
-        others = [s for i, s in active.items() if i not in self._lengthwise_seated]
-        others += self.waiting_requests.values()
-        standing = self._ranked(others)
+        seated = {i: s for i, s in active.items() if i in self._lengthwise_seated}
+        scores = {state.request_id: score for score, state in self._ranked([*seated.values()])}
+        others = [state for i, state in active.items() if i not in seated]
+        standing = self._ranked([*others, *self.waiting_requests.values()])
         free = max(self.max_requests_per_batch - len(seated), 0)
         taken = {state.request_id for _, state in standing[:free]}
-        taken.update(state.request_id for _, state in seated)
-        victims = [
-            (score, state)
-            for score, state in reversed(seated)
-            if len(state.generated_tokens) < rule.protect_after * state.lengthwise_predicted
-        ]
-        pairs = list(zip(standing[free:], victims, strict=False))[: rule.max_per_step]
-        for (score, state), (worst, victim) in pairs:
-            if not worst - score > rule.margin:
-                break
-            taken.remove(victim.request_id)
+        spent = sum(_wanted(state) for _, state in standing[:free])
+        walk = exchanges(
+            # nothing is lost, so that nothing is paid for
+            replace(rule, price=0.0), standing[free:],
+            lambda: Victims(
+                [*seated.values()], [scores[i] for i in seated],
+                arrival=lambda s: s.lengthwise_sequence, lost=lambda s: 0,
+                protected=lambda s: rule.protects(len(s.generated_tokens), s.lengthwise_whole),
+            ),
+            seats=0, in_replica=(len(seated), max(len(standing), 1)),
+            score=lambda ranked: ranked[0],
+            demand=lambda ranked: Demand(0, _wanted(ranked[1])),
+            free_blocks=lambda: 0,  # who is passed over keeps its blocks
+            spare_tokens=lambda: token_budget - spent - sum(map(_wanted, seated.values())),
+        )  # fmt: skip
+        for victim, (_, state) in walk:
+            del seated[victim.request_id]
             taken.add(state.request_id)
             self.lengthwise_counters.add("preemptions", "policy")
+        taken.update(seated)
         return {request_id for request_id in active if request_id not in taken}
+
+
+def _wanted(state: Any) -> int:
+    """Tokens that a request would compute in the next batch, but for its budget."""
+    return len(state.remaining_prefill_tokens) or 1

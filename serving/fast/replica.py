@@ -307,13 +307,11 @@ def nobody_must_yield(S: Any, r: int) -> bool:
 
 @kernel
 def preempt_by_policy(S: Any, r: int) -> int:
-    """Lets waiting requests take the place of running ones, as the reference does; a code."""
+    """Lets waiting requests take the place of running ones, as ``preemption.exchanges``; a code."""
     run, rep = S.run, S.replica[r]
     if nobody_must_yield(S, r):
         return DONE
     code = score_waiting(S, r)
-    if code == DONE and run.callback:
-        code = score_running(S, r)
     if code != DONE:
         return code
     seats = run.max_seqs - rep.running
@@ -331,11 +329,15 @@ def preempt_by_policy(S: Any, r: int) -> int:
     while satisfied and walked < waiting:
         id = first(S, r)
         score = S.heap[r, 0].score
-        found = found_for(S, r, id)
-        needed = admission_blocks(S, r, id, 0)
-        while seats == 0 or blocks + needed > rep.free:
+        found = needed = 0
+        while True:
+            if seats > 0:
+                found = found_for(S, r, id)
+                needed = admission_blocks(S, r, id, 0)
+                if blocks + needed <= rep.free:
+                    break
             satisfied = False  # unless a victim is found
-            if victims == run.max_per_step or budget <= 0:
+            if victims == run.max_per_step:
                 break
             code = score_running(S, r)
             if code != DONE:
@@ -346,7 +348,7 @@ def preempt_by_policy(S: Any, r: int) -> int:
             computed = computed_of(S, r, s)
             lost = computed + run.overhead
             cost = run.price * lost * (running + waiting) * crowding
-            if not S.slot[s].score - score > run.margin + cost:
+            if not S.slot[s].score - score > run.margin + cost or budget <= 0:
                 break
             satisfied = True
             seats += 1

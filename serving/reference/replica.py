@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from lengthwise.errors import InputError, InvariantError
 from lengthwise.policy import SchedulingPolicy
+from lengthwise.preemption import Demand, Victims, exchanges
 from lengthwise.protocols import Batch
 from lengthwise.serving.options import Engine
 from lengthwise.serving.records import PS
@@ -252,39 +253,41 @@ class Replica:
         return max(running, key=lambda r: (r.rank, r.arrival_ps))
 
     def _preempt_by_policy(self) -> None:
-        """Lets waiting requests take the place of running ones; see ``policy.Preemption``.
-
-        Walks the queue in order, giving each request a seat and the blocks that its admission
-        needs, for as long as those, victims' places and the iteration's tokens last.
-        """
+        """Lets waiting requests take the place of running ones; see ``policy.Preemption``."""
         rule, step = self.policy.preemption, self._step
         self._score_waiting()
+        walk = exchanges(
+            rule, self._queue(), self._victims,
+            seats=self.engine.max_num_seqs - len(self.running),
+            in_replica=(len(self.running), len(self.waiting)),
+            score=lambda r: r.score, demand=self._demand,
+            free_blocks=lambda: self.kv.free, spare_tokens=self._spare_tokens,
+        )  # fmt: skip
+        for victim, _ in walk:
+            self.running.remove(victim)
+            if rule.mode == "swap":
+                victim.stored = min(victim.computed, victim.known + victim.pending - 1)
+                step.swapped_tokens += victim.stored
+            self._preempt(victim)
+
+    def _victims(self) -> Victims[Request]:
         self._score_running()
-        seats = self.engine.max_num_seqs - len(self.running)
-        budget = self.engine.max_num_batched_tokens - sum(map(self._wanted, self.running))
-        blocks = 0  # promised to those walked past
-        running, waiting = len(self.running), len(self.waiting)
-        for request in self._queue():
-            hits = self.kv.find(request)
-            needed = self._admission_blocks(request, hits)
-            while seats == 0 or blocks + needed > self.kv.free:
-                unprotected = [r for r in self.running if not self._protected(r)]
-                if len(step.preempted) == rule.max_per_step or not unprotected or budget <= 0:
-                    return
-                victim = self._worst(unprotected)
-                cost = rule.cost(victim.computed, running, waiting)
-                if not victim.score - request.score > rule.margin + cost:
-                    return
-                seats += 1
-                budget += self._wanted(victim)
-                self.running.remove(victim)
-                if rule.mode == "swap":
-                    victim.stored = min(victim.computed, victim.known + victim.pending - 1)
-                    step.swapped_tokens += victim.stored
-                self._preempt(victim)
-            seats -= 1
-            blocks += needed
-            budget -= self._prompt_tokens(request, hits)
+        rule = self.policy.preemption
+        return Victims(
+            tuple(self.running), [r.score for r in self.running],
+            arrival=lambda r: r.arrival_ps, lost=lambda r: r.computed,
+            protected=lambda r: r.ahead or rule.protects(r.generated, r.predicted),
+        )  # fmt: skip
+
+    def _demand(self, request: Request) -> Demand:
+        hits = self.kv.find(request)
+        start = max(len(hits) * self.engine.block_size, request.stored)
+        tokens = self._capped(request.known - start)
+        return Demand(self._admission_blocks(request, hits), tokens)
+
+    def _spare_tokens(self) -> int:
+        """Tokens of an iteration that the batch leaves."""
+        return self.engine.max_num_batched_tokens - sum(map(self._wanted, self.running))
 
     def _queue(self) -> Iterator[Request]:
         """The waiting requests, next first, without those preempted in this iteration."""
@@ -293,12 +296,6 @@ class Replica:
         for request in self.waiting.ordered():
             if request is not first and request not in self._step.preempted:
                 yield request
-
-    def _protected(self, request: Request) -> bool:
-        """Whether a request is ahead or too close to its predicted end for policy preemption."""
-        share = self.policy.preemption.protect_after
-        near = request.predicted > 0 and request.generated >= share * request.predicted
-        return near or request.ahead
 
     # The iteration
 
@@ -410,11 +407,6 @@ class Replica:
                 ahead = sum(max(r.predicted - r.generated, 0) for r in (*self.running, request))
                 needed += math.ceil(share * ahead / self.engine.block_size)
         return needed
-
-    def _prompt_tokens(self, request: Request, hits: list[int]) -> int:
-        """Tokens that a waiting request would compute in its first iteration."""
-        found = len(hits) * self.engine.block_size
-        return self._capped(request.known - max(found, request.stored))
 
     def _launch(self, step: Step) -> None:
         """Counts the batch, times it, and takes its tokens as computed."""

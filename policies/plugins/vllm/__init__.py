@@ -1,4 +1,4 @@
-"""vLLM's alone: its ``--scheduler-cls``, the driver of its scheduler, queues and victims."""
+"""vLLM's alone: its ``--scheduler-cls``, the driver of its scheduler, and queues."""
 
 from lengthwise.policies.plugins.vllm.scheduling import PolicyScheduling, scheduler
 

@@ -23,8 +23,8 @@ from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.vllm.entry import Entry
 from lengthwise.policies.plugins.vllm.lengths import Lengths
 from lengthwise.policies.plugins.vllm.queue import ClockQueue, RankQueue, ScoredQueue
-from lengthwise.policies.plugins.vllm.victims import Victims
 from lengthwise.policy import SchedulingPolicy
+from lengthwise.preemption import Demand, Victims, exchanges
 from lengthwise.starvation import StarvationGuard
 
 Floats = NDArray[np.float64]
@@ -253,11 +253,7 @@ class Driver:
     # Preemption by policy: see ``lengthwise.policy.Preemption``
 
     def _preempt_by_policy(self) -> None:
-        """Lets waiting requests take the place of running ones, before vLLM schedules.
-
-        Walks the queue in order, giving each request a seat and the blocks that its admission
-        needs, for as long as those, victims' places and the step's tokens last.
-        """
+        """Lets waiting requests take the place of running ones, before vLLM schedules."""
         scheduler, rule = self.scheduler, self.policy.preemption
         pause = getattr(scheduler, "_pause_state", None)
         if not (scheduler.running and self._waiting) or (pause and pause.name != "UNPAUSED"):
@@ -265,38 +261,27 @@ class Driver:
         seats = getattr(scheduler, "max_num_active_reqs", scheduler.max_num_running_reqs)
         seats -= len(scheduler.running) + getattr(scheduler, "num_waiting_for_streaming_input", 0)
         seats = max(seats, 0)
-        running, waiting = len(scheduler.running), sum(map(len, self._queues))
-        promised = spent = 0  # blocks and tokens, to those walked past
-        victims: Victims | None = None
-        for entry in self._waiting.best(seats + rule.max_per_step + 1):
-            if not self._can_run(entry.request):
-                continue
-            demand: tuple[int, int] | None = None  # blocks and tokens; seldom needed, not cheap
-            while True:
-                if seats > 0:
-                    demand = demand or self._demand(entry.request)
-                    if promised + demand[0] <= self._pool.get_num_free_blocks():
-                        break
-                if len(self.gave_way) == rule.max_per_step or entry.state != "ready":
-                    return
-                if victims is None:
-                    entries = [request.lengthwise for request in scheduler.running]
-                    victims = Victims(entries, self._running_scores(), rule.protect_after)
-                victim = victims.worst()
-                if victim is None:
-                    return
-                cost = rule.cost(victim.request.num_computed_tokens, running, waiting)
-                if not victims.score - entry.score > rule.margin + cost:
-                    return
-                wanted = sum(map(self._wanted, scheduler.running))
-                if scheduler.max_num_scheduled_tokens - wanted - spent <= 0:
-                    return
-                victims.take()
-                self._give_way(victim)
-                seats += 1
-            seats -= 1
-            promised += demand[0]
-            spent += demand[1]
+        best = self._waiting.best(seats + rule.max_per_step + 1)
+        walk = exchanges(
+            rule, (entry for entry in best if self._can_run(entry.request)), self._victims,
+            seats=seats,
+            in_replica=(len(scheduler.running), sum(map(len, self._queues))),
+            score=lambda entry: entry.score if entry.state == "ready" else math.nan,
+            demand=self._demand,
+            free_blocks=self._pool.get_num_free_blocks,
+            spare_tokens=self._spare_tokens,
+        )  # fmt: skip
+        for victim, _ in walk:
+            self._give_way(victim)
+
+    def _victims(self) -> Victims[Entry]:
+        rule = self.policy.preemption
+        return Victims(
+            [request.lengthwise for request in self.scheduler.running], self._running_scores(),
+            arrival=lambda e: e.arrival_s, lost=lambda e: e.request.num_computed_tokens,
+            protected=lambda e: e.ahead or e.state != "ready"
+            or rule.protects(e.request.num_output_tokens, e.whole_tokens),
+        )  # fmt: skip
 
     def _give_way(self, victim: Entry) -> None:
         request = victim.request
@@ -317,8 +302,9 @@ class Driver:
         loaded = {r.lora_request.lora_int_id for r in running if r.lora_request}
         return request.lora_request.lora_int_id in loaded or len(loaded) < config.max_loras
 
-    def _demand(self, request: Any) -> tuple[int, int]:
-        """Free blocks that must be there to admit a request, and tokens of its first step."""
+    def _demand(self, entry: Entry) -> Demand:
+        """What admitting a waiting request takes."""
+        request = entry.request
         manager, size = self.scheduler.kv_cache_manager, self.scheduler.block_size
         found = idle = 0  # tokens in the prefix cache; blocks of them that count as free
         if manager.enable_caching:
@@ -330,7 +316,12 @@ class Driver:
         needed = self._groups * (-(-request.num_tokens // size) - found // size) + idle
         if self.scheduler.running:
             needed += getattr(manager, "watermark_blocks", 0)
-        return needed, self._capped(request.num_tokens - found)
+        return Demand(needed, self._capped(request.num_tokens - found))
+
+    def _spare_tokens(self) -> int:
+        """Tokens of this step that the running requests leave."""
+        wanted = sum(map(self._wanted, self.scheduler.running))
+        return int(self.scheduler.max_num_scheduled_tokens) - wanted
 
     def _wanted(self, request: Any) -> int:
         """Tokens that a running request would compute in this step, but for the budget."""

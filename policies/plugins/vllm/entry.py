@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,6 +31,11 @@ class Entry(Waiter):
     def gone(self) -> bool:
         """Whether the engine is done with the request."""
         return bool(self.request.is_finished())
+
+    @property
+    def whole_tokens(self) -> int:
+        """The predicted length, rounded up; 0 while it is but the default."""
+        return math.ceil(self.predicted_tokens) if self.predicted else 0
 
     @property
     def rank(self) -> float:
