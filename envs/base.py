@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from lengthwise import features
 from lengthwise.envs.columns import Columns
 from lengthwise.envs.costs import Cost, cost_of, latency
 from lengthwise.envs.episodes import Source, episode_source, predicted
@@ -156,11 +157,12 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
 
     def _require_columns(self) -> None:
         for name in self.columns.reads:
-            if name in ("deadline_s", "priority") and name not in self.workload:
+            given = features.get(name).given
+            if given == "column" and name not in self.workload:
                 raise InputError(
                     f"feature {name}: workload {self.workload.name} has no such column"
                 )
-            if name in ("predicted_tokens", "outstanding_tokens") and self.predicted_tokens is None:
+            if given == "prediction" and self.predicted_tokens is None:
                 raise InputError(f"feature {name} needs a predictor, and there is none")
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:

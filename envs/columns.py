@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from lengthwise import features
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies.learned import MLP
+from lengthwise.provider import Provider
 
 Floats = NDArray[np.float64]
+Scale = tuple[bool, float, float]
 
 # Differences of two features: what absolute times and totals leave out. A score can hold them, as
 # its first layer is linear: the subtrahend gets the same weight with the opposite sign.
@@ -30,22 +32,25 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
 
 # name -> (logarithm first, shift, scale): an agent sees (x - shift) / scale. Lengths spread over
 # orders of magnitude, hence the logarithm; the constants centre common traces, roughly.
-SCALES: dict[str, tuple[bool, float, float]] = {
+FEATURES: Provider[Scale] = Provider("an environment", {
     "predicted_tokens": (True, 5.0, 1.0),
     "prompt_tokens": (True, 6.0, 1.5),
     "generated_tokens": (True, 3.0, 2.0),
     "computed_tokens": (True, 6.0, 1.5),
     "preemptions": (True, 0.0, 1.0),
     "priority": (False, 0.0, 1.0),
-    "waited_s": (False, 5.0, 10.0),
-    "slack_s": (False, 0.0, 10.0),
-    "remaining_tokens": (False, 200.0, 200.0),
     "running_requests": (False, 32.0, 32.0),
     "waiting_requests": (False, 8.0, 16.0),
     "kv_utilization": (False, 0.5, 0.25),
     "outstanding_tokens": (False, 10_000.0, 10_000.0),
     "routed_requests": (True, 4.0, 1.0),
     "random_draw": (False, 0.5, 0.3),
+})  # fmt: skip
+SCALES: Mapping[str, Scale] = {
+    **FEATURES,
+    "waited_s": (False, 5.0, 10.0),
+    "slack_s": (False, 0.0, 10.0),
+    "remaining_tokens": (False, 200.0, 200.0),
 }
 
 

@@ -2,7 +2,8 @@
 
 A policy names features by its positional parameters; from the ``changes`` column the engine infers
 how often a score must be evaluated again. The true output length is not a feature, and a router's
-features are what a real router can know.
+features are what a real router can know. Who can tell which of them is a ``provider.Provider``'s
+business: a feature that stands here and nowhere else is refused by all of them.
 """
 
 from __future__ import annotations
@@ -14,18 +15,25 @@ from typing import Literal
 from lengthwise.errors import UnknownNameError
 
 Changes = Literal["arrival", "token", "clock", "state"]
+# Whose it is. A pair is a request and the replica that it is or may be sent to.
+Of = Literal["request", "replica", "pair", "tenant", "job"]
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One feature: its name, unit, numpy dtype, meaning, what it belongs to and when it changes."""
+    """One feature: its name, unit, numpy dtype, meaning, what it belongs to and when it changes.
+
+    ``given`` says what a run must be given for it: a "column" of its name in the workload, or a
+    "prediction" of each answer's length.
+    """
 
     name: str
     unit: str
     dtype: Literal["int64", "float64"]
-    of: Literal["request", "replica"]
+    of: Of
     changes: Changes
     meaning: str
+    given: Literal["", "column", "prediction"] = ""
 
 
 FEATURES: dict[str, Feature] = {
@@ -35,10 +43,16 @@ FEATURES: dict[str, Feature] = {
         Feature("prompt_tokens", "tokens", "int64", "request", "arrival", "length of the prompt"),
         Feature(
             "predicted_tokens", "tokens", "float64", "request", "arrival",
-            "predicted length of the whole answer",
+            "predicted length of the whole answer", given="prediction",
         ),
-        Feature("priority", "1", "int64", "request", "arrival", "the client's priority; low first"),
-        Feature("deadline_s", "s", "float64", "request", "arrival", "when the answer is due"),
+        Feature(
+            "priority", "1", "int64", "request", "arrival", "the client's priority; low first",
+            given="column",
+        ),
+        Feature(
+            "deadline_s", "s", "float64", "request", "arrival", "when the answer is due",
+            given="column",
+        ),
         Feature(
             "generated_tokens", "tokens", "int64", "request", "token", "output tokens so far"
         ),
@@ -64,9 +78,10 @@ FEATURES: dict[str, Feature] = {
         Feature(
             "outstanding_tokens", "tokens", "float64", "replica", "state",
             "prompt and predicted tokens of the requests sent to the replica and not finished",
+            given="prediction",
         ),
         Feature(
-            "random_draw", "1", "float64", "replica", "state",
+            "random_draw", "1", "float64", "pair", "state",
             "uniform in [0, 1), drawn from (seed, request, replica)",
         ),
     )

@@ -36,6 +36,16 @@ TABLES: dict[str, dict[str, str]] = {
         "transformer": "lengthwise.predictors.transformer:Transformer",
         "minilm": "lengthwise.predictors.transformer:MiniLM",
     },
+    "provider": {  # who can tell features
+        "reference": "lengthwise.serving.scoring:REFERENCE",
+        "fast": "lengthwise.serving.fast.features:ACCESSORS",
+        "vllm": "lengthwise.policies.plugins.vllm.driver:VALUES",
+        "sglang": "lengthwise.policies.plugins.sglang:VALUES",
+        "transformers": "lengthwise.policies.plugins.transformers:VALUES",
+        "router": "lengthwise.policies.plugins.routing:VALUES",
+        "priority": "lengthwise.policies.plugins.priority:AT_ARRIVAL",
+        "environment": "lengthwise.envs.columns:FEATURES",
+    },
     "env": {
         "lengthwise/Scheduling-v0": "lengthwise.envs.scheduling:SchedulingEnv",
         "lengthwise/Routing-v0": "lengthwise.envs.routing:RoutingEnv",

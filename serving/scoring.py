@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.features import get
+from lengthwise.features import FEATURES, get
 from lengthwise.policy import Score
+from lengthwise.provider import Provider
 from lengthwise.serving.draws import uniform
 from lengthwise.serving.records import PS
 from lengthwise.serving.reference.request import Request
@@ -41,31 +42,30 @@ class Features:
     def __init__(
         self, workload: Workload, predicted_tokens: NDArray[np.float64] | None, seed: int
     ) -> None:
-        self._seed = seed
-        self._predicted = predicted_tokens is not None
-        self._columns: dict[str, NDArray[Any]] = {"prompt_tokens": workload["prompt_tokens"]}
+        self.seed = seed
+        self.columns: dict[str, NDArray[Any]] = {"prompt_tokens": workload["prompt_tokens"]}
         if predicted_tokens is not None:
-            self._columns["predicted_tokens"] = predicted_tokens
-        for name in ("priority", "deadline_s"):
-            if name in workload:
-                self._columns[name] = workload[name]
+            self.columns["predicted_tokens"] = predicted_tokens
+        for feature in FEATURES.values():
+            if feature.given == "column" and feature.name in workload:
+                self.columns[feature.name] = workload[feature.name]
 
     def require(self, names: Iterable[str], reader: str) -> None:
         """Raises ``InputError`` unless all features that ``reader`` reads have values here."""
+        REFERENCE.require(names, reader)
         for name in names:
-            get(name)
-            if name in ("priority", "deadline_s") and name not in self._columns:
+            given = get(name).given
+            if given == "column" and name not in self.columns:
                 raise InputError(f"{reader} reads {name}, and the workload has no such column")
-            if name in ("predicted_tokens", "outstanding_tokens") and not self._predicted:
+            if given == "prediction" and "predicted_tokens" not in self.columns:
                 raise InputError(f"{reader} reads {name}, which needs a predictor")
 
     def at_arrival(
         self, names: Iterable[str], arrival_ps: NDArray[np.int64]
     ) -> dict[str, NDArray[Any]]:
         """Request features of the whole workload when nothing has been computed yet, (n,) each."""
-        zeros = np.zeros(len(arrival_ps), dtype=np.int64)
         return {
-            name: arrival_ps / PS if name == "arrival_s" else self._columns.get(name, zeros)
+            name: np.broadcast_to(ARRIVING[name](self, arrival_ps), arrival_ps.shape)
             for name in names
         }
 
@@ -73,64 +73,73 @@ class Features:
         self, names: Iterable[str], requests: Sequence[Request], view: ReplicaView
     ) -> dict[str, NDArray[Any]]:
         """Features of requests in a replica, (n,) each; those of the replica are broadcast."""
-        ids = [request.id for request in requests]
         found: dict[str, NDArray[Any]] = {}
         for name in names:
-            if name in self._columns:
-                found[name] = self._columns[name][ids]
-            elif name in _OF_REQUEST:
-                value, dtype = _OF_REQUEST[name]
-                found[name] = np.array([value(request) for request in requests], dtype=dtype)
-            elif name == "random_draw":
-                found[name] = np.array([uniform(self._seed, id, view.index) for id in ids])
-            elif name == "now_s":
-                found[name] = np.full(len(ids), float(view.now_ps) / PS)
-            else:
-                whole = self._of_replica(name, -1, view)
-                found[name] = np.full(len(ids), whole, dtype=get(name).dtype)
+            values = REFERENCE[name](self, requests, view)
+            found[name] = np.full(len(requests), values, dtype=get(name).dtype)
         return found
 
     def of_replicas(
-        self, names: Iterable[str], request: int, views: Sequence[ReplicaView]
+        self, names: Iterable[str], request: Request, views: Sequence[ReplicaView]
     ) -> dict[str, NDArray[Any]]:
         """Features of replicas for a request to be routed, (replicas,) each; its own broadcast."""
         found: dict[str, NDArray[Any]] = {}
         for name in names:
-            if get(name).of == "replica":
-                values = [self._of_replica(name, request, view) for view in views]
-                found[name] = np.array(values, dtype=get(name).dtype)
-            else:
-                found[name] = np.full(len(views), self._of_arrival(name, request, views[0]))
+            feature, value = get(name), REFERENCE[name]
+            differs = views[:1] if feature.of == "request" else views
+            values = [value(self, (request,), view) for view in differs]
+            found[name] = np.empty(len(views), dtype=feature.dtype)
+            found[name][:] = np.ravel(values)
         return found
 
-    def _of_arrival(self, name: str, request: int, view: ReplicaView) -> Any:
-        """A feature of a request that arrives now."""
-        if name in self._columns:
-            return self._columns[name][request]
-        return float(view.now_ps) / PS if name in ("arrival_s", "now_s") else 0
 
-    def _of_replica(self, name: str, request: int, view: ReplicaView) -> float:
-        if name == "running_requests":
-            return view.running
-        if name == "waiting_requests":
-            return view.waiting
-        if name == "kv_utilization":
-            return view.used_blocks / view.total_blocks
-        if name == "routed_requests":
-            return view.routed
-        if name == "outstanding_tokens":
-            return view.outstanding / FRACTION
-        if name == "random_draw":
-            return uniform(self._seed, request, view.index)
-        raise AssertionError(f"the features table holds {name}, but no engine computes it")
+# A feature's values for requests in (or at) a replica: one each, or one for all.
+Accessor = Callable[[Features, Sequence[Request], ReplicaView], Any]
 
 
-_OF_REQUEST: Mapping[str, tuple[Callable[[Request], float], type]] = {
-    "arrival_s": (lambda r: float(r.arrival_ps) / PS, np.float64),
-    "generated_tokens": (lambda r: r.known - r.prompt, np.int64),
-    "computed_tokens": (lambda r: r.computed, np.int64),
-    "preemptions": (lambda r: r.preemptions, np.int64),
-}
+def _column(name: str) -> Accessor:
+    return lambda f, requests, view: f.columns[name][[request.id for request in requests]]
+
+
+def _seen(value: Callable[[ReplicaView], float]) -> Accessor:
+    return lambda f, requests, view: value(view)
+
+
+REFERENCE: Provider[Accessor] = Provider(
+    "the reference engine",
+    {
+        "arrival_s": lambda f, rs, view: [float(r.arrival_ps) / PS for r in rs],
+        "prompt_tokens": _column("prompt_tokens"),
+        "predicted_tokens": _column("predicted_tokens"),
+        "priority": _column("priority"),
+        "deadline_s": _column("deadline_s"),
+        "generated_tokens": lambda f, rs, view: [r.generated for r in rs],
+        "computed_tokens": lambda f, rs, view: [r.computed for r in rs],
+        "preemptions": lambda f, rs, view: [r.preemptions for r in rs],
+        "now_s": _seen(lambda view: float(view.now_ps) / PS),
+        "running_requests": _seen(lambda view: view.running),
+        "waiting_requests": _seen(lambda view: view.waiting),
+        "kv_utilization": _seen(lambda view: view.used_blocks / view.total_blocks),
+        "routed_requests": _seen(lambda view: view.routed),
+        "outstanding_tokens": _seen(lambda view: view.outstanding / FRACTION),
+        "random_draw": lambda f, rs, view: [uniform(f.seed, r.id, view.index) for r in rs],
+    },
+)
+
+# The same for requests that arrive, all of a workload at once: from their arrivals in ps, (n,).
+ARRIVING: Provider[Callable[[Features, NDArray[np.int64]], Any]] = Provider(
+    "the reference engine before a run",
+    {
+        "arrival_s": lambda f, arrival_ps: arrival_ps / PS,
+        "prompt_tokens": lambda f, arrival_ps: f.columns["prompt_tokens"],
+        "predicted_tokens": lambda f, arrival_ps: f.columns["predicted_tokens"],
+        "priority": lambda f, arrival_ps: f.columns["priority"],
+        "deadline_s": lambda f, arrival_ps: f.columns["deadline_s"],
+        "generated_tokens": lambda f, arrival_ps: np.int64(0),
+        "computed_tokens": lambda f, arrival_ps: np.int64(0),
+        "preemptions": lambda f, arrival_ps: np.int64(0),
+    },
+)
 
 
 class Scorer:
@@ -147,6 +156,7 @@ class Scorer:
         self._features = features
         self._initial: list[float] = []
         if not self.every_iteration:
+            ARRIVING.require(score.features, f"policy {score.name!r}")
             at_arrival = features.at_arrival(score.features, arrival_ps)
             self._initial = self._evaluate(at_arrival, len(arrival_ps)).tolist()
 

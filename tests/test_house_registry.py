@@ -5,6 +5,7 @@ import pytest
 from lengthwise import features, registry
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
+from lengthwise.provider import Provider
 
 ENTRIES = [(kind, name) for kind in registry.TABLES for name in registry.names(kind)]
 
@@ -12,8 +13,8 @@ ENTRIES = [(kind, name) for kind in registry.TABLES for name in registry.names(k
 @pytest.mark.parametrize(("kind", "name"), ENTRIES)
 def test_every_entry_loads(kind: str, name: str) -> None:
     thing = registry.load(kind, name)
-    wanted = {"policy": SchedulingPolicy, "router": RoutingPolicy}.get(kind, type)
-    assert isinstance(thing, wanted)
+    wanted = {"policy": SchedulingPolicy, "router": RoutingPolicy, "provider": Provider}
+    assert isinstance(thing, wanted.get(kind, type))
 
 
 @pytest.mark.parametrize("kind", registry.TABLES)

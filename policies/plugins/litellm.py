@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any, cast
@@ -22,6 +23,7 @@ from lengthwise.policies.plugins.routing import ReplicaRouter
 from lengthwise.policy import RoutingPolicy
 
 TAG = "lengthwise_request"  # in a call's metadata, which LiteLLM hands back when the call ended
+TELLS = ("prompt_tokens", "predicted_tokens", "now_s", "arrival_s")
 METADATA = ("litellm_metadata", "metadata")
 _strategies: WeakSet[RoutingStrategy] = WeakSet()  # as LiteLLM's callbacks, one a process
 
@@ -44,7 +46,7 @@ class RoutingStrategy:
         default_tokens: float = 256.0,
         seed: int = 0,
     ) -> None:
-        self.ranking = ReplicaRouter(policy, seed=seed)
+        self.ranking = ReplicaRouter(policy, tells=TELLS, seed=seed)
         self._router = router
         self._lengths = PromptLengths(
             predict, predict_timeout_s, default_tokens, self.ranking.counters
@@ -75,10 +77,12 @@ class RoutingStrategy:
             return healthy
         by_id = {deployment["model_info"]["id"]: deployment for deployment in healthy}
         text = _text(messages, input)
+        now_s = time.time()
         prompt, predicted = await self._lengths.of(text)
         (best, *_) = self.ranking.rank(
-            list(by_id), prompt_tokens=prompt, predicted_tokens=predicted
-        )
+            list(by_id), prompt_tokens=prompt, predicted_tokens=predicted, now_s=now_s,
+            arrival_s=now_s,
+        )  # fmt: skip
         request = uuid.uuid4().hex
         self.ranking.sent(best, request, prompt + predicted)
         name = next((name for name in METADATA if isinstance(call.get(name), dict)), METADATA[-1])

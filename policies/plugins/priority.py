@@ -11,9 +11,14 @@ from collections.abc import Callable
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies.load import load_policy
 from lengthwise.policy import SchedulingPolicy
+from lengthwise.provider import Provider
 
 LARGEST = 2**31 - 1
-AT_ARRIVAL = {"generated_tokens": 0, "computed_tokens": 0, "preemptions": 0, "priority": 0}
+# What is true of every request that arrives; its other features are given.
+AT_ARRIVAL: Provider[int] = Provider(
+    "a request that arrives",
+    {"generated_tokens": 0, "computed_tokens": 0, "preemptions": 0, "priority": 0},
+)
 
 
 def priority_for(

@@ -18,6 +18,8 @@ from typing import Any
 from lengthwise.policies.plugins.prompt_lengths import PromptLengths
 from lengthwise.policies.plugins.routing import ReplicaRouter
 
+TELLS = ("prompt_tokens", "predicted_tokens", "now_s", "arrival_s")
+
 
 class PolicyRouting:
     """Goes before Ray Serve's ``RequestRouter`` in a class made of both, ``PolicyRouter``."""
@@ -40,7 +42,7 @@ class PolicyRouting:
         is no predictor.
         """
         super().initialize_state(**rest)  # type: ignore[misc]
-        self._lengthwise = ReplicaRouter(policy, reports=reports, seed=seed)
+        self._lengthwise = ReplicaRouter(policy, reports=reports, tells=TELLS, seed=seed)
         self._lengthwise_reports = tuple(reports)
         self._lengthwise_lengths = PromptLengths(
             predictor or None, predict_timeout_s, default_tokens, self._lengthwise.counters

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,8 @@ from lengthwise.policies.load import load_router
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policy import RoutingPolicy
+from lengthwise.provider import Provider
 
-REQUEST = ("prompt_tokens", "predicted_tokens", "priority", "arrival_s", "now_s")
-REPORTED = ("running_requests", "waiting_requests", "kv_utilization")
-ALWAYS = ("routed_requests", "outstanding_tokens", "random_draw")
 LOST_S = 1800.0  # a request that nobody reported ended for so long is no load any more
 
 
@@ -36,31 +34,79 @@ class Replica:
     reported: dict[str, float] = field(default_factory=dict)
 
 
+Accessor = Callable[["ReplicaRouter", Sequence[Replica], Mapping[str, float]], Any]
+
+
+def _told(name: str) -> Accessor:
+    """A feature of the request, which the caller of ``rank`` must have told."""
+
+    def told(router: ReplicaRouter, known: Sequence[Replica], request: Mapping[str, float]) -> Any:
+        if name not in request:
+            policy = router.policy.name
+            raise InputError(f"router {policy!r} reads {name}, which rank() was not given")
+        return request[name]
+
+    return told
+
+
+def _reported(name: str) -> Accessor:
+    """What replicas report; before the first report nothing is in them."""
+    return lambda router, known, request: [replica.reported.get(name, 0.0) for replica in known]
+
+
+# What a router knows by itself: a value for all replicas, or one for each. Who runs it tells the
+# features of the request.
+ASKED = ("prompt_tokens", "predicted_tokens", "priority", "arrival_s", "now_s")
+OWN: Mapping[str, Accessor] = {
+    "routed_requests": lambda router, known, request: [replica.routed for replica in known],
+    "outstanding_tokens": lambda router, known, request: [
+        sum(replica.owed.values()) for replica in known
+    ],
+    "random_draw": lambda router, known, request: [router.draws.random() for _ in known],
+}
+REPORTED: Mapping[str, Accessor] = {
+    "running_requests": _reported("running_requests"),
+    "waiting_requests": lambda router, known, request: [
+        replica.reported.get("waiting_requests", len(replica.owed)) for replica in known
+    ],
+    "kv_utilization": _reported("kv_utilization"),
+}
+STAND_IN = ("running_requests", "waiting_requests")  # where replicas do not report them
+VALUES: Provider[Accessor] = Provider(
+    "a router", {**{name: _told(name) for name in ASKED}, **OWN, **REPORTED}
+)
+
+
 class ReplicaRouter:
     """Ranks replicas for each request by a routing policy; safe to call from several threads.
 
-    ``reports`` names the features that replicas report (through ``report``). Of those,
-    ``waiting_requests`` and ``running_requests`` have stand-ins where they are not reported: all
-    unfinished requests, and 0. Raises ``InputError`` for a policy that reads something else.
+    ``reports`` names the features that replicas report (through ``report``), ``tells`` those of
+    the request that every call of ``rank`` is given. ``waiting_requests`` and ``running_requests``
+    have stand-ins where they are not reported: all unfinished requests, and 0. Raises
+    ``InputError`` for a policy that reads something else.
     """
+
+    draws: random.Random
 
     def __init__(
         self,
         policy: str | RoutingPolicy,
         *,
         reports: Sequence[str] = (),
+        tells: Sequence[str] = ASKED,
         seed: int = 0,
         policy_timeout_s: float = 0.1,
     ) -> None:
         self.policy = load_router(policy)
         self.counters = Counters()
         self._scorer = Scorer(self.policy.score, self.counters, policy_timeout_s)
-        known = (*REQUEST, *ALWAYS, "running_requests", "waiting_requests", *reports)
-        self._scorer.require(known, "a router without such reports")
         unknown = [name for name in reports if name not in REPORTED]
         if unknown:
             raise InputError(f"replicas report {', '.join(REPORTED)}, not {', '.join(unknown)}")
-        self._random = random.Random(seed)
+        known = (*tells, *OWN, *STAND_IN, *reports)
+        self._values = Provider("this router", {name: VALUES[name] for name in known})
+        self._scorer.require(self._values)
+        self.draws = random.Random(seed)
         self._replicas: dict[Hashable, Replica] = {}
         self._sent: dict[Hashable, tuple[Hashable, float]] = {}  # request -> replica, when (s)
         self._lock = threading.Lock()
@@ -71,10 +117,13 @@ class ReplicaRouter:
             self._forget_lost()
             chosen = list(candidates)
             if 0 < self.policy.choices < len(chosen):
-                first = self._random.sample(chosen, self.policy.choices)
+                first = self.draws.sample(chosen, self.policy.choices)
                 chosen = [c for c in chosen if c in first]  # ties go to the earlier candidate
             known = [self._replicas.setdefault(c, Replica()) for c in chosen]
-            values = {name: self._values(name, known, request) for name in self._scorer.names}
+            values: dict[str, Any] = {}
+            for name in self._scorer.names:
+                value = self._values[name](self, known, request)
+                values[name] = value if np.isscalar(value) else np.array(value, dtype=np.float64)
             scores = self._scorer.many(values, len(chosen))
             if np.isnan(scores).any():  # the policy failed: each replica in turn
                 self.counters.add("fallbacks", "policy")
@@ -142,17 +191,3 @@ class ReplicaRouter:
                 return
             self._end(request)
             self.counters.add("fallbacks", "request-lost")
-
-    def _values(self, name: str, known: list[Replica], request: Mapping[str, float]) -> Any:
-        if name == "random_draw":
-            return np.array([self._random.random() for _ in known])
-        if name == "routed_requests":
-            return np.array([replica.routed for replica in known], dtype=np.float64)
-        if name == "outstanding_tokens":
-            return np.array([sum(replica.owed.values()) for replica in known], dtype=np.float64)
-        if name == "waiting_requests":
-            values = [replica.reported.get(name, len(replica.owed)) for replica in known]
-            return np.array(values, dtype=np.float64)
-        if name in REPORTED:
-            return np.array([replica.reported.get(name, 0.0) for replica in known])
-        return request.get(name, 0.0)

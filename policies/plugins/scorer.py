@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise import features
-from lengthwise.errors import InputError
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policy import Score
+from lengthwise.provider import Provider
 
 SLOW_ALLOWED = 3  # slow evaluations in a row before the policy is switched off
 
@@ -34,14 +33,9 @@ class Scorer:
         self._timeout_s = timeout_s
         self._slow = 0
 
-    def require(self, available: Iterable[str], engine: str) -> None:
-        """Raises ``InputError`` if the score reads a feature that ``engine`` doesn't have."""
-        missing = [name for name in self.names if name not in set(available)]
-        if missing:
-            kinds = ", ".join(f"{n} (of a {features.get(n).of})" for n in missing)
-            raise InputError(
-                f"policy {self.score.name!r} reads {kinds}; {engine} has no such thing"
-            )
+    def require(self, provider: Provider[Any]) -> None:
+        """Raises ``InputError`` if the score reads a feature that ``provider`` can't tell."""
+        provider.require(self.names, f"policy {self.score.name!r}")
 
     def one(self, values: Mapping[str, Any]) -> float:
         """The score of one request; NaN where the policy fails."""

@@ -17,23 +17,27 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from lengthwise.errors import InputError
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policies.plugins.settings import Settings
+from lengthwise.provider import Provider
 
 ENVIRONMENT = "LENGTHWISE_SGLANG"
 TARGET = "sglang.srt.managers.schedule_policy.SchedulePolicy.calc_priority"
 
-VALUES: Mapping[str, Callable[[Any], float]] = {
-    "prompt_tokens": lambda r: len(r.origin_input_ids),
-    "generated_tokens": lambda r: len(r.output_ids),
-    "predicted_tokens": lambda r: r.lengthwise_predicted,
-    "priority": lambda r: r.lengthwise_priority,
-}
+VALUES: Provider[Callable[[Any], float]] = Provider(
+    "SGLang's scheduler, where ranks must agree,",
+    {
+        "prompt_tokens": lambda r: len(r.origin_input_ids),
+        "generated_tokens": lambda r: len(r.output_ids),
+        "predicted_tokens": lambda r: r.lengthwise_predicted,
+        "priority": lambda r: r.lengthwise_priority,
+    },
+)
 
 
 def register() -> None:
@@ -55,7 +59,7 @@ class Priorities:
         self.counters = Counters()
         # a rank that is slower than the others must not switch its policy off alone
         self._scorer = Scorer(policy.score, self.counters, math.inf)
-        self._scorer.require(VALUES, "SGLang's scheduler, where ranks must agree,")
+        self._scorer.require(VALUES)
         self._default = settings.default_tokens
 
     @classmethod

@@ -27,17 +27,24 @@ from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.preemption import Demand, Victims, exchanges
+from lengthwise.provider import Provider
 
 Predict = Callable[[list[list[int]]], Sequence[float]]
 
-VALUES: Mapping[str, Callable[[Any], float]] = {
+# Values of one request (its state in transformers), or of all requests (its scheduler).
+REQUEST: Mapping[str, Callable[[Any], float]] = {
     "arrival_s": lambda s: s.created_time,
     "prompt_tokens": lambda s: s.lengthwise_prompt_tokens,
     "predicted_tokens": lambda s: s.lengthwise_predicted,
     "generated_tokens": lambda s: len(s.generated_tokens),
     "computed_tokens": lambda s: s.position_offset,
 }
-VIEW = ("now_s", "running_requests", "waiting_requests")
+SHARED: Mapping[str, Callable[[Any], float]] = {
+    "now_s": lambda scheduler: time.perf_counter(),
+    "running_requests": lambda scheduler: len(scheduler.active_requests),
+    "waiting_requests": lambda scheduler: len(scheduler.waiting_requests),
+}
+VALUES: Provider[Callable[[Any], float]] = Provider("transformers", {**REQUEST, **SHARED})
 
 
 def register(
@@ -61,7 +68,7 @@ def register(
     chosen = load_policy(policy)
     if chosen.preemption.mode == "swap" or chosen.admission.reserve:
         raise InputError(f"policy {chosen.name!r} in transformers: no swapping, no +admit")
-    Scorer(chosen.score, Counters(), math.inf).require((*VALUES, *VIEW), "transformers")
+    Scorer(chosen.score, Counters(), math.inf).require(VALUES)
     taken = SCHEDULER_MAPPING.get(name)
     if taken is not None and not issubclass(taken, PolicyOrder):
         raise InputError(f"scheduler {name!r} is transformers' own; choose another name")
@@ -148,15 +155,13 @@ class PolicyOrder:
         """States by (score, arrival); those without a score keep their place in line: FCFS."""
         if not states:
             return []
-        view = {
-            "now_s": time.perf_counter(),
-            "running_requests": len(self.active_requests),
-            "waiting_requests": len(self.waiting_requests),
-        }
         values: dict[str, Any] = {}
         for name in self._lengthwise_scorer.names:
-            of = VALUES.get(name)
-            values[name] = view[name] if of is None else np.array([float(of(s)) for s in states])
+            of = VALUES[name]
+            if name in SHARED:
+                values[name] = of(self)
+            else:
+                values[name] = np.array([float(of(state)) for state in states])
         scores = self._lengthwise_scorer.many(values, len(states))
         failed = np.isnan(scores) | np.array([s.lengthwise_fcfs for s in states])
         if failed.any():

@@ -128,7 +128,8 @@ def fill_replica(S: Any, row: int, id: int, r: int) -> None:
     if run.reads_request:
         fill_request(S, row, id)
     if run.reads_times:
-        to.arrival_s = to.now_s = np.float64(run.now) / PS
+        to.arrival_s = np.float64(S.arrival[id]) / PS
+        to.now_s = np.float64(run.now) / PS
     to.generated_tokens = 0
     to.computed_tokens = 0
     to.preemptions = 0

@@ -17,6 +17,7 @@ from lengthwise.protocols import TimingModel
 from lengthwise.serving.fast import state as ks
 from lengthwise.serving.fast.calls import ScoreCalls
 from lengthwise.serving.fast.compiler.build import compiled
+from lengthwise.serving.fast.features import ACCESSORS
 from lengthwise.serving.fast.setup import allocate, grow
 from lengthwise.serving.inputs import Inputs, prepare
 from lengthwise.serving.options import Engine
@@ -53,6 +54,10 @@ def supports(
             return f"with prefix caching the fast engine takes fewer than {MOST_BLOCKS} blocks"
         if "hash_block_tokens" in workload and np.ptp(workload["hash_block_tokens"]):
             return "the fast engine needs one hash_block_tokens for the whole workload"
+    for reader, score in (("policy", policy.score), ("router", routing.score)):
+        lacking = ACCESSORS.lacks(score.features, f"{reader} {score.name!r}")
+        if lacking is not None:
+            return lacking
     calls = ScoreCalls(policy, routing, replicas)
     if engine.async_scheduling and calls.any_python and policy.queue == "priority":
         return f"with asynchronous scheduling the fast engine needs compiled scores: {calls.why}"

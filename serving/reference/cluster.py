@@ -138,7 +138,7 @@ class Cluster:
         names = tuple(names)
         self._features.require(names, "a router")
         views = [replica.view(self.now_ps) for replica in self.replicas]
-        return self._features.of_replicas(names, self.pending, views)
+        return self._features.of_replicas(names, self._request(self.pending), views)
 
     def candidates(self) -> NDArray[np.int64]:
         """Ids of the waiting requests of the deciding replica, in queue order, shape (n,)."""
@@ -222,20 +222,24 @@ class Cluster:
         if 0 < self.routing.choices < count:
             chosen = sample(self._seed, request, count, self.routing.choices)
         views = [self.replicas[index].view(self.now_ps) for index in chosen]
-        values = self._features.of_replicas(self.routing.score.features, request, views)
+        names = self.routing.score.features
+        values = self._features.of_replicas(names, self._request(request), views)
         scores = np.asarray(self.routing.score.evaluate(values), dtype=np.float64)
         if np.isnan(scores).any():
             raise InputError(f"router {self.routing.score.name!r} gave NaN for a score")
         return chosen[int(np.broadcast_to(scores, (len(chosen),)).argmin())]
 
-    def _send(self, id: int, index: int) -> None:
-        replica = self.replicas[index]
+    def _request(self, id: int) -> Request:
+        """A request that arrives now."""
         keys = self._inputs.block_keys
-        request = Request(
+        return Request(
             id, self._prompt[id], self._output[id], self.now_ps - self._reach_ps[id],
             self._predicted_up[id], () if keys is None else keys[id],
         )  # fmt: skip
-        replica.add(request, self.now_ps, self._planned[id])
+
+    def _send(self, id: int, index: int) -> None:
+        replica = self.replicas[index]
+        replica.add(self._request(id), self.now_ps, self._planned[id])
         replica.routed += 1
         replica.outstanding += self._weight[id]
         heapq.heappush(self._ready, index)

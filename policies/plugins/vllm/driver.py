@@ -25,15 +25,15 @@ from lengthwise.policies.plugins.vllm.lengths import Lengths
 from lengthwise.policies.plugins.vllm.queue import ClockQueue, RankQueue, ScoredQueue
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.preemption import Demand, Victims, exchanges
+from lengthwise.provider import Provider
 from lengthwise.starvation import StarvationGuard
 
 Floats = NDArray[np.float64]
 
 QUEUES = ("waiting", "skipped_waiting", "kv_holding_waiting")  # by vLLM's version
-VIEW = ("now_s", "running_requests", "waiting_requests", "kv_utilization")  # shared by all requests
 
-# What a request has, by feature
-VALUES: Mapping[str, Callable[[Entry], float]] = {
+# Features of one request, and those that all share, of the scheduler (its driver).
+REQUEST: Mapping[str, Callable[[Entry], float]] = {
     "arrival_s": lambda e: e.arrival_s,
     "prompt_tokens": lambda e: e.request.num_prompt_tokens,
     "predicted_tokens": lambda e: e.predicted_tokens,
@@ -43,6 +43,13 @@ VALUES: Mapping[str, Callable[[Entry], float]] = {
     "computed_tokens": lambda e: e.request.num_computed_tokens,
     "preemptions": lambda e: e.request.num_preemptions,
 }
+SHARED: Mapping[str, Callable[[Driver], float]] = {
+    "now_s": lambda driver: driver.now_s,
+    "running_requests": lambda driver: len(driver.scheduler.running),
+    "waiting_requests": lambda driver: sum(map(len, driver.queues)),
+    "kv_utilization": lambda driver: driver.scheduler.kv_cache_manager.usage,
+}
+VALUES: Provider[Callable[[Any], float]] = Provider("a vLLM scheduler", {**REQUEST, **SHARED})
 
 
 class Driver:
@@ -51,6 +58,10 @@ class Driver:
     Replaces the scheduler's waiting queues. Raises ``InputError`` for a policy that reads what an
     engine doesn't have, and for a predictor that can't be loaded.
     """
+
+    scheduler: Any
+    now_s: float  # of the step, since the driver was made
+    queues: list[ScoredQueue]
 
     def __init__(
         self,
@@ -65,28 +76,30 @@ class Driver:
         self.gave_way: list[str] = []  # ids preempted by policy in this step
         self.clock, self.origin_s = clock, clock()
         self._scorer = Scorer(policy.score, self.counters, settings.policy_timeout_s)
-        self._scorer.require((*VALUES, *VIEW), "a vLLM scheduler")
+        self._scorer.require(VALUES)
         self._reads_length = "predicted_tokens" in policy.score.features
-        self._view: dict[str, float] = dict.fromkeys(VIEW, 0.0)
+        self.now_s = 0.0
+        # the shared features that the policy reads, as of the step's beginning
+        self._view = {name: 0.0 for name in self._scorer.names if name in SHARED}
         self._sequence = count()
         self._guard: StarvationGuard[Entry] = StarvationGuard(settings.guard_of(policy))
         self._in_flight: deque[Mapping[str, int]] = deque()  # steps scheduled and not done
         self._held: list[Entry] = []  # preempted by policy: not yet fit to run again
         self._passed: list[Entry] = []  # of these, taken out of the queue for this step
         self._stale: list[Entry] = []  # preempted since the last step: scores are out of date
-        self._queues: list[ScoredQueue] = []
+        self.queues = []
         for name in QUEUES:
             if hasattr(scheduler, name):
-                self._queues.append(self._make_queue())
-                setattr(scheduler, name, self._queues[-1])
-        self._waiting = self._queues[0]
+                self.queues.append(self._make_queue())
+                setattr(scheduler, name, self.queues[-1])
+        self._waiting = self.queues[0]
         self._groups = len(scheduler.kv_cache_config.kv_cache_groups)
         self._pool = scheduler.kv_cache_manager.block_pool
         self._lengths = Lengths(settings, scheduler.vllm_config.model_config, self.counters)
 
     def _make_queue(self) -> ScoredQueue:
         if self._scorer.by_clock:
-            return ClockQueue(_entry, self._scorer, VALUES, self._view, self._policy_failed)
+            return ClockQueue(_entry, self._scorer, REQUEST, self._view, self._policy_failed)
         return RankQueue(_entry, self._score)
 
     # What the scheduler reports
@@ -118,7 +131,7 @@ class Driver:
     def preempted(self, request: Any) -> None:
         """A running request went back to the queue, by whatever cause."""
         entry = _entry(request)
-        self._guard.preempted(entry, request.num_output_tokens, self._view["now_s"])
+        self._guard.preempted(entry, request.num_output_tokens, self.now_s)
         self._stale.append(entry)
 
     def before_step(self, throttled: bool) -> None:
@@ -150,7 +163,7 @@ class Driver:
             entry = _entry(request)
             if entry.running:
                 return
-            self._guard.admitted(entry, self._view["now_s"])
+            self._guard.admitted(entry, self.now_s)
 
     def launched(self, scheduled: Mapping[str, int]) -> None:
         """A step was scheduled; ``scheduled`` is its own mapping of request ids to tokens."""
@@ -175,13 +188,10 @@ class Driver:
             for entry in self._held
             if not (entry.running or entry.gone) and self._is_in_flight(entry)
         ]
-        now_s = self.clock() - self.origin_s
-        self._view["now_s"] = now_s
-        self._view["running_requests"] = len(self.scheduler.running)
-        self._view["waiting_requests"] = sum(map(len, self._queues))
-        if "kv_utilization" in self._scorer.names:
-            self._view["kv_utilization"] = self.scheduler.kv_cache_manager.usage
-        for queue in self._queues:
+        self.now_s = now_s = self.clock() - self.origin_s
+        for name in self._view:
+            self._view[name] = SHARED[name](self)
+        for queue in self.queues:
             queue.refresh()
         for entry in self._lengths.news():
             self._reorder(entry)
@@ -204,7 +214,7 @@ class Driver:
         """A request's rank may have changed: it is moved, if it waits."""
         if entry.running:
             entry.request.priority = entry.rank
-        for queue in self._queues:
+        for queue in self.queues:
             queue.reorder(entry)
 
     def _score(self, entry: Entry) -> None:
@@ -265,7 +275,7 @@ class Driver:
         walk = exchanges(
             rule, (entry for entry in best if self._can_run(entry.request)), self._victims,
             seats=seats,
-            in_replica=(len(scheduler.running), sum(map(len, self._queues))),
+            in_replica=(len(scheduler.running), sum(map(len, self.queues))),
             score=lambda entry: entry.score if entry.state == "ready" else math.nan,
             demand=self._demand,
             free_blocks=self._pool.get_num_free_blocks,
