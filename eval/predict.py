@@ -11,6 +11,7 @@ from lengthwise.errors import InputError
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.predictors import load_predictor
 from lengthwise.protocols import Predictor
+from lengthwise.served_text import asked_texts
 from lengthwise.workload import Workload
 
 PredictorLike = str | Path | Predictor | None
@@ -55,7 +56,7 @@ def predict_tokens(
             )
 
     made = loaded.predict(
-        list(workload["prompt"]) if "prompt" in loaded.needs else [],
+        asked_texts(workload.columns) if "prompt" in loaded.needs else [],
         prompt_tokens=workload["prompt_tokens"],
         output_tokens=workload["output_tokens"] if "output_tokens" in loaded.needs else None,
     )

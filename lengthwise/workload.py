@@ -18,6 +18,7 @@ REQUIRED = ("arrival_s", "prompt_tokens", "output_tokens")
 # name -> numpy dtype; "object" columns hold one Python value a request
 OPTIONAL: dict[str, str] = {
     "prompt": "object",
+    "asked": "object",  # of a prompt that is a chat, what predictors read (``served_text``)
     "session_id": "object",
     "tenant": "object",
     "prefix_hashes": "object",  # tuple of ints: one hash a full block of the prompt's prefix

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, cast
 from weakref import WeakSet
 
+from lengthwise.policies.plugins.calls import call_of
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.prompt_lengths import Predict, PromptLengths
 from lengthwise.policies.plugins.routing import ReplicaRouter
@@ -31,7 +32,7 @@ _strategies: WeakSet[RoutingStrategy] = WeakSet()  # as LiteLLM's callbacks, one
 class RoutingStrategy:
     """For ``Router.set_custom_routing_strategy``: runs a routing policy or an exported bundle.
 
-    ``predict`` maps a prompt to its answer's tokens, or is the folder of a saved predictor; a
+    ``predict`` maps what was asked to its answer's tokens, or is the folder of a saved predictor; a
     failure or a time-out means the default. Raises ``InputError`` for a policy that reads what
     LiteLLM can't know, and for a folder that holds no predictor.
     """
@@ -76,9 +77,9 @@ class RoutingStrategy:
         if isinstance(healthy, dict):
             return healthy
         by_id = {deployment["model_info"]["id"]: deployment for deployment in healthy}
-        text = _text(messages, input)
         now_s = time.time()
-        prompt, predicted = await self._lengths.of(text)
+        asked = call_of({"messages": messages, "input": input}, call)
+        prompt, predicted = await self._lengths.of(asked)
         (best, *_) = self.ranking.rank(
             list(by_id), prompt_tokens=prompt, predicted_tokens=predicted, now_s=now_s,
             arrival_s=now_s,
@@ -117,13 +118,6 @@ class RoutingStrategy:
         if request in self._callers:
             task, callback = self._callers.pop(request)
             task.remove_done_callback(callback)
-
-
-def _text(messages: list[dict[str, Any]] | None, input: str | list[Any] | None) -> str:
-    parts = [message.get("content") or "" for message in messages or []]
-    if isinstance(input, str):
-        parts.append(input)
-    return "\n".join(part for part in parts if isinstance(part, str))
 
 
 def _tell(strategy: RoutingStrategy) -> None:

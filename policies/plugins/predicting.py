@@ -26,7 +26,8 @@ from typing import Any, BinaryIO, TypeGuard
 
 from lengthwise.errors import InputError
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.registry import resolve
+from lengthwise.policies.plugins.saved import saved_predictor
+from lengthwise.served_text import PromptReader
 
 ASK = struct.Struct("<qq")  # sequence, tokens that follow as int32
 TELL = struct.Struct("<qd")  # sequence, predicted tokens; NaN where the predictor failed
@@ -181,12 +182,9 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not get between the frames
     try:
-        predictor = resolve("lengthwise.predictors:load_predictor")(given.folder)
-        unmet = predictor.needs - {"prompt", "prompt_tokens"}
-        if unmet:
-            raise InputError(f"it needs {', '.join(sorted(unmet))}, which no engine knows")
-        decode = _decoder(given) if "prompt" in predictor.needs else None
-        _predict(predictor, decode, [[0]])
+        predictor = saved_predictor(given.folder)
+        read = _reader(given) if "prompt" in predictor.needs else None
+        _predict(predictor, read, [[0]])
     except Exception as error:
         _say(out, {"error": f"{error}" or repr(error)})
         return
@@ -200,7 +198,7 @@ def main() -> None:
             if more is None:
                 break
             batch.append(more)
-        tokens = _predict_each(predictor, decode, [prompt for _, prompt in batch])
+        tokens = _predict_each(predictor, read, [prompt for _, prompt in batch])
         for (sequence, _), predicted in zip(batch, tokens, strict=True):
             out.write(TELL.pack(sequence, predicted))
         out.flush()
@@ -220,30 +218,31 @@ def _listen(asked: queue.SimpleQueue[tuple[int, Sequence[int]] | None]) -> None:
     asked.put(None)
 
 
-def _decoder(given: argparse.Namespace) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
+def _reader(given: argparse.Namespace) -> PromptReader:
+    return PromptReader.load(
         given.tokenizer, revision=given.revision, trust_remote_code=given.trust_remote_code
     )
-    return lambda prompts: [tokenizer.decode(p, skip_special_tokens=True) for p in prompts]
 
 
-def _predict(predictor: Any, decode: Any, prompts: list[Sequence[int]]) -> list[float]:
-    texts = decode(prompts) if decode else [""] * len(prompts)
+def _predict(
+    predictor: Any, read: PromptReader | None, prompts: list[Sequence[int]]
+) -> list[float]:
+    texts = ["" if read is None else read.asked(prompt) for prompt in prompts]
     predicted = predictor.predict(texts, prompt_tokens=[len(p) for p in prompts])
     return [float(tokens) for tokens in predicted.predicted_tokens]
 
 
-def _predict_each(predictor: Any, decode: Any, prompts: list[Sequence[int]]) -> list[float]:
+def _predict_each(
+    predictor: Any, read: PromptReader | None, prompts: list[Sequence[int]]
+) -> list[float]:
     """A batch; should it fail, one by one, so that a bad prompt spoils no other's prediction."""
     try:
-        return _predict(predictor, decode, prompts)
+        return _predict(predictor, read, prompts)
     except Exception as error:
         if len(prompts) == 1:
             print(f"lengthwise predictor: {error!r}", file=sys.stderr)
             return [math.nan]
-        return [_predict_each(predictor, decode, [prompt])[0] for prompt in prompts]
+        return [_predict_each(predictor, read, [prompt])[0] for prompt in prompts]
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ import math
 import os
 from collections.abc import Callable
 
-from lengthwise.errors import InputError
+from lengthwise.policies.plugins.calls import Call
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.registry import resolve
+from lengthwise.policies.plugins.saved import saved_predictor
 
 CHARACTERS_PER_TOKEN = 4.0  # where nothing better is known of a prompt
 
@@ -19,9 +19,9 @@ Predict = Callable[[str], float]
 class PromptLengths:
     """Tokens of prompts and of their answers.
 
-    ``predict`` maps a prompt to its answer's tokens, or is the folder of a saved predictor. It runs
-    in a thread; a failure or a time-out means the default, is logged once and counted. Raises
-    ``InputError`` for a folder that holds no predictor that reads prompts.
+    ``predict`` maps what was asked to its answer's tokens, or is the folder of a saved predictor.
+    It runs in a thread; a failure or a time-out means the default, is logged once and counted.
+    Raises ``InputError`` for a folder that holds no predictor that reads prompts.
     """
 
     def __init__(
@@ -36,27 +36,34 @@ class PromptLengths:
         self._default = default_tokens
         self._counters = counters
 
-    async def of(self, text: str, told: float | None = None) -> tuple[float, float]:
-        """Tokens of a prompt, estimated, and of its answer: as ``told``, or predicted."""
-        prompt = _estimate(text)
-        if told is not None:
+    async def of(self, call: Call) -> tuple[float, float]:
+        """Tokens of a call's prompt, estimated, and of its answer: as told, or predicted.
+
+        The answer has no more tokens than the client lets it have.
+        """
+        return _estimate(call.text), min(await self._answer(call), call.limit)
+
+    async def _answer(self, call: Call) -> float:
+        if call.told is not None:
             self._counters.add("predictions", "client")
-            return prompt, told
+            return call.told
         if self._predict is None:
             self._counters.add("predictions", "default")
-            return prompt, self._default
+            return self._default
         try:
             predicted = float(
-                await asyncio.wait_for(asyncio.to_thread(self._predict, text), self._timeout_s)
+                await asyncio.wait_for(
+                    asyncio.to_thread(self._predict, call.asked), self._timeout_s
+                )
             )
             if not (math.isfinite(predicted) and predicted > 0):
                 raise ValueError(f"it predicted {predicted!r} tokens")
         except Exception as error:
             self._counters.warn("predictor-error", f"the predictor failed: {error!r}")
             self._counters.add("fallbacks", "predictor-error")
-            return prompt, self._default
+            return self._default
         self._counters.add("predictions", "predictor")
-        return prompt, predicted
+        return predicted
 
 
 def _estimate(text: str) -> float:
@@ -64,12 +71,7 @@ def _estimate(text: str) -> float:
 
 
 def _saved(folder: str | os.PathLike[str]) -> Predict:
-    predictor = resolve("lengthwise.predictors:load_predictor")(os.fspath(folder))
-    unmet = ({"a trained predictor"} if predictor is None else predictor.needs) - {
-        "prompt", "prompt_tokens",
-    }  # fmt: skip
-    if unmet:
-        raise InputError(f"predictor {os.fspath(folder)!r} needs {', '.join(sorted(unmet))}")
+    predictor = saved_predictor(folder)
 
     def predict(text: str) -> float:
         found = predictor.predict([text], prompt_tokens=[_estimate(text)])

@@ -10,11 +10,11 @@ A replica may report ``waiting_requests``, ``running_requests`` and ``kv_utiliza
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from lengthwise.policies.plugins.calls import call_of
 from lengthwise.policies.plugins.prompt_lengths import PromptLengths
 from lengthwise.policies.plugins.routing import ReplicaRouter
 
@@ -59,7 +59,11 @@ class PolicyRouting:
                      if k in self._lengthwise_reports}  # fmt: skip
             if stats:
                 self._lengthwise.report(name, **stats)
-        prompt, predicted = await self._lengthwise_lengths.of(*request_text(pending_request))
+        asked = call_of(
+            *getattr(pending_request, "args", ()),
+            *getattr(pending_request, "kwargs", {}).values(),
+        )
+        prompt, predicted = await self._lengthwise_lengths.of(asked)
         now_s = time.time()
         ranked = self._lengthwise.rank(
             list(by_id), prompt_tokens=prompt, predicted_tokens=predicted, now_s=now_s,
@@ -80,31 +84,6 @@ class PolicyRouting:
         """A request ended, well or not; one that was rejected is placed anew."""
         super().on_request_completed(replica_id, internal_request_id)  # type: ignore[misc]
         self._lengthwise.done(internal_request_id)
-
-
-def request_text(pending: Any) -> tuple[str, float | None]:
-    """The prompt of a request as far as it is text, and its length if the client told it.
-
-    Understands strings, and OpenAI requests as dicts or objects, with ``prompt`` or ``messages``.
-    """
-    parts: list[str] = []
-    told: float | None = None
-    for value in (*getattr(pending, "args", ()), *getattr(pending, "kwargs", {}).values()):
-        if isinstance(value, str):
-            parts.append(value)
-        for message in _get(value, "messages") or []:
-            content = _get(message, "content")
-            parts.append(content if isinstance(content, str) else "")
-        prompt = _get(value, "prompt")
-        parts.append(prompt if isinstance(prompt, str) else "")
-        length = _get(_get(value, "vllm_xargs"), "predicted_tokens")
-        if isinstance(length, int | float) and math.isfinite(length) and length > 0:
-            told = float(length)
-    return "\n".join(filter(None, parts)), told
-
-
-def _get(value: Any, name: str) -> Any:
-    return value.get(name) if isinstance(value, dict) else getattr(value, name, None)
 
 
 def __getattr__(name: str) -> Any:

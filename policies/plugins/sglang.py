@@ -108,6 +108,9 @@ class Priorities:
         )
         if isinstance(given, int | float) and not isinstance(given, bool) and given > 0:
             self.counters.add("predictions", "client")
-            return float(given)
-        self.counters.add("predictions", "default")
-        return self._default
+            predicted = float(given)
+        else:
+            self.counters.add("predictions", "default")
+            predicted = self._default
+        limit = getattr(request.sampling_params, "max_new_tokens", None)
+        return predicted if limit is None else min(predicted, max(float(limit), 1.0))

@@ -13,6 +13,7 @@ keeps its KV cache, so that nothing is lost and preemption has no price there; `
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,10 +25,12 @@ import numpy as np
 from lengthwise.errors import InputError
 from lengthwise.policies.load import load_policy
 from lengthwise.policies.plugins.metrics import Counters
+from lengthwise.policies.plugins.saved import saved_predictor
 from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.preemption import Demand, Victims, exchanges
 from lengthwise.provider import Provider
+from lengthwise.served_text import PromptReader
 
 Predict = Callable[[list[list[int]]], Sequence[float]]
 
@@ -50,15 +53,18 @@ VALUES: Provider[Callable[[Any], float]] = Provider("transformers", {**REQUEST, 
 def register(
     policy: str | SchedulingPolicy | Callable[..., Any],
     *,
-    predict: Predict | None = None,
+    predict: Predict | str | os.PathLike[str] | None = None,
+    tokenizer: Any = None,
     default_tokens: float = 256.0,
     name: str = "lengthwise",
 ) -> type[Any]:
     """Adds a scheduler class under ``name`` to transformers' table, and returns it.
 
-    ``predict`` maps the token ids of n prompts to n predicted lengths; it is called in the
-    generation thread, once for each request. Raises ``InputError`` for a policy that reads what
-    transformers doesn't have, and for a name that is taken by one of its own schedulers.
+    ``predict`` maps the token ids of n prompts to n predicted lengths, or is the folder of a saved
+    predictor, which reads them through the model's ``tokenizer``; it is called in the generation
+    thread, once for each request, and no length exceeds the request's ``max_new_tokens``. Raises
+    ``InputError`` for a policy that reads what transformers doesn't have, for a folder that holds
+    no predictor, and for a name that is taken by one of its own schedulers.
     """
     from transformers.generation.continuous_batching.scheduler import (
         SCHEDULER_MAPPING,
@@ -72,6 +78,8 @@ def register(
     taken = SCHEDULER_MAPPING.get(name)
     if taken is not None and not issubclass(taken, PolicyOrder):
         raise InputError(f"scheduler {name!r} is transformers' own; choose another name")
+    if predict is not None and not callable(predict):
+        predict = _saved(predict, tokenizer)
     made = type(
         "PolicyScheduler",
         (PolicyOrder, FIFOScheduler),
@@ -80,6 +88,20 @@ def register(
     )  # fmt: skip
     SCHEDULER_MAPPING[name] = cast(Any, made)
     return made
+
+
+def _saved(folder: str | os.PathLike[str], tokenizer: Any) -> Predict:
+    predictor = saved_predictor(folder)
+    if tokenizer is None:
+        raise InputError(f"predictor {os.fspath(folder)!r} reads texts: give the model's tokenizer")
+    reader = PromptReader(tokenizer)
+
+    def predict(prompts: list[list[int]]) -> list[float]:
+        texts = [reader.asked(prompt) for prompt in prompts]
+        said = predictor.predict(texts, prompt_tokens=[len(prompt) for prompt in prompts])
+        return [float(tokens) for tokens in said.predicted_tokens]
+
+    return predict
 
 
 class PolicyOrder:
@@ -135,7 +157,8 @@ class PolicyOrder:
 
     def _predict(self, state: Any) -> None:
         """Notes the predicted length, and whether the request is served FCFS for want of one."""
-        state.lengthwise_predicted, state.lengthwise_fcfs = self.default_tokens, False
+        limit = max(float(getattr(state, "max_new_tokens", None) or math.inf), 1.0)
+        state.lengthwise_predicted, state.lengthwise_fcfs = min(self.default_tokens, limit), False
         state.lengthwise_whole = 0  # the predicted length, rounded up; 0 while it is the default
         if self.predict is None or "predicted_tokens" not in self.policy.score.features:
             return
@@ -143,6 +166,7 @@ class PolicyOrder:
             predicted = float(self.predict([state.initial_tokens])[0])
             if not (math.isfinite(predicted) and predicted > 0):
                 raise ValueError(f"it predicted {predicted!r} tokens")
+            predicted = min(predicted, limit)
         except Exception as error:
             self.lengthwise_counters.warn("predictor-error", f"the predictor failed: {error!r}")
             self.lengthwise_counters.add("fallbacks", "predictor-error")

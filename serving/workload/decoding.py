@@ -6,30 +6,36 @@ from collections.abc import Iterable
 from typing import Any
 
 from lengthwise.errors import InputError
+from lengthwise.served_text import PromptReader
 
 
-def decode(name: str, prompts: Iterable[Any], tokenizers: Iterable[Any]) -> list[str]:
-    """The text of each prompt, special tokens left out; "" where there are no token ids.
+def decode(
+    name: str, prompts: Iterable[Any], tokenizers: Iterable[Any]
+) -> tuple[list[str], list[str]]:
+    """Each prompt's text without special tokens, and what predictors read of it.
 
-    ``tokenizers`` names each prompt's: a folder or a name on the hub. Raises ``InputError`` for one
-    that can't be loaded.
+    Both are "" where there are no token ids. ``tokenizers`` names each prompt's: a folder or a name
+    on the hub. Raises ``InputError`` for one that can't be loaded.
     """
+    readers: dict[str, PromptReader] = {}
+    whole, asked = [], []
+    for ids, tokenizer in zip(prompts, tokenizers, strict=True):
+        if tokenizer not in readers:
+            readers[tokenizer] = _reader(name, tokenizer)
+        whole.append("" if ids is None else readers[tokenizer].whole(ids))
+        asked.append("" if ids is None else readers[tokenizer].asked(ids))
+    return whole, asked
+
+
+def _reader(name: str, tokenizer: str) -> PromptReader:
     try:
-        from transformers import AutoTokenizer
+        return PromptReader.load(tokenizer)
     except ImportError:
         raise InputError(
             f"{name}: its token ids need the package transformers: pip install 'lengthwise[bert]'"
         ) from None
-    loaded: dict[str, Any] = {}
-    texts = []
-    for ids, tokenizer in zip(prompts, tokenizers, strict=True):
-        if tokenizer not in loaded:
-            try:
-                loaded[tokenizer] = AutoTokenizer.from_pretrained(tokenizer)
-            except (OSError, ValueError) as error:
-                first = (str(error).splitlines() or [type(error).__name__])[0]
-                raise InputError(
-                    f"{name}: the tokenizer {tokenizer!r} of its token ids can't be loaded: {first}"
-                ) from None
-        texts.append("" if ids is None else loaded[tokenizer].decode(ids, skip_special_tokens=True))
-    return texts
+    except (OSError, ValueError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{name}: the tokenizer {tokenizer!r} of its token ids can't be loaded: {first}"
+        ) from None

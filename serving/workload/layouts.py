@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise import chat
 from lengthwise.errors import InputError
 from lengthwise.serving.workload.decoding import decode
 from lengthwise.serving.workload.files import Columns
@@ -86,8 +87,8 @@ def _engine_record(columns: Columns, name: str, options: Options) -> Columns:
     if "prompt" in columns:  # joined by prompt_id
         table["prompt"] = columns["prompt"]
     elif "prompt_token_ids" in columns:
-        texts = decode(name, columns["prompt_token_ids"], columns["tokenizer"])
-        table["prompt"] = _objects(texts)
+        whole, asked = decode(name, columns["prompt_token_ids"], columns["tokenizer"])
+        table |= {"prompt": _objects(whole), "asked": _objects(asked)}
     return table
 
 
@@ -226,21 +227,24 @@ def _conversations(columns: Columns, name: str, options: Options) -> Columns:
     """
     column = next(key for key in CONVERSATION if key in columns)
     prompts: list[str] = []
+    questions: list[str] = []
     answers: list[str] = []
     source: list[int] = []
     unknown: dict[str, None] = {}
-    for row, messages in enumerate(columns[column]):
-        said = _messages(name, row, column, messages)
-        strange = [role for role, _ in said if _answers(role) is None]
+    for row, given in enumerate(columns[column]):
+        roles = _roles(name, row, column, given)
+        strange = [role for role in roles if chat.role_of(role) is None]
         if strange:
             unknown |= dict.fromkeys(strange)
             continue
         history = ""
-        for role, text in said:
-            if not _answers(role):
+        said = chat.messages(given)
+        for turn, (role, text) in enumerate(said):
+            if role != "assistant":
                 history += ("\n" if history else "") + text
             elif history:
                 prompts.append(history)
+                questions.append(chat.asked(said[:turn]))
                 answers.append(text)
                 source.append(row)
                 if options.turns == "first":
@@ -256,7 +260,10 @@ def _conversations(columns: Columns, name: str, options: Options) -> Columns:
             f"{name}: {passed} of {rows_in} conversations passed over: no question and answer{why}"
         )
     rows = np.array(source)
-    table = {"prompt": _objects(prompts), "response": _objects(answers), ROW: rows}
+    table = {
+        "prompt": _objects(prompts), "asked": _objects(questions),
+        "response": _objects(answers), ROW: rows,
+    }  # fmt: skip
     if "model" in columns:
         table["model"] = columns["model"][rows]
     if options.turns == "all":
@@ -278,14 +285,6 @@ def _instructions(columns: Columns, name: str, options: Options) -> Columns:
 AGENT_BLOCK_TOKENS = 64
 HISTORY_BLOCK_TOKENS = 64
 # who asks in a conversation, and how the names of those who answer begin
-ASKING = frozenset(
-    "user human prompter system developer tool function observation ipython environment".split()
-)
-MODELS = (
-    "assistant", "gpt", "chatgpt", "model", "bot", "ai", "llm", "bing", "bard", "claude", "gemini",
-    "palm", "llama", "mistral", "mixtral", "qwen", "vicuna", "alpaca", "deepseek", "phi", "o1",
-    "o3", "o4", "command", "grok", "yi", "glm", "kimi",
-)  # fmt: skip
 # finish reasons of engines and APIs that say an answer was cut off
 CUT = frozenset("length max_tokens max_output_tokens max_length model_length truncated".split())
 UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
@@ -484,32 +483,15 @@ def _loop(
     }
 
 
-def _messages(name: str, row: int, column: str, messages: Any) -> list[tuple[str, str]]:
-    """(role, text) of each message; where two styles were merged, missing keys are null."""
-    try:
-        return [
-            (
-                str(m.get("role") if m.get("from") is None else m["from"]).lower(),
-                (m.get("content") if m.get("value") is None else m["value"]) or "",
-            )
-            for m in messages
-        ]
-    except (TypeError, AttributeError):
+def _roles(name: str, row: int, column: str, given: Any) -> list[str]:
+    """Who speaks in each message, as the file calls them."""
+    listed = isinstance(given, list | tuple | np.ndarray)
+    if not listed or not all(isinstance(message, dict) for message in given):
         raise InputError(
             f"{name}: row {row}: {column} must be a list of messages with from and value, "
             "or role and content"
-        ) from None
-
-
-def _answers(role: str) -> bool | None:
-    """Whether a role is a model's; None for a name that is neither a model's nor the other side's.
-
-    Collections name models by their family ("gpt4", "claude-2"); system and tool texts count as
-    asked.
-    """
-    if role in ASKING:
-        return False
-    return True if role.startswith(MODELS) else None
+        )
+    return [str(chat.field(message, "from", "role")).lower() for message in given]
 
 
 def _codes(values: NDArray[Any]) -> NDArray[np.int64]:

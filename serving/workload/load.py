@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.served_text import asked_texts
 from lengthwise.serving.workload.arrivals import read_trace
 from lengthwise.serving.workload.files import HUGGING_FACE
 from lengthwise.serving.workload.join import arrival_count, join, with_arrivals
@@ -123,4 +124,4 @@ def _half(table: Table, split: str, test_share: float) -> Table:
 def _mask(table: Table, split: str, test_share: float) -> NDArray[np.bool_]:
     if "prompt" not in table.columns:
         raise InputError(f"{table.name}: has no prompt texts, so no {split} split by prompt")
-    return in_split(table.columns["prompt"], split, test_share)
+    return in_split(asked_texts(table.columns), split, test_share)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.served_text import asked_texts
 from lengthwise.serving.workload.files import Columns, read_columns, source_name
 from lengthwise.serving.workload.layouts import LAYOUTS, NATIVE, ROW, UNITS_S, Layout, Options
 from lengthwise.serving.workload.split import in_split
@@ -56,12 +57,15 @@ def read(path: Any, **options: Any) -> Workload:
 
 
 def read_prompts(path: Any, **options: Any) -> Prompts:
-    """Prompts and answer lengths, for training; the options are those of ``read_table``."""
+    """Prompts and answer lengths, for training; the options are those of ``read_table``.
+
+    Of a prompt that is a chat only what was asked, as everywhere (``served_text``).
+    """
     table = read_table(path, **options)
     if "prompt" not in table.columns:
         raise InputError(f"{table.name}: has no prompt texts; a predictor is trained on texts")
     return Prompts(
-        prompt=table.columns["prompt"],
+        prompt=np.fromiter(asked_texts(table.columns), dtype=object, count=len(table)),
         prompt_tokens=table.columns["prompt_tokens"],
         output_tokens=table.columns["output_tokens"],
         censored=_truths(table),

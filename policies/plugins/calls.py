@@ -1,0 +1,47 @@
+"""A client's call as a router sees it: OpenAI's JSON or objects, or plain text."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from lengthwise.chat import asked, field, flat, messages
+from lengthwise.served_text import served_text
+
+LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+
+
+class Call(NamedTuple):
+    """What a router knows of a call: its texts, and what the client says of the answer."""
+
+    text: str  # all of it
+    asked: str  # what a predictor reads of it
+    told: float | None = None  # the answer's tokens, as the client predicts them
+    limit: float = math.inf  # the most tokens that it lets the answer have
+
+
+def call_of(*values: Any) -> Call:
+    """A call from its arguments: strings, or OpenAI requests as dicts or objects.
+
+    Of those it reads ``messages``, ``prompt``, ``input``, the limits of the answer, and
+    ``predicted_tokens`` in ``vllm_xargs``.
+    """
+    texts: list[str] = []
+    chat = []
+    told, limit = None, math.inf
+    for value in values:
+        if isinstance(value, str):
+            texts.append(value)
+            continue
+        chat += messages(field(value, "messages") or ())
+        texts += filter(None, (flat(field(value, name)) for name in ("prompt", "input")))
+        length = _tokens(field(field(value, "vllm_xargs"), "predicted_tokens"))
+        told = told if length is None else length
+        limit = min(limit, *(_tokens(field(value, name)) or math.inf for name in LIMITS))
+    text = "\n".join(filter(None, (*(text for _, text in chat), *texts)))
+    return Call(text, asked(chat) or "\n".join(map(served_text, texts)), told, limit)
+
+
+def _tokens(value: Any) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) and value > 0 else None
