@@ -364,7 +364,7 @@ def test_openai_messages_and_lmsys_chat(tmp_path: Path) -> None:
         assert list(prompts.prompt) == ["Hi"]  # what predictors read, here and in an engine
         assert list(prompts.output_tokens) == [2]
         assert list(read_table(path).columns["prompt"]) == ["Be terse.\nHi"]
-        assert list(prompts.prompt_tokens) == [6]  # of all of it
+        assert list(prompts.prompt_tokens) == [5]  # of all of it
 
 
 def test_instructions(tmp_path: Path) -> None:
