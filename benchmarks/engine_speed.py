@@ -26,7 +26,7 @@ import lengthwise as lw
 from lengthwise.eval.pool import over_cores
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import SchedulingPolicy, Score
-from lengthwise.serving import run
+from lengthwise.serving import Node, System, run
 
 TIMING = lw.LinearTiming(
     base_s=6.5e-3, per_prefill_token_s=21e-6, per_sequence_s=40e-6, num_gpu_blocks=56_105
@@ -97,16 +97,9 @@ def simulate(
     **options: Any,
 ) -> Any:
     """One run; ``options`` are the engine's."""
-    return run(
-        requests,
-        policy=load_policy(policy) if isinstance(policy, str) else policy,
-        routing=load_router(router) if isinstance(router, str) else router,
-        engine=lw.Engine(**options),
-        timing=TIMING,
-        predicted_tokens=requests["output_tokens"].astype(float),
-        replicas=replicas,
-        backend=backend,
-    )
+    node = Node(lw.Engine(**options), TIMING, load_policy(policy))
+    system = System.replicated(node, replicas, load_router(router))
+    return run(requests, system, requests["output_tokens"].astype(float), backend=backend)
 
 
 def cpu_seconds(call: Callable[[], Any], repeats: int = 3) -> float:

@@ -25,7 +25,7 @@ from lengthwise.policies.mlfq import mlfq
 from lengthwise.policies.sjf import sjf
 from lengthwise.policies.srtf import srtf
 from lengthwise.policy import Preemption, RoutingPolicy, SchedulingPolicy, Score
-from lengthwise.serving import Engine
+from lengthwise.serving import Engine, Node, System
 from lengthwise.serving.run import run as simulate
 from lengthwise.serving.timing.load import shipped
 from lengthwise.serving.timing.profile import ProfileTiming
@@ -108,15 +108,10 @@ def simulated(name: str) -> Latencies:
         enable_prefix_caching=True,
     )
     policy = _policy(info.get("policy", {"name": "fcfs"}))
-    records = simulate(
-        workload,
-        policy=policy,
-        routing=RoutingPolicy(Score("first", lambda running: running, ("running_requests",))),
-        engine=engine,
-        timing=host_timing(info["model"]),
-        predicted_tokens=None if policy.queue == "fcfs" else workload["output_tokens"],
-        backend="reference",
-    )
+    routing = RoutingPolicy(Score("first", lambda running: running, ("running_requests",)))
+    system = System((Node(engine, host_timing(info["model"]), policy),), routing)
+    lengths = None if policy.queue == "fcfs" else workload["output_tokens"]
+    records = simulate(workload, system, lengths, backend="reference")
     first = (records.first_token_ps - records.arrival_ps) / 1e12
     last = (records.finish_ps - records.arrival_ps) / 1e12
     return Latencies.of(first, last, workload["output_tokens"])

@@ -21,9 +21,8 @@ from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.predictors import load_predictor
 from lengthwise.protocols import Predictor, TimingModel
-from lengthwise.serving import Engine
+from lengthwise.serving import Engine, Node, Run, System, begin
 from lengthwise.serving.records import PS
-from lengthwise.serving.reference.cluster import Cluster
 from lengthwise.serving.timing import timing as load_timing
 from lengthwise.workload import Workload
 
@@ -52,7 +51,6 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - Gymnasium's own type
     action_space: spaces.Discrete
-    replicas: int
     state_size: int
 
     def __init__(
@@ -86,7 +84,8 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
         self.engine = engine_of(engine)
         self.predictor = load_predictor(predictor)
         self.policy, self.router = load_policy(policy), load_router(router)
-        self.replicas = replicas
+        node = Node(self.engine, self.timing, self.policy)
+        self.system = System.replicated(node, replicas, self.router)
         self.columns = Columns.of(features, scales)
         self.cost = cost_of(cost)
         self.reward_scale, self.illegal_penalty = reward_scale, illegal_penalty
@@ -140,20 +139,17 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
         self.workload = workload
         self.predicted_tokens = predicted(self.predictor, workload)
         self._require_columns()
-        self.cluster = Cluster(
-            workload,
-            policy=self.policy,
-            routing=self.router,
-            engine=self.engine,
-            timing=self.timing,
-            predicted_tokens=self.predicted_tokens,
-            replicas=self.replicas,
-            seed=seed,
-        )
+        self.run: Run = begin(workload, self.system, self.predicted_tokens, seed=seed)
         self._paid = 0.0
         self.scale = float(len(workload)) if self.reward_scale is None else self.reward_scale
         self._decisions = self._illegal = 0
         return self._advance()
+
+    def _features(self, names: Sequence[str], most: int) -> dict[str, NDArray[np.float64]]:
+        """Features of the first ``most`` candidates of the stop that is due, (n,) each."""
+        rows = np.empty((most, len(names)))
+        count = self.run.features(names, rows)
+        return {name: rows[:count, column] for column, name in enumerate(names)}
 
     def _require_columns(self) -> None:
         for name in self.columns.reads:
@@ -179,14 +175,14 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
         self._decisions += 1
         self._take(choice)
         going = self._advance()
-        cost = self.cost(self.cluster)
+        cost = self.cost(self.run.totals)
         reward -= (cost - self._paid) / self.scale
         self._paid = cost
         info = self._info()
         if going:
             return self._observe(), reward, False, False, info
         self._present = 0
-        info["mean_latency_s"] = latency(self.cluster) / len(self.workload)
+        info["mean_latency_s"] = latency(self.run.totals) / len(self.workload)
         return self._empty(), reward, True, False, info
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -195,10 +191,10 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
 
     def render(self) -> str:
         """One line: the time, the choice that is due, and what is in the system."""
-        inside = int(self.cluster.in_system().sum())
+        totals = self.run.totals
         return (
-            f"t={self.cluster.now_ps / PS:.6f}s decision {self._decisions}: "
-            f"{self._present} candidates, {inside} requests in the system"
+            f"t={totals.now_ps / PS:.6f}s decision {self._decisions}: "
+            f"{self._present} candidates, {totals.in_system} requests in the system"
         )
 
     def _observe(self) -> Observation:
@@ -219,7 +215,7 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
         }
 
     def _info(self) -> dict[str, Any]:
-        return {"now_s": self.cluster.now_ps / PS, "illegal_actions": self._illegal}
+        return {"now_s": self.run.totals.now_ps / PS, "illegal_actions": self._illegal}
 
 
 def engine_of(engine: Engine | Mapping[str, Any] | None) -> Engine:

@@ -1,7 +1,7 @@
 """What an agent pays for: a cost that accrues as a run goes on; the reward is minus its growth.
 
-A cost is a function of the run so far, so rewards telescope: the undiscounted return is minus the
-cost of the whole run.
+A cost is a function of a run's totals so far, so rewards telescope: the undiscounted return is
+minus the cost of the whole run.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from collections.abc import Callable
 
 from lengthwise.errors import UnknownNameError
 from lengthwise.serving.records import PS
-from lengthwise.serving.reference.cluster import Cluster
+from lengthwise.serving.system import Totals
 
-Cost = Callable[[Cluster], float]  # a run so far -> its cost so far
+Cost = Callable[[Totals], float]  # a run so far -> its cost so far
 
 
-def latency(cluster: Cluster) -> float:
+def latency(totals: Totals) -> float:
     """Seconds that requests have spent in the system so far, summed over requests.
 
     It is the time integral of the number of requests in the system, which by Little's law is the
     sum of the end-to-end latencies once all are done.
     """
-    return cluster.request_ps / PS
+    return totals.request_ps / PS
 
 
 COSTS: dict[str, Cost] = {"latency": latency}

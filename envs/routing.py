@@ -13,7 +13,7 @@ from lengthwise.envs.costs import Cost
 from lengthwise.envs.episodes import Source
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.protocols import Predictor, TimingModel
-from lengthwise.serving import Engine
+from lengthwise.serving import Engine, Stops
 from lengthwise.workload import Workload
 
 FEATURES_SEEN = ("running_requests", "waiting_requests", "outstanding_tokens", "kv_utilization")
@@ -55,22 +55,23 @@ class RoutingEnv(DecisionEnv):
         )  # fmt: skip
 
     def _advance(self) -> bool:
-        return self.cluster.run_until(route=True) == "route"
+        self._stop = self.run.advance(Stops(route=True))
+        return self._stop.kind == "route"
 
     def candidates(self) -> NDArray[np.float64]:
-        return self.columns.raw(self.cluster.replica_features(self.columns.reads))
+        return self.columns.raw(self._features(self.columns.reads, self._stop.candidates))
 
     def _state(self) -> list[float]:
-        request = self.cluster.pending
-        queues = self.cluster.replica_features(("waiting_requests",))["waiting_requests"]
+        request, replicas = self._stop.request, self._stop.candidates
+        queues = self._features(("waiting_requests",), replicas)["waiting_requests"]
         length = self.workload["prompt_tokens"][request]
         answer = 0.0 if self.predicted_tokens is None else self.predicted_tokens[request]
         return [
             float((queues > 0).mean()),
-            float(np.log1p(self.cluster.in_system().mean())),
+            float(np.log1p(self.run.totals.in_system / replicas)),
             float(np.log1p(length)) - 6.0,
             float(np.log1p(answer)) - 5.0,
         ]
 
     def _take(self, choice: int) -> None:
-        self.cluster.route(choice)
+        self.run.answer(choice)

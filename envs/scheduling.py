@@ -13,7 +13,7 @@ from lengthwise.envs.costs import Cost
 from lengthwise.envs.episodes import Source
 from lengthwise.policy import RoutingPolicy
 from lengthwise.protocols import Predictor, TimingModel
-from lengthwise.serving import Engine
+from lengthwise.serving import Engine, Stop, Stops
 from lengthwise.workload import Workload
 
 FEATURES_SEEN = ("predicted_tokens", "prompt_tokens", "waited_s")
@@ -67,27 +67,27 @@ class SchedulingEnv(DecisionEnv):
         if self._picked:
             if len(self._left) > 1 and self._seats > len(self._picked) and self._tokens > 0:
                 return True
-            self.cluster.order(self._queue[self._picked])
+            self.run.answer(self._picked)
             self._picked, self._left = [], []
-        while self.cluster.run_until(admit=True) == "admit":
-            queue = self.cluster.candidates()
-            if len(queue) > 1:
-                self._stop_at(queue)
+        while (stop := self.run.advance(Stops(admit=True))).kind == "admit":
+            if stop.candidates > 1:
+                self._stop_at(stop)
                 return True
-            self.cluster.order(queue)
+            self.run.answer(0)
         return False
 
-    def _stop_at(self, queue: NDArray[np.int64]) -> None:
-        here = int(self.cluster.in_system()[self.cluster.deciding])
-        self._waiting, self._running = len(queue), here - len(queue)
+    def _stop_at(self, stop: Stop) -> None:
+        here = self._features(("running_requests", "kv_utilization"), 1)
+        self._waiting, self._running = stop.candidates, int(here["running_requests"][0])
+        self._kv = float(here["kv_utilization"][0])
         self._seats = self.engine.max_num_seqs - self._running
         self._tokens = self.engine.max_num_batched_tokens - self._running
         # rows that a choice can reach: each pick moves the window of candidates on by one
-        self._queue = queue[: int(self.action_space.n) + self._seats - 1]
-        seen = self.cluster.request_features(self._queue, (*self.columns.reads, "kv_utilization"))
-        self._kv = float(seen["kv_utilization"][0])
+        reach = int(self.action_space.n) + self._seats - 1
+        seen = self._features((*self.columns.reads, "prompt_tokens"), min(stop.candidates, reach))
+        self._prompt = seen["prompt_tokens"]
         self._rows = self.columns.raw(seen)
-        self._left = list(range(len(self._queue)))
+        self._left = list(range(len(self._rows)))
 
     def candidates(self) -> NDArray[np.float64]:
         rows: NDArray[np.float64] = self._rows[self._left[: int(self.action_space.n)]]
@@ -96,7 +96,7 @@ class SchedulingEnv(DecisionEnv):
     def _state(self) -> list[float]:
         return [
             float(np.log1p(self._waiting - len(self._picked))),
-            float(np.log1p(self.cluster.in_system().sum())),
+            float(np.log1p(self.run.totals.in_system)),
             (self._running + len(self._picked)) / self.engine.max_num_seqs,
             self._kv,
         ]
@@ -104,4 +104,4 @@ class SchedulingEnv(DecisionEnv):
     def _take(self, choice: int) -> None:
         row = self._left.pop(choice)
         self._picked.append(row)
-        self._tokens -= int(self.workload["prompt_tokens"][self._queue[row]])
+        self._tokens -= int(self._prompt[row])

@@ -8,10 +8,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.protocols import Batch, TimingModel
-from lengthwise.serving import Engine
-from lengthwise.serving.inputs import iteration_clock
+from lengthwise.serving import Engine, System
+from lengthwise.serving.clock import iteration_clock
 from lengthwise.serving.records import PS
 from lengthwise.workload import Workload
+
+
+def alone_on_s(
+    workload: Workload, system: System, node: NDArray[np.int64]
+) -> NDArray[np.float64] | None:
+    """``alone_s`` of each request on the node that served it, ``node`` (n,) by its index."""
+    kinds: dict[tuple[int, int], list[int]] = {}
+    for index, one in enumerate(system.nodes):
+        kinds.setdefault((id(one.engine), id(one.timing)), []).append(index)
+    found = np.zeros(len(workload))
+    for alike in kinds.values():
+        one, here = system.nodes[alike[0]], np.isin(node, alike)
+        if one.engine.async_scheduling:
+            return None
+        if here.any():
+            lengths = workload["prompt_tokens"][here], workload["output_tokens"][here]
+            found[here] = _alone_s(*lengths, one.engine, one.timing)
+    return found
 
 
 def alone_s(workload: Workload, engine: Engine, timing: TimingModel) -> NDArray[np.float64] | None:
@@ -23,7 +41,12 @@ def alone_s(workload: Workload, engine: Engine, timing: TimingModel) -> NDArray[
     """
     if engine.async_scheduling:
         return None
-    prompt, output = workload["prompt_tokens"], workload["output_tokens"]
+    return _alone_s(workload["prompt_tokens"], workload["output_tokens"], engine, timing)
+
+
+def _alone_s(
+    prompt: NDArray[np.int64], output: NDArray[np.int64], engine: Engine, timing: TimingModel
+) -> NDArray[np.float64]:
     iteration_ps = iteration_clock(engine, timing)
     budget = engine.max_num_batched_tokens
     if engine.long_prefill_token_threshold > 0:

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
-from lengthwise.serving.inputs import async_clock
+from lengthwise.serving.clock import async_clock
 from lengthwise.serving.records import PS
 from lengthwise.serving.timing.model import TimingTables
 from lengthwise.workload import Workload

@@ -132,17 +132,18 @@ def meets_slo(records: Records, slo: Mapping[str, float]) -> NDArray[np.bool_]:
     return met
 
 
-def kv_utilization(iterations: Iterations, num_gpu_blocks: int, replicas: int) -> dict[str, float]:
-    """Share of KV blocks in use: the mean over time and replicas (idle time counts as 0), the max.
+def kv_utilization(iterations: Iterations, num_gpu_blocks: ArrayLike) -> dict[str, float]:
+    """Share of KV blocks in use: the mean over time and blocks (idle time counts as 0), the max.
 
-    The mean runs from the first iteration's start to the last one's end.
+    ``num_gpu_blocks`` (nodes,) are the blocks that each node has. The mean runs from the first
+    iteration's start to the last one's end.
     """
-    start = iterations.start_ps
+    blocks, start = np.atleast_1d(np.asarray(num_gpu_blocks)), iterations.start_ps
     span = float((start + iterations.duration_ps).max() - start.min())
     used = float((iterations.used_blocks * (iterations.duration_ps / span)).sum())
     return {
-        "kv_utilization_mean": used / (num_gpu_blocks * replicas),
-        "kv_utilization_max": float(iterations.used_blocks.max() / num_gpu_blocks),
+        "kv_utilization_mean": used / int(blocks.sum()),
+        "kv_utilization_max": float((iterations.used_blocks / blocks[iterations.replica]).max()),
     }
 
 
@@ -215,14 +216,13 @@ def summary(
     alone_s: Floats | None = None,
     slo: Mapping[str, float] | None = None,
     tenants: NDArray[Any] | None = None,
-    num_gpu_blocks: int | None = None,
-    replicas: int = 1,
+    num_gpu_blocks: ArrayLike | None = None,
 ) -> dict[str, float]:
     """Every metric of a run as one flat dict; what the arguments can't give is left out.
 
     ``alone_s`` (n,) are the latencies of the same requests on an idle replica, for slowdown;
     ``slo`` maps per-request metrics to limits in seconds, for goodput; KV utilisation needs the
-    iteration log and ``num_gpu_blocks`` of each replica.
+    iteration log and ``num_gpu_blocks`` (nodes,), those of each node.
     """
     span, count = makespan_s(records), len(records.output_tokens)
     found: dict[str, float] = {"requests": float(count), "makespan_s": span}
@@ -250,5 +250,5 @@ def summary(
                 found[f"itl_p{p}_s"] = weighted_percentile(gaps, tokens, p)
             found["itl_max_s"] = float(gaps.max())
         if num_gpu_blocks is not None:
-            found |= kv_utilization(records.iterations, num_gpu_blocks, replicas)
+            found |= kv_utilization(records.iterations, num_gpu_blocks)
     return found

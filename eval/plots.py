@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lengthwise.errors import InputError
 from lengthwise.eval.compare import QUANTILES, Comparison, Contender
@@ -95,12 +96,15 @@ def latency_by_rate(comparison: Comparison) -> Figure:
     return figure
 
 
-def timeline(runs: Sequence[tuple[str, pd.DataFrame]], num_gpu_blocks: int | None = None) -> Figure:
+def timeline(
+    runs: Sequence[tuple[str, pd.DataFrame]], num_gpu_blocks: ArrayLike | None = None
+) -> Figure:
     """The course of runs over time, one column a run: requests, KV cache, tokens, preemptions.
 
     Each run is a label and its iteration log (``Result.iterations``); replicas are summed up at
-    each iteration's start.
+    each iteration's start. ``num_gpu_blocks`` (nodes,) are the KV blocks of each node.
     """
+    capacity = None if num_gpu_blocks is None else int(np.sum(num_gpu_blocks))
     with matplotlib_style():
         from matplotlib.ticker import MaxNLocator
 
@@ -113,12 +117,11 @@ def timeline(runs: Sequence[tuple[str, pd.DataFrame]], num_gpu_blocks: int | Non
             top.plot(start, state["running"], color=COLOURS[1], label="running")
             top.plot(start, state["waiting"], color=COLOURS[2], label="waiting")
             used = state["used_blocks"]
-            if num_gpu_blocks is None:
+            if capacity is None:
                 blocks.plot(start, used, color=COLOURS[3])
             else:
-                replicas = log["replica"].nunique()
-                blocks.plot(start, 100 * used / (num_gpu_blocks * replicas), color=COLOURS[3])
-                highest = max(highest, 100 * float(used.max()) / (num_gpu_blocks * replicas))
+                blocks.plot(start, 100 * used / capacity, color=COLOURS[3])
+                highest = max(highest, 100 * float(used.max()) / capacity)
                 blocks.set_ylim(0, min(105.0, max(10.0, 1.2 * highest)))
             edges = np.linspace(start[0], start[-1], 121) if start[-1] > start[0] else None
             if edges is not None:
@@ -137,7 +140,7 @@ def timeline(runs: Sequence[tuple[str, pd.DataFrame]], num_gpu_blocks: int | Non
             preempted.set_xlabel("time, s")
         ylabels = (
             "requests",
-            "KV blocks" if num_gpu_blocks is None else "KV in use, %",
+            "KV blocks" if capacity is None else "KV in use, %",
             "tokens/s",
             "preemptions",
         )

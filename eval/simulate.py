@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.eval import metrics
-from lengthwise.eval.alone import alone_s
+from lengthwise.eval.alone import alone_on_s
 from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.predict import (
     ORACLES,
@@ -26,8 +26,8 @@ from lengthwise.eval.predict import (
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
-from lengthwise.serving import Engine, Records, run
-from lengthwise.serving.inputs import gpu_blocks
+from lengthwise.serving import Engine, Node, Records, System, run
+from lengthwise.serving.inputs import node_blocks
 from lengthwise.serving.run import Backend
 from lengthwise.serving.timing import timing as load_timing
 from lengthwise.workload import Workload
@@ -46,8 +46,7 @@ class Result:
 
     workload: Workload
     records: Records
-    engine: Engine
-    timing: TimingModel
+    system: System
     config: Mapping[str, Any]
 
     @cached_property
@@ -65,13 +64,15 @@ class Result:
 
     @cached_property
     def alone_s(self) -> NDArray[np.float64] | None:
-        """Latency of each request alone on an idle replica, s, (n,); None if scheduled ahead."""
-        return alone_s(self.workload, self.engine, self.timing)
+        """Latency of each request alone on the node that served it, s, (n,); None if some node
+        schedules ahead.
+        """
+        return alone_on_s(self.workload, self.system, self.records.replica)
 
     @property
-    def num_gpu_blocks(self) -> int:
-        """KV blocks of each replica."""
-        return gpu_blocks(self.engine, self.timing)
+    def num_gpu_blocks(self) -> NDArray[np.int64]:
+        """KV blocks of each node, (nodes,)."""
+        return node_blocks(self.system)
 
     def summary(self, slo: Mapping[str, float] | None = None) -> dict[str, float]:
         """The metrics by their standard names (see ``lengthwise.eval.metrics``).
@@ -86,7 +87,6 @@ class Result:
             slo=slo,
             tenants=self.workload["tenant"] if "tenant" in self.workload else None,
             num_gpu_blocks=self.num_gpu_blocks,
-            replicas=int(self.config["replicas"]),
         )
 
     def save(self, folder: str | Path, command: str | None = None) -> Path:
@@ -128,18 +128,11 @@ def simulate(
     if predicted_tokens is None:
         predicted_tokens = predict_tokens(predictor, workload, seed)
     check_prediction(scheduling, routing, predicted=predicted_tokens is not None)
+    system = System.replicated(Node(options, model, scheduling), replicas, routing)
     records = run(
-        workload,
-        policy=scheduling,
-        routing=routing,
-        engine=options,
-        timing=model,
-        predicted_tokens=predicted_tokens,
-        replicas=replicas,
-        seed=seed,
-        backend=backend,
+        workload, system, predicted_tokens, seed=seed, backend=backend,
         log_iterations=log_iterations,
-    )
+    )  # fmt: skip
     config = {
         "workload": workload.name,
         "requests": len(workload),
@@ -157,7 +150,7 @@ def simulate(
         "backend_reason": records.backend_reason,
         "seed": seed,
     }
-    return Result(workload, records, options, model, config)
+    return Result(workload, records, system, config)
 
 
 def check_prediction(policy: SchedulingPolicy, router: RoutingPolicy, *, predicted: bool) -> None:

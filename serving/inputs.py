@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,61 +10,55 @@ from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.policy import SchedulingPolicy
-from lengthwise.protocols import Batch, TimingModel
+from lengthwise.protocols import TimingModel
+from lengthwise.serving.clock import Clock
 from lengthwise.serving.options import Engine
 from lengthwise.serving.records import PS
-from lengthwise.serving.reference.replica import Clock
-from lengthwise.serving.timing.model import Pipeline
+from lengthwise.serving.system import Node, System
 from lengthwise.workload import Workload
 
-# Llama-3.1-8B's keys and values in bf16 are 128 KiB a token; PCIe 5.0 x16 moves about 50 GB/s.
-SWAP_S_PER_TOKEN = 128 * 1024 / 50e9
 LONGEST_S = 9.2e6  # int64 picoseconds reach 106 days
+
+Keys = list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class NodeInputs:
+    """What one node starts from; nodes of one kind share theirs."""
+
+    num_gpu_blocks: int
+    clock: Clock
+    block_keys: Keys | None  # (n,) with prefix caching and prefix hashes
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A workload as the engines take it."""
+    """A workload and a system as the engines take them."""
 
     arrival_ps: NDArray[np.int64]  # (n,)
-    reach_ps: NDArray[np.int64]  # (n,) from a request's arrival until the scheduler sees it
+    reach_ps: NDArray[np.int64]  # (n,) from a request's arrival until it can be routed
     think_ps: NDArray[np.int64] | None  # (n,) in closed loops
     predicted: NDArray[np.float64] | None  # (n,)
     predicted_up: NDArray[np.int64]  # (n,) rounded up; 0 without a prediction
-    block_keys: list[tuple[int, ...]] | None  # (n,) with prefix caching and prefix hashes
-    num_gpu_blocks: int
-    clock: Clock
+    nodes: tuple[NodeInputs, ...]
 
 
-def prepare(
-    workload: Workload,
-    policy: SchedulingPolicy,
-    engine: Engine,
-    timing: TimingModel,
-    predicted_tokens: ArrayLike | None,
-    replicas: int,
-) -> Inputs:
+def prepare(workload: Workload, system: System, predictions: ArrayLike | None) -> Inputs:
     """Checks everything that a run needs; raises ``InputError`` for what could never run."""
-    if not isinstance(replicas, int) or replicas < 1:
-        raise InputError(f"replicas must be a whole number of at least 1, not {replicas!r}")
-    if policy.preemption.mode != "none" and policy.queue == "fcfs":
-        raise InputError(
-            f"policy {policy.name!r} keeps the fcfs queue, in which a preempted request is the "
-            "next to run: preemption needs the priority queue"
-        )
-    predicted = _predicted(workload, predicted_tokens)
-    if policy.admission.reserve > 0 and predicted is None:
-        raise InputError("admission with reserve > 0 reads predicted_tokens: it needs a predictor")
-    num_gpu_blocks = gpu_blocks(engine, timing)
-    _check_lengths(workload, engine, num_gpu_blocks)
-    keys = None
-    if engine.enable_prefix_caching and "prefix_hashes" in workload:
-        keys = block_keys(workload, engine.block_size)
+    predicted = _predicted(workload, predictions)
+    made: dict[tuple[int, ...], NodeInputs] = {}  # by identity: equal nodes share what is theirs
+    keys: dict[int, Keys] = {}
+    nodes: list[NodeInputs] = []
+    for index, node in enumerate(system.nodes):
+        kind = (id(node.engine), id(node.timing), id(node.policy))
+        if kind not in made:
+            where = "" if system.uniform else f"{system.label(index)}: "
+            made[kind] = _node(workload, node, where, keys, predicted=predicted is not None)
+        nodes.append(made[kind])
     arrival_ps = _picoseconds(workload, "arrival_s")
-    pipeline = async_clock(engine, timing)
     return Inputs(
         arrival_ps=arrival_ps,
-        reach_ps=_reach_ps(workload, arrival_ps, pipeline),
+        reach_ps=_reach_ps(workload, arrival_ps, (one.clock for one in made.values())),
         think_ps=_picoseconds(workload, "think_s") if "parent" in workload else None,
         predicted=predicted,
         predicted_up=(
@@ -72,10 +66,35 @@ def prepare(
             if predicted is None
             else np.ceil(predicted).astype(np.int64)
         ),
-        block_keys=keys,
-        num_gpu_blocks=num_gpu_blocks,
-        clock=Clock(iteration_clock(engine, timing), swap_ps_per_token(timing), pipeline),
+        nodes=tuple(nodes),
     )
+
+
+def _node(
+    workload: Workload, node: Node, where: str, keys: dict[int, Keys], *, predicted: bool
+) -> NodeInputs:
+    """One kind of node; ``where`` begins what is said of it, ``keys`` are known by block size."""
+    _check_policy(node.policy, where, predicted=predicted)
+    blocks = gpu_blocks(node.engine, node.timing)
+    _check_lengths(workload, node.engine, blocks, where)
+    size, found = node.engine.block_size, None
+    if node.engine.enable_prefix_caching and "prefix_hashes" in workload:
+        if size not in keys:
+            keys[size] = block_keys(workload, size)
+        found = keys[size]
+    return NodeInputs(blocks, Clock.of(node.engine, node.timing), found)
+
+
+def _check_policy(policy: SchedulingPolicy, where: str, *, predicted: bool) -> None:
+    if policy.preemption.mode != "none" and policy.queue == "fcfs":
+        raise InputError(
+            f"{where}policy {policy.name!r} keeps the fcfs queue, in which a preempted request is "
+            "the next to run: preemption needs the priority queue"
+        )
+    if policy.admission.reserve > 0 and not predicted:
+        raise InputError(
+            f"{where}admission with reserve > 0 reads predicted_tokens: it needs a predictor"
+        )
 
 
 def gpu_blocks(engine: Engine, timing: TimingModel) -> int:
@@ -89,39 +108,25 @@ def gpu_blocks(engine: Engine, timing: TimingModel) -> int:
     return timing.num_gpu_blocks * 16 // engine.block_size
 
 
-def iteration_clock(engine: Engine, timing: TimingModel) -> Callable[[Batch], int]:
-    """The duration of an iteration in integer picoseconds: from tables where the model has them."""
-    tables = getattr(timing, "tables", None)
-    if tables is not None:
-        ps: Callable[[Batch], int] = tables(
-            engine.max_num_batched_tokens, engine.max_num_seqs
-        ).iteration_ps
-        return ps
-    return lambda batch: max(1, round(timing.iteration_time(batch) * PS))
-
-
-def async_clock(engine: Engine, timing: TimingModel) -> Pipeline | None:
-    """The two clocks of asynchronous scheduling, from timings that were measured with it."""
-    pipeline = getattr(timing, "pipeline", None)
-    if not engine.async_scheduling or pipeline is None:
-        return None
-    clock: Pipeline = pipeline(engine.max_num_batched_tokens, engine.max_num_seqs)
-    return clock
+def node_blocks(system: System) -> NDArray[np.int64]:
+    """KV blocks of each node, (nodes,)."""
+    return np.array([gpu_blocks(node.engine, node.timing) for node in system.nodes])
 
 
 def _reach_ps(
-    workload: Workload, arrival_ps: NDArray[np.int64], pipeline: Pipeline | None
+    workload: Workload, arrival_ps: NDArray[np.int64], clocks: Iterable[Clock]
 ) -> NDArray[np.int64]:
-    """Time until the scheduler sees each request; the front end keeps them in order of arrival."""
-    if pipeline is None:
-        return np.zeros_like(arrival_ps)
-    reached = arrival_ps + pipeline.arrival_ps(workload["prompt_tokens"])
-    return np.maximum.accumulate(reached) - arrival_ps
+    """Time until each request can be routed; the front end keeps them in order of arrival.
 
-
-def swap_ps_per_token(timing: TimingModel) -> int:
-    """Time to move one token's keys and values to or from host memory."""
-    return round(getattr(timing, "swap_s_per_token", SWAP_S_PER_TOKEN) * PS)
+    There is one front end for all nodes: where their timings know different ones, the slowest.
+    """
+    reach_ps = np.zeros_like(arrival_ps)
+    for clock in clocks:
+        if clock.pipeline is None:
+            continue
+        reached = arrival_ps + clock.pipeline.arrival_ps(workload["prompt_tokens"])
+        np.maximum(reach_ps, np.maximum.accumulate(reached) - arrival_ps, out=reach_ps)
+    return reach_ps
 
 
 def block_keys(workload: Workload, block_size: int) -> list[tuple[int, ...]]:
@@ -172,12 +177,10 @@ def _picoseconds(workload: Workload, column: str) -> NDArray[np.int64]:
     return np.asarray(np.rint(seconds * PS), dtype=np.int64)
 
 
-def _predicted(
-    workload: Workload, predicted_tokens: ArrayLike | None
-) -> NDArray[np.float64] | None:
-    if predicted_tokens is None:
+def _predicted(workload: Workload, predictions: ArrayLike | None) -> NDArray[np.float64] | None:
+    if predictions is None:
         return None
-    predicted = np.asarray(predicted_tokens, dtype=np.float64)
+    predicted = np.asarray(predictions, dtype=np.float64)
     if predicted.shape != (len(workload),):
         raise InputError(
             f"predicted_tokens have shape {predicted.shape}; {workload.name} has "
@@ -188,32 +191,36 @@ def _predicted(
     return predicted
 
 
-def _check_lengths(workload: Workload, engine: Engine, num_gpu_blocks: int) -> None:
+def _check_lengths(workload: Workload, engine: Engine, num_gpu_blocks: int, where: str) -> None:
     """Refuses requests that vLLM would refuse, or that could never hold all their tokens."""
     prompt, output = workload["prompt_tokens"], workload["output_tokens"]
     total = prompt + output
     if engine.max_model_len is not None:
-        _refuse(total > engine.max_model_len, prompt, output,
+        _refuse(total > engine.max_model_len, prompt, output, where,
                 f"max_model_len is {engine.max_model_len}")  # fmt: skip
     if not engine.enable_chunked_prefill:
-        _refuse(total > engine.max_num_batched_tokens, prompt, output,
+        _refuse(total > engine.max_num_batched_tokens, prompt, output, where,
                 f"max_num_batched_tokens is {engine.max_num_batched_tokens} and chunked prefill "
                 "is off")  # fmt: skip
     usable = num_gpu_blocks - 1
     # the last token generated is never computed, so it needs no room
-    _refuse(total - 1 > usable * engine.block_size, prompt, output,
+    _refuse(total - 1 > usable * engine.block_size, prompt, output, where,
             f"the KV cache has {usable} usable blocks of {engine.block_size} tokens "
             f"(num_gpu_blocks {num_gpu_blocks} less vLLM's null block)")  # fmt: skip
 
 
 def _refuse(
-    bad: NDArray[np.bool_], prompt: NDArray[np.int64], output: NDArray[np.int64], why: str
+    bad: NDArray[np.bool_],
+    prompt: NDArray[np.int64],
+    output: NDArray[np.int64],
+    where: str,
+    why: str,
 ) -> None:
     rows = np.flatnonzero(bad)
     if len(rows):
         row = rows[0]
         more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
         raise InputError(
-            f"request {row} has {prompt[row]} prompt and {output[row]} output tokens, but {why}"
-            f"{more}"
+            f"{where}request {row} has {prompt[row]} prompt and {output[row]} output tokens, but "
+            f"{why}{more}"
         )

@@ -1,4 +1,4 @@
-"""One call from a workload to its records, on the engine that fits."""
+"""From a workload and a system to records, or to a run under way, on the engine that fits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from typing import Any, Literal
 from numpy.typing import ArrayLike
 
 from lengthwise.errors import InputError, UnknownNameError
-from lengthwise.policy import RoutingPolicy, SchedulingPolicy
-from lengthwise.protocols import TimingModel
-from lengthwise.serving.options import Engine
 from lengthwise.serving.records import Records
-from lengthwise.serving.reference.cluster import Cluster
+from lengthwise.serving.reference.run import ReferenceRun
+from lengthwise.serving.system import Run, System
 from lengthwise.workload import Workload
 
 Backend = Literal["auto", "fast", "reference", "vllm"]
@@ -24,13 +22,9 @@ KERNEL = "lengthwise.serving.fast.run"
 
 def run(
     workload: Workload,
+    system: System,
+    predictions: ArrayLike | None = None,
     *,
-    policy: SchedulingPolicy,
-    routing: RoutingPolicy,
-    engine: Engine,
-    timing: TimingModel,
-    predicted_tokens: ArrayLike | None = None,
-    replicas: int = 1,
     seed: int = 0,
     backend: Backend = "auto",
     log_iterations: bool = False,
@@ -38,40 +32,43 @@ def run(
 ) -> Records:
     """Simulates a workload; ``Records.backend`` says on which engine, ``backend_reason`` why.
 
+    ``predictions`` (n,) are the predicted answer lengths, None where nothing was predicted.
     "reference" is the readable engine, "fast" its compiled twin, "vllm" vLLM's own scheduler in
     simulated time; "auto" takes the twin where it supports the run and the reference elsewhere.
     """
     if backend not in BACKENDS:
         raise UnknownNameError("backend", str(backend), BACKENDS)
-    given: dict[str, Any] = {
-        "policy": policy, "routing": routing, "engine": engine, "timing": timing,
-        "predicted_tokens": predicted_tokens, "replicas": replicas, "seed": seed,
-        "log_iterations": log_iterations,
-    }  # fmt: skip
+    given: dict[str, Any] = {"seed": seed, "log_iterations": log_iterations}
     if backend == "vllm":
-        return import_module("lengthwise.serving.vllm").run(workload, **given)  # type: ignore[no-any-return]
+        vllm = import_module("lengthwise.serving.vllm")
+        return vllm.run(workload, system, predictions, **given)  # type: ignore[no-any-return]
     reason = "asked for"
     if backend != "reference":
-        refused = _refused_by_kernel(workload, given, check)
+        refused = _refused_by_kernel(workload, system, check)
         if refused is None:
-            records: Records = import_module(KERNEL).run(workload, **given)
+            records: Records = import_module(KERNEL).run(workload, system, predictions, **given)
             chosen = "asked for" if backend == "fast" else "the compiled engine supports this run"
             return dataclasses.replace(records, backend="fast", backend_reason=chosen)
         if backend == "fast":
             raise InputError(f"backend fast can't run this: {refused}")
         reason = refused
-    cluster = Cluster(workload, **given, check=check)
-    cluster.run_until()
-    return dataclasses.replace(cluster.records(), backend_reason=reason)
+    made = ReferenceRun(workload, system, predictions, **given, check=check)
+    made.advance()
+    return dataclasses.replace(made.records(), backend_reason=reason)
 
 
-def _refused_by_kernel(workload: Workload, given: dict[str, Any], check: bool) -> str | None:
+def begin(
+    workload: Workload, system: System, predictions: ArrayLike | None = None, *, seed: int = 0
+) -> Run:
+    """A run that stands at its beginning, for those who decide on the way."""
+    return ReferenceRun(workload, system, predictions, seed=seed)
+
+
+def _refused_by_kernel(workload: Workload, system: System, check: bool) -> str | None:
     """Why the compiled engine can't run this, None if it can."""
     if find_spec(KERNEL) is None:
         return "the compiled engine is not installed"
     if check:
         return "invariants are checked by the reference engine alone"
-    if given["policy"].guard.ratio > 0:
-        return "the starvation guard is the reference engine's alone"
-    refused: str | None = import_module(KERNEL).supports(workload, **given)
+    refused: str | None = import_module(KERNEL).supports(workload, system)
     return refused

@@ -15,7 +15,7 @@ from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
 from lengthwise.serving.options import Engine
-from lengthwise.serving.records import Records
+from lengthwise.serving.records import PS, Records
 
 Role = Literal["both", "prefill", "decode"]
 ROLES: tuple[Role, ...] = ("both", "prefill", "decode")
@@ -41,8 +41,10 @@ class Node:
 class System:
     """Nodes behind a router.
 
-    ``metrics_interval_s`` > 0 lets the router see each node as it was at the last multiple of that
-    interval, as a router does that scrapes metrics; 0 is the present moment.
+    ``metrics_interval_s`` > 0 lets the router see the state of each node as it was at the last
+    multiple of that interval, before anything else happened at that moment, as a router does that
+    scrapes metrics; 0 is the present moment. What the router counts itself (requests and tokens
+    that it sent and that came back) is never old.
     """
 
     nodes: tuple[Node, ...]
@@ -52,8 +54,10 @@ class System:
     def __post_init__(self) -> None:
         if not self.nodes:
             raise InputError("a system needs at least one node")
-        if not self.metrics_interval_s >= 0:
-            raise InputError(f"metrics_interval_s must be 0 or more, not {self.metrics_interval_s}")
+        if not 0 <= self.metrics_interval_s < float("inf"):
+            raise InputError(
+                f"metrics_interval_s must be a number of 0 or more, not {self.metrics_interval_s}"
+            )
 
     @classmethod
     def replicated(
@@ -64,13 +68,38 @@ class System:
             raise InputError(f"replicas must be 1 or more, not {count}")
         return cls((node,) * count, routing, metrics_interval_s)
 
+    @property
+    def uniform(self) -> bool:
+        """Whether all nodes are of one kind: the same engine, timing, policy and role."""
+        first = self.nodes[0]
+        return all(
+            node is first
+            or (
+                (node.timing is first.timing or node.timing == first.timing)
+                and node.engine == first.engine
+                and node.policy == first.policy
+                and node.role == first.role
+            )
+            for node in self.nodes
+        )
+
+    @property
+    def interval_ps(self) -> int:
+        """``metrics_interval_s`` in picoseconds."""
+        return round(self.metrics_interval_s * PS)
+
+    def label(self, index: int) -> str:
+        """What messages call a node: its place, and its name or its timing's."""
+        return f"node {index} ({self.nodes[index].name or self.nodes[index].timing.name})"
+
 
 @dataclass(frozen=True)
 class Stops:
     """Where a run is to stop before its end.
 
-    ``horizon_ps``: at the first event later than this. ``hold_ps``: how much later a request that
-    was answered with ``HOLD`` is asked for again.
+    ``horizon_ps``: at this moment, once all that happens up to and at it has happened.
+    ``hold_ps`` (1 or more): how much later a request that was answered with ``HOLD`` is asked for
+    again.
     """
 
     route: bool = False
@@ -85,10 +114,14 @@ class Stop:
     """Why a run stands still.
 
     "route": ``request`` has arrived; candidates are the nodes; answer with a node or ``HOLD``.
-    "admit": ``node`` is about to schedule with a free seat and requests waiting; candidates are
-    these in queue order; answer with an order of places (those named go first), which may be empty.
-    "preempt": ``node`` is about to schedule while requests wait; candidates are the running ones;
-    answer with the places of those that give way. "horizon" and "done" ask for nothing.
+    "preempt": ``node`` is about to schedule while requests wait; candidates are the running ones,
+    in the batch's order; answer with the places of those that give way (in the policy's mode, or by
+    recomputing), which may be none. "admit": ``node`` is about to schedule with a free seat and
+    requests waiting; candidates are these in queue order; answer with an order of places (those
+    named go first), which may be empty. One node's "preempt" comes before its "admit".
+
+    "route" must be answered; where "preempt" or "admit" is not, the node's policy decides.
+    "horizon" and "done" ask for nothing.
     """
 
     kind: Literal["done", "route", "admit", "preempt", "horizon"]
@@ -99,11 +132,16 @@ class Stop:
 
 @dataclass(frozen=True)
 class Totals:
-    """Integrals of a run so far: what costs are functions of."""
+    """A run so far: what costs are functions of.
+
+    Tokens count when the iteration that made them ends, preemptions and recomputed tokens when the
+    iteration is scheduled.
+    """
 
     now_ps: int
+    in_system: int  # requests that have come and have not finished
     request_ps: int  # integral over time of the requests in the system
-    waiting_ps: int  # of those that wait in a queue or at the router
+    waiting_ps: int  # of those of them that wait in a queue or at the router
     finished: int
     generated_tokens: int
     preemptions: int
@@ -119,7 +157,8 @@ class Run(Protocol):
     def features(self, names: Sequence[str], out: NDArray[Any]) -> int:
         """Writes features of the candidates of the stop that is due to ``out`` (rows, F), in place.
 
-        Returns the number of candidates; at most ``len(out)`` rows are written.
+        Returns the number of rows written: of the candidates, at most ``len(out)``, the first ones.
+        Raises ``InputError`` where nothing is due or a feature has no values in this run.
         """
 
     def answer(self, choice: int | Sequence[int] | NDArray[Any]) -> None:

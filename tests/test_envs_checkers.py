@@ -17,8 +17,8 @@ from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.envs.scheduling import SchedulingEnv
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.serving import Totals
 from lengthwise.serving.records import PS
-from lengthwise.serving.reference.cluster import Cluster
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
 
@@ -101,9 +101,9 @@ def test_return_is_the_sum_of_latencies(make: Make) -> None:
     env = make(reward_scale=1.0)
     for seed in range(5):
         rewards = [reward for _, reward, _ in play(env, seed=seed, choose=seed)]
-        records = env.cluster.records()
+        records = env.run.records()
         total_ps = int((records.finish_ps - records.arrival_ps).sum())
-        assert env.cluster.request_ps == total_ps
+        assert env.run.totals.request_ps == total_ps
         assert -math.fsum(rewards) == pytest.approx(total_ps / PS, rel=1e-12)
 
 
@@ -111,19 +111,19 @@ def test_return_is_the_sum_of_latencies(make: Make) -> None:
 def test_default_return_is_minus_the_mean(make: Make) -> None:
     env = make()
     rewards = [reward for _, reward, _ in play(env, seed=2)]
-    records = env.cluster.records()
+    records = env.run.records()
     mean_s = (records.finish_ps - records.arrival_ps).mean() / PS
     assert -math.fsum(rewards) == pytest.approx(mean_s, rel=1e-9)
 
 
 @both
 def test_cost_can_be_a_function(make: Make) -> None:
-    def makespan(cluster: Cluster) -> float:
-        return cluster.now_ps / PS
+    def makespan(totals: Totals) -> float:
+        return totals.now_ps / PS
 
     env = make(cost=makespan, reward_scale=1.0)
     rewards = [reward for _, reward, _ in play(env, seed=1)]
-    assert -math.fsum(rewards) == pytest.approx(env.cluster.records().finish_ps.max() / PS)
+    assert -math.fsum(rewards) == pytest.approx(env.run.records().finish_ps.max() / PS)
 
 
 @both
@@ -144,7 +144,7 @@ def test_illegal_action_is_the_head_of_the_queue_and_costs() -> None:
     _, penalised, _, _, told = illegal.step(7)
     assert penalised == pytest.approx(reward - 2.5)
     assert (info["illegal_actions"], told["illegal_actions"]) == (0, 1)
-    assert legal.cluster.now_ps == illegal.cluster.now_ps
+    assert legal.run.totals.now_ps == illegal.run.totals.now_ps
 
 
 @both

@@ -14,8 +14,7 @@ from lengthwise.envs.routing import RoutingEnv
 from lengthwise.envs.scheduling import SchedulingEnv
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
-from lengthwise.serving import Engine, Records
-from lengthwise.serving.reference.cluster import Cluster
+from lengthwise.serving import Engine, Node, Records, System, run
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
 
@@ -41,18 +40,9 @@ def plain(
     seed: int, policy: str | SchedulingPolicy, router: str | RoutingPolicy, replicas: int
 ) -> Records:
     workload = overload(seed)
-    cluster = Cluster(
-        workload,
-        policy=load_policy(policy),
-        routing=load_router(router),
-        engine=ENGINE,
-        timing=TIMING,
-        predicted_tokens=workload["output_tokens"],
-        replicas=replicas,
-        seed=seed,
-    )
-    assert cluster.run_until() == "done"
-    return cluster.records()
+    node = Node(ENGINE, TIMING, load_policy(policy))
+    system = System.replicated(node, replicas, load_router(router))
+    return run(workload, system, workload["output_tokens"], seed=seed, backend="reference")
 
 
 def played(env: DecisionEnv, seed: int, choose: Callable[[NDArray[np.float64]], int]) -> Records:
@@ -60,7 +50,7 @@ def played(env: DecisionEnv, seed: int, choose: Callable[[NDArray[np.float64]], 
     done = False
     while not done:
         _, _, done, _, _ = env.step(choose(env.candidates()))
-    return env.cluster.records()
+    return env.run.records()
 
 
 def same(a: Records, b: Records) -> None:

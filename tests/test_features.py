@@ -18,6 +18,7 @@ from lengthwise.serving import Engine
 from lengthwise.serving.run import run
 from lengthwise.serving.timing.linear import LinearTiming
 from lengthwise.workload import Workload
+from tests.systems import alike
 
 PROVIDERS = registry.names("provider")
 
@@ -50,14 +51,14 @@ def test_a_feature_of_the_table_alone_is_refused_by_every_provider(name: str, no
 def test_an_engine_runs_no_policy_that_reads_it(backend: Any, reader: str, novel: Score) -> None:
     columns = {"arrival_s": [0.0], "prompt_tokens": [3], "output_tokens": [2]}
     plain = Score.from_function(lambda routed_requests: routed_requests, "plain")
+    given = alike(
+        policy=SchedulingPolicy(novel if reader == "policy" else plain),
+        routing=RoutingPolicy(novel if reader == "router" else plain),
+        engine=Engine(num_gpu_blocks=64), timing=LinearTiming(1.0), replicas=2,
+    )  # fmt: skip
+    workload = Workload({name: np.array(column) for name, column in columns.items()})
     with pytest.raises(InputError, match=r"'newest' reads waiting_request .*can't tell"):
-        run(
-            Workload({name: np.array(column) for name, column in columns.items()}),
-            policy=SchedulingPolicy(novel if reader == "policy" else plain),
-            routing=RoutingPolicy(novel if reader == "router" else plain),
-            engine=Engine(num_gpu_blocks=64), timing=LinearTiming(1.0), replicas=2,
-            backend=backend,
-        )  # fmt: skip
+        run(workload, **given, backend=backend)
 
 
 def test_routers_and_environments_refuse_it(novel: Score) -> None:

@@ -18,7 +18,8 @@ from lengthwise.policies.plugins.transformers import PolicyOrder
 from lengthwise.policies.plugins.vllm.driver import Driver
 from lengthwise.policy import Preemption, SchedulingPolicy, Score
 from lengthwise.serving import Engine
-from lengthwise.serving.reference.replica import Clock, Replica
+from lengthwise.serving.clock import Clock
+from lengthwise.serving.reference.replica import Replica
 from lengthwise.serving.reference.request import Request
 
 BLOCK = 16
@@ -132,6 +133,7 @@ def in_reference(hall: Hall) -> list[int]:
         request.score = score
         replica.waiting.push(request)
     replica.begin(0)
+    replica.preempt()
     return [request.id for request in replica.schedule().preempted]
 
 

@@ -17,11 +17,11 @@ import sys, warnings
 warnings.simplefilter("always")
 import numpy as np, lengthwise as lw
 from lengthwise.policies import load_policy, load_router
-from lengthwise.serving import run
+from lengthwise.serving import Node, System, run
 ones = np.ones(9, int)
 w = lw.Workload({"arrival_s": np.arange(9.0), "prompt_tokens": ones, "output_tokens": ones})
-r = run(w, policy=load_policy("fcfs"), routing=load_router("jsq"), backend="fast",
-        engine=lw.Engine(num_gpu_blocks=9), timing=lw.LinearTiming(base_s=0.5))
+node = Node(lw.Engine(num_gpu_blocks=9), lw.LinearTiming(base_s=0.5), load_policy("fcfs"))
+r = run(w, System((node,), load_router("jsq")), backend="fast")
 assert r.finish_ps.tolist() == [(2 * i + 1) * 10**12 // 2 for i in range(9)]
 print("numba" in sys.modules)
 """

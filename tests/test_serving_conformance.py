@@ -14,9 +14,10 @@ import pytest
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import Preemption, SchedulingPolicy, Score
-from lengthwise.serving import Cluster, Engine, run
+from lengthwise.serving import Engine, Node, System, run
+from lengthwise.serving.reference.run import ReferenceRun
 from lengthwise.serving.timing import LinearTiming, timing
-from lengthwise.serving.vllm import VERSIONS, Vllm, VllmCluster, VllmUnavailable
+from lengthwise.serving.vllm import VERSIONS, Vllm, VllmRun, VllmUnavailable
 from lengthwise.serving.vllm.backend import plugin_settings
 from lengthwise.workload import Workload
 from tests.conformance.cases import random_case
@@ -71,21 +72,19 @@ def test_policies_through_the_plugin_schedule_alike(vllm: Vllm) -> None:
              "output_tokens": output, "priority": rng.integers(0, 3, 30)}
         )  # fmt: skip
         policy = load_policy(name)
-        given = {
-            "policy": policy, "routing": load_router("jsq"), "replicas": 2,
-            "engine": Engine.of_vllm(
-                vllm.version, max_num_seqs=4, max_num_batched_tokens=32, num_gpu_blocks=30,
-                block_size=4, async_scheduling=bool(seed % 2),
-            ),
-            "timing": timing("h200/llama-3.1-8b") if seed % 2 else LinearTiming(0.01, 1e-4, 1e-3),
-            "predicted_tokens": np.maximum(output + rng.normal(0, 6, 30), 1),
-        }  # fmt: skip
-        ours = Cluster(workload, **given, check=True)
+        engine = Engine.of_vllm(
+            vllm.version, max_num_seqs=4, max_num_batched_tokens=32, num_gpu_blocks=30,
+            block_size=4, async_scheduling=bool(seed % 2),
+        )  # fmt: skip
+        model = timing("h200/llama-3.1-8b") if seed % 2 else LinearTiming(0.01, 1e-4, 1e-3)
+        system = System.replicated(Node(engine, model, policy), 2, load_router("jsq"))
+        predicted = np.maximum(output + rng.normal(0, 6, 30), 1)
+        ours = ReferenceRun(workload, system, predicted, check=True)
         settings = plugin_settings(policy)
         assert settings is not None
-        theirs = VllmCluster(vllm, workload, plugin=settings, **given)
-        ours.run_until()
-        theirs.run_until()
+        theirs = VllmRun(vllm, workload, system, predicted, plugins=[settings] * 2)
+        ours.advance()
+        theirs.advance()
         for field in ("replica", "scheduled_ps", "first_token_ps", "finish_ps", "preemptions"):
             mine, other = getattr(ours.records(), field), getattr(theirs.records(), field)
             assert mine.tolist() == other.tolist(), f"{name}: {field}"
@@ -100,16 +99,16 @@ def test_backend_vllm() -> None:
     workload = Workload(
         {"arrival_s": [0, 0, 1], "prompt_tokens": [9, 3, 5], "output_tokens": [4, 2, 2]}
     )
-    given = {"routing": load_router("jsq"), "engine": Engine(num_gpu_blocks=64),
-             "timing": LinearTiming(1.0), "predicted_tokens": [4.0, 2.0, 2.0]}  # fmt: skip
+    node = Node(Engine(num_gpu_blocks=64), LinearTiming(1.0), load_policy("fcfs"))
+    system = System((node,), load_router("jsq"))
     try:
-        stock = run(workload, policy=load_policy("fcfs"), backend="vllm", **given)
+        stock = run(workload, system, [4.0, 2.0, 2.0], backend="vllm")
     except VllmUnavailable as error:
         pytest.skip(str(error))
     assert (stock.backend, stock.backend_reason) == (
         "vllm", f"asked for: vLLM {list(VERSIONS)[-1]}, its own queue",
     )  # fmt: skip
-    ours = run(workload, policy=load_policy("fcfs"), backend="reference", **given)
+    ours = run(workload, system, [4.0, 2.0, 2.0], backend="reference")
     for field in dataclasses.fields(ours):
         if isinstance(getattr(ours, field.name), np.ndarray):
             assert (getattr(ours, field.name) == getattr(stock, field.name)).all()

@@ -6,16 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import Admission, Preemption, SchedulingPolicy, Score
 from lengthwise.protocols import Batch
-from lengthwise.serving import Cluster, Engine, Records, run
+from lengthwise.serving import HOLD, Engine, Node, Records, Stop, Stops, System, run
 from lengthwise.serving.records import PS
 from lengthwise.serving.reference.replica import Step
+from lengthwise.serving.reference.run import ReferenceRun
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
+from tests.systems import alike
 
 SECOND = LinearTiming(base_s=1.0)  # every iteration takes a second
 
@@ -28,22 +31,26 @@ def workload(*rows: tuple[float, int, int], **columns: Any) -> Workload:
     )
 
 
-def cluster(requests: Workload, policy: str | SchedulingPolicy = "fcfs", **given: Any) -> Cluster:
-    """A cluster with small defaults, all checks on, that keeps its steps."""
+def cluster(
+    requests: Workload, policy: str | SchedulingPolicy = "fcfs", **given: Any
+) -> ReferenceRun:
+    """A run with small defaults, all checks on, that keeps its steps."""
     options = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "num_gpu_blocks": 64,
                "block_size": 4}  # fmt: skip
     for name in list(given):
         if name in Engine.__dataclass_fields__:
             options[name] = given.pop(name)
     given = {"routing": load_router("round-robin"), "timing": SECOND, "check": True} | given
-    made = Cluster(requests, policy=load_policy(policy), engine=Engine(**options), **given)
+    made = ReferenceRun(
+        requests, **alike(policy=load_policy(policy), engine=Engine(**options), **given)
+    )
     made.steps = []
     return made
 
 
-def schedule(made: Cluster) -> list[dict[int, int]]:
+def schedule(made: ReferenceRun) -> list[dict[int, int]]:
     """Runs to the end; the tokens of each request, iteration by iteration."""
-    made.run_until()
+    made.advance()
     assert made.steps is not None
     return [{r.id: tokens for r, tokens in step.scheduled.items()} for _, step in made.steps]
 
@@ -137,7 +144,7 @@ def test_requests_that_preempt_each_other_forever_are_reported() -> None:
         long_prefill_token_threshold=8, scheduler_reserve_full_isl=False,
     )  # fmt: skip
     with pytest.raises(InputError, match="2 requests preempt each other forever"):
-        made.run_until()
+        made.advance()
 
 
 def test_admission_gates() -> None:
@@ -225,15 +232,15 @@ def test_batches_as_the_timing_sees_them() -> None:
 def test_policy_preemption_needs_a_gain_above_its_price() -> None:
     given = workload((0, 4, 8), (1.5, 4, 1))
     free = "srtf+preempt:price=0.0"
-    steps = schedule(cluster(given, free, max_num_seqs=1, predicted_tokens=[8, 1]))
+    steps = schedule(cluster(given, free, max_num_seqs=1, predictions=[8, 1]))
     # after two tokens request 0 has 6 to go, request 1 has 1
     assert steps[:4] == [{0: 4}, {0: 1}, {1: 4}, {0: 6}]
     dear = "srtf+preempt:price=10.0"
-    made = cluster(given, dear, max_num_seqs=1, predicted_tokens=[8, 1])
+    made = cluster(given, dear, max_num_seqs=1, predictions=[8, 1])
     assert {1: 4} not in schedule(made)[:8]
     assert made.records().preemptions.tolist() == [0, 0]
     margin = "srtf+preempt:price=0.0,margin=5.0"  # the gain is 5, and not above it
-    made = cluster(given, margin, max_num_seqs=1, predicted_tokens=[8, 1])
+    made = cluster(given, margin, max_num_seqs=1, predictions=[8, 1])
     schedule(made)
     assert made.records().preemptions.tolist() == [0, 0]
 
@@ -242,22 +249,20 @@ def test_a_preemption_has_a_price_beside_its_tokens() -> None:
     # 6 tokens are lost, 2 requests wait for them, and 5 decode steps are saved
     for overhead, paid in ((490, True), (496, False)):
         spec = f"srtf+preempt:price=0.005,overhead_tokens={overhead}"
-        made = cluster(
-            workload((0, 4, 8), (1.5, 4, 1)), spec, max_num_seqs=1, predicted_tokens=[8, 1]
-        )
+        made = cluster(workload((0, 4, 8), (1.5, 4, 1)), spec, max_num_seqs=1, predictions=[8, 1])
         schedule(made)
         assert (made.records().preemptions.sum() == 1) == paid
 
 
 def test_policy_preemption_only_where_seats_or_blocks_lack() -> None:
     given = workload((0, 4, 8), (1.5, 4, 1))
-    made = cluster(given, "srtf+preempt:price=0.0", max_num_seqs=2, predicted_tokens=[8, 1])
+    made = cluster(given, "srtf+preempt:price=0.0", max_num_seqs=2, predictions=[8, 1])
     schedule(made)
     assert made.records().preemptions.tolist() == [0, 0]
     # 3 usable blocks: request 0 holds 2 with 6 tokens, request 1 needs 2
     made = cluster(
         given, "srtf+preempt:price=0.0", max_num_seqs=2, num_gpu_blocks=4, block_size=4,
-        predicted_tokens=[8, 1],
+        predictions=[8, 1],
     )  # fmt: skip
     with pytest.raises(InputError, match="usable blocks"):
         cluster(workload((0, 9, 8)), num_gpu_blocks=4)
@@ -265,7 +270,7 @@ def test_policy_preemption_only_where_seats_or_blocks_lack() -> None:
     assert made.records().preemptions.tolist() == [0, 0]  # 4 tokens are 1 block: it fits
     made = cluster(
         workload((0, 4, 8), (1.5, 8, 1)), "srtf+preempt:price=0.0", num_gpu_blocks=4,
-        predicted_tokens=[8, 1],
+        predictions=[8, 1],
     )  # fmt: skip
     schedule(made)
     assert made.records().preemptions.tolist() == [1, 0]
@@ -276,7 +281,7 @@ def test_who_gave_way_does_not_return_in_the_same_iteration() -> None:
     # first chunk of each would then fit beside the other's, but only the next iteration does that.
     made = cluster(
         workload((0, 5, 9), (0.5, 12, 2)), "sjf+preempt:price=0.0", num_gpu_blocks=5,
-        predicted_tokens=[9, 1], long_prefill_token_threshold=4, scheduler_reserve_full_isl=False,
+        predictions=[9, 1], long_prefill_token_threshold=4, scheduler_reserve_full_isl=False,
     )  # fmt: skip
     assert schedule(made)[:3] == [{0: 5}, {1: 4}, {1: 4, 0: 4}]
 
@@ -284,7 +289,7 @@ def test_who_gave_way_does_not_return_in_the_same_iteration() -> None:
 def test_progress_protects() -> None:
     given = workload((0, 4, 8), (4.5, 4, 1))
     spared = "srtf+preempt:price=0.0,protect_after=0.5"  # 5 of 8 tokens are generated by then
-    made = cluster(given, spared, max_num_seqs=1, predicted_tokens=[8, 1])
+    made = cluster(given, spared, max_num_seqs=1, predictions=[8, 1])
     schedule(made)
     assert made.records().preemptions.tolist() == [0, 0]
 
@@ -295,7 +300,7 @@ def test_no_more_than_max_per_step() -> None:
     for most in (1, 2, 3):
         made = cluster(
             workload(*rows), f"srtf+preempt:price=0.0,max_per_step={most}", max_num_seqs=3,
-            predicted_tokens=predicted,
+            predictions=predicted,
         )  # fmt: skip
         schedule(made)
         assert made.steps is not None
@@ -310,7 +315,7 @@ def test_swap_moves_the_cache_instead_of_computing_it_again() -> None:
 
     swap = "srtf+preempt:price=0.0,mode=swap"
     made = cluster(
-        given, swap, max_num_seqs=1, predicted_tokens=[8, 1], timing=Bus(base_s=1.0)
+        given, swap, max_num_seqs=1, predictions=[8, 1], timing=Bus(base_s=1.0)
     )  # fmt: skip
     assert schedule(made)[:4] == [{0: 4}, {0: 1}, {1: 4}, {0: 1}]
     records = made.records()
@@ -321,12 +326,12 @@ def test_swap_moves_the_cache_instead_of_computing_it_again() -> None:
 
 def test_admission_reserves_for_what_is_predicted() -> None:
     given = workload((0, 4, 9), (0, 4, 9))
-    stock = cluster(given, "sjf", num_gpu_blocks=6, predicted_tokens=[9, 9])
+    stock = cluster(given, "sjf", num_gpu_blocks=6, predictions=[9, 9])
     assert schedule(stock)[0] == {0: 4, 1: 4}
     assert stock.records().preemptions.sum() > 0
     # both will fill 3 blocks. 18 tokens to come are 5 blocks, and request 1 needs one itself
     careful = SchedulingPolicy(load_policy("sjf").score, admission=Admission(reserve=1.0))
-    made = cluster(given, careful, num_gpu_blocks=6, predicted_tokens=[9, 9])
+    made = cluster(given, careful, num_gpu_blocks=6, predictions=[9, 9])
     assert schedule(made)[0] == {0: 4}
     assert made.records().preemptions.sum() == 0
 
@@ -338,18 +343,15 @@ def test_the_guard_bounds_waiting_by_that_of_fcfs() -> None:
     lengths = requests["output_tokens"].astype(float)
     ends = {}
     for policy in ("sjf", "sjf+guard:floor_s=0", "sjf+guard:floor_s=30"):
-        made = cluster(requests, policy, predicted_tokens=lengths, max_num_seqs=1)
+        made = cluster(requests, policy, predictions=lengths, max_num_seqs=1)
         schedule(made)
         ends[policy] = seconds(made.records().finish_ps)
     assert ends["sjf"][1] == max(ends["sjf"])  # behind all the short ones
     assert 23 < ends["sjf+guard:floor_s=0"][1] < 1.5 * 23
     assert 30 + 20 < ends["sjf+guard:floor_s=30"][1] <= 30 + 3 + 20  # whoever runs runs on
     guarded = load_policy("sjf+guard")
-    records = run(
-        requests, policy=guarded, routing=load_router("jsq"), timing=SECOND,
-        engine=Engine(max_num_seqs=1, num_gpu_blocks=64),
-        predicted_tokens=lengths,
-    )  # fmt: skip
+    node = Node(Engine(max_num_seqs=1, num_gpu_blocks=64), SECOND, guarded)
+    records = run(requests, System((node,), load_router("jsq")), lengths)
     assert (records.backend, "guard" in records.backend_reason) == ("reference", True)
 
 
@@ -391,20 +393,23 @@ def test_routing_by_score_and_ties_to_the_lowest_index() -> None:
 
 
 def run_on(replicas: int, router: str, rows: list[tuple[float, int, int]]) -> Records:
-    return run(
-        workload(*rows), policy=load_policy("fcfs"), routing=load_router(router),
-        engine=Engine(num_gpu_blocks=64), timing=SECOND, replicas=replicas, backend="reference",
-        check=True,
+    given = alike(
+        policy=load_policy("fcfs"), routing=load_router(router),
+        engine=Engine(num_gpu_blocks=64), timing=SECOND, replicas=replicas,
     )  # fmt: skip
+    return run(workload(*rows), **given, backend="reference", check=True)
 
 
 def test_random_routing_depends_on_the_seed_alone() -> None:
     rows = [(0.1 * i, 4, 2) for i in range(400)]
     made = [
         run(
-            workload(*rows), policy=load_policy(policy), routing=load_router(router),
-            engine=Engine(num_gpu_blocks=64), timing=SECOND, replicas=4, seed=seed,
-            predicted_tokens=np.ones(400), backend="reference",
+            workload(*rows), backend="reference",
+            **alike(
+                policy=load_policy(policy), routing=load_router(router),
+                engine=Engine(num_gpu_blocks=64), timing=SECOND, replicas=4, seed=seed,
+                predictions=np.ones(400),
+            ),
         ).replica
         for seed, policy, router in (
             (1, "fcfs", "random"), (1, "sjf", "random"), (2, "fcfs", "random"),
@@ -418,51 +423,109 @@ def test_random_routing_depends_on_the_seed_alone() -> None:
 def test_route_and_admit_decisions() -> None:
     made = cluster(
         workload((0, 4, 2), (0, 4, 2), (0, 4, 1)), max_num_seqs=1, replicas=2,
-        predicted_tokens=[3.0, 1.5, 7.0],
+        predictions=[3.0, 1.5, 7.0],
     )  # fmt: skip
+    both, names = Stops(route=True, admit=True), ["routed_requests", "outstanding_tokens"]
     for request in range(3):
-        assert made.run_until(route=True, admit=True) == "route"
-        assert made.pending == request
-        found = made.replica_features(["routed_requests", "outstanding_tokens", "predicted_tokens"])
-        assert found["routed_requests"].tolist() == [request, 0]
-        assert found["outstanding_tokens"].tolist() == [[0.0, 7.0, 12.5][request], 0.0]
-        assert found["predicted_tokens"].tolist() == [[3.0, 1.5, 7.0][request]] * 2
-        made.route(0)
-    assert made.run_until(route=True, admit=True) == "admit"
-    assert made.deciding == 0
-    assert made.candidates().tolist() == [0, 1, 2]
-    found = made.request_features([2, 1], ["predicted_tokens", "waiting_requests", "now_s"])
-    assert found["predicted_tokens"].tolist() == [7.0, 1.5]
-    assert found["waiting_requests"].tolist() == [3, 3]
-    made.order([2])
-    assert made.in_system().tolist() == [3, 0]
-    assert made.run_until(admit=True) == "admit"  # request 2 is done, one seat is free again
-    assert made.now_ps == PS
-    assert made.candidates().tolist() == [0, 1]
-    assert made.run_until() == "done"  # nothing was ordered: the policy's own order holds
+        stop = made.advance(both)
+        assert stop == Stop("route", request=request, candidates=2)
+        rows = features(made, [*names, "predicted_tokens"], stop)
+        assert rows[:, 0].tolist() == [request, 0]
+        assert rows[:, 1].tolist() == [[0.0, 7.0, 12.5][request], 0.0]
+        assert rows[:, 2].tolist() == [[3.0, 1.5, 7.0][request]] * 2
+        made.answer(0)
+    stop = made.advance(both)
+    assert stop == Stop("admit", node=0, candidates=3)
+    rows = features(made, ["predicted_tokens", "waiting_requests", "now_s"], stop)
+    assert rows.tolist() == [[3.0, 3, 0], [1.5, 3, 0], [7.0, 3, 0]]
+    one = np.zeros((1, 1))
+    assert made.features(["predicted_tokens"], one) == 1  # no more than there is room for
+    assert one.tolist() == [[3.0]]
+    made.answer([2])
+    assert made.totals.in_system == 3
+    stop = made.advance(Stops(admit=True))  # request 2 is done, one seat is free again
+    assert stop == Stop("admit", node=0, candidates=2)
+    assert made.totals.now_ps == PS and made.totals.finished == 1
+    assert features(made, ["predicted_tokens"], stop).tolist() == [[3.0], [1.5]]
+    assert made.advance() == Stop("done")  # nothing was ordered: the policy's own order holds
     assert made.records().finish_ps.argsort().tolist() == [2, 0, 1]
-    assert made.request_ps == (made.records().finish_ps - made.records().arrival_ps).sum()
+    total_ps = (made.records().finish_ps - made.records().arrival_ps).sum()
+    assert made.totals.request_ps == total_ps
+
+
+def features(made: ReferenceRun, names: list[str], stop: Stop) -> NDArray[np.float64]:
+    rows = np.zeros((stop.candidates, len(names)))
+    assert made.features(names, rows) == stop.candidates
+    return rows
+
+
+def test_preemption_by_answer() -> None:
+    made = cluster(workload((0, 4, 5), (0, 4, 5), (1.5, 4, 1)), "sjf", max_num_seqs=2,
+                   predictions=[5, 5, 1])  # fmt: skip
+    stop = made.advance(Stops(preempt=True))
+    assert stop == Stop("preempt", node=0, candidates=2)
+    assert features(made, ["generated_tokens"], stop).tolist() == [[2], [2]]
+    made.answer([1])
+    while made.advance(Stops(preempt=True)).kind == "preempt":
+        made.answer([])  # nobody gives way
+    records = made.records()
+    assert records.preemptions.tolist() == [0, 1, 0]
+    assert seconds(records.finish_ps) == [5.0, 6.0, 3.0]
+    assert made.totals.preemptions == 1 and made.totals.recomputed_tokens == 5
+    assert made.totals.waiting_ps == 1.5 * PS  # request 2 half a second, request 1 one second
+
+
+def test_a_request_held_at_the_router_waits_there() -> None:
+    made = cluster(workload((1, 4, 2), (1.25, 4, 1)), replicas=2)
+    stops = Stops(route=True, hold_ps=PS // 4)
+    asked = []
+    while (stop := made.advance(stops)).kind == "route":
+        asked.append((made.totals.now_ps / PS, stop.request))
+        held = stop.request == 0 and made.totals.now_ps < 1.5 * PS
+        made.answer(HOLD if held else 1)
+        assert made.totals.in_system == 1 + any(request == 1 for _, request in asked)
+    # at 1.25 s both are due: the lower id is asked for first
+    assert asked == [(1.0, 0), (1.25, 0), (1.25, 1), (1.5, 0)]
+    records = made.records()
+    assert seconds(records.arrival_ps) == [1.0, 1.25]  # latency counts from there
+    assert seconds(records.scheduled_ps) == [2.25, 1.25]
+    assert records.replica.tolist() == [1, 1]
+    assert made.totals.waiting_ps == 1.25 * PS
+    assert made.totals.request_ps == (records.finish_ps - records.arrival_ps).sum()
+
+
+def test_a_horizon_is_a_moment() -> None:
+    made = cluster(workload((1, 4, 2)))
+    assert made.advance(Stops(horizon_ps=PS // 2)) == Stop("horizon")
+    assert made.totals.now_ps == PS // 2 and made.totals.in_system == 0
+    assert made.advance(Stops(horizon_ps=2 * PS)) == Stop("horizon")
+    assert made.totals.generated_tokens == 1  # what happens at the moment has happened
+    assert made.advance(Stops(horizon_ps=PS)) == Stop("horizon")  # time does not go back
+    assert made.totals.now_ps == 2 * PS
+    assert made.advance(Stops(horizon_ps=9 * PS)) == Stop("done")
 
 
 def test_decisions_at_the_wrong_moment() -> None:
     made = cluster(workload((0, 4, 2)))
-    with pytest.raises(InputError, match="no request waits"):
-        made.route(0)
-    with pytest.raises(InputError, match="no replica waits"):
-        made.order([0])
-    assert made.run_until(route=True) == "route"
-    with pytest.raises(InputError, match="call route"):
-        made.run_until()
-    with pytest.raises(InputError, match="replica 1 is not one of 0 to 0"):
-        made.route(1)
-    made.route(0)
-    assert made.run_until(admit=True) == "admit"
-    with pytest.raises(InputError, match="must be one of its waiting"):
-        made.order([3])
+    with pytest.raises(InputError, match="nothing waits for an answer"):
+        made.answer(0)
+    with pytest.raises(InputError, match="nothing waits for an answer"):
+        made.features(["now_s"], np.zeros((1, 1)))
+    assert made.advance(Stops(route=True)).kind == "route"
+    for _ in range(2):
+        with pytest.raises(InputError, match="request 0 waits for a node: call answer"):
+            made.advance()
+    with pytest.raises(InputError, match=r"node 1 is not one of 0 to 0, nor HOLD \(-1\)"):
+        made.answer(1)
+    made.answer(0)
+    assert made.advance(Stops(admit=True)).kind == "admit"
+    for wrong in ([3], [-1], [0, 0]):
+        with pytest.raises(InputError, match=r"admit at node 0: .* one of 0 to 0, once"):
+            made.answer(wrong)
     with pytest.raises(InputError, match="a policy reads predicted_tokens, which needs a pred"):
-        made.request_features([0], ["predicted_tokens"])
+        made.features(["predicted_tokens"], np.zeros((1, 1)))
     with pytest.raises(UnknownNameError, match="did you mean 'prompt_tokens'"):
-        made.request_features([0], ["prompt_token"])
+        made.features(["prompt_token"], np.zeros((1, 1)))
 
 
 # What can't run
@@ -477,8 +540,8 @@ def test_decisions_at_the_wrong_moment() -> None:
         ({"num_gpu_blocks": None}, "timing 'linear' has no KV cache size"),
         ({"enable_chunked_prefill": False}, "request 1 .* max_num_batched_tokens is 16"),
         ({"replicas": 0}, "replicas must be"),
-        ({"predicted_tokens": [1.0]}, "predicted_tokens have shape"),
-        ({"predicted_tokens": [1.0, np.nan]}, "must be finite"),
+        ({"predictions": [1.0]}, "predicted_tokens have shape"),
+        ({"predictions": [1.0, np.nan]}, "must be finite"),
         ({"policy": "sjf"}, "policy 'sjf' reads predicted_tokens, which needs a predictor"),
         ({"policy": "priority"}, "policy 'priority' reads priority, and the workload has no such"),
         ({"routing": load_router("least-tokens")}, "router 'least-tokens' reads outstanding_"),
@@ -503,27 +566,23 @@ def test_scores_that_are_not_numbers() -> None:
 
 
 def test_unknown_backend_and_version() -> None:
+    made = cluster(workload((0, 1, 1)))
     with pytest.raises(UnknownNameError, match="did you mean 'reference'"):
-        run(
-            workload((0, 1, 1)), policy=load_policy("fcfs"), routing=load_router("jsq"),
-            engine=Engine(), timing=SECOND, backend="refrence",  # type: ignore[arg-type]
-        )  # fmt: skip
+        run(workload((0, 1, 1)), made.system, backend="refrence")  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="vLLM version"):
         Engine.of_vllm("0.1")
 
 
 def test_steps_are_kept_on_request() -> None:
     made = cluster(workload((0, 4, 2)))
-    made.run_until()
+    made.advance()
     assert made.steps is not None
     assert all(isinstance(step, Step) for _, step in made.steps)
 
 
 def test_ten_thousand_at_once() -> None:
     rows = [(0.0, 3, 1)] * 10_000
-    records = run(
-        workload(*rows), policy=load_policy("fcfs"), routing=load_router("jsq"),
-        engine=Engine(num_gpu_blocks=2_000), timing=SECOND, backend="reference",
-    )  # fmt: skip
+    node = Node(Engine(num_gpu_blocks=2_000), SECOND, load_policy("fcfs"))
+    records = run(workload(*rows), System((node,), load_router("jsq")), backend="reference")
     # 256 seats and 2,048 tokens: 256 requests of one iteration each
     assert seconds(records.finish_ps)[-1] == float(-(-10_000 // 256))

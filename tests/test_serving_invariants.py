@@ -11,16 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
-from lengthwise.errors import InvariantError
+from lengthwise.errors import InputError, InvariantError
 from lengthwise.policies import load_policy, load_router
-from lengthwise.serving import Cluster, Engine
+from lengthwise.serving import Engine, Stop, Stops
 from lengthwise.serving.draws import sample, splitmix64, uniform
 from lengthwise.serving.inputs import block_keys
+from lengthwise.serving.records import PS
+from lengthwise.serving.reference.run import ReferenceRun
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
+from tests.systems import alike
 
 POLICIES = (
     "fcfs", "sjf", "sjf+admit:reserve=1.0", "priority", "hrrn", "srtf", "mlfq:quantum=2",
@@ -34,7 +37,7 @@ ROUTERS = ("round-robin", "random", "jsq", "least-tokens", "power-of-two")
 
 @st.composite
 def runs(draw: st.DrawFn) -> dict[str, Any]:
-    """Arguments of a ``Cluster``, from starving to ample."""
+    """Arguments of a run, from starving to ample."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     count = draw(st.integers(1, 30))
     prompt, output = rng.integers(1, 40, count), rng.integers(1, 20, count)
@@ -53,11 +56,11 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
         columns["think_s"] = rng.choice([0.0, 0.5], count)
     least = -(-int((prompt + output).max()) // block_size)
     seats = draw(st.integers(1, 9))
-    return {
-        "workload": Workload(columns),
-        "policy": load_policy(draw(st.sampled_from(POLICIES))),
-        "routing": load_router(draw(st.sampled_from(ROUTERS))),
-        "engine": Engine(
+    return alike(
+        workload=Workload(columns),
+        policy=load_policy(draw(st.sampled_from(POLICIES))),
+        routing=load_router(draw(st.sampled_from(ROUTERS))),
+        engine=Engine(
             max_num_seqs=seats,
             max_num_batched_tokens=seats + draw(st.integers(0, 40)),
             num_gpu_blocks=1 + least + draw(st.integers(0, 3 * least)),
@@ -70,22 +73,34 @@ def runs(draw: st.DrawFn) -> dict[str, Any]:
             long_prefill_applies_alone=draw(st.booleans()),
             schedule_past_preemption=draw(st.booleans()),
         ),
-        "timing": LinearTiming(0.01, per_prefill_token_s=1e-4, per_sequence_s=1e-3),
-        "predicted_tokens": np.maximum(output + rng.normal(0, error, count), 1),
-        "replicas": draw(st.integers(1, 3)),
-        "seed": draw(st.integers(0, 9)),
-        "log_iterations": True,
-        "check": True,
-    }  # fmt: skip
+        timing=LinearTiming(0.01, per_prefill_token_s=1e-4, per_sequence_s=1e-3),
+        replicas=draw(st.integers(1, 3)),
+        predictions=np.maximum(output + rng.normal(0, error, count), 1),
+        seed=draw(st.integers(0, 9)),
+        log_iterations=True,
+        check=True,
+    )
+
+
+def finished(given: dict[str, Any]) -> ReferenceRun:
+    """A run at its end; those whose requests preempt each other forever are not looked at."""
+    made = ReferenceRun(**given)
+    made.steps = []
+    try:
+        assert made.advance() == Stop("done")
+    except InputError as error:
+        assert "preempt each other forever" in str(error)
+        reject()
+    return made
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(runs())
 def test_every_request_is_served_once_and_every_token_accounted_for(given: dict[str, Any]) -> None:
-    made = Cluster(**given)
-    made.steps = []
-    assert made.run_until() == "done"
-    records, workload, engine = made.records(), given["workload"], given["engine"]
+    made = finished(given)
+    assert made.steps is not None
+    records, workload = made.records(), given["workload"]
+    engine, policy = given["system"].nodes[0].engine, given["system"].nodes[0].policy
     prompt, output = workload["prompt_tokens"], workload["output_tokens"]
     assert (records.arrival_ps <= records.scheduled_ps).all()
     assert (records.scheduled_ps < records.first_token_ps).all()
@@ -103,7 +118,7 @@ def test_every_request_is_served_once_and_every_token_accounted_for(given: dict[
     if not engine.enable_prefix_caching:
         assert (once == prompt + output - 1).all()
         assert (records.cached_tokens == 0).all()
-    if given["policy"].preemption.mode != "swap":
+    if policy.preemption.mode != "swap":
         assert swapped == 0
     assert (records.cached_tokens < prompt).all()
     assert ((records.preemptions > 0) | (records.recomputed_tokens == 0)).all()
@@ -114,10 +129,19 @@ def test_every_request_is_served_once_and_every_token_accounted_for(given: dict[
     assert (log.running <= engine.max_num_seqs).all()
     assert (log.prefill_tokens + log.decode_seqs <= engine.max_num_batched_tokens).all()
     # the end: nothing is left anywhere, and Little's law holds to the picosecond
-    assert (made.in_system() == 0).all()
-    for replica in made.replicas:
-        assert replica.kv.used == 0 and replica.outstanding == 0 and not replica.in_flight
-    assert made.request_ps == (records.finish_ps - records.arrival_ps).sum()
+    for node in made.nodes:
+        assert node.kv.used == 0 and node.outstanding == 0 and not node.in_flight
+    totals = made.totals
+    assert totals.now_ps == records.finish_ps.max() and totals.in_system == 0
+    assert totals.request_ps == (records.finish_ps - records.arrival_ps).sum()
+    assert totals.finished == len(workload) and totals.generated_tokens == output.sum()
+    assert totals.preemptions == records.preemptions.sum()
+    assert totals.recomputed_tokens == records.recomputed_tokens.sum()
+    waited = (records.scheduled_ps - records.arrival_ps).sum()
+    assert 0 <= totals.waiting_ps <= totals.request_ps
+    if not engine.async_scheduling:  # which schedules before the iteration starts
+        assert waited <= totals.waiting_ps
+        assert waited == totals.waiting_ps or totals.preemptions
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -125,17 +149,28 @@ def test_every_request_is_served_once_and_every_token_accounted_for(given: dict[
 def test_the_same_run_gives_the_same_bytes_however_often_it_stops(
     given: dict[str, Any], admit: bool
 ) -> None:
-    whole, stopping = Cluster(**given), Cluster(**given)
-    whole.run_until()
-    while (why := stopping.run_until(route=True, admit=admit)) != "done":
-        if why == "route":
-            assert stopping.pending is not None
-            stopping.route(int(whole.records().replica[stopping.pending]))
-        else:
-            waiting = stopping.candidates()
-            assert len(waiting)
-            if given["policy"].queue == "priority" and not given["engine"].async_scheduling:
-                stopping.order(waiting[:3])  # what the policy would do anyway
+    whole, stopping = finished(given), ReferenceRun(**given)
+    node, seats = given["system"].nodes[0], np.zeros((99, 1))
+    stops = Stops(route=True, admit=admit, preempt=admit)
+    horizon_ps = 0
+    while True:
+        horizon_ps += PS // 20
+        stop = stopping.advance(dataclasses.replace(stops, horizon_ps=horizon_ps))
+        if stop.kind == "done":
+            break
+        if stop.kind == "horizon":
+            assert stopping.totals.now_ps == horizon_ps
+            continue
+        assert stopping.features(["waiting_requests"], seats) == stop.candidates > 0
+        if stop.kind == "route":
+            stopping.answer(int(whole.records().replica[stop.request]))
+        elif stop.kind == "admit":
+            assert seats[0] >= stop.candidates
+            if node.policy.queue == "priority" and not node.engine.async_scheduling:
+                stopping.answer(range(min(3, stop.candidates)))  # what the policy would do anyway
+        elif node.policy.preemption.mode == "none":
+            stopping.answer([])
+    assert stopping.totals == whole.totals
     for left, right in (
         (whole.records(), stopping.records()),
         (whole.records().iterations, stopping.records().iterations),
@@ -147,27 +182,28 @@ def test_the_same_run_gives_the_same_bytes_however_often_it_stops(
 
 
 def test_the_checker_sees_what_is_wrong() -> None:
-    def made() -> Cluster:
+    def made() -> ReferenceRun:
         arrivals = {"arrival_s": [0, 0], "prompt_tokens": [8, 8], "output_tokens": [3, 3]}
-        cluster = Cluster(
-            Workload(arrivals), policy=load_policy("fcfs"), routing=load_router("jsq"),
+        given = alike(
+            workload=Workload(arrivals), policy=load_policy("fcfs"), routing=load_router("jsq"),
             engine=Engine(num_gpu_blocks=9, block_size=4, enable_prefix_caching=True),
             timing=LinearTiming(1.0), check=True,
         )  # fmt: skip
-        assert cluster.run_until(admit=True) == "admit"
-        cluster.replicas[0].schedule()
-        cluster.replicas[0].check()
-        return cluster
+        stopped = ReferenceRun(**given)
+        assert stopped.advance(Stops(admit=True)).kind == "admit"
+        stopped.nodes[0].schedule()
+        stopped.nodes[0].check()
+        return stopped
 
-    lost = made().replicas[0]
+    lost = made().nodes[0]
     lost.kv.free -= 1
     with pytest.raises(InvariantError):
         lost.check()
-    shared = made().replicas[0]
+    shared = made().nodes[0]
     shared.running[0].blocks[0] = shared.running[1].blocks[0]
     with pytest.raises(InvariantError, match="reference counts"):
         shared.check()
-    ahead = made().replicas[0]
+    ahead = made().nodes[0]
     ahead.running[0].computed += 99
     with pytest.raises(InvariantError, match="can't know"):
         ahead.check()

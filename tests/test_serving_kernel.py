@@ -18,6 +18,7 @@ from lengthwise.serving.run import run
 from lengthwise.serving.timing.linear import LinearTiming
 from lengthwise.serving.timing.model import Pipeline
 from lengthwise.workload import Workload
+from tests.systems import alike
 
 POLICIES = (
     "fcfs", "fcfs", "sjf", "priority", "srtf", "mlfq", "hrrn",
@@ -111,17 +112,17 @@ def trial(seed):
         per_sequence_s=float(one(0.0, 4e-5)), per_context_token_s=float(one(0.0, 1e-6)),
     )  # fmt: skip
     noise = one(0.0, 0.5)
-    return {
-        "workload": Workload(columns),
-        "policy": load_policy(one(*POLICIES)),
-        "routing": load_router(one(*ROUTERS)),
-        "engine": engine,
-        "timing": timing,
-        "predicted_tokens": np.maximum(1.0, output * np.exp(noise * rng.standard_normal(n))),
-        "replicas": int(one(1, 1, 2, 3, 8)),
-        "seed": int(rng.integers(2**62)),
-        "log_iterations": True,
-    }
+    return alike(
+        workload=Workload(columns),
+        policy=load_policy(one(*POLICIES)),
+        routing=load_router(one(*ROUTERS)),
+        engine=engine,
+        timing=timing,
+        predictions=np.maximum(1.0, output * np.exp(noise * rng.standard_normal(n))),
+        replicas=int(one(1, 1, 2, 3, 8)),
+        seed=int(rng.integers(2**62)),
+        log_iterations=True,
+    )
 
 
 def differences(first, second):
@@ -160,7 +161,7 @@ def disagreements(seeds):
     for seed in seeds:
         given = trial(seed)
         workload = given.pop("workload")
-        assert kernel.supports(workload, **given) is None
+        assert kernel.supports(workload, given["system"]) is None
         slow = outcome(partial(run, backend="reference"), workload, given)
         fast = outcome(kernel.run, workload, given)
         if isinstance(slow, str) or isinstance(fast, str):
@@ -200,12 +201,12 @@ def test_no_trial_reads_or_writes_outside_an_array():
 
 def engines(columns, *, policy="fcfs", num_gpu_blocks=10_000, **options):
     """What both engines make of a workload: records, or the line with which it is refused."""
-    given = {
-        "policy": load_policy(policy), "routing": load_router("round-robin"),
-        "engine": Engine(num_gpu_blocks=num_gpu_blocks, **options),
-        "timing": LinearTiming(base_s=0.01, per_prefill_token_s=1e-5),
-        "predicted_tokens": np.asarray(columns["output_tokens"], float), "log_iterations": True,
-    }  # fmt: skip
+    given = alike(
+        policy=load_policy(policy), routing=load_router("round-robin"),
+        engine=Engine(num_gpu_blocks=num_gpu_blocks, **options),
+        timing=LinearTiming(base_s=0.01, per_prefill_token_s=1e-5),
+        predictions=np.asarray(columns["output_tokens"], float), log_iterations=True,
+    )  # fmt: skip
     workload = Workload({name: np.asarray(column) for name, column in columns.items()})
     return [
         outcome(one, workload, given) for one in (partial(run, backend="reference"), kernel.run)
@@ -266,11 +267,12 @@ def test_a_million_requests_with_a_tail_of_long_contexts():
             "prompt_tokens": prompt, "output_tokens": output,
         }
     )  # fmt: skip
-    records = kernel.run(
-        workload, policy=load_policy("srtf"), routing=load_router("round-robin"),
+    given = alike(
+        policy=load_policy("srtf"), routing=load_router("round-robin"),
         engine=Engine(num_gpu_blocks=50_000, max_num_batched_tokens=budget),
-        timing=LinearTiming(base_s=base_ps / 10**12), predicted_tokens=output.astype(float),
+        timing=LinearTiming(base_s=base_ps / 10**12), predictions=output.astype(float),
     )  # fmt: skip
+    records = kernel.run(workload, **given)
     least = np.ceil(prompt / budget) + output - 1  # iterations that nobody can do without
     assert ((records.finish_ps - records.scheduled_ps) >= least * base_ps).all()
     assert (records.first_token_ps <= records.finish_ps).all()
@@ -282,12 +284,12 @@ def test_a_second_process_needs_no_numba(tmp_path):
     code = (
         "import sys, numpy as np, lengthwise as lw\n"
         "from lengthwise.policies import load_policy, load_router\n"
-        "from lengthwise.serving import run\n"
+        "from lengthwise.serving import Node, System, run\n"
         "ones = np.ones(9, int)\n"
         "w = lw.Workload({'arrival_s': np.arange(9.0), 'prompt_tokens': ones,"
         " 'output_tokens': ones})\n"
-        "r = run(w, policy=load_policy('fcfs'), routing=load_router('jsq'), backend='fast',"
-        " engine=lw.Engine(num_gpu_blocks=9), timing=lw.LinearTiming(base_s=0.5))\n"
+        "n = Node(lw.Engine(num_gpu_blocks=9), lw.LinearTiming(base_s=0.5), load_policy('fcfs'))\n"
+        "r = run(w, System((n,), load_router('jsq')), backend='fast')\n"
         "print('numba' in sys.modules, *r.finish_ps)"
     )
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}

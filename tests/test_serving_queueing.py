@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import integrate, stats
 
 from lengthwise.policies import load_policy, load_router
-from lengthwise.serving import Engine, Records, run
+from lengthwise.serving import Engine, Node, Records, System, run
 from lengthwise.serving.records import PS
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
@@ -32,20 +32,15 @@ def simulate(
     """A run with KV cache and tokens to spare; predictions are the service that a request needs."""
     workload = Workload({"arrival_s": arrival_s, "prompt_tokens": prompt, "output_tokens": output})
     tokens = int(workload["prompt_tokens"].max() + workload["output_tokens"].max())
-    return run(
-        workload,
-        policy=load_policy(policy),
-        routing=load_router("round-robin"),
-        engine=Engine(
-            max_num_seqs=seats,
-            max_num_batched_tokens=max(tokens, 4096),
-            num_gpu_blocks=4 * len(workload),
-            block_size=tokens,
-        ),
-        timing=timing,
-        predicted_tokens=workload["output_tokens"] * workload["prompt_tokens"],
-        backend="reference",
+    engine = Engine(
+        max_num_seqs=seats,
+        max_num_batched_tokens=max(tokens, 4096),
+        num_gpu_blocks=4 * len(workload),
+        block_size=tokens,
     )
+    system = System((Node(engine, timing, load_policy(policy)),), load_router("round-robin"))
+    predicted = workload["output_tokens"] * workload["prompt_tokens"]
+    return run(workload, system, predicted, backend="reference")
 
 
 def responses(records: Records) -> Floats:

@@ -9,7 +9,7 @@ import pytest
 
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.protocols import Batch
-from lengthwise.serving import Engine, Records
+from lengthwise.serving import Engine, Node, Records, System
 from lengthwise.serving.run import run
 from lengthwise.serving.timing.model import Pipeline
 from lengthwise.workload import Workload
@@ -59,15 +59,10 @@ def serve(model: TwoClocks, arrivals_ms: list[int], output: int = 3) -> Records:
             "output_tokens": np.full(n, output),
         }
     )
-    return run(
-        workload,
-        policy=SchedulingPolicy(Score("fcfs", lambda a: a, ("arrival_s",)), queue="fcfs"),
-        routing=RoutingPolicy(Score("first", lambda r: r, ("running_requests",))),
-        engine=Engine(async_scheduling=True),
-        timing=model,
-        backend="reference",
-        check=True,
-    )
+    policy = SchedulingPolicy(Score("fcfs", lambda a: a, ("arrival_s",)), queue="fcfs")
+    routing = RoutingPolicy(Score("first", lambda r: r, ("running_requests",)))
+    system = System((Node(Engine(async_scheduling=True), model, policy),), routing)
+    return run(workload, system, backend="reference", check=True)
 
 
 def test_where_the_cpu_takes_no_time_the_gpu_is_never_idle() -> None:

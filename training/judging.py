@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,9 @@ import numpy as np
 from lengthwise.envs.costs import Cost, latency
 from lengthwise.eval import metrics
 from lengthwise.eval.predict import PredictorLike, predict_tokens
-from lengthwise.eval.simulate import simulate
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
-from lengthwise.protocols import TimingModel
-from lengthwise.serving import Engine, Records
-from lengthwise.serving.reference.cluster import Cluster
+from lengthwise.serving import Records, System, begin, run
 from lengthwise.workload import Workload
 
 Judged = SchedulingPolicy | RoutingPolicy
@@ -29,29 +26,29 @@ BASELINES = {
 
 @dataclass(frozen=True)
 class Bench:
-    """The cluster that policies are judged on, and the workloads by seed."""
+    """The system that policies are judged on, and the workloads by seed.
+
+    ``beside`` has the policy beside a router that is judged, and the router beside a policy.
+    """
 
     source: Callable[[int], Workload]
-    timing: TimingModel
-    engine: Engine
     predictor: PredictorLike
-    replicas: int
-    policy: SchedulingPolicy  # beside a router that is judged
-    router: RoutingPolicy  # beside a scheduling policy that is judged
+    beside: System
+
+    def system(self, judged: Judged) -> System:
+        """The system with the judged policy in all nodes, or the judged router before them."""
+        if isinstance(judged, RoutingPolicy):
+            return replace(self.beside, routing=judged)
+        return replace(
+            self.beside,
+            nodes=tuple(replace(node, policy=judged) for node in self.beside.nodes),
+        )
 
     def run(self, judged: Judged, seed: int) -> Records:
         """One run of the held-out workload ``seed`` under the judged policy or router."""
         workload = self.source(seed)
-        return simulate(
-            workload,
-            policy=judged if isinstance(judged, SchedulingPolicy) else self.policy,
-            router=self.router if isinstance(judged, SchedulingPolicy) else judged,
-            predicted_tokens=predict_tokens(self.predictor, workload, seed),
-            engine=self.engine,
-            timing=self.timing,
-            replicas=self.replicas,
-            seed=seed,
-        ).records
+        predicted = predict_tokens(self.predictor, workload, seed)
+        return run(workload, self.system(judged), predicted, seed=seed)
 
 
 def baselines(kind: str, given: Sequence[str] | None = None) -> list[Judged]:
@@ -69,18 +66,10 @@ def _cost(bench: Bench, judged: Judged, cost: Cost, seed: int) -> float:
     if cost is latency:  # known from the records, so the fast engine will do
         return float(metrics.e2e_s(bench.run(judged, seed)).mean())
     workload = bench.source(seed)
-    cluster = Cluster(
-        workload,
-        policy=judged if isinstance(judged, SchedulingPolicy) else bench.policy,
-        routing=bench.router if isinstance(judged, SchedulingPolicy) else judged,
-        engine=bench.engine,
-        timing=bench.timing,
-        predicted_tokens=predict_tokens(bench.predictor, workload, seed),
-        replicas=bench.replicas,
-        seed=seed,
-    )
-    cluster.run_until()
-    return cost(cluster) / len(workload)
+    predicted = predict_tokens(bench.predictor, workload, seed)
+    made = begin(workload, bench.system(judged), predicted, seed=seed)
+    made.advance()
+    return cost(made.totals) / len(workload)
 
 
 def table_row(bench: Bench, judged: Judged, seeds: Sequence[int]) -> dict[str, list[float]]:

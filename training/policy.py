@@ -25,7 +25,7 @@ from lengthwise.policies.bundle import is_bundle, read_bundle, write_bundle
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
 from lengthwise.registry import load
-from lengthwise.serving import Engine
+from lengthwise.serving import Engine, Node, System
 from lengthwise.serving.timing import timing as load_timing
 from lengthwise.training.agents import make_agent, settings_for
 from lengthwise.training.calibration import calibrate
@@ -174,9 +174,7 @@ def _learn(
     env = envs[0]
     kind = _kind(env)
     seeds = range(VALIDATION_SEED, VALIDATION_SEED + eval_seeds)
-    bench = Bench(
-        env.source, env.timing, env.engine, env.predictor, env.replicas, env.policy, env.router
-    )
+    bench = Bench(env.source, env.predictor, env.system)
     against = {
         judged.name: float(np.mean(costs(bench, judged, env.cost, seeds))) for judged in judges
     }
@@ -266,15 +264,14 @@ def evaluate_policy(
     """
     judged = policy if isinstance(policy, SchedulingPolicy | RoutingPolicy) else _read(policy)
     kind = "scheduling" if isinstance(judged, SchedulingPolicy) else "routing"
-    bench = Bench(
-        episode_source(workload, requests=requests, rate=rate),
-        load_timing(timing) if isinstance(timing, str) else timing,
+    node = Node(
         engine_of(engine),
-        predictor,
-        replicas or (1 if kind == "scheduling" else 4),
+        load_timing(timing) if isinstance(timing, str) else timing,
         load_policy(beside or "fcfs") if kind == "routing" else load_policy("fcfs"),
-        load_router(beside or "round-robin") if kind == "scheduling" else load_router("jsq"),
     )
+    router = load_router(beside or "round-robin") if kind == "scheduling" else load_router("jsq")
+    system = System.replicated(node, replicas or (1 if kind == "scheduling" else 4), router)
+    bench = Bench(episode_source(workload, requests=requests, rate=rate), predictor, system)
     numbers = range(TEST_SEED, TEST_SEED + seeds)
     judges = [*baselines(kind, baseline_names), judged]
     rows = [table_row(bench, each, numbers) for each in judges]

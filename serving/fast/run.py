@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lengthwise.errors import InputError, InvariantError
-from lengthwise.policy import RoutingPolicy, SchedulingPolicy
-from lengthwise.protocols import TimingModel
 from lengthwise.serving.fast import state as ks
 from lengthwise.serving.fast.calls import ScoreCalls
 from lengthwise.serving.fast.compiler.build import compiled
@@ -24,25 +22,23 @@ from lengthwise.serving.options import Engine
 from lengthwise.serving.records import Iterations, Records
 from lengthwise.serving.reference.replica import endless
 from lengthwise.serving.scoring import Features
+from lengthwise.serving.system import System
 from lengthwise.workload import Workload
 
 LONGEST = 2**30  # tokens of a request: the kernel keeps them in 32 bits
 MOST_BLOCKS = 2**24  # of a request, with prefix caching: part of a block's key
 
 
-def supports(
-    workload: Workload,
-    *,
-    policy: SchedulingPolicy,
-    routing: RoutingPolicy,
-    engine: Engine,
-    timing: TimingModel,
-    predicted_tokens: ArrayLike | None = None,
-    replicas: int = 1,
-    seed: int = 0,
-    log_iterations: bool = False,
-) -> str | None:
+def supports(workload: Workload, system: System) -> str | None:
     """Why the fast engine can't run this; None if it can."""
+    if not system.uniform:
+        return "nodes that differ are the reference engine's alone"
+    if system.metrics_interval_s > 0:
+        return "metrics that are old are the reference engine's alone"
+    node = system.nodes[0]
+    policy, engine, timing = node.policy, node.engine, node.timing
+    if policy.guard.ratio > 0:
+        return "the starvation guard is the reference engine's alone"
     clock = "pipeline" if engine.async_scheduling and hasattr(timing, "pipeline") else "tables"
     if not hasattr(timing, clock):
         return f"timing {timing.name!r} has no integer tables, which the fast engine needs"
@@ -54,11 +50,11 @@ def supports(
             return f"with prefix caching the fast engine takes fewer than {MOST_BLOCKS} blocks"
         if "hash_block_tokens" in workload and np.ptp(workload["hash_block_tokens"]):
             return "the fast engine needs one hash_block_tokens for the whole workload"
-    for reader, score in (("policy", policy.score), ("router", routing.score)):
+    for reader, score in (("policy", policy.score), ("router", system.routing.score)):
         lacking = ACCESSORS.lacks(score.features, f"{reader} {score.name!r}")
         if lacking is not None:
             return lacking
-    calls = ScoreCalls(policy, routing, replicas)
+    calls = ScoreCalls(policy, system.routing, len(system.nodes))
     if engine.async_scheduling and calls.any_python and policy.queue == "priority":
         return f"with asynchronous scheduling the fast engine needs compiled scores: {calls.why}"
     return None
@@ -66,33 +62,28 @@ def supports(
 
 def run(
     workload: Workload,
+    system: System,
+    predictions: ArrayLike | None = None,
     *,
-    policy: SchedulingPolicy,
-    routing: RoutingPolicy,
-    engine: Engine,
-    timing: TimingModel,
-    predicted_tokens: ArrayLike | None = None,
-    replicas: int = 1,
     seed: int = 0,
     log_iterations: bool = False,
 ) -> Records:
     """Simulates a workload; what ``supports`` refuses is an ``InputError``."""
-    refused = supports(
-        workload, policy=policy, routing=routing, engine=engine, timing=timing,
-        predicted_tokens=predicted_tokens, replicas=replicas, seed=seed,
-        log_iterations=log_iterations,
-    )  # fmt: skip
+    refused = supports(workload, system)
     if refused is not None:
         raise InputError(refused)
+    node, routing, replicas = system.nodes[0], system.routing, len(system.nodes)
+    policy, engine = node.policy, node.engine
     # the identities of blocks are the fast engine's own business
     plain = dataclasses.replace(engine, enable_prefix_caching=False)
-    inputs = prepare(workload, policy, plain, timing, predicted_tokens, replicas)
+    alike = System((dataclasses.replace(node, engine=plain),) * replicas, routing)
+    inputs = prepare(workload, alike, predictions)
     features = Features(workload, inputs.predicted, seed)
     features.require(policy.score.features, f"policy {policy.score.name!r}")
     features.require(routing.score.features, f"router {routing.score.name!r}")
     calls = ScoreCalls(policy, routing, replicas)
     state = allocate(
-        workload, inputs, policy, routing, engine, timing, calls, features, replicas, seed,
+        workload, inputs, policy, routing, engine, node.timing, calls, features, replicas, seed,
         log_iterations,
     )  # fmt: skip
     return _records(_finish(state, engine, calls), inputs, log_iterations)

@@ -64,7 +64,7 @@ def allocate(
         **_timing(run, inputs, engine, timing), **_blocks(run, workload, engine, replicas),
         arrival=inputs.arrival_ps.copy() if closed else inputs.arrival_ps,
         planned=inputs.arrival_ps,
-        reach_ps=_none(np.int64) if inputs.clock.pipeline is None else inputs.reach_ps,
+        reach_ps=_none(np.int64) if inputs.nodes[0].clock.pipeline is None else inputs.reach_ps,
         prompt=workload["prompt_tokens"], output=workload["output_tokens"],
         predicted=_none(np.float64) if inputs.predicted is None else inputs.predicted,
         priority=_column(workload, "priority", np.int64),
@@ -118,8 +118,8 @@ def _describe(
         "closed_loop": inputs.think_ps is not None,
         "max_seqs": engine.max_num_seqs, "max_tokens": engine.max_num_batched_tokens,
         "block_size": size, "shift": size.bit_length() - 1 if size & (size - 1) == 0 else -1,
-        "blocks": inputs.num_gpu_blocks - 1,
-        "watermark": int(engine.watermark * inputs.num_gpu_blocks),
+        "blocks": inputs.nodes[0].num_gpu_blocks - 1,
+        "watermark": int(engine.watermark * inputs.nodes[0].num_gpu_blocks),
         "threshold": engine.long_prefill_token_threshold,
         "chunked": engine.enable_chunked_prefill, "full_isl": engine.scheduler_reserve_full_isl,
         "by_score": policy.queue == "priority", "scored": bool(changes),
@@ -133,7 +133,7 @@ def _describe(
         "preemption": rule.mode != "none", "max_per_step": rule.max_per_step,
         "past_preemption": engine.schedule_past_preemption,
         "applies_alone": engine.long_prefill_applies_alone,
-        "swap_ps": inputs.clock.swap_ps_per_token, "choices": routing.choices, "log": log,
+        "swap_ps": inputs.nodes[0].clock.swap_ps_per_token, "choices": routing.choices, "log": log,
         "overhead": rule.overhead_tokens, "price": rule.price, "margin": rule.margin,
         "protect_after": rule.protect_after,
         "reserve": policy.admission.reserve,
@@ -148,9 +148,10 @@ def _replicas(inputs: Inputs, seats: int, replicas: int) -> NDArray[Any]:
     rows = np.zeros(replicas, ks.REPLICA)
     for name in ("head", "tail", "queue_head", "queue_tail", "oldest", "newest"):
         rows[name] = ks.NONE
-    rows["free"] = inputs.num_gpu_blocks - 1
+    blocks = inputs.nodes[0].num_gpu_blocks
+    rows["free"] = blocks - 1
     rows["free_slot"] = np.arange(replicas) * seats
-    rows["blank"] = 1 if inputs.num_gpu_blocks > 1 else ks.NONE  # block 0 is vLLM's null block
+    rows["blank"] = 1 if blocks > 1 else ks.NONE  # block 0 is vLLM's null block
     return rows
 
 
@@ -163,7 +164,7 @@ def _slots(seats: int, replicas: int) -> NDArray[Any]:
 
 def _timing(run: Any, inputs: Inputs, engine: Engine, timing: Any) -> dict[str, NDArray[Any]]:
     """The tables of one clock or of two; their linear terms go into ``run``."""
-    two = inputs.clock.pipeline
+    two = inputs.nodes[0].clock.pipeline
     if two is None:
         one = timing.tables(engine.max_num_batched_tokens, engine.max_num_seqs)
         for name in (

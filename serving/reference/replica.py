@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lengthwise.errors import InputError, InvariantError
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.preemption import Demand, Victims, exchanges
 from lengthwise.protocols import Batch
+from lengthwise.serving.clock import Clock
 from lengthwise.serving.options import Engine
 from lengthwise.serving.records import PS
 from lengthwise.serving.reference.kv_cache import KVCache
@@ -47,6 +48,7 @@ class Step:
     scheduled: dict[Request, int] = field(default_factory=dict)  # request -> tokens, in order
     preempted: list[Request] = field(default_factory=list)
     swapped_tokens: int = 0  # moved to or from host memory
+    recomputed_tokens: int = 0  # computed before, and lost to a preemption
     yields: list[Request] = field(default_factory=list)  # those that get a token at its end
     batch: Batch = field(default_factory=Batch)
     start_ps: int = 0
@@ -54,19 +56,10 @@ class Step:
     seen_ps: int = 0  # when clients have its tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """How long things take, in integer picoseconds."""
-
-    iteration_ps: Callable[[Batch], int]
-    swap_ps_per_token: int
-    pipeline: Pipeline | None = None  # with asynchronous scheduling, where the timing has it
-
-
 class Replica:
     """A scheduler, its queues and its KV cache.
 
-    ``begin`` and then ``schedule`` make an iteration; ``finish`` brings its results. With
+    ``begin``, ``preempt`` and ``schedule`` make an iteration; ``finish`` brings its results. With
     ``async_scheduling`` two iterations may be under way: the second is scheduled when the first
     starts, before its results are known.
     """
@@ -132,7 +125,7 @@ class Replica:
         return self.in_flight[0].end_ps
 
     def begin(self, now_ps: int) -> None:
-        """Starts an iteration: fixes what its scores see, and preempts by policy."""
+        """Starts an iteration: fixes what its scores see."""
         self._now_ps = now_ps
         self._step = Step(start_ps=max(now_ps, self._free_at_ps))
         self._threshold = self.engine.long_prefill_token_threshold
@@ -144,11 +137,17 @@ class Replica:
             self._waiting_scored = self._running_scored = False
         if self._watch is not None:
             self.waiting.reorder(self._watch.send_ahead(now_ps))
-        if self.policy.preemption.mode != "none" and len(self.waiting):
+
+    def preempt(self, victims: Sequence[Request] | None = None) -> None:
+        """Before ``schedule``: running requests give way, None for those that the policy names."""
+        if victims is not None:
+            for request in victims:
+                self._give_way(request)
+        elif self.policy.preemption.mode != "none" and len(self.waiting):
             self._preempt_by_policy()
 
     def candidates(self) -> list[Request]:
-        """The waiting requests, next first; between ``begin`` and ``schedule``."""
+        """The waiting requests, next first; between ``preempt`` and ``schedule``."""
         self._score_waiting()
         return self.waiting.ordered()
 
@@ -254,21 +253,16 @@ class Replica:
 
     def _preempt_by_policy(self) -> None:
         """Lets waiting requests take the place of running ones; see ``policy.Preemption``."""
-        rule, step = self.policy.preemption, self._step
         self._score_waiting()
         walk = exchanges(
-            rule, self._queue(), self._victims,
+            self.policy.preemption, self._queue(), self._victims,
             seats=self.engine.max_num_seqs - len(self.running),
             in_replica=(len(self.running), len(self.waiting)),
             score=lambda r: r.score, demand=self._demand,
             free_blocks=lambda: self.kv.free, spare_tokens=self._spare_tokens,
         )  # fmt: skip
         for victim, _ in walk:
-            self.running.remove(victim)
-            if rule.mode == "swap":
-                victim.stored = min(victim.computed, victim.known + victim.pending - 1)
-                step.swapped_tokens += victim.stored
-            self._preempt(victim)
+            self._give_way(victim)
 
     def _victims(self) -> Victims[Request]:
         self._score_running()
@@ -288,6 +282,14 @@ class Replica:
     def _spare_tokens(self) -> int:
         """Tokens of an iteration that the batch leaves."""
         return self.engine.max_num_batched_tokens - sum(map(self._wanted, self.running))
+
+    def _give_way(self, victim: Request) -> None:
+        """Preempts a running request in the policy's mode."""
+        self.running.remove(victim)
+        if self.policy.preemption.mode == "swap":
+            victim.stored = min(victim.computed, victim.known + victim.pending - 1)
+            self._step.swapped_tokens += victim.stored
+        self._preempt(victim)
 
     def _queue(self) -> Iterator[Request]:
         """The waiting requests, next first, without those preempted in this iteration."""
@@ -428,7 +430,9 @@ class Replica:
             if request.scheduled_ps < 0:
                 request.scheduled_ps = step.start_ps
             if request.reach > before:
-                request.recomputed += min(after, request.reach) - before
+                again = min(after, request.reach) - before
+                request.recomputed += again
+                step.recomputed_tokens += again
             if after > request.reach:
                 request.reach = after
                 self._futile = 0

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lengthwise.protocols import Batch
-from lengthwise.serving.timing.model import PS, TimingTables
+from lengthwise.serving.records import PS
+from lengthwise.serving.timing.model import TimingTables
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from lengthwise.protocols import Batch
 
-PS = 10**12
-
 
 @dataclass(frozen=True)
 class TimingTables:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.protocols import Batch
-from lengthwise.serving.timing.model import PS, Pipeline, TimingTables
+from lengthwise.serving.records import PS
+from lengthwise.serving.timing.model import Pipeline, TimingTables
 
 FORMAT = "lengthwise-timing-profile"
 FORMAT_VERSION = 1

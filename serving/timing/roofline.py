@@ -18,8 +18,9 @@ import numpy as np
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.protocols import Batch
+from lengthwise.serving.records import PS
 from lengthwise.serving.timing.config import ModelShape, model_shape
-from lengthwise.serving.timing.model import PS, TimingTables
+from lengthwise.serving.timing.model import TimingTables
 
 # Shares of the datasheet's rates that large kernels reach, and what an iteration costs beside them.
 COMPUTE_EFFICIENCY = 0.70

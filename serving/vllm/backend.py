@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import ArrayLike
 
 from lengthwise.errors import InputError
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.registry import resolve
-from lengthwise.serving.options import Engine
 from lengthwise.serving.records import Records
-from lengthwise.serving.reference.cluster import Cluster
 from lengthwise.serving.reference.replica import Replica
+from lengthwise.serving.reference.run import TO_THE_END, ReferenceRun
 from lengthwise.serving.scoring import Scorer
+from lengthwise.serving.system import Stop, Stops, System
 from lengthwise.serving.vllm.client import Vllm, VllmReplica
 from lengthwise.serving.vllm.environment import NEWEST
 from lengthwise.workload import Workload
@@ -21,56 +24,73 @@ from lengthwise.workload import Workload
 UNHURRIED = {"guard": 0.0, "policy_timeout_s": 1e9}
 
 
-class VllmCluster(Cluster):
-    """A cluster whose replicas are schedulers of a ``Vllm`` process; same arguments and events.
+class VllmRun(ReferenceRun):
+    """A run whose nodes are schedulers of a ``Vllm`` process; same arguments and events.
 
-    ``plugin`` are the settings of lengthwise's vLLM plugin; None is stock vLLM.
+    ``plugins`` are, node by node, the settings of lengthwise's vLLM plugin, None for a node that is
+    stock vLLM, as all are without ``plugins``.
     """
 
     def __init__(
         self,
         vllm: Vllm,
         workload: Workload,
+        system: System,
+        predictions: ArrayLike | None = None,
         *,
-        plugin: dict[str, Any] | None = None,
-        **given: Any,
+        plugins: Sequence[dict[str, Any] | None] | None = None,
+        seed: int = 0,
+        log_iterations: bool = False,
     ) -> None:
-        self._vllm, self._plugin = vllm, plugin
-        super().__init__(workload, **given)
+        self._vllm = vllm
+        self._plugins = plugins or (None,) * len(system.nodes)
+        super().__init__(workload, system, predictions, seed=seed, log_iterations=log_iterations)
 
-    def run_until(
-        self, *, route: bool = False, admit: bool = False
-    ) -> Literal["route", "admit", "done"]:
-        """As in ``Cluster``; at the end vLLM forgets the schedulers."""
-        why = super().run_until(route=route, admit=admit)
-        if why == "done":
-            for replica in self.replicas:
-                assert isinstance(replica, VllmReplica)
-                replica.drop()
-        return why
+    def advance(self, stops: Stops = TO_THE_END) -> Stop:
+        """As in ``ReferenceRun``; at the end vLLM forgets the schedulers."""
+        stop = super().advance(stops)
+        if stop.kind == "done":
+            for node in self.nodes:
+                assert isinstance(node, VllmReplica)
+                node.drop()
+        return stop
 
-    def _replica(
-        self, index: int, engine: Engine, policy: SchedulingPolicy, scorer: Scorer
-    ) -> Replica:
+    def _node(self, index: int, scorer: Scorer) -> Replica:
         return VllmReplica(
-            self._vllm, index, engine, policy, scorer, self._inputs, self._workload, self._plugin
-        )
+            self._vllm, index, self.system.nodes[index], scorer, self._inputs, self._workload,
+            self._plugins[index],
+        )  # fmt: skip
 
 
-def run(workload: Workload, *, version: str = NEWEST, **given: Any) -> Records:
-    """``lengthwise.serving.run`` with vLLM's scheduler; takes the same arguments.
+def run(
+    workload: Workload,
+    system: System,
+    predictions: ArrayLike | None = None,
+    *,
+    version: str = NEWEST,
+    seed: int = 0,
+    log_iterations: bool = False,
+) -> Records:
+    """``lengthwise.serving.run`` with vLLM's scheduler.
 
     ``fcfs`` is stock vLLM; so are scores that never change and can't be spelled (vLLM's priority
     queue). Every other policy goes through lengthwise's plugin for vLLM. Raises ``InputError`` for
     what neither can do.
     """
-    plugin = plugin_settings(given["policy"])
-    how = "its own queue" if plugin is None else f"with lengthwise's plugin, {plugin['policy']}"
+    policies = {id(node.policy): node.policy for node in system.nodes}
+    settings = {at: plugin_settings(policy) for at, policy in policies.items()}
+    how = " and ".join(
+        "its own queue" if plugin is None else f"with lengthwise's plugin, {plugin['policy']}"
+        for plugin in settings.values()
+    )
     with Vllm(version) as vllm:
-        cluster = VllmCluster(vllm, workload, plugin=plugin, **given)
-        cluster.run_until()
+        made = VllmRun(
+            vllm, workload, system, predictions, seed=seed, log_iterations=log_iterations,
+            plugins=[settings[id(node.policy)] for node in system.nodes],
+        )  # fmt: skip
+        made.advance()
     reason = f"asked for: vLLM {version}, {how}"
-    return dataclasses.replace(cluster.records(), backend="vllm", backend_reason=reason)
+    return dataclasses.replace(made.records(), backend="vllm", backend_reason=reason)
 
 
 def plugin_settings(policy: SchedulingPolicy) -> dict[str, Any] | None:

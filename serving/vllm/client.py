@@ -13,13 +13,12 @@ from typing import Any, Self
 
 import lengthwise
 from lengthwise.errors import InputError, InvariantError, LengthwiseError
-from lengthwise.policy import SchedulingPolicy
 from lengthwise.serving.inputs import Inputs
-from lengthwise.serving.options import Engine
 from lengthwise.serving.records import PS
 from lengthwise.serving.reference.replica import Replica, Step
 from lengthwise.serving.reference.request import Request
 from lengthwise.serving.scoring import ReplicaView, Scorer
+from lengthwise.serving.system import Node
 from lengthwise.serving.vllm.environment import NEWEST, environment
 from lengthwise.workload import Workload
 
@@ -114,8 +113,7 @@ class VllmReplica(Replica):
         self,
         vllm: Vllm,
         index: int,
-        engine: Engine,
-        policy: SchedulingPolicy,
+        node: Node,
         scorer: Scorer,
         inputs: Inputs,
         workload: Workload,
@@ -123,8 +121,9 @@ class VllmReplica(Replica):
     ) -> None:
         # commands that vLLM has not been told yet, and what it must answer (None: whatever)
         self._unsent: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
-        blocks = inputs.num_gpu_blocks
-        super().__init__(index, engine, blocks, policy, scorer, inputs.clock)
+        mine, engine, policy = inputs.nodes[index], node.engine, node.policy
+        blocks = mine.num_gpu_blocks
+        super().__init__(index, engine, blocks, policy, scorer, mine.clock)
         self._watch = None  # the plugin has its own
         self._vllm, self._inputs, self._workload, self._plugin = vllm, inputs, workload, plugin
         self._vllm_waiting = _Waiting()
@@ -142,7 +141,7 @@ class VllmReplica(Replica):
         own priority, and the predicted length as a client would send it.
         """
         id, prompt = request.id, [request.prompt, [], 1]
-        if self._inputs.block_keys is not None:
+        if self._inputs.nodes[self.index].block_keys is not None:
             hashes, size = self._workload["prefix_hashes"], self._workload["hash_block_tokens"]
             prompt = [request.prompt, [int(h) for h in hashes[id]], int(size[id])]
         extra: dict[str, float] = {}
@@ -175,6 +174,11 @@ class VllmReplica(Replica):
         """Starts an iteration."""
         self._now_ps = now_ps
         self._step = Step(start_ps=max(now_ps, self._free_at_ps))
+
+    def preempt(self, victims: Sequence[Request] | None = None) -> None:
+        """Nothing: vLLM preempts when it is told to schedule."""
+        if victims is not None:
+            raise InputError("vLLM chooses itself whom it preempts: a run of its can't be told")
 
     def schedule(self, first: Sequence[Request] = ()) -> Step:
         """Has vLLM decide the iteration that ``begin`` started."""

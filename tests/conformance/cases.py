@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
-from lengthwise.serving import Engine
+from lengthwise.serving import Engine, Node, System
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
 
@@ -42,11 +42,10 @@ class Case:
     replicas: int = 1
 
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of ``Cluster``."""
-        return {
-            "policy": self.policy, "routing": ROUTING, "engine": self.engine,
-            "timing": self.timing, "replicas": self.replicas, "log_iterations": True,
-        }  # fmt: skip
+        """The arguments of a run beside the workload."""
+        node = Node(self.engine, self.timing, self.policy)
+        system = System.replicated(node, self.replicas, ROUTING)
+        return {"system": system, "log_iterations": True}
 
 
 def random_case(seed: int, version: str) -> Case:

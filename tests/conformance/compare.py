@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from lengthwise.errors import InputError, LengthwiseError
-from lengthwise.serving.reference.cluster import Cluster
-from lengthwise.serving.vllm import Vllm, VllmCluster
+from lengthwise.serving.reference.run import ReferenceRun
+from lengthwise.serving.vllm import Vllm, VllmRun
 from tests.conformance.cases import Case
 
 Row = tuple[Any, ...]
@@ -23,8 +23,8 @@ def difference(case: Case, vllm: Vllm) -> str | None:
     records. What finished at each step is compared by ``VllmReplica``.
     """
     try:
-        ours = Cluster(case.workload, **case.arguments(), check=True)
-        theirs = VllmCluster(vllm, case.workload, **case.arguments())
+        ours = ReferenceRun(case.workload, **case.arguments(), check=True)
+        theirs = VllmRun(vllm, case.workload, **case.arguments())
         (rows, end), (expected, their_end) = _run(ours), _run(theirs)
     except LengthwiseError as error:
         return f"{case.name}: {error}"
@@ -36,11 +36,11 @@ def difference(case: Case, vllm: Vllm) -> str | None:
     return None if end else _unequal(case.name, ours, theirs)
 
 
-def _run(cluster: Cluster) -> tuple[list[Row], str]:
+def _run(made: ReferenceRun) -> tuple[list[Row], str]:
     """What each step did, and why the run was given up, if requests preempt each other forever."""
-    cluster.steps, end = [], ""
+    made.steps, end = [], ""
     try:
-        cluster.run_until()
+        made.advance()
     except InputError as error:
         end = str(error)
     rows = [
@@ -49,12 +49,12 @@ def _run(cluster: Cluster) -> tuple[list[Row], str]:
             [(request.id, tokens) for request, tokens in step.scheduled.items()],
             [request.id for request in step.preempted],
         )
-        for replica, step in cluster.steps
+        for replica, step in made.steps
     ]
     return rows, end
 
 
-def _unequal(name: str, ours: Cluster, theirs: Cluster) -> str | None:
+def _unequal(name: str, ours: ReferenceRun, theirs: ReferenceRun) -> str | None:
     a, b = ours.records(), theirs.records()
     assert a.iterations is not None and b.iterations is not None
     for left, right in ((a.iterations, b.iterations), (a, b)):

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from lengthwise.policies import load_policy
+from lengthwise.serving import Node, System
 from lengthwise.serving.records import PS
-from lengthwise.serving.reference.cluster import Cluster
+from lengthwise.serving.reference.run import ReferenceRun
 from tests.conformance.cases import ROUTING, random_case
 
 POLICIES = (
@@ -31,22 +32,20 @@ def case(seed: int, version: str, policy: str) -> dict[str, Any]:
     rng = np.random.default_rng(seed + 10_000)
     predicted = np.maximum(1, workload["output_tokens"] * rng.lognormal(0, 0.5, len(workload)))
     engine = dataclasses.replace(drawn.engine, scheduler_reserve_full_isl=True)
-    cluster = Cluster(
-        workload, policy=load_policy(policy), routing=ROUTING, engine=engine,
-        timing=drawn.timing, predicted_tokens=predicted,
-    )  # fmt: skip
-    events = _watch(cluster)
-    cluster.run_until()
+    node = Node(engine, drawn.timing, load_policy(policy))
+    made = ReferenceRun(workload, System((node,), ROUTING), predicted)
+    events = _watch(made)
+    made.advance()
     jobs = [
         {
-            "arrival_s": cluster_arrival / PS,
+            "arrival_s": arrival_ps / PS,
             "prompt": int(workload["prompt_tokens"][row]),
             "output": int(workload["output_tokens"][row]),
             "priority": int(workload["priority"][row]),
             "extra": {"predicted_tokens": float(predicted[row])},
             "tokens": _tokens(workload, row),
         }
-        for row, cluster_arrival in enumerate(cluster.records().arrival_ps.tolist())
+        for row, arrival_ps in enumerate(made.records().arrival_ps.tolist())
     ]
     options = dataclasses.asdict(engine)
     assert options["num_gpu_blocks"] is not None
@@ -66,9 +65,9 @@ def _tokens(workload: Any, row: int) -> list[int]:
     return tokens[:length] + list(own[: max(0, length - len(tokens))])
 
 
-def _watch(cluster: Cluster) -> list[list[Any]]:
+def _watch(made: ReferenceRun) -> list[list[Any]]:
     """Collects what the one replica does: additions, decisions with their time, ends of steps."""
-    (replica,) = cluster.replicas
+    (replica,) = made.nodes
     events: list[list[Any]] = []
     begun: list[float] = []
     add, begin, schedule, finish = replica.add, replica.begin, replica.schedule, replica.finish

@@ -1,0 +1,52 @@
+"""How long things take on a node, in integer picoseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lengthwise.protocols import Batch, TimingModel
+from lengthwise.serving.options import Engine
+from lengthwise.serving.records import PS
+from lengthwise.serving.timing.model import Pipeline
+
+# Llama-3.1-8B's keys and values in bf16 are 128 KiB a token; PCIe 5.0 x16 moves about 50 GB/s.
+SWAP_S_PER_TOKEN = 128 * 1024 / 50e9
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The durations of a node: an iteration's, a swapped token's, and the pipeline's if it has one.
+
+    ``pipeline`` are the two clocks of asynchronous scheduling, where the timing knows them.
+    """
+
+    iteration_ps: Callable[[Batch], int]
+    swap_ps_per_token: int
+    pipeline: Pipeline | None = None
+
+    @classmethod
+    def of(cls, engine: Engine, timing: TimingModel) -> Clock:
+        """The clock of a node with these options and this timing."""
+        swap_ps = round(getattr(timing, "swap_s_per_token", SWAP_S_PER_TOKEN) * PS)
+        return cls(iteration_clock(engine, timing), swap_ps, async_clock(engine, timing))
+
+
+def iteration_clock(engine: Engine, timing: TimingModel) -> Callable[[Batch], int]:
+    """The duration of an iteration in integer picoseconds: from tables where the model has them."""
+    tables = getattr(timing, "tables", None)
+    if tables is not None:
+        ps: Callable[[Batch], int] = tables(
+            engine.max_num_batched_tokens, engine.max_num_seqs
+        ).iteration_ps
+        return ps
+    return lambda batch: max(1, round(timing.iteration_time(batch) * PS))
+
+
+def async_clock(engine: Engine, timing: TimingModel) -> Pipeline | None:
+    """The two clocks of asynchronous scheduling, from timings that were measured with it."""
+    pipeline = getattr(timing, "pipeline", None)
+    if not engine.async_scheduling or pipeline is None:
+        return None
+    clock: Pipeline = pipeline(engine.max_num_batched_tokens, engine.max_num_seqs)
+    return clock

@@ -1,0 +1,405 @@
+"""The reference engine's run: nodes behind a router, in one total order of events.
+
+At one moment iterations end first (by node), then requests arrive (by id), then nodes that can
+schedule do so (by node). Time is integer picoseconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lengthwise.errors import InputError, InvariantError
+from lengthwise.serving.draws import sample
+from lengthwise.serving.inputs import prepare
+from lengthwise.serving.records import Iterations, Records
+from lengthwise.serving.reference.replica import Replica, Step
+from lengthwise.serving.reference.request import Request
+from lengthwise.serving.scoring import FRACTION, Features, ReplicaView, Scorer
+from lengthwise.serving.system import HOLD, Stop, Stops, System, Totals
+from lengthwise.workload import Workload
+
+_END, _ARRIVAL, _WAKE = 0, 1, 2
+TO_THE_END = Stops()
+
+
+class ReferenceRun:
+    """A ``Run`` in plain, readable Python: every feature, any callable.
+
+    ``predictions`` are the feature ``predicted_tokens``, shape (n,), None where nothing was
+    predicted. With ``check`` the invariants are verified after every event (slow). Raises
+    ``InputError`` for requests that could never run.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        system: System,
+        predictions: ArrayLike | None = None,
+        *,
+        seed: int = 0,
+        log_iterations: bool = False,
+        check: bool = False,
+    ) -> None:
+        inputs = prepare(workload, system, predictions)
+        self.system = system
+        self._workload, self._inputs, self._seed = workload, inputs, seed
+        self._log, self._check = log_iterations, check
+        self._features = Features(workload, inputs.predicted, seed)
+        routing = system.routing.score
+        self._features.require(routing.features, f"router {routing.name!r}")
+        scorers: dict[int, Scorer] = {}  # by identity: a policy that nodes share scores once
+        for node in system.nodes:
+            if id(node.policy) not in scorers:
+                scored = Scorer(node.policy.score, self._features, inputs.arrival_ps)
+                scorers[id(node.policy)] = scored
+        self.nodes = [
+            self._node(index, scorers[id(node.policy)]) for index, node in enumerate(system.nodes)
+        ]
+        self.steps: list[tuple[int, Step]] | None = None  # set to a list, it collects every step
+        self._interval_ps = system.interval_ps
+        self._seen = [node.view(0) for node in self.nodes]  # as of the last multiple of it
+        self._now_ps = 0
+        self._due: Stop | None = None  # what ``answer`` answers
+        self._hold_ps = TO_THE_END.hold_ps
+        self._held: dict[int, int] = {}  # request -> when it arrived, while the router holds it
+        self._chosen: list[Request] | None = None  # the answer to it
+        self._in_system = self._waiting = 0
+        self._queued = [0] * len(self.nodes)  # requests that wait at each node
+        self._request_ps = self._waiting_ps = 0
+        self._generated = self._preemptions = self._recomputed = 0
+        self._ready: list[int] = []  # heap of nodes that may be able to schedule now
+        self._ends: list[tuple[int, int, int]] = []  # heap of (time, kind, node or request)
+        self._prompt = workload["prompt_tokens"].tolist()
+        self._output = workload["output_tokens"].tolist()
+        self._planned = inputs.arrival_ps.tolist()
+        self._reach_ps = inputs.reach_ps.tolist()  # from a request's arrival to the router
+        self._predicted_up = inputs.predicted_up.tolist()
+        self._weight = _weights(workload, inputs.predicted)
+        self._children = _children(workload)
+        self._arrivals = _roots(workload)
+        self._next = 0  # place in ``_arrivals``
+        self._rows: list[tuple[int, ...]] = []  # one a finished request
+        self._logged: list[tuple[int, ...]] = []  # one an iteration
+
+    def advance(self, stops: Stops = TO_THE_END) -> Stop:
+        """Goes on to the next stop that was asked for, or to the end."""
+        due, self._due = self._due, None
+        if due is not None:
+            if due.kind == "route":
+                self._due = due
+                raise InputError(f"request {due.request} waits for a node: call answer() first")
+            stop = self._schedule(self.nodes[due.node], stops, passed=due.kind)
+            if stop is not None:
+                return stop
+        self._hold_ps = stops.hold_ps
+        while True:
+            event = self._next_event()
+            if event is not None and event[0] <= self._now_ps:
+                if event[1] == _END:
+                    heapq.heappop(self._ends)
+                    self._end_iteration(event[2])
+                elif event[1] == _WAKE:
+                    heapq.heappop(self._ends)
+                    heapq.heappush(self._ready, event[2])
+                elif self._arrive(event[2], ask=stops.route):
+                    return self._stop(Stop("route", request=event[2], candidates=len(self.nodes)))
+            elif self._ready:
+                node = self.nodes[self._ready[0]]
+                if not node.can_schedule or node.launched_ps > self._now_ps:
+                    heapq.heappop(self._ready)
+                    continue
+                node.begin(self._now_ps)
+                stop = self._schedule(node, stops)
+                if stop is not None:
+                    return stop
+            elif event is None:
+                return Stop("done")
+            elif stops.horizon_ps is not None and event[0] > stops.horizon_ps:
+                self._move(max(stops.horizon_ps, self._now_ps))
+                return Stop("horizon")
+            else:
+                self._move(event[0])
+
+    def features(self, names: Sequence[str], out: NDArray[Any]) -> int:
+        """Writes features of the candidates of the stop that is due to ``out``; see ``Run``."""
+        due = self._asked()
+        self._features.require(names, "a router" if due.kind == "route" else "a policy")
+        rows = min(due.candidates, len(out))
+        if due.kind == "route":
+            request = self._request(due.request, 0)
+            found = self._features.of_replicas(names, request, self._views(range(rows)))
+        else:
+            view = self.nodes[due.node].view(self._now_ps)
+            found = self._features.of_requests(names, self._candidates(due)[:rows], view)
+        for column, name in enumerate(names):
+            out[:rows, column] = found[name]
+        return rows
+
+    def answer(self, choice: int | Sequence[int] | NDArray[Any]) -> None:
+        """Answers the stop that is due; see ``Stop``."""
+        due = self._asked()
+        if due.kind != "route":
+            candidates = self._candidates(due)
+            self._chosen = [candidates[place] for place in _places(choice, due)]
+            return
+        node = int(choice)  # type: ignore[arg-type]  # an array of one is a node too
+        if node != HOLD and not 0 <= node < len(self.nodes):
+            raise InputError(f"node {node} is not one of 0 to {len(self.nodes) - 1}, nor HOLD (-1)")
+        self._due = None
+        if node == HOLD:
+            self._held.setdefault(due.request, self._now_ps - self._reach_ps[due.request])
+            heapq.heappush(self._ends, (self._now_ps + self._hold_ps, _ARRIVAL, due.request))
+        else:
+            self._send(due.request, node)
+
+    @property
+    def totals(self) -> Totals:
+        """The integrals up to now."""
+        return Totals(
+            self._now_ps, self._in_system, self._request_ps, self._waiting_ps, len(self._rows),
+            self._generated, self._preemptions, self._recomputed,
+        )  # fmt: skip
+
+    def records(self) -> Records:
+        """The records of a finished run; raises ``InvariantError`` before every request is done."""
+        requests = len(self._workload)
+        if len(self._rows) != requests:
+            raise InvariantError(f"{len(self._rows)} of {requests} requests have finished")
+        rows = np.array(sorted(self._rows), dtype=np.int64)
+        if (rows[:, 0] != np.arange(requests)).any():
+            raise InvariantError("a request finished twice")
+        predicted = self._inputs.predicted
+        columns = [np.ascontiguousarray(column) for column in rows.T[1:]]
+        replica, arrival, scheduled, first, finish, preemptions, recomputed, cached = columns
+        return Records(
+            replica=replica, arrival_ps=arrival, scheduled_ps=scheduled, first_token_ps=first,
+            finish_ps=finish, prompt_tokens=self._workload["prompt_tokens"],
+            output_tokens=self._workload["output_tokens"],
+            predicted_tokens=np.full(requests, np.nan) if predicted is None else predicted,
+            preemptions=preemptions, recomputed_tokens=recomputed, cached_tokens=cached,
+            backend="reference", iterations=self._iterations(),
+        )  # fmt: skip
+
+    def _node(self, index: int, scorer: Scorer) -> Replica:
+        """Makes a node; what another engine overrides."""
+        node, inputs = self.system.nodes[index], self._inputs.nodes[index]
+        blocks = inputs.num_gpu_blocks
+        return Replica(index, node.engine, blocks, node.policy, scorer, inputs.clock)
+
+    # Stops
+
+    def _stop(self, stop: Stop) -> Stop:
+        self._due, self._chosen = stop, None
+        return stop
+
+    def _asked(self) -> Stop:
+        if self._due is None:
+            raise InputError("nothing waits for an answer: call advance() first")
+        return self._due
+
+    def _candidates(self, due: Stop) -> Sequence[Request]:
+        """The requests that are to choose from at a node."""
+        node = self.nodes[due.node]
+        return node.candidates() if due.kind == "admit" else node.running
+
+    def _views(self, indices: Iterable[int]) -> list[ReplicaView]:
+        """Nodes as the router sees them: their state of the last scrape, its own books of now."""
+        if not self._interval_ps:
+            return [self.nodes[index].view(self._now_ps) for index in indices]
+        return [
+            dataclasses.replace(
+                self._seen[index], now_ps=self._now_ps, routed=self.nodes[index].routed,
+                outstanding=self.nodes[index].outstanding,
+            )
+            for index in indices
+        ]  # fmt: skip
+
+    # Events
+
+    def _move(self, to_ps: int) -> None:
+        """Lets time pass in which nothing happens; metrics are scraped on the way."""
+        interval = self._interval_ps
+        if interval and to_ps // interval > self._now_ps // interval:
+            self._seen = [node.view(to_ps // interval * interval) for node in self.nodes]
+        self._request_ps += self._in_system * (to_ps - self._now_ps)
+        self._waiting_ps += self._waiting * (to_ps - self._now_ps)
+        self._now_ps = to_ps
+
+    def _next_event(self) -> tuple[int, int, int] | None:
+        event = self._ends[0] if self._ends else None
+        if self._next < len(self._arrivals):
+            request = self._arrivals[self._next]
+            arrival = (self._planned[request] + self._reach_ps[request], _ARRIVAL, request)
+            return arrival if event is None or arrival < event else event
+        return event
+
+    def _arrive(self, request: int, *, ask: bool) -> bool:
+        """Takes an arrival off the calendar and routes it, unless the caller is to be asked."""
+        if self._ends and self._ends[0][1:] == (_ARRIVAL, request):
+            heapq.heappop(self._ends)
+        else:
+            self._next += 1
+        if request not in self._held:
+            self._in_system += 1
+            self._waiting += 1
+        if ask:
+            return True
+        self._send(request, self._route(request))
+        return False
+
+    def _route(self, request: int) -> int:
+        routing, count = self.system.routing, len(self.nodes)
+        if count == 1:
+            return 0
+        chosen = list(range(count))
+        if 0 < routing.choices < count:
+            chosen = sample(self._seed, request, count, routing.choices)
+        values = self._features.of_replicas(
+            routing.score.features, self._request(request, 0), self._views(chosen)
+        )
+        scores = np.asarray(routing.score.evaluate(values), dtype=np.float64)
+        if np.isnan(scores).any():
+            raise InputError(f"router {routing.score.name!r} gave NaN for a score")
+        return chosen[int(np.broadcast_to(scores, (len(chosen),)).argmin())]
+
+    def _request(self, id: int, index: int) -> Request:
+        """A request that is to be routed, as a node would take it."""
+        keys = self._inputs.nodes[index].block_keys
+        arrival_ps = self._held.get(id, self._now_ps - self._reach_ps[id])
+        return Request(
+            id, self._prompt[id], self._output[id], arrival_ps,
+            self._predicted_up[id], () if keys is None else keys[id],
+        )  # fmt: skip
+
+    def _send(self, id: int, index: int) -> None:
+        node = self.nodes[index]
+        node.add(self._request(id, index), self._now_ps, self._planned[id])
+        self._held.pop(id, None)
+        self._waiting -= 1
+        self._count(node)
+        node.routed += 1
+        node.outstanding += self._weight[id]
+        heapq.heappush(self._ready, index)
+
+    def _count(self, node: Replica) -> None:
+        """Keeps count of the requests that wait after something happened to a node."""
+        self._waiting += len(node.waiting) - self._queued[node.index]
+        self._queued[node.index] = len(node.waiting)
+
+    def _end_iteration(self, index: int) -> None:
+        node = self.nodes[index]
+        if node.ends_ps > self._now_ps:  # the launch of the iteration after it moved its end
+            heapq.heappush(self._ends, (node.ends_ps, _END, index))
+            return
+        step = node.in_flight[0]
+        self._generated += len(step.yields)
+        for request in node.finish():
+            self._finish(request, node, step.seen_ps)
+        self._count(node)
+        if self._check:
+            node.check()
+        heapq.heappush(self._ready, index)
+
+    def _finish(self, request: Request, node: Replica, seen_ps: int) -> None:
+        id = request.id
+        self._in_system -= 1
+        node.outstanding -= self._weight[id]
+        self._rows.append(
+            (
+                id, node.index, request.arrival_ps, request.scheduled_ps,
+                request.first_token_ps, seen_ps, request.preemptions,
+                request.recomputed, request.cached,
+            )
+        )  # fmt: skip
+        if self._inputs.think_ps is not None:
+            for child in self._children.get(id, ()):
+                arrival = seen_ps + int(self._inputs.think_ps[child])
+                reached = max(arrival, self._planned[child]) + self._reach_ps[child]
+                event = (reached, _ARRIVAL, child)
+                heapq.heappush(self._ends, event)
+
+    def _schedule(self, node: Replica, stops: Stops, passed: str = "") -> Stop | None:
+        """Schedules the iteration that a node began, unless the caller is to be asked before.
+
+        ``passed`` is the stop that was due, which ``_chosen`` answers or leaves to the policy.
+        """
+        chosen, self._chosen = self._chosen, None
+        if not passed and stops.preempt and node.running and len(node.waiting):
+            return self._stop(Stop("preempt", node.index, candidates=len(node.running)))
+        if passed != "admit":
+            node.preempt(chosen)
+            self._count(node)
+            seats = node.engine.max_num_seqs - len(node.running)
+            if stops.admit and seats > 0 and len(node.waiting):
+                return self._stop(Stop("admit", node.index, candidates=len(node.waiting)))
+            chosen = None
+        step = node.schedule(chosen or ())
+        self._count(node)
+        self._preemptions += len(step.preempted)
+        self._recomputed += step.recomputed_tokens
+        heapq.heappush(self._ends, (step.end_ps, _END, node.index))
+        if node.launched_ps > self._now_ps and len(node.in_flight) < node.depth:
+            heapq.heappush(self._ends, (node.launched_ps, _WAKE, node.index))
+        if self.steps is not None:
+            self.steps.append((node.index, step))
+        if self._log:
+            self._logged.append(
+                (
+                    node.index, step.start_ps, step.end_ps - step.start_ps,
+                    step.batch.prefill_tokens, step.batch.decode_seqs, len(node.running),
+                    len(node.waiting), node.kv.used, len(step.preempted),
+                )
+            )  # fmt: skip
+        if self._check:
+            node.check()
+        return None
+
+    def _iterations(self) -> Iterations | None:
+        if not self._log:
+            return None
+        rows = np.array(self._logged, dtype=np.int64)
+        return Iterations(*(np.ascontiguousarray(column) for column in rows.T))
+
+
+def _places(choice: int | Sequence[int] | NDArray[Any], due: Stop) -> list[int]:
+    """The places among the candidates that an answer names."""
+    places = [int(place) for place in np.atleast_1d(np.asarray(choice)).tolist()]
+    if len(set(places)) < len(places) or not all(0 <= at < due.candidates for at in places):
+        raise InputError(
+            f"{due.kind} at node {due.node}: {places[:8]} is no answer; each must be one of "
+            f"0 to {due.candidates - 1}, once"
+        )
+    return places
+
+
+def _weights(workload: Workload, predicted: NDArray[np.float64] | None) -> list[int]:
+    """Prompt and predicted tokens of each request, x FRACTION."""
+    tokens = workload["prompt_tokens"].astype(np.float64)
+    if predicted is not None:
+        tokens = tokens + predicted
+    weights: list[int] = np.rint(tokens * FRACTION).astype(np.int64).tolist()
+    return weights
+
+
+def _children(workload: Workload) -> dict[int, list[int]]:
+    """The requests that each request's finish lets arrive."""
+    children: dict[int, list[int]] = {}
+    if "parent" in workload:
+        for child, parent in enumerate(workload["parent"].tolist()):
+            if parent >= 0:
+                children.setdefault(parent, []).append(child)
+    return children
+
+
+def _roots(workload: Workload) -> list[int]:
+    """The requests that arrive by themselves, in order."""
+    if "parent" not in workload:
+        return list(range(len(workload)))
+    roots: list[int] = np.flatnonzero(workload["parent"] < 0).tolist()
+    return roots
