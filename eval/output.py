@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import shutil
 import sys
@@ -17,6 +16,7 @@ from shlex import join
 from typing import Any
 
 from lengthwise.errors import InputError
+from lengthwise.writing import whole_folder
 
 CONFIG = "config.json"
 _PACKAGES = ("lengthwise", "numpy", "numba", "pandas", "pyarrow", "scikit-learn", "scipy", "torch")
@@ -52,14 +52,8 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
     """A new folder to fill; on success it takes the place of ``folder``, on failure it is gone."""
     target = check_writable(folder)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".lengthwise-") as made:
-            fresh = Path(made) / "fresh"
-            fresh.mkdir()
+        with whole_folder(target) as fresh:
             yield fresh
-            if target.exists():
-                os.rename(target, Path(made) / "old")
-            os.rename(fresh, target)
     except OSError as error:
         raise InputError(f"can't write results to {str(target)!r}: {error.strerror}") from error
 

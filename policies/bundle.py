@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from lengthwise.policy import (
     Score,
 )
 from lengthwise.registry import load as load_registered
+from lengthwise.writing import whole_folder
 
 FORMAT = 1
 POLICY, WEIGHTS, PREDICTOR = "policy.json", "weights.safetensors", "predictor"
@@ -61,10 +61,7 @@ def write_bundle(policy: SchedulingPolicy | RoutingPolicy, folder: str | Path) -
         described["choices"] = policy.choices
     target = Path(folder)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".bundle-") as made:
-            here = Path(made) / "bundle"
-            here.mkdir()
+        with whole_folder(target) as here:
             if isinstance(score.function, MLP):
                 described["score"] = {"type": "mlp", "layers": len(score.function.layers)}
                 save_file(_tensors(score.function), here / WEIGHTS)
@@ -73,9 +70,6 @@ def write_bundle(policy: SchedulingPolicy | RoutingPolicy, folder: str | Path) -
             (here / POLICY).write_text(json.dumps(described, indent=2) + "\n")
             if (target / PREDICTOR).is_dir():  # a re-exported policy keeps its predictor
                 os.rename(target / PREDICTOR, here / PREDICTOR)
-            if target.exists():
-                os.rename(target, Path(made) / "old")
-            os.rename(here, target)
     except OSError as error:
         raise InputError(f"can't write the bundle {str(target)!r}: {error.strerror}") from error
     return target

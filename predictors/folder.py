@@ -6,8 +6,6 @@ No pickle and no code: reading an untrusted folder runs nothing of it.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.writing import whole_folder
 
 FORMAT = 1
 DESCRIPTION, ARRAYS = "predictor.json", "arrays.safetensors"
@@ -55,10 +54,7 @@ def write(saved: Saved, folder: str | Path, extra: Callable[[Path], None] | None
         "state": dict(saved.state),
     }
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".predictor-") as made:
-            here = Path(made) / "predictor"
-            here.mkdir()
+        with whole_folder(target) as here:
             (here / DESCRIPTION).write_text(
                 json.dumps(described, indent=1, allow_nan=False) + "\n", encoding="utf-8"
             )
@@ -67,9 +63,6 @@ def write(saved: Saved, folder: str | Path, extra: Callable[[Path], None] | None
                 save_file(arrays, here / ARRAYS)
             if extra is not None:
                 extra(here)
-            if target.exists():
-                os.rename(target, Path(made) / "old")
-            os.rename(here, target)
     except OSError as error:
         raise InputError(f"can't write the predictor {str(target)!r}: {error.strerror}") from error
 
@@ -83,8 +76,9 @@ def read(folder: str | Path) -> Saved:
     try:
         described = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
         arrays = load_file(path / ARRAYS) if (path / ARRAYS).is_file() else {}
-    except OSError as error:
-        raise InputError(f"no predictor at {str(path)!r}: {error.strerror}") from error
+    except OSError as error:  # safetensors' own has no strerror
+        why = error.strerror or error
+        raise InputError(f"can't read the predictor {str(path)!r}: {why}") from error
     except (ValueError, SafetensorError) as error:
         raise InputError(f"predictor {str(path)!r} is damaged: {error}") from error
     if not isinstance(described, dict) or described.get("format") != FORMAT:

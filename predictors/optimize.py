@@ -7,7 +7,6 @@ was not interrupted, bit by bit.
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lengthwise.errors import InputError
+from lengthwise.writing import whole_file
 
 Ints = NDArray[np.int64]
 
@@ -104,11 +104,10 @@ def minimize(
 
 
 def save_atomically(state: Any, path: Path) -> None:
-    """``torch.save`` to a temporary name, then renamed."""
+    """``torch.save``, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    torch.save(state, fresh)
-    os.replace(fresh, path)
+    with whole_file(path) as fresh:
+        torch.save(state, fresh)
 
 
 def _groups(net: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:

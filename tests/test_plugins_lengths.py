@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.policies.plugins import predicting
+from lengthwise.policies.plugins import budget, predictor_process
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.predicting import PredictorProcess, command
+from lengthwise.policies.plugins.predicting import command
+from lengthwise.policies.plugins.predictor_process import PredictorProcess
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.vllm import lengths
 from lengthwise.policies.plugins.vllm.entry import Entry
@@ -26,11 +27,17 @@ from lengthwise.predictors import make_predictor
 from tests import word_tokenizer
 
 FAKE = Path(__file__).parent / "engines" / "fake_predictor.py"
-MODEL = SimpleNamespace(tokenizer="none", tokenizer_revision=None, trust_remote_code=False)
+MODEL = SimpleNamespace(
+    tokenizer="none", tokenizer_revision=None, trust_remote_code=False, max_model_len=4096
+)
 
 
-def entry(sequence: int, prompt: int) -> Entry:
-    request = SimpleNamespace(prompt_token_ids=list(range(prompt)))
+def entry(sequence: int, prompt: int, **request_: Any) -> Entry:
+    request = SimpleNamespace(
+        prompt_token_ids=list(range(prompt)), num_prompt_tokens=prompt, sampling_params=None,
+        status=SimpleNamespace(name="FINISHED_STOPPED"), num_output_tokens=9,
+    )  # fmt: skip
+    vars(request).update(request_)
     return Entry(
         request=request, sequence=sequence, arrival_s=0.0, predicted_tokens=256.0, priority=0,
         deadline_s=float("inf"),
@@ -85,7 +92,7 @@ def test_a_predictor_that_raises_costs_that_request_alone(monkeypatch: pytest.Mo
 def test_a_silent_predictor_means_fcfs_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    monkeypatch.setattr(predicting, "RESTARTS", 0)
+    monkeypatch.setattr(budget.Budget, "take", lambda self: False)
     with (
         caplog.at_level(logging.WARNING, "lengthwise"),
         asked(monkeypatch, how, predict_timeout_s=0.3) as (made, counters),
@@ -100,11 +107,11 @@ def test_a_silent_predictor_means_fcfs_logged_once(
         until(lambda: all(e.state != "pending" for e in entries), made)
         assert all(e.state == "failed" for e in entries[1:])
         # A process that died may be known to be off before the last requests are asked about.
-        reasons = ("predictor-timeout", "predictor-off")
+        reasons = ("predictor-timeout", "predictor-off", "predictor-error")
         failed = sum(e.state == "failed" for e in entries)  # what hangs has answered the first
         assert sum(counters.counts["fallbacks", reason] for reason in reasons) == failed
-    late = [r for r in caplog.records if "predictor-timeout" in r.getMessage()]
-    assert len(late) == 1
+    said = [r.getMessage() for r in caplog.records if "got no predicted length" in r.getMessage()]
+    assert 0 < len(said) == len(set(said))
 
 
 def test_a_dead_predictor_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +125,134 @@ def test_a_dead_predictor_is_started_again(monkeypatch: pytest.MonkeyPatch) -> N
         while not answered and time.monotonic() < deadline:
             process.send(7, [1, 2, 3])
             time.sleep(0.2)
-            answered = process.received()
-        assert answered[0] == (7, 6.0)
+            answered = [a for a in process.received() if a.tokens == a.tokens]
+        assert answered[0][:2] == (7, 6.0)
+
+
+def test_a_predictor_that_dies_now_and_then_is_always_started_again() -> None:
+    """Five deaths over an hour of simulated time; then four within a minute, and a rest."""
+    now, counters = [0.0], Counters()
+    process = PredictorProcess([sys.executable, str(FAKE), "works"], counters, lambda: now[0])
+
+    def killed() -> None:
+        child = process._child
+        assert child is not None
+        child.kill()
+        wait_for(lambda: process._child is not child)
+
+    try:
+        for _ in range(5):
+            killed()
+            wait_for(lambda: process.up)
+            now[0] += 720.0
+        for _ in range(3):
+            killed()
+            wait_for(lambda: process.up)
+        killed()
+        time.sleep(1.0)
+        assert not process.up and counters.gauges["predictor_up", "predictor"] == 0.0
+        process.send(1, [5])
+        assert [a.sequence for a in process.received()][-1] == 1  # answered at once: with nothing
+        now[0] += 601.0
+        wait_for(lambda: process.up)
+        assert counters.counts["restarts", "predictor"] == 9
+    finally:
+        process.close()
+
+
+def wait_for(done: Callable[[], bool], most_s: float = 20.0) -> None:
+    deadline = time.monotonic() + most_s
+    while not done():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.01)
+
+
+def test_half_a_line_and_half_an_answer_hold_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor_process, "START_S", 1.0)
+    with pytest.raises(InputError, match="too long to load"):
+        PredictorProcess([sys.executable, str(FAKE), "half-line"], Counters())
+    monkeypatch.setattr(predictor_process, "START_S", 120.0)
+    monkeypatch.setattr(predictor_process, "STUCK_S", 1.0)
+    with asked(monkeypatch, "half-frame", predict_timeout_s=20.0) as (made, counters):
+        e = entry(0, 5)
+        made.ask(e, None, needed=True)
+        until(lambda: e.state == "failed", made)
+        assert counters.counts["fallbacks", "predictor-error"] == 1
+        assert counters.counts["restarts", "predictor"] == 1
+
+
+def test_what_is_no_token_costs_that_prompt_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with asked(monkeypatch, "works", predict_timeout_s=20.0) as (made, _):
+        odd, even = entry(0, 5), entry(1, 6)
+        odd.request.prompt_token_ids = [1, 2**31]
+        made.ask(odd, None, needed=True)
+        made.ask(even, None, needed=True)
+        until(lambda: even.state != "pending" and odd.state != "pending", made)
+        assert (odd.state, even.state, even.predicted_tokens) == ("failed", "ready", 12.0)
+
+
+@pytest.mark.parametrize(
+    "said, means",
+    [(120, 120), (12.5, 12.5), ("120", 120), (" 7 ", 7), (0.25, 1.0), (1e300, 4091.0)],
+)
+def test_a_client_s_number_is_a_number(said: Any, means: float) -> None:
+    made, counters = Lengths(Settings(policy="sjf"), MODEL, counts := Counters()), counts
+    e = entry(0, 5)
+    made.ask(e, said, needed=True)
+    assert (e.predicted_tokens, e.state, e.source) == (means, "ready", "client")
+    assert counters.counts == {("predictions", "client"): 1}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [10**400, "9" * 400, float("nan"), float("inf"), -3, 0, True, [7], {}, "", "many", "nan", b"1"],
+)
+def test_nonsense_from_a_client_is_counted_and_never_raises(said: Any) -> None:
+    counters = Counters()
+    e = entry(0, 5)
+    Lengths(Settings(policy="sjf"), MODEL, counters).ask(e, said, needed=True)
+    assert (e.predicted_tokens, e.state) == (256.0, "ready")
+    assert counters.counts == {("predictions", "default"): 1, ("ignored", "predicted_tokens"): 1}
+
+
+def test_clients_need_not_be_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with asked(monkeypatch, "works", client_lengths=False, predict_timeout_s=20.0) as (made, _):
+        e = entry(0, 5)
+        made.ask(e, 1, needed=True)
+        until(lambda: e.state == "ready", made)
+        assert (e.predicted_tokens, e.source) == (10.0, "predictor")
+
+
+def test_no_length_exceeds_what_the_request_may_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def limited(sequence: int, prompt: int, most: int | None) -> Entry:
+        return entry(sequence, prompt, sampling_params=SimpleNamespace(max_tokens=most))
+
+    with asked(monkeypatch, "works", predict_timeout_s=20.0) as (made, _):
+        told, guessed, default = limited(0, 8, 10), limited(1, 8, 10), limited(2, 8, 10)
+        made.ask(told, 145, needed=True)
+        assert told.predicted_tokens == 10.0
+        made.ask(guessed, None, needed=True)
+        until(lambda: guessed.state == "ready", made)
+        assert guessed.predicted_tokens == 10.0  # the predictor said 16
+        made._process = None
+        made.ask(default, None, needed=True)
+        assert default.predicted_tokens == 10.0
+        for prompt, room in ((4090, 6.0), (4096, 1.0), (5000, 1.0)):
+            full = limited(3, prompt, None)
+            made.ask(full, 100, needed=True)
+            assert full.predicted_tokens == room
+
+
+def test_who_ends_without_an_answer_is_counted_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    with asked(monkeypatch, "hangs", predict_timeout_s=3600.0) as (made, counters):
+        entries = [entry(i, 5) for i in range(4)]
+        for e in entries:
+            made.ask(e, None, needed=True)
+        until(lambda: entries[0].state == "ready", made)
+        for e in entries:
+            made.finished(e)
+        assert counters.counts["fallbacks", "predictor-timeout"] == 3
+        assert not made._asked
 
 
 def test_what_is_no_length_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +285,7 @@ def test_a_saved_predictor_answers_as_it_does_here(tmp_path: Path) -> None:
         answers: dict[int, float] = {}
         deadline = time.monotonic() + 60
         while len(answers) < 2 and time.monotonic() < deadline:
-            answers.update(process.received())
+            answers.update((a.sequence, a.tokens) for a in process.received())
             time.sleep(0.01)
     finally:
         process.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.policies.plugins import record
+from lengthwise.policies.plugins import part, record
 from lengthwise.policies.plugins.metrics import Counters
+from lengthwise.policies.plugins.part import Part
 from lengthwise.policies.plugins.record import Recorder, prompt_id
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.predictors import load_predictor
@@ -95,8 +97,8 @@ def test_prompts_stay_out_of_the_record_unless_they_are_asked_for(tmp_path: Path
     jobs = [{**job(i, rng), "extra": {"predicted_tokens": 9}} for i in range(20)]
     found = served(NEWEST, {"policy": "sjf", "record": str(tmp_path)}, jobs)
     assert found["counts"] == {"predictions:client": 20, "recorded:written": 20}
-    (part,) = tmp_path.iterdir()
-    table = pq.read_table(part)
+    (file,) = tmp_path.iterdir()
+    table = pq.read_table(file)
     assert "prompt_token_ids" not in table.column_names
     assert set(table.column("predicted_tokens").to_pylist()) == {9.0}
     with pytest.raises(InputError, match="has no prompt texts"):
@@ -123,39 +125,94 @@ def recorder(folder: Path, counters: Counters) -> Recorder:
     return Recorder(Settings(policy="fcfs", record=str(folder)), MODEL, counters)
 
 
-def test_part_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "ROWS", 10)
+def until(done: Callable[[], bool], most_s: float = 20.0) -> None:
+    deadline = time.monotonic() + most_s
+    while not done():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+
+
+def test_a_part_file_grows_whole_until_the_next_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "FLUSH_S", 0.05)
+    monkeypatch.setattr(part, "PART_ROWS", 10)
     counters = Counters()
     made = recorder(tmp_path, counters)
-    for index in range(25):
+    seen: set[int] = set()
+    for index in range(25):  # a reader at any moment finds whole files and nobody twice
         made.finished(request(index))
+        time.sleep(0.02)
+        if list(tmp_path.glob("part-*")):
+            found = pq.read_table(tmp_path).column("output_tokens").to_pylist()
+            assert len(found) == len(set(found)) and seen <= set(found)
+            seen = set(found)
     made.close()
+    assert len(seen) > 5  # long before the end
     parts = sorted(tmp_path.iterdir())
-    assert [part.name.startswith("part-") for part in parts] == [True] * 3
-    assert [pq.read_metadata(part).num_rows for part in parts] == [10, 10, 5]
+    assert {p.name.startswith("part-") for p in parts} == {True} and 2 <= len(parts) <= 4
     lengths = pq.read_table(tmp_path).column("output_tokens").to_pylist()
     assert sorted(lengths) == list(range(1, 26))
+    assert counters.counts == {("recorded", "written"): 25}
 
 
-def test_a_part_is_written_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "FLUSH_S", 0.1)
+def test_what_finished_is_on_the_disk_soon(tmp_path: Path) -> None:
     made = recorder(tmp_path, Counters())
     made.finished(request(0))
-    deadline = time.monotonic() + 20
-    while not list(tmp_path.glob("part-*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    made.close()
+    until(lambda: bool(list(tmp_path.glob("part-*"))), most_s=record.FLUSH_S + 5)
     assert pq.read_table(tmp_path).num_rows == 1
+    made.close()
 
 
-def test_a_folder_that_goes_away_costs_the_record_alone(tmp_path: Path) -> None:
+def test_a_folder_that_goes_away_for_a_while_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(record, "FLUSH_S", 0.05)
+    counters, folder = Counters(), tmp_path / "mount" / "record"
+    made = recorder(folder, counters)
+    made.finished(request(0))
+    until(lambda: counters.counts["recorded", "written"] == 1)
+    (tmp_path / "mount").rename(tmp_path / "elsewhere")  # a network drive, say
+    made.finished(request(1))
+    until(lambda: "the record waits for its folder" in caplog.text)
+    made.finished(request(2))
+    time.sleep(0.2)
+    assert counters.counts == {("recorded", "written"): 1}
+    (tmp_path / "elsewhere").rename(tmp_path / "mount")
+    until(lambda: counters.counts["recorded", "written"] == 3)
+    made.close()
+    assert sorted(pq.read_table(folder).column("output_tokens").to_pylist()) == [1, 2, 3]
+    assert caplog.text.count("waits for its folder") == 1
+
+
+def test_what_never_reaches_the_disk_is_counted_at_the_end(tmp_path: Path) -> None:
     counters = Counters()
-    made = recorder(tmp_path / "record", counters)
-    shutil.rmtree(tmp_path / "record")
+    made = recorder(tmp_path / "mount" / "record", counters)
+    shutil.rmtree(tmp_path / "mount")
     for index in range(3):
         made.finished(request(index))
     made.close()
     assert counters.counts == {("recorded", "dropped"): 3}
+
+
+def test_a_writer_that_fails_goes_on_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    add, counters = Part.add, Counters()
+
+    def failing(self: Part, row: dict[str, Any]) -> None:
+        if row["request_id"] == "r1":
+            raise RuntimeError("a bug")
+        add(self, row)
+
+    monkeypatch.setattr(Part, "add", failing)
+    made = recorder(tmp_path, counters)
+    for index in range(4):
+        made.finished(request(index))
+    made.close()
+    assert pq.read_table(tmp_path).column("request_id").to_pylist() == ["r0", "r2", "r3"]
+    assert counters.counts["restarts", "record-thread"] == 1
+    assert "the record thread failed, and goes on" in caplog.text
 
 
 def test_memory_is_bounded_and_nobody_waits(

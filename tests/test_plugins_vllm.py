@@ -35,6 +35,8 @@ def _tasks(version: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """Every task for a version by its name."""
     tasks = {
         "stock": ("stock", {"first": 0, "count": 5}),
+        "shadow": ("shadow", {"first": 100, "count": 3}),
+        **{f"said {name}": ("said", {"lengthwise": given}) for name, given in SAID.items()},
         "random": ("random_workloads", {"first": 0, "count": 50}),
         **{f"refused {name}": ("refused", given) for name, (given, _) in REFUSED.items()},
         **{name: ("order", given) for name, given in _orders().items()},
@@ -90,6 +92,32 @@ def found(version: str, name: str) -> Any:
 @pytest.mark.parametrize("version", ALL)
 def test_fcfs_and_priority_are_stock_step_by_step(version: str) -> None:
     assert found(version, "stock") == {"workloads": 5}
+
+
+@pytest.mark.parametrize("version", ALL)
+def test_shadow_mode_asks_for_every_request_and_changes_no_step(version: str) -> None:
+    assert found(version, "shadow")["asked"] > 30
+
+
+SAID: dict[str, dict[str, Any]] = {
+    "srtf": {"policy": "srtf", "guard": 2},
+    "fcfs": {"policy": "fcfs"},
+    "port": {"policy": "sjf", "metrics_host": "203.0.113.7", "metrics_port": 9},
+}
+
+
+@pytest.mark.parametrize("version", ALL)
+def test_a_server_says_what_runs_in_one_line(version: str) -> None:
+    (line,) = found(version, "said srtf")["lines"]
+    assert line.startswith("INFO lengthwise ") and f" in vLLM {version}" in line
+    for part in ("policy srtf", "preemption recompute", "guard 2 from 0.5 s", "predictor none",
+                 "record none"):  # fmt: skip
+        assert part in line
+    (line,) = found(version, "said fcfs")["lines"]
+    assert "policy fcfs (vLLM's own class)" in line and "guard off" in line
+    warning, line = found(version, "said port")["lines"]
+    assert warning.startswith("WARNING") and "can't listen on metrics_host '203.0.113.7'" in warning
+    assert line.startswith("INFO")
 
 
 @pytest.mark.parametrize("version", ALL)
@@ -239,6 +267,33 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "predictor": ({"lengthwise": {"policy": "sjf", "predictor": "/nowhere"}}, "/nowhere"),
     "router": ({"lengthwise": {"policy": "jsq"}}, "unknown policy 'jsq'"),
     "swap": ({"lengthwise": {"policy": "srtf+preempt:mode=swap"}}, "by swapping"),
+    "shadow": ({"lengthwise": {"policy": "fcfs", "predictor": "/nowhere"}}, "/nowhere"),
+    "port": ({"lengthwise": {"policy": "sjf", "metrics_port": 65536}}, "65535 or less"),
+    "idle guard": ({"lengthwise": {"policy": "fcfs", "guard": 1.5}}, "guard has no effect"),
+    "idle floor": (
+        {"lengthwise": {"policy": "sjf", "guard": 0, "guard_floor_s": 1}},
+        "guard_floor_s has no effect",
+    ),
+    "idle prompts": (
+        {"lengthwise": {"policy": "sjf", "record_prompts": True}},
+        "record_prompts has no effect: there is no record",
+    ),
+    "idle time": (
+        {"lengthwise": {"policy": "sjf", "predict_timeout_s": 1.0}},
+        "predict_timeout_s has no effect: there is no predictor",
+    ),
+    "idle default": (
+        {"lengthwise": {"policy": "mlfq", "guard": 0, "default_tokens": 9}},
+        "default_tokens has no effect",
+    ),
+    "idle host": (
+        {"lengthwise": {"policy": "sjf", "metrics_host": "::1"}},
+        "metrics_host has no effect",
+    ),
+    "idle port": (
+        {"lengthwise": {"policy": "fcfs", "metrics_port": 9}},
+        "metrics_port has no effect",
+    ),
     "admit": ({"lengthwise": {"policy": "sjf+admit:reserve=1"}}, "memory-aware admission"),
     "fcfs": ({"lengthwise": {"policy": "fcfs+preempt"}}, "preemption with vLLM's own queue"),
     "queue": ({"lengthwise": {"policy": "fcfs"}, "policy": "priority"}, "--scheduling-policy"),
@@ -262,6 +317,7 @@ COUNTED: dict[str, dict[str, Any]] = {
                         **ONE_SEAT},
     "raises always": {"lengthwise": {"policy": f"{HERE}:broken"}, "jobs": FIVE, **ONE_SEAT},
     "gives nan": {"lengthwise": {"policy": f"{HERE}:not_a_number"}, "jobs": FIVE, **ONE_SEAT},
+    "exits": {"lengthwise": {"policy": f"{HERE}:exits"}, "jobs": FIVE, **ONE_SEAT},
     "gives text": {"lengthwise": {"policy": f"{HERE}:text"}, "jobs": FIVE, **ONE_SEAT},
     "is slow": {"lengthwise": {"policy": f"{HERE}:slow", "policy_timeout_s": 0.01}, "jobs": FIVE,
                 **ONE_SEAT},
@@ -270,12 +326,19 @@ COUNTED: dict[str, dict[str, Any]] = {
                             zip(FIVE, (-1, "9", None, True, 3), strict=True)]},
 }  # fmt: skip
 
+FAILING = {
+    "raises always": "raised", "exits": "raised SystemExit", "gives nan": "gave nan",
+    "gives text": "gave 'first'",
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("version", ALL)
-@pytest.mark.parametrize("name", ["raises always", "gives nan", "gives text"])
-def test_a_failing_policy_means_fcfs(version: str, name: str) -> None:
+@pytest.mark.parametrize("name", FAILING)
+def test_a_failing_policy_means_fcfs_said_once(version: str, name: str) -> None:
     result = found(version, name)
     assert result["admitted"] == [0, 1, 2, 3, 4]
+    (warning,) = result["warnings"]
+    assert FAILING[name] in warning
     assert result["counts"]["fallbacks:policy"] == 5
 
 
@@ -301,5 +364,5 @@ def test_a_slow_policy_is_switched_off(version: str) -> None:
 def test_a_client_s_nonsense_is_counted_and_replaced(version: str) -> None:
     counts = found(version, "bad length")["counts"]
     assert counts == {
-        "fallbacks:bad-client-value": 3, "predictions:default": 4, "predictions:client": 1,
+        "ignored:predicted_tokens": 2, "predictions:default": 3, "predictions:client": 2,
     }  # fmt: skip

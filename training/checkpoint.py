@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,14 @@ from typing import Any
 import torch
 
 from lengthwise.errors import InputError
+from lengthwise.writing import whole_file
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Saves ``state`` (tensors, numbers, strings, lists, dicts) in place of an earlier one."""
-    fresh = path.with_name(f".{path.name}.tmp")
     try:
-        torch.save(state, fresh)
-        os.replace(fresh, path)
+        with whole_file(path) as fresh:
+            torch.save(state, fresh)
     except OSError as error:
         raise InputError(f"can't write checkpoint {str(path)!r}: {error.strerror}") from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.serving import Engine
 from lengthwise.training.checkpoint import read_checkpoint
 from lengthwise.workload import Workload
+from lengthwise.writing import whole_file
 
 CHECKPOINT, BEST, BUNDLE, EVALUATIONS = "checkpoint.pt", "best.pt", "bundle", "evaluations.json"
 _PACKAGES = ("gymnasium", "stable-baselines3", "sb3-contrib")
@@ -53,9 +53,8 @@ def write_config(folder: Path, config: Mapping[str, Any], command: str | None) -
 
 def replace_json(path: Path, value: Any) -> None:
     """Writes JSON in place of an earlier file, whole or not at all."""
-    fresh = path.with_name(f".{path.name}.tmp")
-    write_json(fresh, value)
-    os.replace(fresh, path)
+    with whole_file(path) as fresh:
+        write_json(fresh, value)
 
 
 def _same(folder: Path, given: Mapping[str, Any]) -> None:

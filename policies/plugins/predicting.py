@@ -1,8 +1,8 @@
-"""A predictor in a process of its own, and the two threads that talk to it.
+"""The process that a predictor runs in, beside an engine; ``predictor_process`` is who talks to it.
 
-``python -m lengthwise.policies.plugins.predicting DIR ...`` is the process. It says one JSON line
-when it is ready, ``{"needs": [...]}`` or ``{"error": "..."}``; then it reads frames of a request's
-prompt tokens, takes whatever has arrived as one batch, and writes a frame for each prediction.
+``python -m lengthwise.policies.plugins.predicting DIR ...`` says one JSON line when it is ready,
+``{"needs": [...]}`` or ``{"error": "..."}``; then it reads frames of a request's prompt tokens,
+takes whatever has arrived as one batch, and writes a frame for each prediction.
 """
 
 from __future__ import annotations
@@ -13,29 +13,18 @@ import json
 import math
 import os
 import queue
-import select
 import struct
-import subprocess
 import sys
 import threading
-import time
-from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO
 
-from lengthwise.errors import InputError
-from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.saved import saved_predictor
 from lengthwise.served_text import PromptReader
 
 ASK = struct.Struct("<qq")  # sequence, tokens that follow as int32
 TELL = struct.Struct("<qd")  # sequence, predicted tokens; NaN where the predictor failed
-START_S = 120.0  # to import libraries and read a model
-STUCK_S = 10.0  # without an answer while some are owed: the process is started again
-RESTARTS = 3  # then predictions stay off
 BATCH = 64
-BACKLOG = 4096  # prompts; more than that are not even sent
 
 
 def command(
@@ -47,128 +36,6 @@ def command(
     if revision:
         line += ["--revision", revision]
     return [*line, "--trust-remote-code"] if trust_remote_code else line
-
-
-class PredictorProcess:
-    """Sends prompts and receives predictions; none of its methods block after construction.
-
-    Raises ``InputError`` from the constructor if the predictor can't be loaded.
-    """
-
-    def __init__(self, line: Sequence[str], counters: Counters) -> None:
-        self._line = list(line)
-        self._counters = counters
-        self._answers: deque[tuple[int, float]] = deque()
-        self._prompts: queue.SimpleQueue[tuple[int, Sequence[int]] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._owed_since: float | None = None
-        self._owed = 0
-        self._starts = 0
-        self._closed = False
-        self.off = False  # it failed too often and isn't asked any more
-        self._child = self._start()
-
-    def send(self, sequence: int, prompt: Sequence[int]) -> None:
-        """Asks for a prediction."""
-        if self._prompts.qsize() < BACKLOG:
-            self._prompts.put((sequence, prompt))
-
-    def received(self) -> list[tuple[int, float]]:
-        """The predictions that came since the last call: (sequence, tokens)."""
-        found: list[tuple[int, float]] = []
-        while self._answers:
-            found.append(self._answers.popleft())
-        if self._owed_since is not None and time.monotonic() - self._owed_since > STUCK_S:
-            self._owed_since = None
-            self._child.kill()  # its reader sees the end and starts another
-        return found
-
-    def close(self) -> None:
-        """Ends the process and its threads."""
-        self._closed = True
-        self._child.kill()
-        self._reader.join(timeout=STUCK_S)
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        self._starts += 1
-        child = subprocess.Popen(self._line, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert child.stdin is not None and child.stdout is not None
-        ready, _, _ = select.select([child.stdout], [], [], START_S)
-        line = child.stdout.readline() if ready else b""
-        try:
-            said = json.loads(line)
-        except ValueError:
-            said = {"error": "its process did not start" if ready else "it took too long to load"}
-        if "error" in said:
-            _end(child)
-            raise InputError(f"predictor: {said['error']}")
-        self._owed, self._owed_since = 0, None
-        writer = threading.Thread(target=self._write, args=(child.stdin,), daemon=True)
-        self._reader = threading.Thread(target=self._read, args=(child, writer), daemon=True)
-        writer.start()
-        self._reader.start()
-        return child
-
-    def _write(self, pipe: BinaryIO) -> None:
-        broken = False
-        while (asked := self._prompts.get()) is not None:
-            if broken:
-                continue  # the process ended; what it was asked is late, and so served FCFS
-            sequence, prompt = asked
-            tokens = array.array("i", prompt)
-            with self._lock:
-                self._owed += 1
-                if self._owed_since is None:
-                    self._owed_since = time.monotonic()
-            try:
-                pipe.write(ASK.pack(sequence, len(tokens)) + tokens.tobytes())
-                pipe.flush()
-            except (OSError, ValueError):
-                broken = True
-
-    def _read(self, child: subprocess.Popen[bytes], writer: threading.Thread) -> None:
-        assert child.stdout is not None
-        while len(frame := child.stdout.read(TELL.size)) == TELL.size:
-            self._answers.append(TELL.unpack(frame))
-            with self._lock:
-                self._owed -= 1
-                self._owed_since = time.monotonic() if self._owed else None
-        child.kill()
-        self._prompts.put(None)
-        writer.join()
-        _end(child)
-        if self._closed:
-            return
-        self._counters.warn("predictor-died", "the predictor's process ended and is started again")
-        if self._starts > RESTARTS:
-            self.off = True
-            self._counters.warn("predictor-off", "the predictor keeps failing and stays off")
-            return
-        try:
-            self._child = self._start()
-        except InputError as error:
-            self.off = True
-            self._counters.warn("predictor-off", f"{error}; it stays off")
-        if self._closed:  # meanwhile
-            self._child.kill()
-
-
-def is_length(value: Any) -> TypeGuard[float]:
-    """Whether a client's or a predictor's word is a number of tokens."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    child.kill()
-    child.wait()
-    for pipe in (child.stdin, child.stdout):
-        if pipe is not None:
-            with suppress(OSError):  # a flush of what nobody reads any more
-                pipe.close()
-
-
-# The process itself
 
 
 def main() -> None:

@@ -1,30 +1,33 @@
 """Learning from production: what finished requests were predicted and what they became, in Parquet.
 
-A scheduler hands over each request as it finishes; a thread of its own writes part files. Nothing
-here blocks or breaks the engine: what can't be written is dropped, counted, and said once.
+A scheduler hands over each request as it finishes; a thread of its own writes them to part files
+every few seconds, since engines are killed without being asked. Nothing here blocks or breaks the
+engine: what can't be written waits, and beyond ``BACKLOG_TOKENS`` is dropped, counted, and said
+once.
 """
 
 from __future__ import annotations
 
 import array
-import hashlib
-import os
 import queue
 import threading
 import time
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lengthwise.errors import InputError
+from lengthwise.policies.plugins import client
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.predicting import is_length
+from lengthwise.policies.plugins.part import Part, prompt_id
 from lengthwise.policies.plugins.settings import Settings
+from lengthwise.policies.plugins.threads import keep
 
-ROWS = 5000  # requests a part file
-FLUSH_S = 300.0  # a part file is written at least that often
-BACKLOG_TOKENS = 16 * 2**20  # of prompts that wait for the thread, 4 bytes each
+ROWS = 1000  # that wait are written at once
+FLUSH_S = 2.0  # what finished is on the disk not much later
+BACKLOG_TOKENS = 16 * 2**20  # of prompts that are not on the disk, 4 bytes each
+__all__ = ["Recorder", "prompt_id"]
+
 # vLLM's statuses; whatever else ended a request cut its answer short
 REASONS = {
     "FINISHED_STOPPED": "stop",
@@ -32,11 +35,6 @@ REASONS = {
     "FINISHED_LENGTH_CAPPED": "length",
     "FINISHED_ABORTED": "abort",
 }
-
-
-def prompt_id(prompt_token_ids: Sequence[int]) -> str:
-    """What stands for a prompt in the records: 128 bits of a hash of its token ids."""
-    return hashlib.blake2b(array.array("i", prompt_token_ids).tobytes(), digest_size=16).hexdigest()
 
 
 class Recorder:
@@ -48,10 +46,10 @@ class Recorder:
 
     def __init__(self, settings: Settings, model_config: Any, counters: Counters) -> None:
         try:
-            import pyarrow.parquet
+            import pyarrow
         except ImportError:
             raise InputError("lengthwise setting record needs the package pyarrow") from None
-        self._parquet: Any = pyarrow.parquet
+        del pyarrow  # the thread imports it
         self._folder = Path(settings.record)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -62,14 +60,17 @@ class Recorder:
             raise InputError(
                 f"lengthwise setting record: can't write to {settings.record!r}: {error.strerror}"
             ) from None
-        self._prompts = settings.record_prompts
-        self._model, self._tokenizer = str(model_config.model), str(model_config.tokenizer)
+        self._believed = settings.client_lengths
         self._counters = counters
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._backlog = 0  # tokens in the queue, and one a request
+        self._backlog = 0  # tokens of requests that are not on the disk, and one a request
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="lengthwise-record", daemon=True)
-        self._thread.start()
+        self._part = Part(
+            self._folder, settings.record_prompts,
+            {"model": str(model_config.model), "tokenizer": str(model_config.tokenizer)},
+        )  # fmt: skip
+        self._closed = threading.Event()
+        self._thread = keep("record", self._run, counters, self._closed)
 
     def finished(self, request: Any) -> None:
         """A request of vLLM's is done; without output, or of a session, it tells nothing."""
@@ -83,6 +84,7 @@ class Recorder:
         """Writes what is left; waits for that, though not for ever."""
         self._queue.put(None)
         self._thread.join(timeout=30)
+        self._closed.set()
 
     def _put(self, request: Any) -> None:
         prompt = request.prompt_token_ids  # None for embeddings
@@ -94,18 +96,24 @@ class Recorder:
             self._drop(1, "the disk is too slow")
             return
         entry = getattr(request, "lengthwise", None)
-        extra = getattr(request.sampling_params, "extra_args", None) or {}
-        told = extra.get("predicted_tokens")
-        if entry is not None:
-            told = entry.predicted_tokens if entry.predicted else None
+        told, by = None, None
+        if entry is None:  # stock FCFS: nobody asked, but the client may have said
+            sent = getattr(request.sampling_params, "extra_args", None) or {}
+            told = client.length(sent.get("predicted_tokens")) if self._believed else None
+            by = None if told is None else "client"
+        elif entry.predicted:
+            told, by = entry.predicted_tokens, entry.source
+        limit = getattr(request.sampling_params, "max_tokens", None)
         self._queue.put(
             {
-                "request_id": request.request_id,
+                "request_id": str(request.request_id),
                 "arrival_s": float(request.arrival_time),
                 "prompt_token_ids": None if prompt is None else array.array("i", prompt),
                 "prompt_tokens": int(request.num_prompt_tokens),
-                "predicted_tokens": float(told) if is_length(told) else None,
+                "predicted_tokens": told,
+                "predicted_by": by,
                 "output_tokens": int(request.num_output_tokens),
+                "max_tokens": None if limit is None else int(limit),
                 "finish_reason": REASONS.get(request.status.name, "error"),
             }
         )
@@ -117,8 +125,7 @@ class Recorder:
     # The thread
 
     def _run(self) -> None:
-        rows: list[dict[str, Any]] = []
-        due_s = time.monotonic() + FLUSH_S
+        due_s, failing = time.monotonic() + FLUSH_S, False
         while True:
             try:
                 row = self._queue.get(timeout=max(due_s - time.monotonic(), 0.0))
@@ -126,51 +133,27 @@ class Recorder:
                 pass
             else:
                 if row is None:
-                    self._write(rows)
+                    self._flush()
+                    if self._part.waiting:
+                        self._drop(self._part.waiting, "the engine ends before")
                     return
-                rows.append(self._made(row))
-                if len(rows) < ROWS:
+                self._part.add(row)
+                full = self._part.waiting >= ROWS and not failing
+                if not full and time.monotonic() < due_s:
                     continue
-            self._write(rows)
-            rows = []
+            failing = not self._flush()
             due_s = time.monotonic() + FLUSH_S
 
-    def _made(self, row: dict[str, Any]) -> dict[str, Any]:
-        ids = row.pop("prompt_token_ids")
-        with self._lock:
-            self._backlog -= 1 + len(ids or ())
-        row["prompt_id"] = None if ids is None else prompt_id(ids)
-        if self._prompts:
-            row["prompt_token_ids"] = ids
-        return row
-
-    def _write(self, rows: list[dict[str, Any]]) -> None:
-        """One part file, complete or not there."""
-        if not rows:
-            return
-        import pyarrow as pa
-
-        part = self._folder / f"part-{time.time_ns()}-{uuid.uuid4().hex[:8]}.parquet"
-        unfinished = part.with_name(f".{part.name}")
+    def _flush(self) -> bool:
+        """Whether everything is on the disk now."""
+        waiting = self._part.waiting
         try:
-            columns: dict[str, Any] = {
-                name: pa.array([row[name] for row in rows], type=kind)
-                for name, kind in (
-                    ("request_id", pa.string()), ("arrival_s", pa.float64()),
-                    ("prompt_id", pa.string()), ("prompt_tokens", pa.int64()),
-                    ("predicted_tokens", pa.float64()), ("output_tokens", pa.int64()),
-                    ("finish_reason", pa.string()),
-                )
-            }  # fmt: skip
-            columns["model"] = pa.repeat(self._model, len(rows))
-            columns["tokenizer"] = pa.repeat(self._tokenizer, len(rows))
-            if self._prompts:
-                ids = [row["prompt_token_ids"] for row in rows]
-                columns["prompt_token_ids"] = pa.array(ids, type=pa.list_(pa.int32()))
-            self._parquet.write_table(pa.table(columns), unfinished, compression="zstd")
-            os.replace(unfinished, part)
-        except Exception as error:  # a full disk, a folder that is gone
-            unfinished.unlink(missing_ok=True)
-            self._drop(len(rows), repr(error))
-        else:
-            self._counters.add("recorded", "written", len(rows))
+            written = self._part.write()
+        except Exception as error:  # a full disk, a folder that is gone: it may come back
+            self._counters.warn("record-disk", f"the record waits for its folder: {error!r}")
+            return False
+        with self._lock:
+            self._backlog -= written
+        if waiting:
+            self._counters.add("recorded", "written", waiting)
+        return True

@@ -13,6 +13,8 @@ from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policy import Score
 from lengthwise.provider import Provider
 
+# whatever a user's function raises; sys.exit() in it is not the engine's end
+RAISED = (Exception, SystemExit)
 SLOW_ALLOWED = 3  # slow evaluations in a row before the policy is switched off
 
 
@@ -42,11 +44,13 @@ class Scorer:
         if self.off:
             return np.nan
         start = time.perf_counter()
+        score = np.nan
         try:
-            score = float(self.score.evaluate(values))
-        except Exception as error:  # whatever a user's function raises: that request is served FCFS
+            found = self.score.evaluate(values)
+        except RAISED as error:  # that request is served FCFS
             self._failed(error)
-            score = np.nan
+        else:
+            score = self._number(found)
         self._watch(time.perf_counter() - start)
         return score
 
@@ -60,16 +64,35 @@ class Scorer:
             scores = (
                 scores if scores.shape == (count,) else np.broadcast_to(scores, (count,)).copy()
             )
-        except Exception as error:
+        except RAISED as error:
             self._failed(error)
             self._watch(time.perf_counter() - start)
             rows = ({k: v if np.ndim(v) == 0 else v[i] for k, v in values.items()}
                     for i in range(count))  # fmt: skip
             return np.array([self.one(row) for row in rows])
         self._watch(time.perf_counter() - start)
+        if np.isnan(scores).any():
+            self._unscored(np.nan)
         return scores
 
-    def _failed(self, error: Exception) -> None:
+    def _number(self, found: Any) -> float:
+        """A score as a number; NaN for what is none."""
+        try:
+            score = float(found)
+        except RAISED:
+            score = np.nan
+        if score != score:
+            self._unscored(found)
+        return score
+
+    def _unscored(self, found: Any) -> None:
+        self._counters.warn(
+            "policy-no-score",
+            f"policy {self.score.name!r} gave {found!r:.60} for a score; what it gives no number "
+            "is served first come, first served",
+        )
+
+    def _failed(self, error: BaseException) -> None:
         self._counters.warn("policy-error", f"policy {self.score.name!r} raised {error!r}")
 
     def _watch(self, took_s: float) -> None:

@@ -18,7 +18,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 import traceback
 from collections import deque
 from pathlib import Path
@@ -53,7 +52,7 @@ HASHED, OWN, GENERATED = 1 << 40, 1 << 50, 1 << 60
 
 
 class Clock:
-    """Simulated time, in seconds, in the place of ``time.time``."""
+    """Simulated time, in seconds, for the plugin."""
 
     now_s = 0.0
 
@@ -113,6 +112,8 @@ class Bench:
             block_size=engine["block_size"],
             log_stats=False,
         )
+        if given["plugin"] and hasattr(self.scheduler, "lengthwise"):
+            self.scheduler.lengthwise.clock.follow(CLOCK)
         caching = engine["enable_prefix_caching"]
         self._hasher = get_request_block_hasher(engine["block_size"], sha256) if caching else None
         self._in_flight: deque[tuple[Any, list[str]]] = deque()
@@ -141,6 +142,9 @@ class Bench:
             priority=priority,
             block_hasher=self._hasher,
         )
+        # max_tokens is how the fake answer ends, and no limit that its client would have named
+        request.sampling_params.max_tokens = LONGEST
+        CLOCK.now_s = max(CLOCK.now_s, arrival)
         self.scheduler.add_request(request)
         return {}
 
@@ -215,7 +219,6 @@ def _find_lengthwise(folder: str) -> None:
 def main() -> None:
     """Answers commands until standard input ends."""
     init_none_hash(sha256)
-    time.time = CLOCK  # the plugin's clock
     _find_lengthwise(sys.argv[1])
     benches: dict[int, Bench] = {}
     with tempfile.TemporaryDirectory() as folder:

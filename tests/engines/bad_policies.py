@@ -28,6 +28,10 @@ def text(prompt_tokens: Any) -> Any:
     return "first"
 
 
+def exits(prompt_tokens: Any) -> Any:
+    raise SystemExit(3)
+
+
 def slow(prompt_tokens: Any) -> Any:
     time.sleep(0.02)
     return prompt_tokens

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import logging
 import os
 import random
 import sys
@@ -23,6 +24,8 @@ os.dup2(2, 1)  # what vLLM prints must not mix with the answers
 from stepping import Engine, Job, NotDone, Run, make_config, make_scheduler, name
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+
+from lengthwise.policies.plugins.vllm import lengths
 
 POLICIES = (
     "sjf", "srtf", "mlfq:quantum=4", "hrrn", "priority", "sjf+preempt:price=0",
@@ -132,8 +135,10 @@ def random_workloads(first: int, count: int) -> dict[str, int]:
         rng = random.Random(seed)
         jobs = random_jobs(rng, aborts=True)
         options = random_options(rng, jobs)
-        settings = {"policy": rng.choice(POLICIES), "guard": rng.choice([0, 1.0, 1.5]),
-                    "guard_floor_s": rng.choice([0, 0.5])}  # fmt: skip
+        settings = {"policy": rng.choice(POLICIES), "guard": rng.choice([0, 1.0, 1.5])}
+        floor_s = rng.choice([0, 0.5])
+        if settings["guard"]:
+            settings["guard_floor_s"] = floor_s
         try:
             run = serve(jobs, lengthwise=settings, **options)
         except Exception as error:
@@ -143,6 +148,54 @@ def random_workloads(first: int, count: int) -> dict[str, int]:
             raise AssertionError(f"seed {seed}, {settings}, {options}") from error
         preempted += sum(map(len, run.preempted))
     return {"workloads": count, "preemptions": preempted, "stuck": stuck}
+
+
+def shadow(first: int, count: int) -> dict[str, int]:
+    """In shadow mode a predictor is asked for every request, and vLLM's own schedule is as ever."""
+    fake = str(Path(__file__).with_name("fake_predictor.py"))
+    real, lengths.command = lengths.command, lambda *_, **__: [sys.executable, fake, "works"]
+    asked = answered = 0
+    for seed in range(first, first + count):
+        rng = random.Random(seed)
+        jobs = random_jobs(rng, aborts=True)
+        for job in jobs:
+            job.extra = {}
+        options = random_options(rng, jobs)
+        watched = {"policy": "fcfs", "predictor": "x"}
+        made = make_scheduler(make_config(lengthwise=watched, **options))
+        base = AsyncScheduler if options["async_scheduling"] else Scheduler
+        assert type(made).__mro__[2] is base and "Shadow" in type(made).__mro__[1].__name__
+        same(Engine(made, jobs).serve(), serve(jobs, **options))
+        counts = made.lengthwise.counters.counts
+        made.lengthwise.close()
+        asked += len(jobs)
+        answered += counts["predictions", "predictor"]
+        late = sum(n for (name, _), n in counts.items() if name == "fallbacks")
+        assert counts["predictions", "predictor"] + late == len(jobs)
+    lengths.command = real
+    return {"asked": asked, "answered": answered}
+
+
+def said(lengthwise: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """What a server says at its start: through vLLM's own logger, in its format."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda r: lines.append(f"{r.levelname} {r.getMessage()}")  # type: ignore[method-assign]
+    logger = logging.getLogger("vllm")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    config = make_config(
+        lengthwise=lengthwise, max_num_seqs=4, max_num_batched_tokens=64, blocks=100, **options
+    )
+    try:
+        scheduler = make_scheduler(config)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    if hasattr(scheduler, "lengthwise"):
+        scheduler.lengthwise.close()
+    return {"lines": [line for line in lines if "lengthwise" in line]}
 
 
 def agree(cases: list[dict[str, Any]]) -> dict[str, int]:
@@ -201,12 +254,17 @@ def counted(
 ) -> dict[str, Any]:
     """What the plugin counted, and the order of admission."""
     scheduler = make_scheduler(make_config(lengthwise=lengthwise, **options))
+    warnings: list[str] = []
+    scheduler.lengthwise.counters.log = logging.getLogger("checks")
+    scheduler.lengthwise.counters.log.warning = lambda text, *given: warnings.append(text % given)
     run = Engine(scheduler, [Job(**job) for job in jobs]).serve()
     counts = {
         f"{key}:{label}": n for (key, label), n in scheduler.lengthwise.counters.counts.items()
     }
     scheduler.lengthwise.close()
-    return {"counts": counts, "admitted": [int(i) for i in run.admitted]}
+    return {
+        "counts": counts, "admitted": [int(i) for i in run.admitted], "warnings": warnings,
+    }  # fmt: skip
 
 
 def recorded(
@@ -229,7 +287,7 @@ def recorded(
 
 CHECKS = {
     check.__name__: check
-    for check in (stock, random_workloads, agree, order, refused, counted, recorded)
+    for check in (stock, shadow, random_workloads, agree, order, refused, said, counted, recorded)
 }
 
 

@@ -1,7 +1,8 @@
 """Stands in for the predictor's process, and misbehaves as its first argument says.
 
 Predicts twice the prompt's length. "raises" fails for prompts of 13 tokens, "hangs" stops answering
-after the first prompt, "dies" exits at the first prompt, "babbles" answers what is no length.
+after the first prompt, "dies" exits at the first prompt, "babbles" answers what is no length,
+"half-line" never finishes saying that it is ready, and "half-frame" its first answer.
 """
 
 import array
@@ -15,6 +16,10 @@ out, pipe = sys.stdout.buffer, sys.stdin.buffer
 if how == "refuses":
     out.write(b'{"error": "no such folder"}\n')
     sys.exit()
+if how == "half-line":
+    out.write(b'{"needs": ')
+    out.flush()
+    time.sleep(3600)
 out.write(b'{"needs": []}\n')
 out.flush()
 answered = 0
@@ -30,6 +35,7 @@ while len(frame := pipe.read(16)) == 16:
         said = -1.0
     if how == "raises" and len(tokens) == 13:
         said = math.nan
-    out.write(struct.pack("<qd", sequence, said))
+    answer = struct.pack("<qd", sequence, said)
+    out.write(answer[:9] if how == "half-frame" else answer)
     out.flush()
     answered += 1

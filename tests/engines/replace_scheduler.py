@@ -11,6 +11,7 @@ from typing import Any
 from vllm.platforms import current_platform
 from vllm.v1.core.sched import async_scheduler, scheduler
 
+from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.vllm import PolicyScheduling
 
@@ -23,7 +24,7 @@ def replacement(base: Any) -> Any:
         options = vllm_config.scheduler_config
         settings = Settings(policy=ARRIVAL if options.policy == "fcfs" else "priority", guard=0.0)
         options.policy = "priority"
-        made = (settings, settings.load())
+        made = (settings, settings.load(), Counters())
         PolicyScheduling.__init__(self, vllm_config, *args, lengthwise=made, **kwargs)
 
     return type(base.__name__, (PolicyScheduling, base), {"__init__": start})

@@ -54,6 +54,7 @@ class Job:
     tokens: list[int] | None = None  # the prompt's token ids; its own ones otherwise
     abort_step: int | None = None  # its client disconnects then
     stops: bool = False  # the model ends its answer there, well before the limit
+    limit: int = LONGEST  # what its client allows: predictions are no longer
 
 
 @dataclass
@@ -203,12 +204,12 @@ class Engine:
         if scheduler.cache_config.enable_prefix_caching:
             self._hasher = get_request_block_hasher(scheduler.block_size, sha256)
         if hasattr(scheduler, "lengthwise"):
-            scheduler.lengthwise.clock = lambda: self.now_s
-            scheduler.lengthwise.origin_s = 0.0
+            scheduler.lengthwise.clock.follow(lambda: self.now_s)
 
     def add(self, index: int) -> None:
         """A job arrives."""
         job = self.jobs[index]
+        self.now_s = max(self.now_s, job.arrival_s)
         given = {
             "request_id": name(index),
             "prompt_token_ids": job.tokens
@@ -225,7 +226,9 @@ class Engine:
             "block_hasher": self._hasher,
             "priority": job.priority,
         }
-        self.scheduler.add_request(Request(**keep(given, Request.__init__)))
+        request = Request(**keep(given, Request.__init__))
+        request.sampling_params.max_tokens = job.limit  # what ends the answer is request.max_tokens
+        self.scheduler.add_request(request)
 
     def schedule(self) -> Any:
         """Schedules one step, which is then under way."""

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policies.plugins.settings import Settings
-from lengthwise.policies.plugins.vllm.entry import Entry
+from lengthwise.policies.plugins.vllm.clock import Clock
+from lengthwise.policies.plugins.vllm.entry import Entry, entry_of, extra
 from lengthwise.policies.plugins.vllm.lengths import Lengths
 from lengthwise.policies.plugins.vllm.queue import ClockQueue, RankQueue, ScoredQueue
+from lengthwise.policies.plugins.waits import Waits
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.preemption import Demand, Victims, exchanges
 from lengthwise.provider import Provider
@@ -53,7 +55,7 @@ VALUES: Provider[Callable[[Any], float]] = Provider("a vLLM scheduler", {**REQUE
 
 
 class Driver:
-    """One scheduler's driver; ``clock`` gives seconds on the scale of requests' arrival times.
+    """One scheduler's driver.
 
     Replaces the scheduler's waiting queues. Raises ``InputError`` for a policy that reads what an
     engine doesn't have, and for a predictor that can't be loaded.
@@ -68,13 +70,13 @@ class Driver:
         scheduler: Any,
         settings: Settings,
         policy: SchedulingPolicy,
-        clock: Callable[[], float],
+        counters: Counters,
     ) -> None:
         self.scheduler = scheduler
         self.policy = policy
-        self.counters = Counters(settings.metrics_port)
+        self.counters = counters
         self.gave_way: list[str] = []  # ids preempted by policy in this step
-        self.clock, self.origin_s = clock, clock()
+        self.clock = Clock()
         self._scorer = Scorer(policy.score, self.counters, settings.policy_timeout_s)
         self._scorer.require(VALUES)
         self._reads_length = "predicted_tokens" in policy.score.features
@@ -96,6 +98,7 @@ class Driver:
         self._groups = len(scheduler.kv_cache_config.kv_cache_groups)
         self._pool = scheduler.kv_cache_manager.block_pool
         self._lengths = Lengths(settings, scheduler.vllm_config.model_config, self.counters)
+        self._waits = Waits(counters)
 
     def _make_queue(self) -> ScoredQueue:
         if self._scorer.by_clock:
@@ -110,23 +113,18 @@ class Driver:
             self._guard.idle()
         if request.request_id in self.scheduler.requests:
             return  # the next turn of a streaming session, which has its entry
-        extra = getattr(request.sampling_params, "extra_args", None) or {}
-        arrival_s = request.arrival_time - self.origin_s
-        due_in_s = extra.get("deadline_s")
-        entry = request.lengthwise = Entry(
-            request=request,
-            sequence=next(self._sequence),
-            arrival_s=arrival_s,
-            priority=request.priority,
-            deadline_s=arrival_s + due_in_s if _is_number(due_in_s) else math.inf,
-            predicted_tokens=self._lengths.default,
-        )
-        self._lengths.ask(entry, extra.get("predicted_tokens"), self._reads_length)
+        arrival_s = self.clock.arrival_s(request.arrival_time)
+        entry = entry_of(request, next(self._sequence), arrival_s, self.counters)
+        self._lengths.ask(entry, extra(request).get("predicted_tokens"), self._reads_length)
         self._guard.arrived(entry)
         if getattr(request, "resumable", False):
             entry.state = "failed"  # a session waits for its user, not for us
         else:
             self._guard.watch(entry)
+
+    def finished(self, request: Any) -> None:
+        """The engine is done with a request."""
+        self._lengths.finished(_entry(request))
 
     def preempted(self, request: Any) -> None:
         """A running request went back to the queue, by whatever cause."""
@@ -147,7 +145,7 @@ class Driver:
                 self._set_priorities()
         except Exception as error:  # ours or the policy's: the engine must go on
             self.counters.warn("plugin-error", f"the policy was left out of a step: {error!r}")
-            self.counters.add("fallbacks", "plugin-error")
+            self.counters.add("failed_steps", "policy")
         # Who gave way can't be resumed in this very step. While output is under way for it, the
         # queue goes on without it, as in vLLM 0.33; otherwise nobody overtakes it.
         self._passed = [entry for entry in self._held if self._is_in_flight(entry)]
@@ -163,6 +161,8 @@ class Driver:
             entry = _entry(request)
             if entry.running:
                 return
+            if not entry.admissions and entry.state == "ready":
+                self._waits.admitted(entry.score, self.now_s - entry.arrival_s)
             self._guard.admitted(entry, self.now_s)
 
     def launched(self, scheduled: Mapping[str, int]) -> None:
@@ -188,7 +188,7 @@ class Driver:
             for entry in self._held
             if not (entry.running or entry.gone) and self._is_in_flight(entry)
         ]
-        self.now_s = now_s = self.clock() - self.origin_s
+        self.now_s = now_s = self.clock.now_s()
         for name in self._view:
             self._view[name] = SHARED[name](self)
         for queue in self.queues:
@@ -349,7 +349,3 @@ class Driver:
 def _entry(request: Any) -> Entry:
     found: Entry = request.lengthwise
     return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lengthwise.policies.plugins import client
+from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.starvation import Waiter
 
 
@@ -21,11 +23,16 @@ class Entry(Waiter):
     deadline_s: float
     # "ready" is scored by the policy; "pending" awaits its prediction; "failed" is served FCFS
     state: Literal["ready", "pending", "failed"] = "ready"
-    predicted: bool = False  # whether predicted_tokens is anything but the default
+    source: str = "default"  # who predicted: "client", "predictor", or nobody
     score: float = 0.0
     turn: bool = False  # FCFS would have started it by now
     version: int = 0  # of its place in the queue
     column: int = -1  # its place in the arrays of a queue whose scores change with the clock
+
+    @property
+    def predicted(self) -> bool:
+        """Whether ``predicted_tokens`` is anything but the default."""
+        return self.source != "default"
 
     @property
     def gone(self) -> bool:
@@ -43,3 +50,29 @@ class Entry(Waiter):
         if self.ahead or (self.turn and self.state != "ready"):
             return float("-inf")
         return self.score if self.state == "ready" else float("inf")
+
+
+def entry_of(request: Any, sequence: int, arrival_s: float, counters: Counters) -> Entry:
+    """The entry of a request that arrives, which is also the request's ``lengthwise`` from now on.
+
+    Its length is not predicted yet.
+    """
+    due_in_s = extra(request).get("deadline_s")
+    seconds = client.number(due_in_s)
+    if seconds is None and due_in_s is not None:
+        counters.add("ignored", "deadline_s")
+        counters.warn("bad-deadline", f"vllm_xargs deadline_s={due_in_s!r:.60} is no time")
+    entry = request.lengthwise = Entry(
+        request=request,
+        sequence=sequence,
+        arrival_s=arrival_s,
+        priority=request.priority,
+        deadline_s=math.inf if seconds is None else arrival_s + seconds,
+        predicted_tokens=1.0,
+    )
+    return entry
+
+
+def extra(request: Any) -> dict[str, Any]:
+    """What the client sent as ``vllm_xargs``."""
+    return getattr(request.sampling_params, "extra_args", None) or {}

@@ -1,7 +1,9 @@
 """Predicted lengths in an engine: from the client, else from a predictor, else a default.
 
 The predictor runs in a process of its own, fed by threads: whatever it does, the engine's loop
-never waits for it. A request that gets no answer in time is served first come, first served.
+never waits for it. A request that gets no answer in time is served first come, first served. No
+length exceeds what the request may generate: its ``max_tokens``, and what the model's context holds
+beside its prompt.
 """
 
 from __future__ import annotations
@@ -10,20 +12,28 @@ import time
 from collections import deque
 from typing import Any
 
+from lengthwise.policies.plugins import client
+from lengthwise.policies.plugins.accuracy import Accuracy
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.predicting import PredictorProcess, command, is_length
+from lengthwise.policies.plugins.predicting import command
+from lengthwise.policies.plugins.predictor_process import PredictorProcess
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.vllm.entry import Entry
 
+ENDED = ("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED", "FINISHED_REPETITION")  # vLLM's statuses
+
 
 class Lengths:
-    """Sets ``predicted_tokens`` of entries, at once or later."""
+    """Sets ``predicted_tokens`` of entries, at once or later, and says how it turned out."""
 
     def __init__(self, settings: Settings, model_config: Any, counters: Counters) -> None:
-        self.default = settings.default_tokens
+        self._default = settings.default_tokens
+        self._believed = settings.client_lengths
+        self._longest = int(model_config.max_model_len)
         self._counters = counters
+        self._accuracy = Accuracy(counters)
         self._timeout_s = settings.predict_timeout_s
-        self._asked: dict[int, Entry] = {}  # by sequence, waiting for an answer
+        self._asked: dict[int, tuple[Entry, float]] = {}  # by sequence: waits for an answer, since
         self._deadlines: deque[tuple[float, int]] = deque()
         self._process: PredictorProcess | None = None
         if settings.predictor_folder:
@@ -40,13 +50,15 @@ class Lengths:
 
         ``needed`` says whether the policy reads it: then the entry is pending until it is there.
         """
-        if from_client is not None:
-            if is_length(from_client):
-                self._take(entry, float(from_client), "client")
+        entry.predicted_tokens = self._capped(entry, self._default)
+        if from_client is not None and self._believed:
+            told = client.length(from_client)
+            if told is not None:
+                self._take(entry, told, "client")
                 return
-            self._counters.add("fallbacks", "bad-client-value")
+            self._counters.add("ignored", "predicted_tokens")
             self._counters.warn(
-                "bad-client-value", f"vllm_xargs predicted_tokens={from_client!r} is no length"
+                "bad-client-value", f"vllm_xargs predicted_tokens={from_client!r:.60} is no length"
             )
         if self._process is None:
             self._counters.add("predictions", "default")
@@ -55,13 +67,14 @@ class Lengths:
         if prompt is None:  # embeddings: there is no text to read
             self._fail(entry, "no-prompt", needed)
             return
-        if self._process.off:
+        if not self._process.up:
             self._fail(entry, "predictor-off", needed)
             return
         if needed:
             entry.state = "pending"
-        self._asked[entry.sequence] = entry
-        self._deadlines.append((time.monotonic() + self._timeout_s, entry.sequence))
+        now = time.monotonic()
+        self._asked[entry.sequence] = entry, now
+        self._deadlines.append((now + self._timeout_s, entry.sequence))
         self._process.send(entry.sequence, prompt)
 
     def news(self) -> list[Entry]:
@@ -69,22 +82,31 @@ class Lengths:
         if self._process is None:
             return []
         changed: list[Entry] = []
-        for sequence, tokens in self._process.received():
-            entry = self._asked.pop(sequence, None)
+        for sequence, tokens, at_s in self._process.received():
+            entry, since = self._asked.pop(sequence, (None, 0.0))
             if entry is None:
                 continue  # late: the request is already served first come, first served
-            if is_length(tokens):
-                self._take(entry, tokens, "predictor")
+            if (found := client.length(tokens)) is not None:
+                self._take(entry, found, "predictor")
+                self._counters.observe("prediction_seconds", "predictor", at_s - since)
             else:
                 self._fail(entry, "predictor-error", entry.state == "pending")
             changed.append(entry)
         now = time.monotonic()
         while self._deadlines and self._deadlines[0][0] < now:
-            entry = self._asked.pop(self._deadlines.popleft()[1], None)
+            entry, _ = self._asked.pop(self._deadlines.popleft()[1], (None, 0.0))
             if entry is not None:
                 self._fail(entry, "predictor-timeout", entry.state == "pending")
                 changed.append(entry)
         return changed
+
+    def finished(self, entry: Entry) -> None:
+        """The engine is done with a request; one that still waits for its answer had none."""
+        if self._asked.pop(entry.sequence, None) is not None:
+            self._fail(entry, "predictor-timeout", needed=False)
+        request = entry.request
+        if entry.predicted and request.status.name in ENDED:
+            self._accuracy.finished(entry.source, entry.predicted_tokens, request.num_output_tokens)
 
     def close(self) -> None:
         """Ends the predictor's process."""
@@ -92,11 +114,18 @@ class Lengths:
             self._process.close()
 
     def _take(self, entry: Entry, tokens: float, source: str) -> None:
-        entry.predicted_tokens = max(tokens, 1.0)
-        entry.predicted = True
+        entry.predicted_tokens = self._capped(entry, tokens)
+        entry.source = source
         if entry.state == "pending":
             entry.state = "ready"
         self._counters.add("predictions", source)
+
+    def _capped(self, entry: Entry, tokens: float) -> float:
+        """At least one token, and no more than the request may generate."""
+        request = entry.request
+        limit = getattr(request.sampling_params, "max_tokens", None)
+        room = self._longest - int(request.num_prompt_tokens)
+        return max(min(tokens, room if limit is None else min(limit, room)), 1.0)
 
     def _fail(self, entry: Entry, reason: str, needed: bool) -> None:
         self._counters.add("fallbacks", reason)

@@ -5,23 +5,27 @@
 
 vLLM's own ``schedule()`` still schedules. The plugin owns what it reads: the order of the waiting
 queue, ``request.priority``, and which running requests gave way before it began. ``fcfs`` is vLLM's
-own class, untouched. With ``record``, finished requests are written down to train predictors on.
+own class, untouched; with a predictor it is watched, its order being what it was (shadow mode).
+With ``record``, finished requests are written down to train predictors on.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import time
 from typing import Any
 
 from lengthwise.errors import InputError
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.record import Recorder
 from lengthwise.policies.plugins.settings import Settings
+from lengthwise.policies.plugins.vllm.announce import announcement
 from lengthwise.policies.plugins.vllm.driver import Driver
+from lengthwise.policies.plugins.vllm.shadow import ShadowScheduling
 from lengthwise.policy import SchedulingPolicy
 
+LOG = "vllm.lengthwise"  # below vLLM's own logger: its times, levels, streams and settings
 ENVIRONMENT = "LENGTHWISE_VLLM"  # the settings as JSON, where additional_config says nothing
 
 
@@ -33,16 +37,32 @@ def scheduler(vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
     settings = Settings.parse(_given(vllm_config))
     policy = settings.load()
     refuse(vllm_config, policy)
+    settings.refuse_idle(policy)
+    rank = _rank(vllm_config)
+    counters = Counters(logging.getLogger(LOG), str(rank))
     made = _base(vllm_config)
     more: dict[str, Any] = {}
     if policy.queue != "fcfs":
         vllm_config.scheduler_config.policy = "priority"
         made = type(f"Policy{made.__name__}", (PolicyScheduling, made), {})
-        more = {"lengthwise": (settings, policy)}
+        more = {"lengthwise": (settings, policy, counters)}
+    elif settings.predictor_folder:
+        made = type(f"Shadowed{made.__name__}", (ShadowScheduling, made), {})
+        more = {"lengthwise": (settings, counters)}
     if settings.record:
         made = type(f"Recorded{made.__name__}", (RecordedScheduling, made), {})
-        more["lengthwise_record"] = settings
-    return made(vllm_config, *args, **more, **kwargs)
+        more["lengthwise_record"] = (settings, counters)
+    built = made(vllm_config, *args, **more, **kwargs)
+    if settings.metrics_port:
+        counters.listen(settings.metrics_host, settings.metrics_port + rank)
+    counters.log.info("%s", announcement(settings, policy))
+    return built
+
+
+def _rank(vllm_config: Any) -> int:
+    """Which of the data-parallel engines this is: of models without experts each one is rank 0."""
+    parallel = vllm_config.parallel_config
+    return int(getattr(parallel, "data_parallel_index", parallel.data_parallel_rank) or 0)
 
 
 def refuse(vllm_config: Any, policy: SchedulingPolicy) -> None:
@@ -79,11 +99,11 @@ class PolicyScheduling:
         self,
         vllm_config: Any,
         *args: Any,
-        lengthwise: tuple[Settings, SchedulingPolicy],
+        lengthwise: tuple[Settings, SchedulingPolicy, Counters],
         **kwargs: Any,
     ) -> None:
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
-        self.lengthwise = Driver(self, *lengthwise, time.time)  # the clock of vLLM's arrival times
+        self.lengthwise = Driver(self, *lengthwise)
 
     def add_request(self, request: Any) -> None:
         """A request arrives."""
@@ -120,6 +140,10 @@ class PolicyScheduling:
         super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
         self.lengthwise.preempted(request)
 
+    def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        self.lengthwise.finished(request)
+        return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
+
 
 class RecordedScheduling:
     """Goes before a scheduler's class in a class made of both: records what finishes."""
@@ -127,12 +151,15 @@ class RecordedScheduling:
     lengthwise_record: Recorder
 
     def __init__(
-        self, vllm_config: Any, *args: Any, lengthwise_record: Settings, **kwargs: Any
+        self,
+        vllm_config: Any,
+        *args: Any,
+        lengthwise_record: tuple[Settings, Counters],
+        **kwargs: Any,
     ) -> None:
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
-        driver = getattr(self, "lengthwise", None)
-        counters = driver.counters if driver else Counters(lengthwise_record.metrics_port)
-        self.lengthwise_record = Recorder(lengthwise_record, vllm_config.model_config, counters)
+        settings, counters = lengthwise_record
+        self.lengthwise_record = Recorder(settings, vllm_config.model_config, counters)
 
     def shutdown(self) -> None:
         """The engine ends."""

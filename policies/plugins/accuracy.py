@@ -1,0 +1,54 @@
+"""How predictions turn out: as metrics of each finished request, and over the last of them."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.policies.plugins.metrics import Counters
+
+WINDOW = 256  # finished requests that "recent" means
+EVERY = 50  # finished requests between two looks at the window
+FEWEST = 50  # of which nothing is said
+
+
+class Accuracy:
+    """Predicted beside generated tokens, by who predicted; ``finished`` is cheap and never raises.
+
+    An answer that its limit cut counts as it is: predictions are cut at the same limit. One whose
+    client hung up says nothing.
+    """
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._recent: dict[str, deque[tuple[float, float]]] = {}
+        self._seen = 0
+
+    def finished(self, source: str, predicted: float, generated: int) -> None:
+        """A request whose length ``source`` predicted has ended by itself."""
+        if not (predicted > 0 and generated > 0):
+            return
+        off = math.log2(generated / predicted)
+        self._counters.observe("predicted_tokens", source, predicted)
+        self._counters.observe("actual_tokens", source, generated)
+        self._counters.observe("error_log2", source, off)
+        recent = self._recent.setdefault(source, deque(maxlen=WINDOW))
+        recent.append((predicted, float(generated)))
+        self._seen += 1
+        if len(recent) >= FEWEST and self._seen % EVERY == 0:
+            pairs = np.array(recent)
+            self._counters.set("recent_tau", source, kendall_tau(pairs[:, 0], pairs[:, 1]))
+            ratio = np.log2(pairs[:, 1] / pairs[:, 0])
+            self._counters.set("recent_log2", source, float(ratio.mean()))
+
+
+def kendall_tau(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
+    """Tau-b of n pairs, in n² operations, 0.5 ms for 256 of them; 0 where one side is constant."""
+    upper = np.triu_indices(len(left), 1)
+    a = np.sign(left[:, None] - left)[upper]
+    b = np.sign(right[:, None] - right)[upper]
+    scale = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
+    return float((a * b).sum()) / scale if scale else 0.0

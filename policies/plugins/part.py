@@ -1,0 +1,95 @@
+"""One part file of a record, which grows until it is large or old enough; then the next begins.
+
+The file is replaced by a longer one each time, so that it is always whole, whoever reads it and
+whenever the writer is killed, and no request is in two files.
+"""
+
+from __future__ import annotations
+
+import array
+import hashlib
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lengthwise.writing import whole_file
+
+PART_ROWS = 5000  # requests in a part file, or
+PART_TOKENS = 4 * 2**20  # tokens of their prompts, or
+PART_S = 300.0  # its age
+
+
+def prompt_id(prompt_token_ids: Sequence[int]) -> str:
+    """What stands for a prompt in the records: 128 bits of a hash of its token ids."""
+    return hashlib.blake2b(array.array("i", prompt_token_ids).tobytes(), digest_size=16).hexdigest()
+
+
+class Part:
+    """Rows on their way to the disk; ``same`` are columns whose value all rows share."""
+
+    def __init__(self, folder: Path, prompts: bool, same: Mapping[str, str]) -> None:
+        self._folder, self._prompts, self._same = folder, prompts, same
+        self._rows: list[dict[str, Any]] = []  # not on the disk
+        self._begin()
+
+    def _begin(self) -> None:
+        self._path = self._folder / f"part-{time.time_ns()}-{uuid.uuid4().hex[:8]}.parquet"
+        self._tables: list[Any] = []  # what is in the file
+        self._written = self._tokens = 0
+        self._due_s = time.monotonic() + PART_S
+
+    @property
+    def waiting(self) -> int:
+        """Rows that are not on the disk."""
+        return len(self._rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Takes a row; its ``prompt_token_ids`` may be None."""
+        self._rows.append(row)
+
+    def write(self) -> int:
+        """Puts all rows on the disk; the tokens of those that are new there, and one a row.
+
+        Raises what writing raises; the rows then still wait.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not self._rows:
+            return 0
+        table = self._table()
+        self._folder.mkdir(exist_ok=True)  # somebody may have moved it away
+        with whole_file(self._path) as fresh:
+            pq.write_table(pa.concat_tables([*self._tables, table]), fresh, compression="zstd")
+        size = sum(1 + len(row["prompt_token_ids"] or ()) for row in self._rows)
+        self._tables.append(table)
+        self._written += len(self._rows)
+        self._tokens += size if self._prompts else 0
+        self._rows = []
+        full = self._written >= PART_ROWS or self._tokens >= PART_TOKENS
+        if full or time.monotonic() > self._due_s:
+            self._begin()
+        return size
+
+    def _table(self) -> Any:
+        import pyarrow as pa
+
+        ids = [row["prompt_token_ids"] for row in self._rows]
+        columns: dict[str, Any] = {
+            name: pa.array([row[name] for row in self._rows], type=kind)
+            for name, kind in (
+                ("request_id", pa.string()), ("arrival_s", pa.float64()),
+                ("prompt_tokens", pa.int64()), ("predicted_tokens", pa.float64()),
+                ("predicted_by", pa.string()), ("output_tokens", pa.int64()),
+                ("max_tokens", pa.int64()), ("finish_reason", pa.string()),
+            )
+        }  # fmt: skip
+        hashes = [None if prompt is None else prompt_id(prompt) for prompt in ids]
+        columns["prompt_id"] = pa.array(hashes, type=pa.string())
+        for name, value in self._same.items():
+            columns[name] = pa.repeat(value, len(ids))
+        if self._prompts:
+            columns["prompt_token_ids"] = pa.array(ids, type=pa.list_(pa.int32()))
+        return pa.table(columns)
