@@ -19,6 +19,7 @@ from lengthwise.eval.source import Source, as_source
 from lengthwise.eval.statistics import Interval, t_interval
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
+from lengthwise.serving.inputs import LONGEST_S
 from lengthwise.serving.run import Backend
 from lengthwise.workload import Workload
 
@@ -127,7 +128,8 @@ def _one_seed(
             router=router, backend=backend, seed=seed, predicted_tokens=predicted,
         )  # fmt: skip
         values = _statistics(result.records, slo)
-        met = all(values[name] <= limit for name, limit in slo.items())
+        # NaN: no request has the metric, as an answer of one token has no TPOT to miss
+        met = not any(values[name] > limit for name, limit in slo.items())
         probes.append(Probe(rate, seed, values, met))
         return met
 
@@ -143,9 +145,11 @@ def _one_seed(
                 "queue; give it more --requests or a tighter SLO"
             )
     else:
-        for _ in range(20):
-            low, high = low / 2, low
+        slowest = (len(workload) - 1) / LONGEST_S  # the engines' clock ends there
+        halved = [start_rate / 2**k for k in range(1, 21)]
+        for low in (rate for rate in halved if rate >= slowest):
             if meets(low):
+                high = 2 * low
                 break
         else:
             raise InputError(

@@ -91,3 +91,16 @@ def test_saved(tmp_path: Path) -> None:
     saved = json.loads((folder / "capacity.json").read_text())
     assert saved["mean"] == found.rate.mean
     assert saved["low"] is None  # one seed has no interval
+
+
+def test_an_answer_of_one_token_has_no_tpot_to_miss() -> None:
+    one = capacity(Regular(), "fcfs", {"wait_max": 0.05}, seeds=1, engine=ONE, timing=TENTH)
+    both = capacity(
+        Regular(), "fcfs", {"wait_max": 0.05, "tpot_p99": 0.001}, seeds=1, engine=ONE, timing=TENTH
+    )
+    assert both.per_seed == one.per_seed
+
+
+def test_what_nobody_can_meet_is_said_as_such() -> None:
+    with pytest.raises(InputError, match=r"misses the SLO even at .* where requests run alone"):
+        capacity(Regular(), "fcfs", {"ttft_mean": 0.01}, seeds=1, engine=ONE, timing=TENTH)
