@@ -73,7 +73,10 @@ def mean_latency_bound_s(
 
 
 def _tables(engine: Engine, timing: TimingModel) -> TimingTables | None:
-    """Tables whose iterations last no longer than the engine's, None where there are none."""
+    """Tables whose iterations last no longer than the engine's, None where there are none.
+
+    Terms that are not read below are left out: none is negative, so a bound stays one.
+    """
     pipeline = async_clock(engine, timing)
     if pipeline is None:
         tables_of = getattr(timing, "tables", None)
@@ -85,11 +88,7 @@ def _tables(engine: Engine, timing: TimingModel) -> TimingTables | None:
     return TimingTables(
         decode_ps=pipeline.decode_ps,
         mixed_ps=pipeline.mixed_ps,
-        prefill_seq_ps=pipeline.terms["prefill_seq"],
-        decode_seq_ps=pipeline.terms["decode_seq"],
-        context_ps=context_ps,
-        mixed_context_ps=pipeline.terms["mixed_context"] - context_ps,
-        chunk_context_ps=pipeline.terms["chunk_context"],
+        terms=dict(pipeline.terms) | {"context": context_ps},
     )
 
 
@@ -116,10 +115,11 @@ class _Cells:
 def _needs(workload: Workload, engine: Engine, tables: TimingTables) -> _Needs:
     prompt = workload["prompt_tokens"].astype(np.float64)
     steps = workload["output_tokens"].astype(np.float64) - 1
-    context_ps = max(0, tables.context_ps + min(0, tables.mixed_context_ps))
+    terms = tables.terms
+    context_ps = max(0, min(terms.get("context", 0), terms.get("mixed_context", 0)))
     # the k-th output token after the first attends to prompt + k tokens; at least to the prompt
     decode_attention = context_ps * prompt * steps / PS
-    prefill_attention = tables.chunk_context_ps * prompt * (prompt + 1) / 2 / PS
+    prefill_attention = terms.get("chunk_context", 0) * prompt * (prompt + 1) / 2 / PS
     if engine.enable_prefix_caching:
         nothing = np.zeros_like(prompt)
         return _Needs(nothing, steps, nothing, decode_attention)
@@ -135,15 +135,18 @@ def _cells(engine: Engine, tables: TimingTables) -> _Cells:
     d_low, p_low = d[:-1, None], p[None, :-1]
     mixed_ps = np.minimum.accumulate(tables.mixed_ps[::-1])[::-1]
     decode_ps = np.minimum.accumulate(tables.decode_ps[::-1])[::-1]
-    beside = tables.decode_seq_ps * (d_low if tables.decode_seq_ps >= 0 else d[1:, None] - 1)
+    terms = tables.terms
+    decode_seq_ps = terms.get("decode_seq", 0)
+    beside = decode_seq_ps * (d_low if decode_seq_ps >= 0 else d[1:, None] - 1)
     tokens = d_low + p_low
-    mixed = mixed_ps[np.minimum(tokens, len(mixed_ps) - 1)] + tables.prefill_seq_ps + beside
+    mixed = mixed_ps[np.minimum(tokens, len(mixed_ps) - 1)] + terms.get("prefill_seq", 0) + beside
     feasible = tokens <= engine.max_num_batched_tokens
     mixed = np.where(feasible, mixed, np.inf)
     alone = np.minimum(decode_ps[d[:-1]], mixed.min(axis=1))[:, None]
     least = np.concatenate((alone, mixed), axis=1)
     sequences = np.concatenate((d_low, d_low + np.ones_like(p_low)), axis=1)
-    least = np.maximum(least, tables.floor_ps + tables.floor_seq_ps * sequences)
+    floor = terms.get("floor", 0) + terms.get("floor_seq", 0) * sequences
+    least = np.maximum(least, floor)
     least[0, 0] = np.inf  # no sequence: no iteration
     return _Cells(
         least_s=np.maximum(least, 0) / PS,

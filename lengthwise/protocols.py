@@ -21,6 +21,11 @@ class Batch:
     context_tokens: int = 0  # sum over decoding sequences of the tokens they attend to
     chunk_context: int = 0  # sum over prefill chunks of chunk tokens x mean tokens attended to
 
+    @property
+    def sequences(self) -> int:
+        """All that compute something."""
+        return self.prefill_seqs + self.decode_seqs
+
 
 @runtime_checkable
 class Predictor(Protocol):

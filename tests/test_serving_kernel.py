@@ -41,7 +41,7 @@ class TwoClocks(LinearTiming):
     def pipeline(self, max_num_batched_tokens, max_num_seqs):
         tables = self.tables(max_num_batched_tokens, max_num_seqs)
         return Pipeline(
-            tables.decode_ps, np.full(max_num_seqs + 1, tables.context_ps), tables.mixed_ps,
+            tables.decode_ps, np.full(max_num_seqs + 1, tables.terms["context"]), tables.mixed_ps,
             tables.mixed_ps // 3, dict(self.terms),
         )  # fmt: skip
 

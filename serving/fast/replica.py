@@ -59,6 +59,7 @@ from lengthwise.serving.fast.state import (
     WHEEL,
     YIELDED,
 )
+from lengthwise.serving.fast.tables import sum_of_terms
 from lengthwise.serving.reference.replica import FUTILE
 
 # The end of an iteration
@@ -563,42 +564,68 @@ def schedule_waiting(S: Any, r: int, budget: int) -> int:
 @hot
 def one_clock(S: Any, decodes: int, context: int, prefills: int, tokens: int, pairs: int) -> int:
     """An iteration's duration: ``TimingTables.iteration_ps``."""
-    run = S.run
     if tokens + decodes == 0:
         return 0
-    duration = S.decode_ps[decodes]
-    if tokens > 0:
+    clock, sequences = S.run, prefills + decodes
+    if tokens == 0:
+        duration = S.decode_ps[decodes] + decode_terms(S, decodes, context)
+    else:
         duration = S.mixed_ps[tokens + decodes]
-        duration += run.prefill_seq_ps * prefills
-        duration += run.decode_seq_ps * decodes
-        duration += run.mixed_context_ps * context
-    duration += run.context_ps * context
-    duration += run.chunk_context_ps * pairs
-    floor = run.floor_ps + run.floor_seq_ps * (prefills + decodes)
-    return max(duration, floor, 1)
+        duration += mixed_terms(S, decodes, context, prefills, tokens, pairs)
+    return max(duration, sum_of_terms(clock, "floor", sequences=sequences), 1)
+
+
+@hot
+def decode_terms(S: Any, decodes: int, context: int) -> int:
+    """The GPU's work on an iteration without prefill, beyond what the tables hold."""
+    return sum_of_terms(
+        S.run, "gpu", "decode", decode_seqs=decodes, sequences=decodes, context_tokens=context
+    )
+
+
+@hot
+def mixed_terms(S: Any, decodes: int, context: int, prefills: int, tokens: int, pairs: int) -> int:
+    """The same for any other iteration."""
+    return sum_of_terms(
+        S.run, "gpu", "mixed", prefill_tokens=tokens, prefill_seqs=prefills, decode_seqs=decodes,
+        sequences=prefills + decodes, context_tokens=context, chunk_context=pairs,
+    )  # fmt: skip
+
+
+@hot
+def update_of(S: Any, sequences: int) -> int:
+    """Taking in an iteration's result: ``Pipeline.update_ps``."""
+    return sum_of_terms(S.run, "update", sequences=sequences)
+
+
+@hot
+def output_of(S: Any, yields: int) -> int:
+    """Until clients have an iteration's tokens: ``Pipeline.output_ps``."""
+    return sum_of_terms(S.run, "output", yields=yields)
 
 
 @kernel
 def two_clocks(
     S: Any, r: int, decodes: int, context: int, prefills: int, tokens: int, pairs: int, swap: int
 ) -> None:
-    """Times an iteration on the CPU's and the GPU's clock: ``engine._time_pipelined``."""
-    run, rep = S.run, S.replica[r]
+    """Times an iteration on the CPU's and the GPU's clock: ``replica._time_pipelined``."""
+    run, rep, clock = S.run, S.replica[r], S.run
     sequences = decodes + prefills
-    scheduled = max(run.now, rep.launched) + run.schedule + run.schedule_seq * rep.running
+    scheduled = max(run.now, rep.launched) + sum_of_terms(clock, "schedule", running=rep.running)
     work = prepare = launch = tail = 0
     if sequences > 0:
         if tokens == 0:
             work = S.decode_ps[decodes] + S.decode_context_ps[decodes] * context
-            launch = run.launch_decode + run.launch_decode_seq * sequences
+            work += decode_terms(S, decodes, context)
+            launch = sum_of_terms(clock, "launch", "decode", sequences=sequences)
         else:
-            work = S.mixed_ps[tokens + decodes] + run.mixed_context_ps * context
-            work += run.chunk_context_ps * pairs
-            work += run.decode_seq_ps * decodes + run.prefill_seq_ps * prefills
-            launch = S.mixed_launch_ps[tokens + decodes] + run.launch_mixed_seq * sequences
-            launch += run.launch_prefill_seq * prefills
-        prepare = min(run.prepare + run.prepare_seq * sequences, launch)
-        tail = run.tail
+            work = S.mixed_ps[tokens + decodes]
+            work += mixed_terms(S, decodes, context, prefills, tokens, pairs)
+            launch = S.mixed_launch_ps[tokens + decodes] + sum_of_terms(
+                clock, "launch", "mixed", sequences=sequences, prefill_seqs=prefills
+            )
+        prepare = min(sum_of_terms(clock, "prepare", sequences=sequences), launch)
+        tail = sum_of_terms(clock, "tail")
     rep.launched = scheduled + launch
     rep.start = max(rep.free_at, scheduled + prepare)
     rep.free_at = max(rep.start + work + swap, rep.launched + tail)
@@ -606,12 +633,11 @@ def two_clocks(
     step = S.step[r, rep.iteration & 1]
     if rep.done < rep.iteration - 1:
         before = S.step[r, (rep.iteration - 1) & 1]
-        update = run.update + run.update_seq * before.sequences
-        before.end = max(before.end, rep.launched + update)
-        before.seen = before.end + run.output + run.output_seq * before.yields
+        before.end = max(before.end, rep.launched + update_of(S, before.sequences))
+        before.seen = before.end + output_of(S, before.yields)
         seen = max(seen, before.end)
-    step.end = seen + run.update + run.update_seq * sequences
-    step.seen = step.end + run.output + run.output_seq * step.yields
+    step.end = seen + update_of(S, sequences)
+    step.seen = step.end + output_of(S, step.yields)
 
 
 @hot

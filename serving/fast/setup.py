@@ -167,28 +167,21 @@ def _timing(run: Any, inputs: Inputs, engine: Engine, timing: Any) -> dict[str, 
     two = inputs.nodes[0].clock.pipeline
     if two is None:
         one = timing.tables(engine.max_num_batched_tokens, engine.max_num_seqs)
-        for name in (
-            "prefill_seq_ps", "decode_seq_ps", "context_ps", "mixed_context_ps",
-            "chunk_context_ps", "floor_ps", "floor_seq_ps",
-        ):  # fmt: skip
-            run[name] = getattr(one, name)
-        return {
+        given = one.terms
+        tables = {
             "decode_ps": one.decode_ps, "mixed_ps": one.mixed_ps,
             "decode_context_ps": _none(np.int64), "mixed_launch_ps": _none(np.int64),
         }  # fmt: skip
-    run["pipeline"] = True
-    for name in ("mixed_context", "chunk_context", "decode_seq", "prefill_seq"):
-        run[f"{name}_ps"] = two.terms[name]
-    for name in (
-        "launch_decode", "launch_decode_seq", "launch_mixed_seq", "launch_prefill_seq",
-        "prepare", "prepare_seq", "schedule", "schedule_seq", "update", "update_seq", "output",
-        "output_seq", "tail",
-    ):  # fmt: skip
-        run[name] = two.terms[name]
-    return {
-        "decode_ps": two.decode_ps, "mixed_ps": two.mixed_ps,
-        "decode_context_ps": two.decode_context_ps, "mixed_launch_ps": two.mixed_launch_ps,
-    }  # fmt: skip
+    else:
+        run["pipeline"] = True
+        given = two.terms
+        tables = {
+            "decode_ps": two.decode_ps, "mixed_ps": two.mixed_ps,
+            "decode_context_ps": two.decode_context_ps, "mixed_launch_ps": two.mixed_launch_ps,
+        }  # fmt: skip
+    for name, ps in given.items():
+        run[f"{name}_ps"] = ps
+    return tables
 
 
 def _blocks(run: Any, workload: Workload, engine: Engine, replicas: int) -> dict[str, NDArray[Any]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lengthwise import features
 from lengthwise.errors import InvariantError
+from lengthwise.serving.timing.terms import TERMS
 
 NONE = -1  # no slot, no request, no block
 # States of a slot; DRAIN: its last token is under way.
@@ -47,16 +48,11 @@ RUN = np.dtype(
             "draws", "reads_times", "reads_request", "reads_replica",
             "preemption", "overhead", "max_per_step", "past_preemption", "applies_alone", "swap_ps",
             "weighted", "choices", "log", "hash_tokens", "bucket_mask",
-            # timing, with one clock
-            "prefill_seq_ps", "decode_seq_ps", "context_ps", "mixed_context_ps",
-            "chunk_context_ps", "floor_ps", "floor_seq_ps",
-            # and with two
-            "pipeline", "launch_decode", "launch_decode_seq", "launch_mixed_seq",
-            "launch_prefill_seq", "prepare", "prepare_seq", "schedule", "schedule_seq",
-            "update", "update_seq", "output", "output_seq", "tail",
+            "pipeline",  # whether there are two clocks
             # addresses
             "score_at", "router_at", "rows_at", "out_at",
             "now", "next_root", "children", "log_rows", "at_replica",
+            *(f"{term}_ps" for term in TERMS),
         )),
         *((name, np.float64) for name in ("price", "margin", "protect_after", "reserve")),
     ]

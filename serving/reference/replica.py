@@ -457,7 +457,7 @@ class Replica:
         work = prepare = launch = tail = 0
         if step.scheduled:
             work, prepare = times.gpu_ps(step.batch), times.prepare_ps(step.batch)
-            launch, tail = times.launch_ps(step.batch), times.terms["tail"]
+            launch, tail = times.launch_ps(step.batch), times.tail_ps(step.batch)
         self.launched_ps = scheduled + launch
         step.start_ps = max(self._free_at_ps, scheduled + prepare)
         self._free_at_ps = max(step.start_ps + work + swap_ps, self.launched_ps + tail)

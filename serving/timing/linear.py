@@ -26,12 +26,12 @@ class LinearTiming:
         """The integer form, for batches up to the given sizes."""
         base, token = round(self.base_s * PS), round(self.per_prefill_token_s * PS)
         sequence = round(self.per_sequence_s * PS)
+        context = round(self.per_context_token_s * PS)
         return TimingTables(
             decode_ps=base + sequence * np.arange(max_num_seqs + 1, dtype=np.int64),
             mixed_ps=base + token * np.arange(max_num_batched_tokens + 1, dtype=np.int64),
-            # the table counted a decoding sequence as a prefill token; this corrects it
-            decode_seq_ps=sequence - token,
-            context_ps=round(self.per_context_token_s * PS),
+            # the table counted a decoding sequence as a prefill token; decode_seq corrects it
+            terms={"decode_seq": sequence - token, "context": context, "mixed_context": context},
         )
 
     def iteration_time(self, batch: Batch) -> float:

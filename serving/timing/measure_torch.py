@@ -238,7 +238,7 @@ def _design(max_num_seqs: int, max_num_batched_tokens: int, shape: ModelShape) -
 
 def _direct_profile(name: str, rows: pd.DataFrame, about: dict[str, Any]) -> dict[str, Any]:
     """Tables straight from the measured points; slopes from pairs that differ in context alone."""
-    from lengthwise.serving.timing.profile import FORMAT, FORMAT_VERSION, TERMS
+    from lengthwise.serving.timing.profile import FORMAT, FORMAT_VERSION, MEASURED
 
     decode = rows[rows["decode_seqs"] > 0].sort_values(["decode_seqs", "context"])
     bases, slopes = [], []
@@ -265,7 +265,7 @@ def _direct_profile(name: str, rows: pd.DataFrame, about: dict[str, Any]) -> dic
             prefill["chunk_tokens"][alone], prefill["seconds"][alone], pairs[alone], strict=True
         )
     ]
-    terms = dict.fromkeys(TERMS, 0.0)
+    terms = dict.fromkeys(MEASURED, 0.0)
     terms |= {"chunk_context": per_pair, "mixed_context": float(np.median([s for _, s in slopes]))}
     return {
         "format": FORMAT,

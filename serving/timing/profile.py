@@ -16,18 +16,15 @@ from lengthwise.errors import InputError
 from lengthwise.protocols import Batch
 from lengthwise.serving.records import PS
 from lengthwise.serving.timing.model import Pipeline, TimingTables
+from lengthwise.serving.timing.terms import TERMS
 
 FORMAT = "lengthwise-timing-profile"
 FORMAT_VERSION = 1
 TILE = 128  # without CUDA graphs, matrix products run in tiles of so many tokens
 SPED = ("launch", "prepare")  # the terms that the CPU's speed multiplies
 MEAN_CONTEXT = 1000  # tokens a sequence at which ``tables`` and ``pipeline`` agree for decoding
-TERMS = (
-    "mixed_context", "chunk_context", "decode_seq", "prefill_seq",  # the GPU's
-    "launch_decode", "launch_decode_seq", "launch_graph", "launch_eager", "launch_mixed_seq",
-    "launch_prefill_seq", "prepare", "prepare_seq", "tail", "schedule", "schedule_seq", "update",
-    "update_seq", "arrival", "arrival_token", "output", "output_seq",
-)  # fmt: skip
+IN_TABLES = ("launch_graph", "launch_eager")  # launching beside prefill, by size
+MEASURED = (*(term.name for term in TERMS.values() if term.measured), *IN_TABLES)
 
 Knots = Sequence[tuple[float, float]]
 Ints = NDArray[np.int64]
@@ -49,7 +46,7 @@ class ProfileTiming:
 
     ``decode`` is the GPU's time of a decoding iteration by padded size, ``decode_context`` that of
     each attended token by sequences, ``mixed`` the time of any other iteration by padded tokens;
-    between knots they are interpolated linearly. ``terms`` are explained by ``timing.fit``; the
+    between knots they are interpolated linearly. ``terms`` are explained by ``timing.terms``; the
     CPU's are those of its best moments, and ``cpu`` says how much longer it takes on average.
     """
 
@@ -78,13 +75,12 @@ class ProfileTiming:
             for term, seconds in self.terms.items()
         }
         launch = np.where(tokens <= graphs[-1], terms["launch_graph"], terms["launch_eager"])
-        in_tables = ("launch_graph", "launch_eager")
         return Pipeline(
             decode_ps=_ps(_line(self.decode, padded(seqs, graphs))),
             decode_context_ps=_ps(_line(self.decode_context, seqs, beyond=False)),
             mixed_ps=_ps(_line(self.mixed, padded(tokens, graphs))),
             mixed_launch_ps=_ps(launch),
-            terms={k: round(terms[k] * PS) for k in TERMS if k not in in_tables},
+            terms={k: round(v * PS) for k, v in terms.items() if k not in IN_TABLES},
         )
 
     def tables(self, max_num_batched_tokens: int, max_num_seqs: int) -> TimingTables:
@@ -102,13 +98,12 @@ class ProfileTiming:
         return TimingTables(
             decode_ps=clocks.decode_ps + even,
             mixed_ps=np.maximum(clocks.mixed_ps, clocks.mixed_launch_ps + cpu),
-            prefill_seq_ps=terms["prefill_seq"],
-            decode_seq_ps=terms["decode_seq"],
-            context_ps=slope,
-            mixed_context_ps=terms["mixed_context"] - slope,
-            chunk_context_ps=terms["chunk_context"],
-            floor_ps=terms["launch_decode"] + cpu,
-            floor_seq_ps=terms["launch_decode_seq"] + cpu_seq,
+            terms={
+                **{name: ps for name, ps in terms.items() if TERMS[name].part == "gpu"},
+                "context": slope,
+                "floor": terms["launch_decode"] + cpu,
+                "floor_seq": terms["launch_decode_seq"] + cpu_seq,
+            },
         )
 
     @cached_property
@@ -143,7 +138,7 @@ def read_profile(path: Path, engine_version: str | None = None) -> ProfileTiming
             decode=_knots(fit["decode"]),
             decode_context=_knots(fit["decode_context"]),
             mixed=_knots(fit["mixed"]),
-            terms={term: float(fit["terms"][term]) for term in TERMS},
+            terms=_terms(fit["terms"]),
             about={key: value for key, value in data.items() if key != "fit"},
         )
         measured = engine["version"]
@@ -155,6 +150,12 @@ def read_profile(path: Path, engine_version: str | None = None) -> ProfileTiming
             f"not on {engine_version}; profile that version with `lengthwise profile`"
         )
     return profile
+
+
+def _terms(given: Mapping[str, Any]) -> dict[str, float]:
+    """The coefficients: all that every profile has measured, and those of other terms it names."""
+    named = (term for term in TERMS if term in given)
+    return {term: float(given[term]) for term in dict.fromkeys((*MEASURED, *named))}
 
 
 def _knots(pairs: Any) -> tuple[tuple[float, float], ...]:

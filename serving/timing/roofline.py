@@ -95,12 +95,15 @@ class RooflineTiming:
         iteration_ps = np.rint((overhead + head_s + body_s) * PS).astype(np.int64)
         attention_flops = 4 * model.num_attention_heads * model.head_dim * model.num_hidden_layers
         prefill = gpu.bf16_flops * PREFILL_ATTENTION_EFFICIENCY * tp
+        context = round(model.kv_bytes_per_token / bandwidth * PS)
         return TimingTables(
             decode_ps=iteration_ps[: max_num_seqs + 1],
             mixed_ps=iteration_ps[: max_num_batched_tokens + 1],
-            context_ps=round(model.kv_bytes_per_token / bandwidth * PS),
-            chunk_context_ps=round(attention_flops / prefill * PS),
-        )
+            terms={
+                "context": context, "mixed_context": context,
+                "chunk_context": round(attention_flops / prefill * PS),
+            },
+        )  # fmt: skip
 
     def iteration_time(self, batch: Batch) -> float:
         """Seconds that an iteration with this batch takes."""
