@@ -12,11 +12,11 @@ import pytest
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.protocols import Batch, TimingModel
+from lengthwise.serving.records import PS
 from lengthwise.serving.timing import LinearTiming, timing, timing_names
 from lengthwise.serving.timing.accuracy import error_of_roofline
 from lengthwise.serving.timing.config import model_names, model_shape
 from lengthwise.serving.timing.load import PROFILES, shipped
-from lengthwise.serving.timing.model import PS
 from lengthwise.serving.timing.profile import capture_sizes
 from lengthwise.serving.timing.roofline import gpus, roofline
 
