@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 import lengthwise as lw
+from lengthwise.envs.columns import Columns
 from lengthwise.eval.pool import over_cores
 from lengthwise.policies import load_policy, load_router
-from lengthwise.policy import SchedulingPolicy, Score
+from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.serving import Node, System, run
 
 TIMING = lw.LinearTiming(
@@ -75,6 +76,30 @@ def conversations(requests: int, rate: float) -> lw.Workload:
             "prefix_hashes": hashes,
         }
     )
+
+
+def crowd(requests: int, people: int) -> lw.Workload:
+    """The same lengths from people who ask again at once: so many are always in the system."""
+    plain = workload(requests, 1.0)
+    return lw.Workload(
+        {
+            "arrival_s": np.zeros(requests),
+            "prompt_tokens": plain["prompt_tokens"],
+            "output_tokens": plain["output_tokens"],
+            "parent": np.maximum(np.arange(requests) - people, -1),
+            "think_s": np.zeros(requests),
+        }
+    )
+
+
+def learned(*seen: str, width: int = 32) -> Score:
+    """A network of the size that training gives by default, over an environment's columns."""
+    rng = np.random.default_rng(0)
+    layers = [
+        (rng.normal(size=(outputs, inputs)) / np.sqrt(inputs), np.zeros(outputs))
+        for inputs, outputs in ((len(seen), width), (width, width), (width, 1))
+    ]
+    return Score("learned", *Columns.of(seen).score(layers))
 
 
 def longest_wait(arrival_s: Any, now_s: Any, prompt_tokens: Any) -> Any:
@@ -132,6 +157,12 @@ CASES = (
          {"policy": "srtf+preempt:price=0.0"}, many=100_000),
     Case("fcfs, prefix caching", ">= 0.3M", {"enable_prefix_caching": True, "num_gpu_blocks": 2000},
          conversations, 100_000),
+    Case("learned router, 4 replicas", ">= 0.4M",
+         {"replicas": 4, "router": RoutingPolicy(learned(
+             "running_requests", "waiting_requests", "outstanding_tokens", "predicted_tokens"))},
+         many=100_000),
+    Case("learned scheduler, lengths alone", ">= 0.3M",
+         {"policy": SchedulingPolicy(learned("remaining_tokens", "prompt_tokens"))}, many=100_000),
 )  # fmt: skip
 
 
@@ -174,6 +205,17 @@ def python_scores() -> None:
     router = lw.policy.RoutingPolicy(Score.from_function(lightest))
     seconds = cpu_seconds(partial(simulate, requests, router=router, replicas=8), 1)
     row("Python router, decisions/s", f"{len(requests) / seconds:,.0f}", ">= 0.2M")
+
+
+def learned_queues() -> None:
+    """A learned scheduler that reads the clock, by how many wait all the time for 128 seats."""
+    policy = SchedulingPolicy(learned("predicted_tokens", "prompt_tokens", "waited_s"))
+    for waiting, want in ((1, ""), (50, ">= 50,000"), (500, "")):
+        requests = crowd(50_000, 128 + waiting)
+        simulate(requests, policy=policy, max_num_seqs=128)  # compiles
+        seconds = cpu_seconds(partial(simulate, requests, policy=policy, max_num_seqs=128))
+        label = f"learned scheduler that reads the clock, {waiting} waiting, requests/s"
+        row(label, f"{len(requests) / seconds:,.0f}", want)
 
 
 def growth() -> None:
@@ -240,6 +282,7 @@ def main() -> None:
     speeds()
     print("\n| | measured | wanted |\n|---|---:|---|")
     python_scores()
+    learned_queues()
     growth()
     starts()
     processes()

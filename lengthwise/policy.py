@@ -7,9 +7,11 @@ scalars (in an engine plugin), on numpy arrays (observations) and compiled by nu
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from numpy.typing import NDArray
 
 from lengthwise import features
 from lengthwise.errors import InputError, UnknownNameError
@@ -77,6 +79,23 @@ class Score:
                 features.get(parameter.name)
                 names.append(parameter.name)
         return cls(name, function, tuple(names), tunables)
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A score function that is data: what ``policies.learned.MLP`` says, an engine compiles."""
+
+    @property
+    def shift(self) -> NDArray[Any]: ...
+
+    @property
+    def scale(self) -> NDArray[Any]: ...
+
+    @property
+    def log(self) -> NDArray[Any]: ...
+
+    @property
+    def layers(self) -> Sequence[tuple[NDArray[Any], NDArray[Any]]]: ...
 
 
 def _as_type_of(default: Tunable, value: Any, label: str) -> Tunable:

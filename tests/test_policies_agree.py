@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -111,10 +112,44 @@ def test_what_cannot_be_compiled_says_why(load_file, body, why):
         compile_score(load_file(text))
 
 
-def test_a_learned_policy_is_not_a_plain_function():
-    mlp = MLP(np.zeros(1), np.ones(1), np.zeros(1, bool), ((np.ones((1, 1)), np.zeros(1)),))
-    with pytest.raises(NotCompilable, match="is a MLP, not a plain function"):
-        compile_score(Score("learned", mlp, ("predicted_tokens",)))
+NAMES = ("predicted_tokens", "now_s", "prompt_tokens", "arrival_s", "outstanding_tokens")
+
+
+def network(*hidden, seed=0):
+    """A random network over ``NAMES``."""
+    rng = np.random.default_rng(seed)
+    return MLP(
+        rng.normal(size=5), rng.uniform(0.5, 9, size=5), np.array([1, 0, 1, 0, 1], bool),
+        tuple(
+            (rng.normal(size=(outputs, inputs)) / np.sqrt(inputs), rng.normal(size=outputs))
+            for inputs, outputs in pairwise((5, *hidden, 1))
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("hidden", [(), (1,), (8,), (32, 32), (64, 64), (33, 7, 100)])
+def test_a_network_gives_the_same_bits_everywhere(hidden):
+    score, rows = Score("net", network(*hidden), NAMES), sample_rows(700, seed=5)
+    rows["outstanding_tokens"][:3] = 0.0, -0.0, 1e300
+    scalars, arrays, machine = three_ways(score, rows)
+    assert scalars.tobytes() == arrays.tobytes() == machine.tobytes()
+    alone = [compile_score(score).evaluate(rows[i : i + 1])[0] for i in range(20)]
+    assert alone == machine[:20].tolist()
+
+
+def test_networks_of_a_shape_share_their_code_and_nothing_else():
+    first, second = (Score("net", network(16, seed=seed), NAMES) for seed in range(2))
+    compiled = compile_score(first), compile_score(second)
+    assert compiled[0].stem == compiled[1].stem != compile_score(
+        Score("net", network(17), NAMES)).stem  # fmt: skip
+    rows = sample_rows(50, seed=6)
+    for made, score in zip(compiled, (first, second), strict=True):
+        assert made.evaluate(rows).tobytes() == score.evaluate(rows).tobytes()
+
+
+def test_a_network_that_is_too_wide_stays_numpy_s():
+    with pytest.raises(NotCompilable, match="5000 neurons side by side; more than 4096"):
+        compile_score(Score("net", network(5000), NAMES))
 
 
 def test_a_score_that_differs_from_python_is_found_by_sampling(load_file, monkeypatch):

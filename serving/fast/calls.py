@@ -13,7 +13,7 @@ from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.serving.fast.compiler.score import NotCompilable, compile_score
 from lengthwise.serving.fast.state import State
 
-_PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+_PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)
 
 
 class ScoreCalls:
@@ -29,7 +29,7 @@ class ScoreCalls:
         self._error: BaseException | None = None
         self._columns: dict[str, NDArray[Any]] = {}  # of the rows that scores read
         self._out: NDArray[np.float64] = np.zeros(0)
-        self._kept: list[Any] = []  # ctypes callbacks live as long as they may be called
+        self._kept: list[Any] = []  # lives as long as it may be called
         self.policy_at = self._address(policy.score) if policy.queue == "priority" else 0
         self.policy_compiled = not self.any_python
         self.router_at = self._address(routing.score) if replicas > 1 else 0
@@ -49,11 +49,11 @@ class ScoreCalls:
 
     def _address(self, score: Score) -> int:
         try:
-            return compile_score(score).address
+            return self._keep(compile_score(score).call)
         except NotCompilable as reason:
             self.any_python, self.why = True, str(reason)
 
-        def call(rows: int, count: int, out: int) -> int:
+        def call(rows: int, count: int, out: int, numbers: int) -> int:
             try:
                 # contiguous, as the reference passes them: the last bit may depend on it
                 values = [self._columns[name][:count].copy() for name in score.features]
@@ -65,4 +65,9 @@ class ScoreCalls:
 
         wrapped = _PROTOTYPE(call)
         self._kept.append(wrapped)
-        return int(ctypes.cast(wrapped, ctypes.c_void_p).value or 0)
+        return self._keep(np.array([ctypes.cast(wrapped, ctypes.c_void_p).value or 0, 0]))
+
+    def _keep(self, call: NDArray[np.int64]) -> int:
+        """The address of a score's ``CompiledScore.call``, which lives as long as this."""
+        self._kept.append(call)
+        return int(call.ctypes.data)

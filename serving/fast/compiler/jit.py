@@ -52,15 +52,15 @@ def _wide(kind: Any) -> Any:
 
 @intrinsic
 def call_score(typingctx: Any, address: Any, rows: Any, n: Any, out: Any) -> Any:
-    """Calls ``int64 f(rows, n, out)`` at ``address``; all arguments are 64-bit integers."""
+    """Calls the score whose ``CompiledScore.call`` lies at ``address``; all are 64-bit integers."""
     signature = types.int64(types.int64, types.int64, types.int64, types.int64)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         word = ir.IntType(64)
-        function = builder.inttoptr(
-            arguments[0], ir.FunctionType(word, [word, word, word]).as_pointer()
-        )
-        return builder.call(function, arguments[1:])
+        pair = builder.inttoptr(arguments[0], word.as_pointer())
+        code, numbers = (builder.load(builder.gep(pair, [word(i)])) for i in range(2))
+        function = builder.inttoptr(code, ir.FunctionType(word, [word] * 4).as_pointer())
+        return builder.call(function, [*arguments[1:], numbers])
 
     return signature, generate
 

@@ -1,0 +1,44 @@
+"""A learned score as generated source: one text for all networks of a shape, numbers apart.
+
+A training run exports networks by the dozen, of one shape: only the first is compiled.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.policy import Layered
+
+WIDEST = 4096  # neurons of a layer: two layers lie on the stack
+
+
+def body(net: Layered, names: tuple[str, ...]) -> str:
+    """The statements of ``evaluate``, in the order of operations of ``policies.learned.MLP``."""
+    width = len(names)
+    widths = [width, *(len(bias) for _, bias in net.layers)]
+    lines = [f"x, y = scratch({max(widths)}), scratch({max(widths)})", "for i in range(n):"]
+    lines.append("    row = feature_row(rows, i)")
+    for i, (name, log) in enumerate(zip(names, net.log.tolist(), strict=True)):
+        value = f"_symlog(float(row.{name}))" if log else f"float(row.{name})"
+        lines.append(f"    put(x, {i}, ({value} - get(numbers, {i})) / get(numbers, {width + i}))")
+    at, x, y = 2 * width, "x", "y"
+    for layer, (inputs, outputs) in enumerate(pairwise(widths), start=1):
+        lines.append(f"    linear(numbers, {at}, {x}, {y}, {inputs}, {outputs})")
+        if layer < len(net.layers):
+            lines.append(f"    for j in range({outputs}):")
+            lines.append(f"        put({y}, j, _tanh(get({y}, j)))")
+        at, x, y = at + (inputs + 1) * outputs, y, x
+    lines.append(f"    put_score(out, i, get({x}, 0))")
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def numbers(net: Layered) -> NDArray[np.float64]:
+    """What that text reads: shift, scale, and weights (inputs, outputs) and biases by layer."""
+    parts: list[Any] = [net.shift, net.scale]
+    for weight, bias in net.layers:
+        parts += [weight.T.ravel(), bias]
+    return np.ascontiguousarray(np.concatenate(parts), np.float64)
