@@ -18,7 +18,8 @@ from lengthwise.chat import Message, asked, flat, messages
 from lengthwise.chat_template import of_tokenizer
 from lengthwise.policies.plugins.calls import call_of
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.predicting import PredictorProcess, command
+from lengthwise.policies.plugins.predicting import command
+from lengthwise.policies.plugins.predictor_process import PredictorProcess
 from lengthwise.policies.plugins.prompt_lengths import PromptLengths
 from lengthwise.predictors import make_predictor
 from lengthwise.protocols import Predictor
@@ -139,7 +140,7 @@ def answers(folder: Path, tokens: Path, prompts: list[list[int]]) -> np.ndarray:
             process.send(sequence, prompt)
         deadline = time.monotonic() + 60
         while len(found) < len(prompts) and time.monotonic() < deadline:
-            found.update(process.received())
+            found.update((answer.sequence, answer.tokens) for answer in process.received())
             time.sleep(0.01)
     finally:
         process.close()
