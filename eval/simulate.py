@@ -140,7 +140,7 @@ def simulate(
         "policy": scheduling.name,
         "preemption": dataclasses.asdict(scheduling.preemption),
         "admission": dataclasses.asdict(scheduling.admission),
-        "guard": dataclasses.asdict(scheduling.guard),
+        "guard": scheduling.guard and dataclasses.asdict(scheduling.guard),
         "predictor": predictor_label(predictor),
         "router": routing.name,
         "replicas": replicas,

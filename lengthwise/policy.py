@@ -7,6 +7,7 @@ scalars (in an engine plugin), on numpy arrays (observations) and compiled by nu
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 from lengthwise import features
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.features import Changes
+from lengthwise.picoseconds import picoseconds
 
 Tunable = bool | int | float
+LONGEST_FLOOR_S = 1e6  # of a guard
 
 
 @dataclass(frozen=True)
@@ -184,12 +187,19 @@ class Guard:
     ``lengthwise.starvation``.
     """
 
-    ratio: float = 0.0  # of the longest such wait; 0 is no guard
+    ratio: float = 1.5  # of the longest such wait; 0 switches the guard off, wherever it is said
     floor_s: float = 0.5  # nobody goes first for a wait shorter than this
 
     def __post_init__(self) -> None:
-        if not self.ratio >= 0 or not self.floor_s >= 0:
-            raise InputError("guard ratio and floor_s must be 0 or more")
+        if not 0 <= self.ratio < math.inf or not 0 <= self.floor_s <= LONGEST_FLOOR_S:
+            raise InputError(
+                f"guard ratio must be 0 or more and finite, floor_s from 0 to {LONGEST_FLOOR_S:g} s"
+            )
+
+    @property
+    def floor_ps(self) -> int:
+        """``floor_s`` in picoseconds."""
+        return picoseconds(self.floor_s)
 
 
 @dataclass(frozen=True)
@@ -199,7 +209,8 @@ class SchedulingPolicy:
     score: Score
     preemption: Preemption = field(default_factory=Preemption)
     admission: Admission = field(default_factory=Admission)
-    guard: Guard = field(default_factory=Guard)
+    # None says nothing: the simulated engine then has no guard, a plugin that of its settings
+    guard: Guard | None = None
     # Which of vLLM's two queues the engine keeps: "priority" orders by score, also for the victim
     # under KV pressure; "fcfs" is vLLM's own, where a preempted request returns to the front.
     queue: Literal["fcfs", "priority"] = "priority"
@@ -209,6 +220,12 @@ class SchedulingPolicy:
     def name(self) -> str:
         """What tables call the policy."""
         return self.label or self.score.name
+
+    @property
+    def acting_guard(self) -> Guard | None:
+        """The guard that acts where nobody but the policy is asked; in arrival order none need."""
+        guard = self.guard
+        return guard if guard is not None and guard.ratio > 0 and self.queue == "priority" else None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from lengthwise.policy import (
 from lengthwise.registry import load as load_registered
 from lengthwise.writing import whole_folder
 
-FORMAT = 1
+FORMAT = 2  # 1 said "ratio 0" of a guard where the policy said nothing of one
 POLICY, WEIGHTS, PREDICTOR = "policy.json", "weights.safetensors", "predictor"
 LARGEST = 64 * 2**20  # bytes of one file: far above any policy, far below a serving host's memory
 
@@ -55,7 +55,7 @@ def write_bundle(policy: SchedulingPolicy | RoutingPolicy, folder: str | Path) -
     if isinstance(policy, SchedulingPolicy):
         described["preemption"] = dataclasses.asdict(policy.preemption)
         described["admission"] = dataclasses.asdict(policy.admission)
-        described["guard"] = dataclasses.asdict(policy.guard)
+        described["guard"] = None if policy.guard is None else dataclasses.asdict(policy.guard)
         described["queue"] = policy.queue
     else:
         described["choices"] = policy.choices
@@ -109,9 +109,10 @@ def _constant(name: str) -> float:
 
 
 def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingPolicy:
-    if described["format"] != FORMAT:
+    if described["format"] not in (1, FORMAT):
         raise InputError(
-            f"bundle {str(path)!r} has format {described['format']!r}; this version reads {FORMAT}"
+            f"bundle {str(path)!r} has format {described['format']!r}; "
+            f"this version reads 1 to {FORMAT}"
         )
     names = tuple(item["name"] for item in described["features"])
     if not names:
@@ -148,15 +149,18 @@ def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingP
         protect_after=float,
     )  # fmt: skip
     _types(admission, reserve=float)
-    guard = described.get("guard") or dataclasses.asdict(Guard())  # early bundles have none
-    _types(guard, ratio=float, floor_s=float)
+    guard = described.get("guard")
+    if guard is not None:
+        _types(guard, ratio=float, floor_s=float)
+        if described["format"] == 1 and guard["ratio"] == 0:  # which said nothing in that format
+            guard = None
     if described["queue"] not in ("fcfs", "priority"):
         raise UnknownNameError("queue", described["queue"], ("fcfs", "priority"))
     return SchedulingPolicy(
         score,
         Preemption(**preemption),
         Admission(**admission),
-        Guard(**guard),
+        None if guard is None else Guard(**guard),
         queue=described["queue"],
         label=str(path),
     )

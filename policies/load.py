@@ -16,10 +16,8 @@ from typing import Any
 
 from lengthwise.errors import InputError, LengthwiseError, UnknownNameError
 from lengthwise.policies.bundle import is_bundle, read_bundle
-from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score, Tunable
+from lengthwise.policy import Guard, RoutingPolicy, SchedulingPolicy, Score, Tunable
 from lengthwise.registry import load
-
-GUARD_RATIO = 1.5  # of a guard that is named without one, and of the plugins
 
 Policy = SchedulingPolicy | RoutingPolicy
 
@@ -52,8 +50,7 @@ def load_policy(
             changed = _replace(policy.admission, _options(options, extra), "admit")
             policy = dataclasses.replace(policy, admission=changed)
         elif name == "guard":
-            given = {"ratio": GUARD_RATIO, **_options(options, extra)}
-            rule = _replace(policy.guard, given, "guard")
+            rule = _replace(policy.guard or Guard(), _options(options, extra), "guard")
             policy = dataclasses.replace(policy, guard=rule)
         else:
             raise UnknownNameError("policy part", name, ("preempt", "admit", "guard"))

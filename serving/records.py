@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.picoseconds import PS as PS
+
 if TYPE_CHECKING:
     import pandas as pd
 
-PS = 10**12  # picoseconds in a second; the engines count time in integer picoseconds
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -34,7 +34,7 @@ def test_tunables_preemption_and_admission() -> None:
 
 
 def test_a_guard_is_there_when_named() -> None:
-    assert load_policy("srtf").guard.ratio == 0
+    assert load_policy("srtf").guard is None
     assert load_policy("srtf+guard").guard == Guard(ratio=1.5)
     assert load_policy("srtf+preempt:price=0+guard:floor_s=2").guard == Guard(1.5, 2.0)
 

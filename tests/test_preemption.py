@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
+from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.transformers import PolicyOrder
+from lengthwise.policies.plugins.vllm.clock import Clock
 from lengthwise.policies.plugins.vllm.driver import Driver
 from lengthwise.policy import Preemption, SchedulingPolicy, Score
 from lengthwise.serving import Engine
-from lengthwise.serving.clock import Clock
+from lengthwise.serving.clock import Clock as SimulatedClock
 from lengthwise.serving.reference.replica import Replica
 from lengthwise.serving.reference.request import Request
 
@@ -119,7 +121,7 @@ def in_reference(hall: Hall) -> list[int]:
     )  # fmt: skip
     used = sum(-(-each.computed // BLOCK) for each in hall.running)
     still: Any = SimpleNamespace(changes=frozenset())  # scores stand still
-    clock = Clock(lambda batch: 1, 0)
+    clock = SimulatedClock(lambda batch: 1, 0)
     replica = Replica(0, engine, used + hall.free + 1, hall.policy, still, clock)
     for place, each in enumerate(hall.running):
         whole = -int(-each.predicted // 1)
@@ -147,7 +149,7 @@ class Scheduler(SimpleNamespace):
             max_num_running_reqs=len(hall.running) + hall.seats,
             max_num_scheduled_tokens=hall.budget, num_lookahead_tokens=0, block_size=BLOCK,
             scheduler_config=SimpleNamespace(long_prefill_token_threshold=0),
-            vllm_config=SimpleNamespace(model_config=None),
+            vllm_config=SimpleNamespace(model_config=SimpleNamespace(max_model_len=1 << 30)),
             kv_cache_config=SimpleNamespace(kv_cache_groups=[None]),
             kv_cache_manager=SimpleNamespace(
                 enable_caching=False,
@@ -165,7 +167,10 @@ class Scheduler(SimpleNamespace):
 def in_vllm(hall: Hall) -> list[int]:
     scheduler: Any = Scheduler(hall)
     settings = Settings(policy="given", policy_timeout_s=1e9)
-    driver = Driver(scheduler, settings, hall.policy, lambda: 0.0)
+    driver = Driver(scheduler, settings, hall.policy, Counters())
+    now_s = 0.0
+    driver.clock = Clock(lambda: now_s, lambda: now_s)
+    now_s = 50.0
     for place, each in enumerate((*hall.running, *(Runs(s, 10) for s in hall.waiting))):
         extra = {"predicted_tokens": each.predicted} if each.predicted else {}
         runs = place < len(hall.running)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies.bundle import PREDICTOR
-from lengthwise.policies.load import GUARD_RATIO, load_policy
+from lengthwise.policies.load import load_policy
 from lengthwise.policy import Guard, SchedulingPolicy
 from lengthwise.starvation import UNKNOWN_TOKENS
 
@@ -29,8 +29,8 @@ class Settings:
     bundle: str = ""  # an exported policy; its folder "predictor" is used unless another is named
     predictor: str = ""  # a folder that a predictor was saved to
     default_tokens: float = UNKNOWN_TOKENS  # predicted length where nobody says anything
-    guard: float = GUARD_RATIO  # a policy that names a guard of its own keeps that
-    guard_floor_s: float = 0.5  # nobody goes first for a wait shorter than this
+    guard: float = Guard.ratio  # where the policy says nothing of one; 0 is off, in either
+    guard_floor_s: float = Guard.floor_s  # nobody goes first for a wait shorter than this
     predict_timeout_s: float = 0.5  # per request, from its arrival in the scheduler
     policy_timeout_s: float = 0.1  # one evaluation of the score; slow thrice, it is switched off
     client_lengths: bool = True  # believe the lengths that clients send; false asks the predictor
@@ -113,8 +113,8 @@ class Settings:
         return load_policy(self.bundle or self.policy)
 
     def guard_of(self, policy: SchedulingPolicy) -> Guard:
-        """The starvation guard: the policy's own, else that of the settings."""
-        return policy.guard if policy.guard.ratio else Guard(self.guard, self.guard_floor_s)
+        """The starvation guard: the policy says, and where it says nothing, the settings do."""
+        return Guard(self.guard, self.guard_floor_s) if policy.guard is None else policy.guard
 
     @property
     def predictor_folder(self) -> str:

@@ -37,7 +37,7 @@ def supports(workload: Workload, system: System) -> str | None:
         return "metrics that are old are the reference engine's alone"
     node = system.nodes[0]
     policy, engine, timing = node.policy, node.engine, node.timing
-    if policy.guard.ratio > 0:
+    if policy.acting_guard is not None:
         return "the starvation guard is the reference engine's alone"
     clock = "pipeline" if engine.async_scheduling and hasattr(timing, "pipeline") else "tables"
     if not hasattr(timing, clock):

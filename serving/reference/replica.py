@@ -96,9 +96,8 @@ class Replica:
         self._waiting_scored = self._running_scored = False
         self._futile = 0  # preemptions since somebody got further than ever before
         self._stale: list[Request] = []  # preempted: their scores are out of date
-        # in order of arrival nobody starves
-        guarded = policy.guard.ratio > 0 and policy.queue == "priority"
-        self._watch = Watch(policy.guard) if guarded else None
+        guard = policy.acting_guard
+        self._watch = None if guard is None else Watch(guard)
 
     def view(self, now_ps: int) -> ReplicaView:
         """What policies may know of this replica now."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lengthwise.policy import Guard
-from lengthwise.serving.records import PS
 from lengthwise.serving.reference.request import Request
 from lengthwise.starvation import UNKNOWN_TOKENS, StarvationGuard, Waiter
 
@@ -30,7 +29,7 @@ class Watch:
         if idle:
             self._guard.idle()
         waiter = request.waiter = _Waiter(
-            request=request, sequence=request.id, arrival_s=request.arrival_ps / PS,
+            request=request, sequence=request.id, arrival_ps=request.arrival_ps,
             predicted_tokens=request.predicted or UNKNOWN_TOKENS,
         )  # fmt: skip
         self._guard.arrived(waiter)
@@ -38,16 +37,16 @@ class Watch:
 
     def admitted(self, request: Request, now_ps: int) -> None:
         """A request joins the batch."""
-        self._guard.admitted(_of(request), now_ps / PS)
+        self._guard.admitted(_of(request), now_ps)
 
     def preempted(self, request: Request, now_ps: int) -> None:
         """A request leaves the batch unfinished."""
-        self._guard.preempted(_of(request), request.generated, now_ps / PS)
+        self._guard.preempted(_of(request), request.generated, now_ps)
 
     def send_ahead(self, now_ps: int) -> list[Request]:
         """Marks those that have waited too long by now; returns them."""
-        self._guard.turns(now_ps / PS)
-        late = [waiter.request for waiter in self._guard.send_ahead(now_ps / PS)]
+        self._guard.turns(now_ps)
+        late = [waiter.request for waiter in self._guard.send_ahead(now_ps)]
         for request in late:
             request.ahead = True
         return late

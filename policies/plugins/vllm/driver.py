@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.picoseconds import picoseconds
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policies.plugins.settings import Settings
@@ -129,7 +130,7 @@ class Driver:
     def preempted(self, request: Any) -> None:
         """A running request went back to the queue, by whatever cause."""
         entry = _entry(request)
-        self._guard.preempted(entry, request.num_output_tokens, self.now_s)
+        self._guard.preempted(entry, request.num_output_tokens, self._now_ps)
         self._stale.append(entry)
 
     def before_step(self, throttled: bool) -> None:
@@ -163,7 +164,7 @@ class Driver:
                 return
             if not entry.admissions and entry.state == "ready":
                 self._waits.admitted(entry.score, self.now_s - entry.arrival_s)
-            self._guard.admitted(entry, self.now_s)
+            self._guard.admitted(entry, self._now_ps)
 
     def launched(self, scheduled: Mapping[str, int]) -> None:
         """A step was scheduled; ``scheduled`` is its own mapping of request ids to tokens."""
@@ -188,7 +189,7 @@ class Driver:
             for entry in self._held
             if not (entry.running or entry.gone) and self._is_in_flight(entry)
         ]
-        self.now_s = now_s = self.clock.now_s()
+        self.now_s = self.clock.now_s()
         for name in self._view:
             self._view[name] = SHARED[name](self)
         for queue in self.queues:
@@ -198,13 +199,18 @@ class Driver:
         for entry in self._stale:
             self._reorder(entry)
         self._stale.clear()
-        for entry in self._guard.turns(now_s):
+        for entry in self._guard.turns(self._now_ps):
             entry.turn = True
             if entry.state != "ready":
                 self._reorder(entry)
-        for entry in self._guard.send_ahead(now_s):
+        for entry in self._guard.send_ahead(self._now_ps):
             self.counters.add("guarded", "wait")
             self._reorder(entry)
+
+    @property
+    def _now_ps(self) -> int:
+        """The time of this step, as the guard counts it."""
+        return picoseconds(self.now_s)
 
     def _is_in_flight(self, entry: Entry) -> bool:
         """Whether a step that computes something of the request is not done yet."""

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lengthwise.picoseconds import picoseconds
 from lengthwise.policies.plugins import client
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.starvation import Waiter
@@ -19,6 +20,7 @@ class Entry(Waiter):
     """
 
     request: Any  # the engine's own object
+    arrival_s: float
     priority: float
     deadline_s: float
     # "ready" is scored by the policy; "pending" awaits its prediction; "failed" is served FCFS
@@ -65,6 +67,7 @@ def entry_of(request: Any, sequence: int, arrival_s: float, counters: Counters) 
     entry = request.lengthwise = Entry(
         request=request,
         sequence=sequence,
+        arrival_ps=picoseconds(arrival_s),
         arrival_s=arrival_s,
         priority=request.priority,
         deadline_s=math.inf if seconds is None else arrival_s + seconds,
