@@ -113,7 +113,7 @@ class Bench:
             log_stats=False,
         )
         if given["plugin"] and hasattr(self.scheduler, "lengthwise"):
-            self.scheduler.lengthwise.picoseconds.follow(CLOCK)
+            self.scheduler.lengthwise.clock.follow(CLOCK)
         caching = engine["enable_prefix_caching"]
         self._hasher = get_request_block_hasher(engine["block_size"], sha256) if caching else None
         self._in_flight: deque[tuple[Any, list[str]]] = deque()

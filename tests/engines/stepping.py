@@ -204,7 +204,7 @@ class Engine:
         if scheduler.cache_config.enable_prefix_caching:
             self._hasher = get_request_block_hasher(scheduler.block_size, sha256)
         if hasattr(scheduler, "lengthwise"):
-            scheduler.lengthwise.picoseconds.follow(lambda: self.now_s)
+            scheduler.lengthwise.clock.follow(lambda: self.now_s)
 
     def add(self, index: int) -> None:
         """A job arrives."""
