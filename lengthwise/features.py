@@ -24,7 +24,8 @@ class Feature:
     """One feature: its name, unit, numpy dtype, meaning, what it belongs to and when it changes.
 
     ``given`` says what a run must be given for it: a "column" of its name in the workload, or a
-    "prediction" of each answer's length.
+    "prediction" of each answer's length. ``counted``: a router counts it itself, so that it is
+    never old; what a replica alone knows is as of the last time that it was asked.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Feature:
     changes: Changes
     meaning: str
     given: Literal["", "column", "prediction"] = ""
+    counted: bool = False
 
 
 FEATURES: dict[str, Feature] = {
@@ -73,16 +75,45 @@ FEATURES: dict[str, Feature] = {
         ),
         Feature(
             "routed_requests", "requests", "int64", "replica", "state",
-            "requests sent to the replica so far",
+            "requests sent to the replica so far", counted=True,
         ),
         Feature(
             "outstanding_tokens", "tokens", "float64", "replica", "state",
             "prompt and predicted tokens of the requests sent to the replica and not finished",
+            given="prediction", counted=True,
+        ),
+        Feature(
+            "oldest_request_s", "s", "float64", "replica", "state",
+            "time since the arrival of the request sent there first of those not finished, else 0",
+            counted=True,
+        ),
+        Feature(
+            "prefill_backlog_tokens", "tokens", "int64", "replica", "state",
+            "prompt tokens of its requests that no iteration has computed or is computing",
+        ),
+        Feature(
+            "decode_backlog_tokens", "tokens", "int64", "replica", "state",
+            "predicted tokens (rounded up) that its requests have not generated, each at least 0",
             given="prediction",
+        ),
+        Feature(
+            "free_seats", "requests", "int64", "replica", "state", "seats in the batch left free"
+        ),
+        Feature(
+            "max_seats", "requests", "int64", "replica", "state",
+            "seats in the batch: the most requests that run at once",
+        ),
+        Feature(
+            "decode_tokens_per_s", "tokens/s", "float64", "replica", "state",
+            "the replica's nominal speed: decoding 32 sequences (or all its seats) of 1000 tokens",
         ),
         Feature(
             "random_draw", "1", "float64", "pair", "state",
             "uniform in [0, 1), drawn from (seed, request, replica)",
+        ),
+        Feature(
+            "cached_tokens", "tokens", "int64", "pair", "state",
+            "leading tokens of the request in the replica's prefix cache; 0 where it keeps none",
         ),
     )
 }  # fmt: skip

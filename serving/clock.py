@@ -13,6 +13,8 @@ from lengthwise.serving.timing.model import Pipeline
 # Llama-3.1-8B's keys and values in bf16 are 128 KiB a token; PCIe 5.0 x16 moves about 50 GB/s.
 SWAP_S_PER_TOKEN = 128 * 1024 / 50e9
 
+NOMINAL_SEQS, NOMINAL_CONTEXT = 32, 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Clock:
@@ -30,6 +32,16 @@ class Clock:
         """The clock of a node with these options and this timing."""
         swap_ps = round(getattr(timing, "swap_s_per_token", SWAP_S_PER_TOKEN) * PS)
         return cls(iteration_clock(engine, timing), swap_ps, async_clock(engine, timing))
+
+    def decode_tokens_per_s(self, engine: Engine) -> float:
+        """The nominal speed of a node with these options: a feature that tells nodes apart.
+
+        It is that of iterations one after the other that decode ``NOMINAL_SEQS`` sequences (or as
+        many as there are seats), each with ``NOMINAL_CONTEXT`` tokens.
+        """
+        seqs = min(NOMINAL_SEQS, engine.max_num_seqs)
+        took_ps = self.iteration_ps(Batch(decode_seqs=seqs, context_tokens=NOMINAL_CONTEXT * seqs))
+        return seqs * PS / took_ps
 
 
 def iteration_clock(engine: Engine, timing: TimingModel) -> Callable[[Batch], int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,11 @@ from lengthwise.serving.records import PS
 from lengthwise.serving.reference.request import Request
 from lengthwise.workload import Workload
 
+if TYPE_CHECKING:
+    from lengthwise.serving.reference.replica import Replica
+
+# Features that take a walk over a replica's requests: a view has them where they are asked for.
+BACKLOGS = frozenset({"prefill_backlog_tokens", "decode_backlog_tokens"})
 # Sums of predicted tokens are kept in integers of this fraction of a token, so that they are exact.
 FRACTION = 1024
 
@@ -34,6 +39,9 @@ class ReplicaView:
     total_blocks: int
     routed: int
     outstanding: int  # tokens x FRACTION
+    oldest_ps: int  # the arrival of the request that is there longest; ``now_ps`` if none is
+    backlogs: tuple[int, int] | None  # of prefill and decoding, in tokens; where they are read
+    replica: Replica  # for what stands still, and its cache as it is now
 
 
 class Features:
@@ -80,14 +88,18 @@ class Features:
         return found
 
     def of_replicas(
-        self, names: Iterable[str], request: Request, views: Sequence[ReplicaView]
+        self, names: Iterable[str], requests: Sequence[Request], views: Sequence[ReplicaView]
     ) -> dict[str, NDArray[Any]]:
-        """Features of replicas for a request to be routed, (replicas,) each; its own broadcast."""
+        """Features of replicas for a request to be routed, (replicas,) each; its own broadcast.
+
+        ``requests`` is the request as each of the replicas would take it.
+        """
         found: dict[str, NDArray[Any]] = {}
         for name in names:
             feature, value = get(name), REFERENCE[name]
-            differs = views[:1] if feature.of == "request" else views
-            values = [value(self, (request,), view) for view in differs]
+            pairs = list(zip(requests, views, strict=True))
+            differs = pairs[:1] if feature.of == "request" else pairs
+            values = [value(self, (request,), view) for request, view in differs]
             found[name] = np.empty(len(views), dtype=feature.dtype)
             found[name][:] = np.ravel(values)
         return found
@@ -103,6 +115,11 @@ def _column(name: str) -> Accessor:
 
 def _seen(value: Callable[[ReplicaView], float]) -> Accessor:
     return lambda f, requests, view: value(view)
+
+
+def _backlogs(view: ReplicaView) -> tuple[int, int]:
+    assert view.backlogs is not None, "a view that was made without them"
+    return view.backlogs
 
 
 REFERENCE: Provider[Accessor] = Provider(
@@ -122,7 +139,14 @@ REFERENCE: Provider[Accessor] = Provider(
         "kv_utilization": _seen(lambda view: view.used_blocks / view.total_blocks),
         "routed_requests": _seen(lambda view: view.routed),
         "outstanding_tokens": _seen(lambda view: view.outstanding / FRACTION),
+        "oldest_request_s": _seen(lambda view: float(view.now_ps - view.oldest_ps) / PS),
+        "prefill_backlog_tokens": _seen(lambda view: _backlogs(view)[0]),
+        "decode_backlog_tokens": _seen(lambda view: _backlogs(view)[1]),
+        "free_seats": _seen(lambda view: view.replica.engine.max_num_seqs - view.running),
+        "max_seats": _seen(lambda view: view.replica.engine.max_num_seqs),
+        "decode_tokens_per_s": _seen(lambda view: view.replica.decode_tokens_per_s),
         "random_draw": lambda f, rs, view: [uniform(f.seed, r.id, view.index) for r in rs],
+        "cached_tokens": lambda f, rs, view: [view.replica.cached_tokens(r) for r in rs],
     },
 )
 
@@ -150,6 +174,7 @@ class Scorer:
 
     def __init__(self, score: Score, features: Features, arrival_ps: NDArray[np.int64]) -> None:
         features.require(score.features, f"policy {score.name!r}")
+        self.reads = score.features
         self.changes = score.changes
         self.every_iteration = bool(self.changes & {"clock", "state"})
         self._score = score

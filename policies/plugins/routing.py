@@ -62,6 +62,9 @@ OWN: Mapping[str, Accessor] = {
     "outstanding_tokens": lambda router, known, request: [
         sum(replica.owed.values()) for replica in known
     ],
+    "oldest_request_s": lambda router, known, request: [
+        router.longest_s(replica) for replica in known
+    ],
     "random_draw": lambda router, known, request: [router.draws.random() for _ in known],
 }
 REPORTED: Mapping[str, Accessor] = {
@@ -69,8 +72,14 @@ REPORTED: Mapping[str, Accessor] = {
     "waiting_requests": lambda router, known, request: [
         replica.reported.get("waiting_requests", len(replica.owed)) for replica in known
     ],
-    "kv_utilization": _reported("kv_utilization"),
-}
+    **{
+        name: _reported(name)
+        for name in (
+            "kv_utilization", "prefill_backlog_tokens", "decode_backlog_tokens", "free_seats",
+            "max_seats", "decode_tokens_per_s",
+        )
+    },
+}  # fmt: skip
 STAND_IN = ("running_requests", "waiting_requests")  # where replicas do not report them
 VALUES: Provider[Accessor] = Provider(
     "a router", {**{name: _told(name) for name in ASKED}, **OWN, **REPORTED}
@@ -176,6 +185,11 @@ class ReplicaRouter:
         """Requests sent to a replica and not done."""
         with self._lock:
             return len(self._replicas.get(replica, Replica()).owed)
+
+    def longest_s(self, replica: Replica) -> float:
+        """How long the oldest of a replica's unfinished requests is under way; 0 if none is."""
+        since = [self._sent[request][1] for request in replica.owed]
+        return time.monotonic() - min(since) if since else 0.0
 
     def _end(self, request: Hashable) -> None:
         replica, _ = self._sent.pop(request, (None, 0.0))

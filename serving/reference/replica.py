@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from lengthwise.errors import InputError, InvariantError
 from lengthwise.policy import SchedulingPolicy
@@ -25,7 +26,7 @@ from lengthwise.serving.reference.kv_cache import KVCache
 from lengthwise.serving.reference.request import Request
 from lengthwise.serving.reference.starvation import Watch
 from lengthwise.serving.reference.waiting import ArrivalQueue, ScoreQueue, WaitingQueue
-from lengthwise.serving.scoring import ReplicaView, Scorer
+from lengthwise.serving.scoring import BACKLOGS, ReplicaView, Scorer
 from lengthwise.serving.timing.model import Pipeline
 
 UNLIMITED = 1 << 62
@@ -64,6 +65,8 @@ class Replica:
     starts, before its results are known.
     """
 
+    engine: Engine
+
     def __init__(
         self,
         index: int,
@@ -81,6 +84,7 @@ class Replica:
         self.waiting: WaitingQueue = ArrivalQueue() if policy.queue == "fcfs" else ScoreQueue()
         self.in_flight: deque[Step] = deque()
         self.depth = 2 if engine.async_scheduling else 1
+        self.here: dict[Request, None] = {}  # all that were sent and have not left, in order
         self.routed = 0
         self.outstanding = 0  # prompt and predicted tokens x FRACTION, of unfinished requests
         self._scorer = scorer
@@ -99,12 +103,28 @@ class Replica:
         guard = policy.acting_guard
         self._watch = None if guard is None else Watch(guard)
 
-    def view(self, now_ps: int) -> ReplicaView:
-        """What policies may know of this replica now."""
+    def view(self, now_ps: int, names: Iterable[str] = BACKLOGS) -> ReplicaView:
+        """What policies that read ``names`` may know of this replica now."""
+        backlogs = None
+        if not BACKLOGS.isdisjoint(names):
+            backlogs = sum(r.prefill_left for r in self.here), sum(r.decode_left for r in self.here)
         return ReplicaView(
-            self.index, now_ps, len(self.running), len(self.waiting),
-            self.kv.used, self.kv.total, self.routed, self.outstanding,
+            self.index, now_ps, len(self.running), len(self.waiting), self.kv.used, self.kv.total,
+            self.routed, self.outstanding, self.oldest_ps(now_ps), backlogs, self,
         )  # fmt: skip
+
+    def oldest_ps(self, now_ps: int) -> int:
+        """The arrival of the request that is here longest; ``now_ps`` if there is none."""
+        return next(iter(self.here)).arrival_ps if self.here else now_ps
+
+    @cached_property
+    def decode_tokens_per_s(self) -> float:
+        """Its nominal speed; see ``Clock``."""
+        return self._clock.decode_tokens_per_s(self.engine)
+
+    def cached_tokens(self, request: Request) -> int:
+        """Leading tokens of a request, here or not, that are in the prefix cache."""
+        return len(self.kv.find(request)) * self.engine.block_size
 
     def add(self, request: Request, now_ps: int, planned_ps: int) -> None:
         """A request arrives, and waits; ``planned_ps`` is when the workload says it would."""
@@ -132,7 +152,7 @@ class Replica:
         if alone and not self.engine.long_prefill_applies_alone:
             self._threshold = 0
         if self._scorer.changes:
-            self._view = self.view(now_ps)
+            self._view = self.view(now_ps, self._scorer.reads)
             self._waiting_scored = self._running_scored = False
         if self._watch is not None:
             self.waiting.reorder(self._watch.send_ahead(now_ps))
@@ -209,7 +229,7 @@ class Replica:
     def _set_first_score(self, request: Request, now_ps: int, planned_ps: int) -> None:
         score = self._scorer.known_at_arrival(request, planned_ps)
         if score is None:
-            self._scorer.update([request], self.view(now_ps))
+            self._scorer.update([request], self.view(now_ps, self._scorer.reads))
         else:
             request.score = score
 

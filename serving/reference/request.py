@@ -61,6 +61,16 @@ class Request:
         return self.known - self.prompt
 
     @property
+    def prefill_left(self) -> int:
+        """Prompt tokens that no iteration has computed or is computing."""
+        return max(self.prompt - max(self.computed, self.stored), 0)
+
+    @property
+    def decode_left(self) -> int:
+        """Predicted tokens, rounded up, that are not generated yet."""
+        return max(self.predicted - self.generated, 0)
+
+    @property
     def rank(self) -> float:
         """Its place among others, lowest first: the score, unless the guard sent it ahead."""
         return -math.inf if self.ahead else self.score

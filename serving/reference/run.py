@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.errors import InputError, InvariantError
+from lengthwise.features import get
 from lengthwise.serving.draws import sample
 from lengthwise.serving.inputs import prepare
 from lengthwise.serving.records import Iterations, Records
@@ -132,10 +133,9 @@ class ReferenceRun:
         self._features.require(names, "a router" if due.kind == "route" else "a policy")
         rows = min(due.candidates, len(out))
         if due.kind == "route":
-            request = self._request(due.request, 0)
-            found = self._features.of_replicas(names, request, self._views(range(rows)))
+            found = self._routing_features(names, due.request, range(rows))
         else:
-            view = self.nodes[due.node].view(self._now_ps)
+            view = self.nodes[due.node].view(self._now_ps, names)
             found = self._features.of_requests(names, self._candidates(due)[:rows], view)
         for column, name in enumerate(names):
             out[:rows, column] = found[name]
@@ -208,16 +208,28 @@ class ReferenceRun:
         node = self.nodes[due.node]
         return node.candidates() if due.kind == "admit" else node.running
 
-    def _views(self, indices: Iterable[int]) -> list[ReplicaView]:
+    def _routing_features(
+        self, names: Sequence[str], id: int, indices: Sequence[int]
+    ) -> dict[str, NDArray[Any]]:
+        """Features of nodes for a request to be routed, (nodes,) each."""
+        views = self._views(names, indices)
+        if any(get(name).of == "pair" for name in names):
+            requests = [self._request(id, index) for index in indices]
+        else:
+            requests = [self._request(id, 0)] * len(indices)
+        return self._features.of_replicas(names, requests, views)
+
+    def _views(self, names: Sequence[str], indices: Sequence[int]) -> list[ReplicaView]:
         """Nodes as the router sees them: their state of the last scrape, its own books of now."""
+        now_ps, nodes = self._now_ps, [self.nodes[index] for index in indices]
         if not self._interval_ps:
-            return [self.nodes[index].view(self._now_ps) for index in indices]
+            return [node.view(now_ps, names) for node in nodes]
         return [
             dataclasses.replace(
-                self._seen[index], now_ps=self._now_ps, routed=self.nodes[index].routed,
-                outstanding=self.nodes[index].outstanding,
+                self._seen[node.index], now_ps=now_ps, routed=node.routed,
+                outstanding=node.outstanding, oldest_ps=node.oldest_ps(now_ps),
             )
-            for index in indices
+            for node in nodes
         ]  # fmt: skip
 
     # Events
@@ -260,9 +272,7 @@ class ReferenceRun:
         chosen = list(range(count))
         if 0 < routing.choices < count:
             chosen = sample(self._seed, request, count, routing.choices)
-        values = self._features.of_replicas(
-            routing.score.features, self._request(request, 0), self._views(chosen)
-        )
+        values = self._routing_features(routing.score.features, request, chosen)
         scores = np.asarray(routing.score.evaluate(values), dtype=np.float64)
         if np.isnan(scores).any():
             raise InputError(f"router {routing.score.name!r} gave NaN for a score")
@@ -279,7 +289,9 @@ class ReferenceRun:
 
     def _send(self, id: int, index: int) -> None:
         node = self.nodes[index]
-        node.add(self._request(id, index), self._now_ps, self._planned[id])
+        request = self._request(id, index)
+        node.add(request, self._now_ps, self._planned[id])
+        node.here[request] = None
         self._held.pop(id, None)
         self._waiting -= 1
         self._count(node)
@@ -309,6 +321,7 @@ class ReferenceRun:
     def _finish(self, request: Request, node: Replica, seen_ps: int) -> None:
         id = request.id
         self._in_system -= 1
+        del node.here[request]
         node.outstanding -= self._weight[id]
         self._rows.append(
             (

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,7 @@ from lengthwise.serving.inputs import Inputs
 from lengthwise.serving.records import PS
 from lengthwise.serving.reference.replica import Replica, Step
 from lengthwise.serving.reference.request import Request
-from lengthwise.serving.scoring import ReplicaView, Scorer
+from lengthwise.serving.scoring import BACKLOGS, ReplicaView, Scorer
 from lengthwise.serving.system import Node
 from lengthwise.serving.vllm.environment import NEWEST, environment
 from lengthwise.workload import Workload
@@ -165,10 +165,16 @@ class VllmReplica(Replica):
         self._settle()
         self._vllm.drop(self._scheduler)
 
-    def view(self, now_ps: int) -> ReplicaView:
-        """What policies may know of this replica now."""
+    def view(self, now_ps: int, names: Iterable[str] = BACKLOGS) -> ReplicaView:
+        """What policies that read ``names`` may know of this replica now."""
         self._settle()
-        return super().view(now_ps)
+        return super().view(now_ps, names)
+
+    def cached_tokens(self, request: Request) -> int:
+        """Nothing without a prefix cache; vLLM's own can't be looked into."""
+        if self.engine.enable_prefix_caching:
+            raise InputError("vLLM's prefix cache can't be looked into: cached_tokens is not known")
+        return 0
 
     def begin(self, now_ps: int) -> None:
         """Starts an iteration."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise import features
 from lengthwise.picoseconds import picoseconds
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.scorer import Scorer
@@ -51,6 +52,18 @@ SHARED: Mapping[str, Callable[[Driver], float]] = {
     "running_requests": lambda driver: len(driver.scheduler.running),
     "waiting_requests": lambda driver: sum(map(len, driver.queues)),
     "kv_utilization": lambda driver: driver.scheduler.kv_cache_manager.usage,
+    "free_seats": lambda driver: (
+        driver.scheduler.max_num_running_reqs - len(driver.scheduler.running)
+    ),
+    "max_seats": lambda driver: driver.scheduler.max_num_running_reqs,
+    "prefill_backlog_tokens": lambda driver: sum(
+        max(request.num_prompt_tokens - request.num_computed_tokens, 0)
+        for request in driver.scheduler.requests.values()
+    ),
+    "decode_backlog_tokens": lambda driver: sum(
+        max(_entry(request).whole_tokens - request.num_output_tokens, 0)
+        for request in driver.scheduler.requests.values()
+    ),
 }
 VALUES: Provider[Callable[[Any], float]] = Provider("a vLLM scheduler", {**REQUEST, **SHARED})
 
@@ -80,7 +93,9 @@ class Driver:
         self.clock = Clock()
         self._scorer = Scorer(policy.score, self.counters, settings.policy_timeout_s)
         self._scorer.require(VALUES)
-        self._reads_length = "predicted_tokens" in policy.score.features
+        self._reads_length = any(
+            features.get(name).given == "prediction" for name in policy.score.features
+        )
         self.now_s = 0.0
         # the shared features that the policy reads, as of the step's beginning
         self._view = {name: 0.0 for name in self._scorer.names if name in SHARED}
