@@ -198,6 +198,12 @@ def test_sglang_refuses_what_ranks_see_differently(policy: str) -> None:
         Priorities(Settings(policy=policy))
 
 
+def test_sglang_has_no_guard_and_says_so() -> None:
+    with pytest.raises(InputError, match="in SGLang: .* no .guard"):
+        Priorities(Settings(policy="srtf+guard"))
+    Priorities(Settings(policy="srtf+guard:ratio=0"))
+
+
 def test_sglang_s_plugin_sleeps_until_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT, raising=False)
     register()  # would import sglang, which is not there

@@ -12,6 +12,7 @@ transformers = pytest.importorskip("transformers", minversion="5.17")
 
 from lengthwise.errors import InputError  # noqa: E402
 from lengthwise.policies.plugins.transformers import register  # noqa: E402
+from lengthwise.policy import Guard  # noqa: E402
 
 PROMPTS = [[(7 * i + j) % 100 + 3 for j in range(4 + i)] for i in range(6)]
 OUTPUTS = [20, 3, 11, 7, 15, 5]
@@ -85,7 +86,7 @@ def test_every_policy_gives_the_same_tokens_in_its_own_order(
     policy: str,
     order: list[int],
 ) -> None:
-    register(policy, predict=exact)
+    register(policy, predict=exact, guard=0)
     tokens, finished = serve(model, "lengthwise")
     assert tokens == stock[0]
     assert finished == order
@@ -94,7 +95,7 @@ def test_every_policy_gives_the_same_tokens_in_its_own_order(
 def test_several_seats_give_the_same_tokens(
     model: Any, stock: tuple[dict[str, list[int]], list[int]]
 ) -> None:
-    register("mlfq:quantum=2")
+    register("mlfq:quantum=2", guard=0)
     assert serve(model, "lengthwise", seats=3)[0] == stock[0]
 
 
@@ -125,6 +126,22 @@ def test_one_failing_prediction_keeps_its_place_in_line(model: Any) -> None:
 def test_what_can_t_work_is_refused_by_name(policy: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         register(policy)
+
+
+@pytest.mark.parametrize(
+    ("policy", "given", "rule"),
+    [
+        ("srtf", {}, Guard(1.5, 0.5)),  # on, as in vLLM
+        ("srtf", {"guard": 2, "guard_floor_s": 1}, Guard(2, 1)),
+        ("srtf", {"guard": 0}, Guard(0.0, 0.5)),
+        ("srtf+guard:ratio=0", {}, Guard(0.0, 0.5)),
+        ("srtf+guard:ratio=3", {"guard": 0}, Guard(3.0, 0.5)),  # the policy is asked first
+    ],
+)
+def test_the_guard_is_the_policy_s_or_else_the_one_given(
+    policy: str, given: dict[str, Any], rule: Guard
+) -> None:
+    assert register(policy, **given).rule == rule
 
 
 def test_its_own_schedulers_are_not_replaced() -> None:

@@ -18,7 +18,7 @@ from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.transformers import PolicyOrder
 from lengthwise.policies.plugins.vllm.clock import Clock
 from lengthwise.policies.plugins.vllm.driver import Driver
-from lengthwise.policy import Preemption, SchedulingPolicy, Score
+from lengthwise.policy import LONGEST_FLOOR_S, Guard, Preemption, SchedulingPolicy, Score
 from lengthwise.serving import Engine
 from lengthwise.serving.clock import Clock as SimulatedClock
 from lengthwise.serving.reference.replica import Replica
@@ -97,13 +97,13 @@ EVERYWHERE = (
     # three running tokens of 8: without a victim two, so that 6 are left for 5, and then 1 for
     # the next; of 7 tokens nothing is left for the next
     Hall("for as long as tokens last", batch(10, 30, 20), (5, 6), (1, 2), budget=8),
+    Hall("the guard's are protected",
+         (Runs(10), Runs(30, ahead=True), Runs(20)), (5,), (2,)),
     Hall("not without tokens", batch(10, 30, 20), (5, 6), (1,), budget=7),
 )  # fmt: skip
 
 # where a request that gives way loses its blocks, and its place has a price
 WITH_BLOCKS = (
-    Hall("the guard's are protected",
-         (Runs(10), Runs(30, ahead=True), Runs(20)), (5,), (2,)),
     # 100 computed tokens are lost, in a replica of 2: 0.44 x 100 x 2 = 88, of a gain of 90
     Hall("a price below the gain", batch(100), (10,), (0,), {"price": 0.44, "overhead_tokens": 0}),
     Hall("a price of the gain", batch(100), (10,), (), {"price": 0.45, "overhead_tokens": 0}),
@@ -221,6 +221,7 @@ class Batches:
 def in_transformers(hall: Hall) -> list[int]:
     made = type("Made", (PolicyOrder, Batches), {
         "policy": hall.policy, "predict": None, "default_tokens": 256.0,
+        "rule": Guard(1.0, LONGEST_FLOOR_S), "clock": lambda self: 10.0,
     })(len(hall.running) + hall.seats)  # fmt: skip
     for place, each in enumerate((*hall.running, *(Runs(s, 10) for s in hall.waiting))):
         state = SimpleNamespace(
@@ -229,6 +230,8 @@ def in_transformers(hall: Hall) -> list[int]:
             remaining_prefill_tokens=[] if place < len(hall.running) else [0] * each.score,
         )  # fmt: skip
         made.add_waiting_request(state)
+        assert made._lengthwise_guard is not None
+        made._lengthwise_guard._waiters[state.request_id].ahead = each.ahead
         state.lengthwise_sequence = each.arrival
         state.lengthwise_whole = -int(-each.predicted // 1)
         if place < len(hall.running):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from lengthwise.errors import InputError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policies.plugins.settings import Settings
+from lengthwise.policies.plugins.transformers import PolicyOrder
 from lengthwise.policy import Guard
 from lengthwise.serving import Engine, Node, System, run
 from lengthwise.serving.timing import LinearTiming
@@ -155,8 +157,7 @@ def served(policy: str, backend: Any = "reference") -> tuple[float, Any]:
     return float(records.finish_ps[1]) / 1e12, records
 
 
-@pytest.mark.parametrize("backend", ["reference"])
-@pytest.mark.parametrize(
+BY_RATIO = pytest.mark.parametrize(
     ("ratio", "ends_s"),
     # A request of 3 tokens runs from 0 to 3; then the one of 5, which came at 1, sees one of a
     # token pass every second. Of what is served the first 3 tokens are the first one's. At 4 one
@@ -170,6 +171,10 @@ def served(policy: str, backend: Any = "reference") -> tuple[float, Any]:
         (0, 27 + 5),  # never: 24 shorts go first
     ],
 )
+
+
+@pytest.mark.parametrize("backend", ["reference"])
+@BY_RATIO
 def test_the_ratio_is_how_much_longer_than_fcfs_one_may_wait(
     ratio: float, ends_s: float, backend: str
 ) -> None:
@@ -180,6 +185,58 @@ def test_the_ratio_is_how_much_longer_than_fcfs_one_may_wait(
 def test_nobody_goes_first_for_a_wait_below_the_floor(backend: str) -> None:
     # at 19 it has waited 18 and not more; at 20 it has
     assert served("sjf+guard:ratio=1,floor_s=18", backend)[0] == 20 + 5
+
+
+class OneSeat:
+    """As much of transformers' scheduler as a policy's goes before, with one seat."""
+
+    max_requests_per_batch, block_new_requests = 1, False
+
+    def __init__(self) -> None:
+        self.active_requests: dict[str, Any] = {}
+        self.waiting_requests: dict[str, Any] = {}
+
+    @property
+    def waiting_requests_order(self) -> list[str]:
+        return list(self.waiting_requests)
+
+    def add_waiting_request(self, state: Any) -> None:
+        self.waiting_requests[state.request_id] = state
+
+    def schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
+        waiting = self._get_waiting_candidates()  # type: ignore[attr-defined]
+        state = next(iter([*self.active_requests.values(), *waiting]))
+        self.waiting_requests.pop(state.request_id, None)
+        self.active_requests[state.request_id] = state
+        return [SimpleNamespace(state=state)], False, 1, 1
+
+
+@BY_RATIO
+def test_the_ratio_means_the_same_in_transformers(ratio: float, ends_s: float) -> None:
+    jobs = [(0, 3), (1, 5), *((at, 1) for at in range(1, 25))]
+    made: Any = type("Made", (PolicyOrder, OneSeat), {
+        "policy": load_policy("sjf"), "rule": Guard(ratio, 0.0), "default_tokens": 256.0,
+        "predict": staticmethod(lambda prompts: [len(prompt) for prompt in prompts]),
+        "clock": lambda self: self.now_s,
+    })()  # fmt: skip
+    for second in range(40):
+        made.now_s = float(second)
+        for place, (at, tokens) in enumerate(jobs):
+            if at == second:
+                made.add_waiting_request(SimpleNamespace(
+                    request_id=str(place), created_time=float(at), initial_tokens=[0] * tokens,
+                    generated_tokens=[],
+                ))  # fmt: skip
+        (future,), *_ = made.schedule_batch(2048, 1 << 30)
+        state = future.state
+        state.generated_tokens.append(0)
+        if len(state.generated_tokens) == len(state.initial_tokens):
+            del made.active_requests[state.request_id]
+            if state.request_id == "1":
+                assert second + 1 == ends_s
+                assert made.lengthwise_counters.counts["guarded", "wait"] == (ratio > 0)
+                return
+    pytest.fail("it never ended")
 
 
 # Off, and not said

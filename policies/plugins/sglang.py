@@ -27,6 +27,7 @@ from lengthwise.policies.plugins.settings import Settings
 from lengthwise.provider import Provider
 
 ENVIRONMENT = "LENGTHWISE_SGLANG"
+USED = ("policy", "bundle", "default_tokens")  # settings
 TARGET = "sglang.srt.managers.schedule_policy.SchedulePolicy.calc_priority"
 
 VALUES: Provider[Callable[[Any], float]] = Provider(
@@ -54,8 +55,9 @@ class Priorities:
 
     def __init__(self, settings: Settings) -> None:
         policy = settings.load()
-        if policy.preemption.mode == "swap" or policy.admission.reserve:
-            raise InputError(f"policy {policy.name!r} in SGLang: no swapping, no +admit")
+        swaps = policy.preemption.mode == "swap"
+        if swaps or policy.admission.reserve or policy.acting_guard is not None:
+            raise InputError(f"policy {policy.name!r} in SGLang: no swapping, no +admit, no +guard")
         self.counters = Counters()
         # a rank that is slower than the others must not switch its policy off alone
         self._scorer = Scorer(policy.score, self.counters, math.inf)
@@ -69,7 +71,7 @@ class Priorities:
             given = json.loads(os.environ[ENVIRONMENT])
         except ValueError as error:
             raise InputError(f"{ENVIRONMENT} is not JSON: {error}") from None
-        return cls(Settings.parse(given))
+        return cls(Settings.parse(given, USED, "SGLang"))
 
     def around(
         self,

@@ -7,7 +7,8 @@
 
 The policy orders the waiting requests. Where it preempts, a running request is passed over and
 keeps its KV cache, so that nothing is lost and preemption has no price there; ``margin``,
-``max_per_step`` and ``protect_after`` hold as everywhere (``lengthwise.preemption``).
+``max_per_step`` and ``protect_after`` hold as everywhere (``lengthwise.preemption``). The
+starvation guard is on, as in vLLM, until the policy or ``guard=0`` switches it off.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from lengthwise.policies.load import load_policy
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.saved import saved_predictor
 from lengthwise.policies.plugins.scorer import Scorer
-from lengthwise.policy import SchedulingPolicy
+from lengthwise.policies.plugins.transformers_guard import BatchGuard
+from lengthwise.policy import Guard, SchedulingPolicy
 from lengthwise.preemption import Demand, Victims, exchanges
 from lengthwise.provider import Provider
 from lengthwise.served_text import PromptReader
+from lengthwise.starvation import UNKNOWN_TOKENS
 
 Predict = Callable[[list[list[int]]], Sequence[float]]
 
@@ -43,7 +46,7 @@ REQUEST: Mapping[str, Callable[[Any], float]] = {
     "computed_tokens": lambda s: s.position_offset,
 }
 SHARED: Mapping[str, Callable[[Any], float]] = {
-    "now_s": lambda scheduler: time.perf_counter(),
+    "now_s": lambda scheduler: scheduler.clock(),
     "running_requests": lambda scheduler: len(scheduler.active_requests),
     "waiting_requests": lambda scheduler: len(scheduler.waiting_requests),
 }
@@ -55,14 +58,19 @@ def register(
     *,
     predict: Predict | str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
-    default_tokens: float = 256.0,
+    default_tokens: float = UNKNOWN_TOKENS,
+    guard: float = Guard.ratio,
+    guard_floor_s: float = Guard.floor_s,
     name: str = "lengthwise",
 ) -> type[Any]:
     """Adds a scheduler class under ``name`` to transformers' table, and returns it.
 
     ``predict`` maps the token ids of n prompts to n predicted lengths, or is the folder of a saved
     predictor, which reads them through the model's ``tokenizer``; it is called in the generation
-    thread, once for each request, and no length exceeds the request's ``max_new_tokens``. Raises
+    thread, once for each request, and no length exceeds the request's ``max_new_tokens``.
+
+    ``guard`` and ``guard_floor_s`` are a ``policy.Guard`` for a policy that says nothing of one: 0
+    is off, there as here. Raises
     ``InputError`` for a policy that reads what transformers doesn't have, for a folder that holds
     no predictor, and for a name that is taken by one of its own schedulers.
     """
@@ -78,13 +86,14 @@ def register(
     taken = SCHEDULER_MAPPING.get(name)
     if taken is not None and not issubclass(taken, PolicyOrder):
         raise InputError(f"scheduler {name!r} is transformers' own; choose another name")
+    rule = Guard(guard, guard_floor_s) if chosen.guard is None else chosen.guard
     if predict is not None and not callable(predict):
         predict = _saved(predict, tokenizer)
     made = type(
         "PolicyScheduler",
         (PolicyOrder, FIFOScheduler),
         {"policy": chosen, "predict": staticmethod(predict) if predict else None,
-         "default_tokens": default_tokens},
+         "default_tokens": default_tokens, "rule": rule},
     )  # fmt: skip
     SCHEDULER_MAPPING[name] = cast(Any, made)
     return made
@@ -110,6 +119,8 @@ class PolicyOrder:
     policy: SchedulingPolicy
     predict: Predict | None
     default_tokens: float
+    rule: Guard  # a ratio of 0 is no guard
+    clock: Callable[[], float] = staticmethod(time.perf_counter)  # that of arrivals
     # transformers' own
     active_requests: dict[str, Any]
     waiting_requests: dict[str, Any]
@@ -122,6 +133,8 @@ class PolicyOrder:
         self._lengthwise_scorer = Scorer(self.policy.score, self.lengthwise_counters, 0.1)
         self._lengthwise_sequence = count()
         self._lengthwise_seated: set[str] = set()  # ids in the last batch
+        guarded = self.rule.ratio > 0 and self.policy.queue == "priority"
+        self._lengthwise_guard = BatchGuard(self.rule, self._has) if guarded else None
         super().__init__(*args, **kwargs)
 
     def add_waiting_request(self, state: Any) -> None:
@@ -130,10 +143,23 @@ class PolicyOrder:
             state.lengthwise_sequence = next(self._lengthwise_sequence)
             state.lengthwise_prompt_tokens = len(state.initial_tokens)
             self._predict(state)
+        if self._lengthwise_guard is not None:
+            idle = not self.active_requests and not self.waiting_requests
+            self._lengthwise_guard.arrived(state, idle=idle)
         super().add_waiting_request(state)  # type: ignore[misc]
 
     def schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
         """One batch: transformers' own choice among those that the policy does not pass over."""
+        guard, now_s = self._lengthwise_guard, self.clock()
+        if guard is not None:
+            self.lengthwise_counters.add("guarded", "wait", guard.send_ahead(now_s))
+        found = self._schedule_batch(token_budget, cache_budget)
+        if guard is not None and found[0] is not None:
+            known = {**self.active_requests, **self.waiting_requests}
+            guard.scheduled([future.state for future in found[0]], now_s, known)
+        return found
+
+    def _schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
         if self.policy.preemption.mode == "none" or self.block_new_requests:
             return super().schedule_batch(token_budget, cache_budget)  # type: ignore[misc]
         passed = self._to_pass_over(token_budget)
@@ -150,6 +176,13 @@ class PolicyOrder:
             found = super().schedule_batch(token_budget, cache_budget)  # type: ignore[misc]
         self._lengthwise_seated = {future.state.request_id for future in found[0] or ()}
         return found
+
+    def _has(self, request_id: str) -> bool:
+        return request_id in self.active_requests or request_id in self.waiting_requests
+
+    def _is_ahead(self, state: Any) -> bool:
+        guard = self._lengthwise_guard
+        return guard is not None and guard.is_ahead(state.request_id)
 
     def _get_waiting_candidates(self) -> list[Any]:
         waiting = [self.waiting_requests[request_id] for request_id in self.waiting_requests_order]
@@ -176,7 +209,10 @@ class PolicyOrder:
         self.lengthwise_counters.add("predictions", "predictor")
 
     def _ranked(self, states: list[Any]) -> list[tuple[float, Any]]:
-        """States by (score, arrival); those without a score keep their place in line: FCFS."""
+        """States and their scores, by (score, arrival), those that the guard sent ahead first.
+
+        Those without a score keep their place in line: FCFS.
+        """
         if not states:
             return []
         values: dict[str, Any] = {}
@@ -192,7 +228,10 @@ class PolicyOrder:
             self.lengthwise_counters.add("fallbacks", "policy", int(np.isnan(scores).sum()))
         scored = sorted(
             (i for i in range(len(states)) if not failed[i]),
-            key=lambda i: (scores[i], states[i].lengthwise_sequence),
+            key=lambda i: (
+                -math.inf if self._is_ahead(states[i]) else scores[i],
+                states[i].lengthwise_sequence,
+            ),
         )
         ranked = [(float(scores[i]), states[i]) for i in scored]
         in_line = sorted(range(len(states)), key=lambda i: states[i].lengthwise_sequence)
@@ -222,7 +261,8 @@ class PolicyOrder:
             lambda: Victims(
                 [*seated.values()], [scores[i] for i in seated],
                 arrival=lambda s: s.lengthwise_sequence, lost=lambda s: 0,
-                protected=lambda s: rule.protects(len(s.generated_tokens), s.lengthwise_whole),
+                protected=lambda s: self._is_ahead(s)
+                or rule.protects(len(s.generated_tokens), s.lengthwise_whole),
             ),
             seats=0, in_replica=(len(seated), max(len(standing), 1)),
             score=lambda ranked: ranked[0],
