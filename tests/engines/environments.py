@@ -29,19 +29,20 @@ def variables(version: str) -> tuple[str, dict[str, str]]:
     root = made.cache_folder()
     with made._locked(root / "lock"):
         files = made._python_files(root, version)
-        paths = [files, ROOT, _packages(root, newest.python, "packages-record", PYARROW)]
+        paths = [files, ROOT, packages(root, newest.python, "packages-record", PYARROW)]
         if version < "0.20":
-            paths.insert(1, _packages(root, newest.python, "packages-before-0.20", OLD))
+            paths.insert(1, packages(root, newest.python, "packages-before-0.20", OLD))
     found = made.Environment(newest.python, files).variables()
     return str(newest.python), {**found, "PYTHONPATH": ":".join(map(str, paths))}
 
 
-def _packages(root: Path, python: Path, name: str, packages: tuple[str, ...]) -> Path:
+def packages(root: Path, python: Path, name: str, needs: tuple[str, ...]) -> Path:
+    """A folder for PYTHONPATH with just these packages, made now if it is not there."""
     folder = root / name
     if not folder.exists():
         part = root / f"{name}.part"
         made._run([str(python), "-m", "pip", "install", "-q", "--no-deps",
-                   "--target", str(part), *packages])  # fmt: skip
+                   "--target", str(part), *needs])  # fmt: skip
         part.rename(folder)
     return folder
 

@@ -1,0 +1,77 @@
+"""Our package beside the engines that it plugs into: what fits, and what then still holds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from lengthwise.serving.vllm import VllmUnavailable
+from tests.engines import numba_versions, resolving
+from tests.engines.environments import ROOT
+from tests.engines.resolving import NoNetwork, Unresolvable
+
+
+@pytest.mark.parametrize("engine", resolving.ENGINES)
+def test_no_version_of_an_engine_has_to_change(engine: str) -> None:
+    try:
+        taken = resolving.pins(engine)
+    except NoNetwork as error:
+        pytest.skip(f"the package index can't be reached: {error}")
+    except Unresolvable as error:
+        pytest.skip(f"can't be installed on this Python even alone: {error}")
+    # raises Unresolvable with uv's explanation
+    assert set(taken.split()) <= set(resolving.beside(engine, taken).split())
+
+
+def test_the_pinned_versions_are_allowed_and_numba_is_the_newest_that_is() -> None:
+    lines = (ROOT / "constraints.txt").read_text().split()
+    pinned = dict(line.lower().replace("_", "-").split("==") for line in lines)
+    needs = {need.name: need.specifier for need in numba_versions.needs()}
+    assert [name for name, allowed in needs.items() if pinned[name] not in allowed] == []
+    (above,) = (bound.version for bound in needs["numba"] if bound.operator == "<")
+    major, minor, *_ = map(int, pinned["numba"].split("."))
+    assert above == f"{major}.{minor + 1}"
+    assert all(version in needs["numba"] for version in numba_versions.PINNED)
+
+
+def passes(environment: Callable[[], tuple[str, dict[str, str]]], *arguments: str) -> None:
+    try:
+        python, variables = environment()
+    except VllmUnavailable as error:
+        pytest.skip(f"the package index can't be reached: {error}")
+    done = subprocess.run(
+        [python, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *arguments],
+        env=variables, cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+# The newest numba is that of these tests themselves.
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("numba", numba_versions.PINNED)
+def test_the_fast_engine_equals_the_reference_under_the_numba_of_engines(numba: str) -> None:
+    passes(
+        lambda: numba_versions.overlay(numba),
+        "tests/test_policies_agree.py", "tests/test_serving_kernel.py",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="numpy 1.26 and pandas 2.2.0 have no wheels for this Python"
+)
+def test_the_lower_bounds_are_true() -> None:
+    passes(numba_versions.oldest, *OLDEST)
+
+
+OLDEST = (
+    "tests/test_policies_agree.py", "tests/test_policies_bundle.py", "tests/test_workload.py",
+    "tests/test_prediction.py", "tests/test_serving_engine.py", "tests/test_eval_simulate.py",
+    "tests/test_serving_workload_load.py", "tests/test_serving_workload_readers.py",
+    "tests/test_predictors_censoring.py", "tests/test_cli.py",
+)  # fmt: skip
