@@ -51,6 +51,7 @@ def test_ray_serve(tmp_path: Path) -> None:
         "round-robin": {"policy": "round-robin"},
         "least-tokens": {"policy": by_name},
         "dying": {"policy": learned},
+        "full": {"policy": "jsq"},
     }
     found = checked("ray_serve_checks.py", {"routers": routers, "dies": ["dying"]})
 
@@ -65,6 +66,9 @@ def test_ray_serve(tmp_path: Path) -> None:
     # what the replica took with it failed at its client, which asked again
     assert 1 <= len(found["dying"]["retried"]) < 0.3 * COUNT
     assert found["left"] == 0  # no request is counted for ever
+    assert found["odd"] == 8
+    counted, still = found["hung up"]  # three are served, others are ranked until there is a seat
+    assert counted > 3 and still == 0
 
 
 def test_litellm(tmp_path: Path) -> None:
@@ -89,5 +93,8 @@ def test_litellm(tmp_path: Path) -> None:
     assert found["least-tokens"]["by_replica"]["replica2"] < 0.25 * COUNT
 
     assert found["left after hanging up"] == 0
+    assert found["streams"].pop("while read") == 1
+    assert set(found["streams"].values()) == {0}, found["streams"]
+    assert len(found["odd"]) == 3
     assert "await router.acompletion(...)" in found["synchronous"]
     assert found["all dead"].startswith("RouterRateLimitError: No deployments available")

@@ -7,10 +7,14 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies.load import load_router
+from lengthwise.policies.plugins.calls import call_of
 from lengthwise.policies.plugins.priority import priority_for
 from lengthwise.policies.plugins.routing import ReplicaRouter
 from lengthwise.policies.plugins.settings import Settings
@@ -18,6 +22,10 @@ from lengthwise.policies.plugins.sglang import ENVIRONMENT, Priorities, register
 from lengthwise.policy import RoutingPolicy, Score
 
 ABC = ["a", "b", "c"]
+KEYS = st.sampled_from([
+    "messages", "prompt", "input", "content", "role", "from", "value", "text", "type", "vllm_xargs",
+    "predicted_tokens", "max_tokens", "max_completion_tokens", "max_output_tokens",
+])  # fmt: skip
 
 
 def test_round_robin_takes_each_in_turn() -> None:
@@ -41,6 +49,43 @@ def test_jsq_counts_what_has_not_come_back() -> None:
     router.done(99)  # of somebody else
     assert router.rank(ABC) == ["b", "c", "a"]
     assert router.unfinished("a") == 2
+
+
+def test_a_request_counts_where_it_went_even_if_its_first_choice_died() -> None:
+    router = ReplicaRouter("jsq")
+    router.sent("a", 1, 5.0)
+    router.keep(["b", "c"])
+    router.moved("b", 1)
+    assert router.rank(["b", "c"]) == ["c", "b"]
+    router.done(1, "b")
+    router.moved("c", 1)  # it has ended
+    assert router.unfinished("b") == router.unfinished("c") == 0
+
+
+def test_what_ends_late_on_one_replica_still_counts_on_the_next() -> None:
+    router = ReplicaRouter("jsq")
+    router.sent("a", 1)
+    router.sent("b", 1)  # tried again, before the first try was reported ended
+    router.done(1, "a")
+    assert (router.unfinished("a"), router.unfinished("b")) == (0, 1)
+    router.done(1, "b")
+    assert router.unfinished("b") == 0
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda some: st.lists(some, max_size=3) | st.dictionaries(KEYS, some, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(JSON | st.dictionaries(KEYS, JSON, max_size=6))
+@example({"vllm_xargs": {"predicted_tokens": 10**400}})
+@example({"messages": np.zeros(2), "prompt": b"ab"})
+def test_no_call_has_a_shape_that_a_router_minds(value: Any) -> None:
+    call = call_of(value)
+    assert isinstance(call.text, str) and isinstance(call.asked, str)
+    assert call.limit > 0 and (call.told is None or call.told > 0)
 
 
 def test_reports_are_believed_over_own_counts() -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from lengthwise.chat import asked, field, flat, messages
 from lengthwise.served_text import served_text
 
+MOST = 2.0**53  # tokens: no client means more, and integers may be too large for a float
 LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
@@ -24,7 +25,8 @@ def call_of(*values: Any) -> Call:
     """A call from its arguments: strings, or OpenAI requests as dicts or objects.
 
     Of those it reads ``messages``, ``prompt``, ``input``, the limits of the answer, and
-    ``predicted_tokens`` in ``vllm_xargs``.
+    ``predicted_tokens`` in ``vllm_xargs``. What has another shape is read as nothing: whether a
+    call is a right one is for the model behind the router to say.
     """
     texts: list[str] = []
     chat = []
@@ -33,7 +35,8 @@ def call_of(*values: Any) -> Call:
         if isinstance(value, str):
             texts.append(value)
             continue
-        chat += messages(field(value, "messages") or ())
+        said = field(value, "messages")
+        chat += messages(said) if isinstance(said, list | tuple) else ()
         texts += filter(None, (flat(field(value, name)) for name in ("prompt", "input")))
         length = _tokens(field(field(value, "vllm_xargs"), "predicted_tokens"))
         told = told if length is None else length
@@ -44,4 +47,4 @@ def call_of(*values: Any) -> Call:
 
 def _tokens(value: Any) -> float | None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) and value > 0 else None
+    return float(value) if number and 0 < value <= MOST else None

@@ -14,13 +14,14 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any, cast
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from lengthwise.policies.plugins.calls import call_of
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.prompt_lengths import Predict, PromptLengths
-from lengthwise.policies.plugins.routing import ReplicaRouter
+from lengthwise.policies.plugins.routing import LOST_S, ReplicaRouter
 from lengthwise.policy import RoutingPolicy
 
 TAG = "lengthwise_request"  # in a call's metadata, which LiteLLM hands back when the call ended
@@ -54,6 +55,7 @@ class RoutingStrategy:
         )
         self._callers: dict[str, tuple[Any, Callable[[Any], None]]] = {}  # request -> its task
         _tell(self)
+        self._watch_streams()
 
     @property
     def counters(self) -> Counters:
@@ -102,22 +104,54 @@ class RoutingStrategy:
 
     def ended(self, kwargs: dict[str, Any]) -> None:
         """A call ended, well or not, perhaps another strategy's; ``kwargs``: LiteLLM's."""
-        parameters = kwargs.get("litellm_params") or {}
-        for name in METADATA:
-            request = (parameters.get(name) or {}).get(TAG)
-            if request is not None:
-                self._end(request)
+        self._end(_tags(kwargs))
+
+    def _watch_streams(self) -> None:
+        """Hears of a stream that its reader leaves, which LiteLLM reports to nobody.
+
+        It does release the deployment's slot then: what that holds is told.
+        """
+        iterate = getattr(self._router, "_acompletion_streaming_iterator", None)
+        if iterate is None:
+            self.counters.warn(
+                "litellm-streams",
+                "this LiteLLM does not tell of streams that are broken off: each counts as load of "
+                f"its deployment for up to {LOST_S:g} s",
+            )
+            return
+
+        async def watched(
+            *, model_response: Any, deployment_slot: AsyncExitStack | None = None, **rest: Any
+        ) -> Any:
+            left = functools.partial(
+                self._end, _tags(model_response.logging_obj.model_call_details)
+            )
+            slot = AsyncExitStack() if deployment_slot is None else deployment_slot
+            slot.callback(left)
+            stream = await iterate(model_response=model_response, deployment_slot=slot, **rest)
+            finalize(stream, left)  # one that nobody began to read is dropped and not closed
+            return stream
+
+        self._router._acompletion_streaming_iterator = watched
 
     def _returned(self, request: str, task: asyncio.Task[Any]) -> None:
         self._callers.pop(request, None)
         if task.cancelled():
             self.ranking.done(request)
 
-    def _end(self, request: str) -> None:
-        self.ranking.done(request)
-        if request in self._callers:
-            task, callback = self._callers.pop(request)
-            task.remove_done_callback(callback)
+    def _end(self, requests: list[str]) -> None:
+        for request in requests:
+            self.ranking.done(request)
+            if request in self._callers:
+                task, callback = self._callers.pop(request)
+                task.remove_done_callback(callback)
+
+
+def _tags(kwargs: dict[str, Any]) -> list[str]:
+    """Our names of a call, from what LiteLLM knows of it; none of a call that we did not route."""
+    parameters = kwargs.get("litellm_params") or {}
+    found = ((parameters.get(name) or {}).get(TAG) for name in METADATA)
+    return [request for request in found if request is not None]
 
 
 def _tell(strategy: RoutingStrategy) -> None:

@@ -69,21 +69,32 @@ class PolicyRouting:
             list(by_id), prompt_tokens=prompt, predicted_tokens=predicted, now_s=now_s,
             arrival_s=getattr(pending_request, "created_at", now_s),
         )  # fmt: skip
-        if pending_request is not None and ranked:
+        if pending_request is not None and ranked and not pending_request.future.done():
             # It counts from now on: many are placed at once, before the first of them is accepted.
             request = pending_request.metadata.internal_request_id
             self._lengthwise.sent(ranked[0], request, prompt + predicted)
         return [[by_id[str(name)]] for name in ranked]
 
-    def on_request_routed(self, pending_request: Any, replica_id: Any, result: Any) -> None:
-        """A replica took a request: the first choice, or another where that was full."""
-        super().on_request_routed(pending_request, replica_id, result)  # type: ignore[misc]
-        self._lengthwise.moved(str(replica_id), pending_request.metadata.internal_request_id)
+    async def _choose_replica_for_request(self, pending_request: Any, **rest: Any) -> Any:
+        """Ray Serve's own wait for a seat: the one place that hears of a client who hangs up in it.
+
+        The replica that it gives is the first choice, or another where that was full.
+        """
+        request = pending_request.metadata.internal_request_id
+        try:
+            replica = await super()._choose_replica_for_request(  # type: ignore[misc]
+                pending_request, **rest
+            )
+        except BaseException:
+            self._lengthwise.done(request)
+            raise
+        self._lengthwise.moved(str(replica.replica_id), request)
+        return replica
 
     def on_request_completed(self, replica_id: Any, internal_request_id: str) -> None:
-        """A request ended, well or not; one that was rejected is placed anew."""
+        """An attempt ended, well or not; one that was rejected, or whose replica died, goes on."""
         super().on_request_completed(replica_id, internal_request_id)  # type: ignore[misc]
-        self._lengthwise.done(internal_request_id)
+        self._lengthwise.done(internal_request_id, str(replica_id))
 
 
 def __getattr__(name: str) -> Any:

@@ -117,7 +117,8 @@ class ReplicaRouter:
         self._scorer.require(self._values)
         self.draws = random.Random(seed)
         self._replicas: dict[Hashable, Replica] = {}
-        self._sent: dict[Hashable, tuple[Hashable, float]] = {}  # request -> replica, when (s)
+        # request -> replica, when (s), tokens
+        self._sent: dict[Hashable, tuple[Hashable, float, float]] = {}
         self._lock = threading.Lock()
 
     def rank(self, candidates: Sequence[Hashable], **request: float) -> list[Hashable]:
@@ -147,24 +148,32 @@ class ReplicaRouter:
             known = self._replicas.setdefault(replica, Replica())
             known.routed += 1
             known.owed[request] = tokens
-            self._sent[request] = (replica, time.monotonic())
+            self._sent[request] = (replica, time.monotonic(), tokens)
 
     def moved(self, replica: Hashable, request: Hashable) -> None:
         """A request went to another replica than ``sent`` said; ignored once it has ended."""
         with self._lock:
-            before = self._replicas.get(self._sent.get(request, (None, 0.0))[0])
-            known = self._replicas.setdefault(replica, Replica())
-            if before is None or before is known or request not in before.owed:
+            if request not in self._sent:
                 return
-            before.routed -= 1
+            before, since, tokens = self._sent[request]
+            if before == replica:
+                return
+            if before in self._replicas:
+                self._replicas[before].routed -= 1
+                self._replicas[before].owed.pop(request, None)
+            known = self._replicas.setdefault(replica, Replica())
             known.routed += 1
-            known.owed[request] = before.owed.pop(request)
-            self._sent[request] = (replica, self._sent[request][1])
+            known.owed[request] = tokens
+            self._sent[request] = (replica, since, tokens)
 
-    def done(self, request: Hashable) -> None:
-        """A request ended, well or not; unknown ones are ignored (a replica that was forgotten)."""
+    def done(self, request: Hashable, replica: Hashable = None) -> None:
+        """A request ended, well or not; unknown ones are ignored (a replica that was forgotten).
+
+        With a ``replica``, only what was tried there ended: ignored if it counts elsewhere by now.
+        """
         with self._lock:
-            self._end(request)
+            if replica is None or self._sent.get(request, (replica,))[0] == replica:
+                self._end(request)
 
     def report(self, replica: Hashable, **values: float) -> None:
         """A replica's own word on its ``REPORTED`` features."""
@@ -192,7 +201,7 @@ class ReplicaRouter:
         return time.monotonic() - min(since) if since else 0.0
 
     def _end(self, request: Hashable) -> None:
-        replica, _ = self._sent.pop(request, (None, 0.0))
+        replica, *_ = self._sent.pop(request, (None,))
         if replica in self._replicas:
             self._replicas[replica].owed.pop(request, None)
 
@@ -200,7 +209,7 @@ class ReplicaRouter:
         """Not every router tells of a client that hung up."""
         late = time.monotonic() - LOST_S
         while self._sent:
-            request, (_, since) = next(iter(self._sent.items()))
+            request, (_, since, _) = next(iter(self._sent.items()))
             if since > late:
                 return
             self._end(request)

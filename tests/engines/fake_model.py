@@ -2,7 +2,8 @@
 
     python fake_model.py SECONDS_PER_TOKEN
 
-Prints its port. A request of n ``max_tokens`` takes n tokens' time, and a prompt "die" its life.
+Prints its port. A request of n ``max_tokens`` takes n tokens' time, and a prompt "die" its life;
+streams do not wait for each other.
 """
 
 import json
@@ -23,6 +24,8 @@ class Model(BaseHTTPRequestHandler):
         prompt, tokens = request["messages"][-1]["content"], request["max_tokens"]
         if prompt == "die":
             os._exit(1)
+        if request.get("stream"):
+            return self._stream(tokens)
         with ENGINE:
             time.sleep(tokens * float(sys.argv[1]))
         choice = {"index": 0, "finish_reason": "length",
@@ -36,6 +39,21 @@ class Model(BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def _stream(self, tokens: int) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("connection", "close")
+        self.end_headers()
+        for n in range(tokens):
+            time.sleep(float(sys.argv[1]))
+            choice = {"index": 0, "delta": {"role": "assistant", "content": "a "},
+                      "finish_reason": "length" if n == tokens - 1 else None}  # fmt: skip
+            chunk = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "m",
+                     "choices": [choice]}  # fmt: skip
+            self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
+        self.close_connection = True
 
     def log_message(self, *_: object) -> None: ...
 

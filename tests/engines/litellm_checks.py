@@ -121,6 +121,63 @@ async def hang_up(servers: Servers) -> int:
     return await settled(servers)
 
 
+async def leave_streams(servers: Servers) -> dict[str, Any]:
+    """What the strategy counts while a stream is read, and after readers that left theirs."""
+
+    async def opened(tokens: int = 200) -> Any:
+        return await servers.router.acompletion(
+            model="m", messages=[{"role": "user", "content": "go"}], max_tokens=tokens, stream=True
+        )
+
+    async def some(stream: Any) -> None:
+        for _ in range(3):
+            await stream.__anext__()
+
+    async def whole() -> None:
+        async for _ in await opened(5):
+            pass
+
+    async def broken_off() -> None:
+        await some(await opened())
+
+    async def closed() -> None:
+        stream = await opened()
+        await some(stream)
+        await stream.aclose()
+        kept.append(stream)
+
+    async def handed_over() -> None:
+        await asyncio.create_task(some(await asyncio.create_task(opened())))
+
+    async def never_begun() -> None:
+        await opened()
+
+    kept: list[Any] = []
+    found: dict[str, Any] = {}
+    reading = await opened()
+    await some(reading)
+    found["while read"] = servers.left()
+    del reading
+    found["dropped"] = await settled(servers)
+    for leave in (whole, broken_off, closed, handed_over, never_begun):
+        await asyncio.create_task(leave())
+        found[leave.__name__] = await settled(servers)
+    return found
+
+
+async def odd_calls(servers: Servers) -> list[str]:
+    """Who answers calls of shapes that no model takes; the router must not mind."""
+    odd: list[Any] = [[{"role": "user"}], [{"content": [{"text": 5}]}], [{"content": {"a": 1}}]]
+    found = []
+    for messages in odd:
+        deployment = await servers.strategy.async_get_available_deployment(
+            "m", messages=messages, request_kwargs={"max_tokens": "many", "vllm_xargs": [1]}
+        )
+        found.append(deployment["model_info"]["id"])
+    servers.strategy.ranking.keep([])  # nobody ends them
+    return found
+
+
 async def all_dead(servers: Servers) -> str:
     """What a client hears when no server is left."""
     servers.close()
@@ -162,6 +219,8 @@ async def run(task: dict[str, Any]) -> dict[str, Any]:
     servers = Servers({"policy": "jsq"})
     try:
         found["left after hanging up"] = await hang_up(servers)
+        found["streams"] = await leave_streams(servers)
+        found["odd"] = await odd_calls(servers)
         found["synchronous"] = await asyncio.to_thread(synchronous, servers)
         found["all dead"] = await all_dead(servers)
     finally:

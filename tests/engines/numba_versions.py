@@ -23,7 +23,7 @@ PINNED = {
     "0.61.2": ("numba==0.61.2", "llvmlite==0.44.0", "numpy==2.2.6"),
     "0.65.0": ("numba==0.65.0", "llvmlite==0.47.0", "numpy==2.3.5"),
 }
-RUNS_TESTS = ("pytest==9.2.0", "pytest-timeout==2.4.0")
+RUNS_TESTS = ("pytest==9.2.0", "pytest-timeout==2.4.0", "hypothesis==6.170.15")
 
 
 def needs() -> list[Requirement]:

@@ -88,14 +88,18 @@ async def drive(handle: Any, jobs: list[tuple[float, int]], kill: Path | None) -
 
 
 def deploy(routers: dict[str, dict[str, Any] | None], folder: Path) -> dict[str, Any]:
-    """An application of three replicas for each router, all at once: their handles."""
+    """An application of three replicas for each router, all at once: their handles.
+
+    In the one called "full" each replica takes one request at a time, and others wait for a seat.
+    """
     targets = []
     for name, router in routers.items():
         config = RequestRouterConfig()  # Ray Serve's own router
         if router is not None:
             config = RequestRouterConfig(request_router_class=ROUTER, request_router_kwargs=router)
         made = serve.deployment(
-            num_replicas=3, max_ongoing_requests=1000, request_router_config=config,
+            num_replicas=3, max_ongoing_requests=1 if name == "full" else 1000,
+            request_router_config=config,
             ray_actor_options={"num_cpus": 0},
         )(Model)  # fmt: skip
         (folder / name).mkdir()
@@ -114,8 +118,39 @@ def left() -> int:
     )
 
 
+async def settled() -> int:
+    """``left`` once Ray's callbacks, which run after the answers, have had their say."""
+    for _ in range(200):
+        if not left():
+            break
+        await asyncio.sleep(0.05)
+    return left()
+
+
 async def warm(handle: Any) -> None:
     await asyncio.gather(*(handle.remote({"max_tokens": 1, "index": -1}) for _ in range(6)))
+
+
+async def odd_calls(handle: Any) -> int:
+    """How many of these are answered, none of them a call that OpenAI's API knows."""
+    odd: list[dict[str, Any]] = [
+        {"messages": 5}, {"messages": {"role": 1}}, {"messages": [5, None, {"content": {"a": 1}}]},
+        {"prompt": 7}, {"input": [[1]]}, {"vllm_xargs": [1]},
+        {"vllm_xargs": {"predicted_tokens": 10**400}}, {"max_completion_tokens": "many"},
+    ]  # fmt: skip
+    answers = [handle.remote({"max_tokens": 1, "index": -1, **one}) for one in odd]
+    return len(await asyncio.wait_for(asyncio.gather(*answers), 30))
+
+
+async def hang_up(handle: Any) -> list[int]:
+    """What the routers count while replicas are full, and after everybody there has hung up."""
+    asked = [handle.remote({"max_tokens": 500, "index": -1}) for _ in range(12)]
+    await asyncio.sleep(1.0)
+    counted = left()
+    for one in asked:
+        one.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+    return [counted, await settled()]
 
 
 def main() -> None:
@@ -127,11 +162,15 @@ def main() -> None:
     found: dict[str, Any] = {}
     try:
         with tempfile.TemporaryDirectory() as root:
-            for name, handle in deploy(task["routers"], Path(root)).items():
+            handles = deploy(task["routers"], Path(root))
+            full = handles.pop("full")
+            for name, handle in handles.items():
                 asyncio.run(warm(handle))  # makes connections, which are not what is measured
                 kill = Path(root) / name / "kill" if name in task["dies"] else None
                 found[name] = asyncio.run(drive(handle, jobs, kill))
-            found["left"] = left()
+            found["left"] = asyncio.run(settled())
+            found["odd"] = asyncio.run(odd_calls(handles["least-tokens"]))
+            found["hung up"] = asyncio.run(hang_up(full))
     finally:
         serve.shutdown()
         ray.shutdown()

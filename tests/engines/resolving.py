@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 from lengthwise.serving.vllm.environment import NO_NETWORK
@@ -68,6 +69,7 @@ def _compile(sources: list[str], engine: str, constraints: str = "") -> str:
     raise Unresolvable(f"{engine}: {done.stderr}")
 
 
+@lru_cache(maxsize=1)
 def _index() -> dict[str, str]:
     """uv's names for the index and the certificates that pip is configured with."""
     asked = subprocess.run(
