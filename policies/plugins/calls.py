@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from lengthwise.chat import asked, field, flat, messages
+from lengthwise.chat import Message, asked, field, flat, messages
 from lengthwise.served_text import served_text
 
 MOST = 2.0**53  # tokens: no client means more, and integers may be too large for a float
@@ -29,7 +29,7 @@ def call_of(*values: Any) -> Call:
     call is a right one is for the model behind the router to say.
     """
     texts: list[str] = []
-    chat = []
+    chat: list[Message] = []
     told, limit = None, math.inf
     for value in values:
         if isinstance(value, str):
