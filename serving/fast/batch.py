@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from lengthwise.serving.fast.compiler.jit import ceil, hot, kernel
+from lengthwise.serving.fast.compiler.state_type import node_of
 from lengthwise.serving.fast.flags import ASYNC
 from lengthwise.serving.fast.state import DECODE, DRAIN, FREE, NONE, PREFILL, WHEEL
 
@@ -15,19 +16,19 @@ from lengthwise.serving.fast.state import DECODE, DRAIN, FREE, NONE, PREFILL, WH
 
 
 @hot
-def blocks_for(S: Any, tokens: int) -> int:
-    """Blocks that hold ``tokens`` tokens."""
-    run = S.run
-    if run.shift >= 0:
-        return (tokens + run.block_size - 1) >> run.shift
-    return (tokens + run.block_size - 1) // run.block_size
+def blocks_for(S: Any, r: int, tokens: int) -> int:
+    """Blocks of a replica that hold ``tokens`` tokens."""
+    node = node_of(S, r)
+    if node.shift >= 0:
+        return (tokens + node.block_size - 1) >> node.shift
+    return (tokens + node.block_size - 1) // node.block_size
 
 
 @hot
-def residue(S: Any, x: int) -> int:
-    """``x`` modulo the block size, also below zero."""
-    run = S.run
-    return x & (run.block_size - 1) if run.shift >= 0 else x % run.block_size
+def residue(S: Any, r: int, x: int) -> int:
+    """``x`` modulo a replica's block size, also below zero."""
+    node = node_of(S, r)
+    return x & (node.block_size - 1) if node.shift >= 0 else x % node.block_size
 
 
 @hot
@@ -126,7 +127,7 @@ def count_in(S: Any, r: int, s: int) -> None:
     rep, sl = S.replica[r], S.slot[s]
     rep.decoding += 1
     rep.offsets += sl.offset
-    S.hist[r, residue(S, sl.offset)] += 1
+    S.hist[r, residue(S, r, sl.offset)] += 1
 
 
 @hot
@@ -135,7 +136,7 @@ def count_out(S: Any, r: int, s: int) -> None:
     rep, sl = S.replica[r], S.slot[s]
     rep.decoding -= 1
     rep.offsets -= sl.offset
-    S.hist[r, residue(S, sl.offset)] -= 1
+    S.hist[r, residue(S, r, sl.offset)] -= 1
 
 
 @hot
@@ -236,13 +237,13 @@ def wanted(S: Any, r: int, s: int) -> int:
 def is_protected(S: Any, r: int, s: int) -> bool:
     """Whether a request is too close to its predicted end to be preempted by policy."""
     predicted = rounded_up(S, S.slot[s].id)
-    return predicted > 0 and generated_of(S, r, s) >= S.run.protect_after * predicted
+    return predicted > 0 and generated_of(S, r, s) >= node_of(S, r).protect_after * predicted
 
 
 @hot
 def next_seat(S: Any, r: int, s: int) -> int:
     """The taken slot at or after ``s`` in memory, NONE after the last: faster than the list."""
-    end = (r + 1) * S.run.max_seqs
+    end = S.replica[r].seats_end
     while s < end and S.slot[s].state == FREE:
         s += 1
     return s if s < end else NONE
@@ -252,7 +253,7 @@ def next_seat(S: Any, r: int, s: int) -> int:
 def worst(S: Any, r: int, spare_protected: bool) -> int:
     """vLLM's victim: highest score, then latest arrival, then first in the batch."""
     best, tied = NONE, False
-    s = next_seat(S, r, r * S.run.max_seqs)
+    s = next_seat(S, r, S.replica[r].seat)
     while s != NONE:
         sl = S.slot[s]
         if best == NONE or sl.score >= S.slot[best].score:

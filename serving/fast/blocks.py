@@ -15,7 +15,7 @@ import numpy as np
 
 from lengthwise.serving.fast.batch import blocks_for
 from lengthwise.serving.fast.compiler.jit import hot, kernel, splitmix64
-from lengthwise.serving.fast.compiler.state_type import as_state
+from lengthwise.serving.fast.compiler.state_type import as_state, node_of
 from lengthwise.serving.fast.state import DONE, NONE
 
 INDEX_BITS = 24  # of a key: the block's place in its request
@@ -50,26 +50,33 @@ def number_prefixes(table: int) -> int:
 
 
 @kernel
-def shared_blocks(S: Any, id: int) -> int:
+def shared_blocks(S: Any, r: int, id: int) -> int:
     """Leading blocks of a prompt whose content other requests may have too."""
     hashes = S.chain_at[id + 1] - S.chain_at[id]
-    return min(hashes * S.run.hash_tokens, S.prompt[id]) // S.run.block_size
+    return min(hashes * S.run.hash_tokens, S.prompt[id]) // node_of(S, r).block_size
 
 
 @hot
-def key_of(S: Any, id: int, index: int, shared: int) -> int:
+def key_of(S: Any, r: int, id: int, index: int, shared: int) -> int:
     """The identity of a request's tokens up to the end of its block ``index``; never 0."""
     if index < shared:
-        last = ((index + 1) * S.run.block_size - 1) // S.run.hash_tokens
+        last = ((index + 1) * node_of(S, r).block_size - 1) // S.run.hash_tokens
         return ((S.chain[S.chain_at[id] + last] + 1) << INDEX_BITS) | index
     return -1 - ((id << INDEX_BITS) | index)
 
 
 @hot
-def bucket_of(S: Any, key: int) -> int:
-    """Where in the hash table a key stands; the number of buckets is a power of two."""
-    mask = S.run.bucket_mask
-    return np.int64(splitmix64(np.uint64(key)) & np.uint64(mask))
+def bucket_of(S: Any, r: int, key: int) -> int:
+    """Where in a replica's hash table a key stands; the number of buckets is a power of two."""
+    mask = node_of(S, r).bucket_mask
+    return S.replica[r].bucket_at + np.int64(splitmix64(np.uint64(key)) & np.uint64(mask))
+
+
+@hot
+def place_of(S: Any, r: int, s: int) -> int:
+    """Where in ``held`` the blocks of a slot begin."""
+    rep = S.replica[r]
+    return rep.held_at + (s - rep.seat) * node_of(S, r).longest
 
 
 @kernel
@@ -78,13 +85,13 @@ def find(S: Any, r: int, id: int, known: int) -> None:
 
     The last known token is never taken from the cache: computing it yields the next one.
     """
-    shared = shared_blocks(S, id)
+    shared = shared_blocks(S, r, id)
     count = 0
-    for index in range((known - 1) // S.run.block_size):
-        key = key_of(S, id, index, shared)
-        block = S.bucket[r, bucket_of(S, key)]
-        while block != NONE and S.block[r, block].key != key:
-            block = S.block[r, block].bucket_next
+    for index in range((known - 1) // node_of(S, r).block_size):
+        key = key_of(S, r, id, index, shared)
+        block = S.bucket[bucket_of(S, r, key)]
+        while block != NONE and S.block[block].key != key:
+            block = S.block[block].bucket_next
         if block == NONE:
             break
         S.hit[count] = block
@@ -96,9 +103,9 @@ def find(S: Any, r: int, id: int, known: int) -> None:
 def demand(S: Any, r: int, tokens: int) -> int:
     """Free blocks that a request of ``tokens`` tokens takes, given what ``find`` wrote."""
     hits = S.replica[r].hits
-    needed = blocks_for(S, tokens) - hits
+    needed = blocks_for(S, r, tokens) - hits
     for place in range(hits):
-        if S.block[r, S.hit[place]].references == 0:
+        if S.block[S.hit[place]].references == 0:
             needed += 1
     return needed
 
@@ -106,30 +113,30 @@ def demand(S: Any, r: int, tokens: int) -> int:
 @hot
 def out_of_queue(S: Any, r: int, block: int) -> None:
     """A block that was to be evicted is used again, or is evicted."""
-    rep, bl = S.replica[r], S.block[r, block]
+    rep, bl = S.replica[r], S.block[block]
     if bl.older == NONE:
         rep.oldest = bl.newer
     else:
-        S.block[r, bl.older].newer = bl.newer
+        S.block[bl.older].newer = bl.newer
     if bl.newer == NONE:
         rep.newest = bl.older
     else:
-        S.block[r, bl.newer].older = bl.older
+        S.block[bl.newer].older = bl.older
 
 
 @kernel
 def forget(S: Any, r: int, block: int) -> None:
     """A block's content is lost."""
-    bl = S.block[r, block]
-    bucket = bucket_of(S, bl.key)
+    bl = S.block[block]
+    bucket = bucket_of(S, r, bl.key)
     if bl.bucket_previous == NONE:
-        S.bucket[r, bucket] = bl.bucket_next
+        S.bucket[bucket] = bl.bucket_next
     else:
-        S.block[r, bl.bucket_previous].bucket_next = bl.bucket_next
+        S.block[bl.bucket_previous].bucket_next = bl.bucket_next
     if bl.bucket_next == NONE:
-        S.bucket_end[r, bucket] = bl.bucket_previous
+        S.bucket_end[bucket] = bl.bucket_previous
     else:
-        S.block[r, bl.bucket_next].bucket_previous = bl.bucket_previous
+        S.block[bl.bucket_next].bucket_previous = bl.bucket_previous
     bl.key = 0
 
 
@@ -139,12 +146,12 @@ def take(S: Any, r: int) -> int:
     rep = S.replica[r]
     block = rep.blank
     if block != NONE:
-        rep.blank = S.block[r, block].newer
+        rep.blank = S.block[block].newer
     else:
         block = rep.oldest
         out_of_queue(S, r, block)
         forget(S, r, block)
-    S.block[r, block].references = 1
+    S.block[block].references = 1
     return block
 
 
@@ -154,14 +161,14 @@ def admit(S: Any, r: int, s: int, tokens: int) -> None:
     rep, sl = S.replica[r], S.slot[s]
     for place in range(rep.hits):
         block = S.hit[place]
-        bl = S.block[r, block]
+        bl = S.block[block]
         if bl.references == 0:
             out_of_queue(S, r, block)
             rep.free -= 1
         bl.references += 1
-        S.held[s, place] = block
+        S.held[place_of(S, r, s) + place] = block
     sl.held = sl.hashed = rep.hits
-    grow(S, r, s, blocks_for(S, tokens) - sl.held)
+    grow(S, r, s, blocks_for(S, r, tokens) - sl.held)
 
 
 @kernel
@@ -169,7 +176,7 @@ def grow(S: Any, r: int, s: int, more: int) -> None:
     """Gives a request ``more`` blocks, which are there."""
     rep, sl = S.replica[r], S.slot[s]
     for place in range(sl.held, sl.held + more):
-        S.held[s, place] = take(S, r)
+        S.held[place_of(S, r, s) + place] = take(S, r)
     rep.free -= more
     sl.held += more
 
@@ -178,22 +185,22 @@ def grow(S: Any, r: int, s: int, more: int) -> None:
 def remember(S: Any, r: int, s: int, tokens: int) -> None:
     """Registers the request's full blocks among its first ``tokens`` tokens as cached."""
     sl = S.slot[s]
-    full = tokens // S.run.block_size
+    full = tokens // node_of(S, r).block_size
     if full <= sl.hashed:
         return
-    shared = shared_blocks(S, sl.id)
+    shared = shared_blocks(S, r, sl.id)
     for index in range(sl.hashed, full):
-        block = S.held[s, index]
-        bl = S.block[r, block]
-        bl.key = key_of(S, sl.id, index, shared)
-        bucket = bucket_of(S, bl.key)
-        last = S.bucket_end[r, bucket]
+        block = S.held[place_of(S, r, s) + index]
+        bl = S.block[block]
+        bl.key = key_of(S, r, sl.id, index, shared)
+        bucket = bucket_of(S, r, bl.key)
+        last = S.bucket_end[bucket]
         bl.bucket_previous, bl.bucket_next = last, NONE
         if last == NONE:
-            S.bucket[r, bucket] = block
+            S.bucket[bucket] = block
         else:
-            S.block[r, last].bucket_next = block
-        S.bucket_end[r, bucket] = block
+            S.block[last].bucket_next = block
+        S.bucket_end[bucket] = block
     sl.hashed = full
 
 
@@ -203,8 +210,8 @@ def release(S: Any, r: int, s: int) -> None:
     rep, sl = S.replica[r], S.slot[s]
     place = sl.held - 1
     while place >= 0:
-        block = S.held[s, place]
-        bl = S.block[r, block]
+        block = S.held[place_of(S, r, s) + place]
+        bl = S.block[block]
         bl.references -= 1
         if bl.references == 0:
             rep.free += 1
@@ -213,7 +220,7 @@ def release(S: Any, r: int, s: int) -> None:
                 if rep.newest == NONE:
                     rep.oldest = block
                 else:
-                    S.block[r, rep.newest].newer = block
+                    S.block[rep.newest].newer = block
                 rep.newest = block
             else:
                 bl.newer = rep.blank

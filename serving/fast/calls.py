@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,23 +17,34 @@ from lengthwise.serving.fast.state import State
 _PROTOTYPE = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)
 
 
+def why_python(score: Score) -> str | None:
+    """Why a score is called as Python; None if there is machine code for it."""
+    try:
+        compile_score(score)
+    except NotCompilable as reason:
+        return str(reason)
+    return None
+
+
 class ScoreCalls:
-    """Addresses of a run's scores; ``any_python`` if one of them is called as Python, and ``why``.
+    """Addresses of a run's scores; ``why`` holds, by policy, why one is called as Python.
 
     A score that never changes and does not compile is evaluated ahead, as one array.
     """
 
-    def __init__(self, policy: SchedulingPolicy, routing: RoutingPolicy, replicas: int) -> None:
-        self.names = f"{policy.score.name!r} or {routing.score.name!r}"
-        self.any_python = False
-        self.why = ""
+    def __init__(
+        self, policies: Sequence[SchedulingPolicy], routing: RoutingPolicy, replicas: int
+    ) -> None:
+        scores = dict.fromkeys(p.score.name for p in policies)
+        self.names = " or ".join(map(repr, (*scores, routing.score.name)))
         self._error: BaseException | None = None
         self._columns: dict[str, NDArray[Any]] = {}  # of the rows that scores read
         self._out: NDArray[np.float64] = np.zeros(0)
         self._kept: list[Any] = []  # lives as long as it may be called
-        self.policy_at = self._address(policy.score) if policy.queue == "priority" else 0
-        self.policy_compiled = not self.any_python
-        self.router_at = self._address(routing.score) if replicas > 1 else 0
+        found = [self._address(p.score) if p.queue == "priority" else (0, None) for p in policies]
+        self.policy_at = [address for address, _ in found]  # 0 where arrival is the order
+        self.why = [why for _, why in found]  # None where there is machine code, or no score
+        self.router_at = self._address(routing.score)[0] if replicas > 1 else 0
 
     def bind(self, state: State) -> None:
         """Takes the arrays that scores are called with."""
@@ -47,11 +59,11 @@ class ScoreCalls:
             raise self._error
         raise InputError(f"policy or router {self.names} divided by zero or failed otherwise")
 
-    def _address(self, score: Score) -> int:
+    def _address(self, score: Score) -> tuple[int, str | None]:
         try:
-            return self._keep(compile_score(score).call)
+            return self._keep(compile_score(score).call), None
         except NotCompilable as reason:
-            self.any_python, self.why = True, str(reason)
+            why = str(reason)
 
         def call(rows: int, count: int, out: int, numbers: int) -> int:
             try:
@@ -65,7 +77,7 @@ class ScoreCalls:
 
         wrapped = _PROTOTYPE(call)
         self._kept.append(wrapped)
-        return self._keep(np.array([ctypes.cast(wrapped, ctypes.c_void_p).value or 0, 0]))
+        return self._keep(np.array([ctypes.cast(wrapped, ctypes.c_void_p).value or 0, 0])), why
 
     def _keep(self, call: NDArray[np.int64]) -> int:
         """The address of a score's ``CompiledScore.call``, which lives as long as this."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise.serving.fast.compiler.jit import draw, hot, kernel, uniform
-from lengthwise.serving.fast.compiler.state_type import as_state
+from lengthwise.serving.fast.compiler.state_type import as_state, node_of
 from lengthwise.serving.fast.flags import ASYNC, MORE, POLICY
 from lengthwise.serving.fast.queue import compact
 from lengthwise.serving.fast.replica import begin_iteration, end_iteration, enqueue
@@ -117,10 +117,10 @@ def sample(S: Any, id: int) -> int:
 @hot
 def fill_replica(S: Any, row: int, id: int, r: int) -> None:
     """Writes the features of a replica, and those of a request that arrives now."""
-    run, rep, to = S.run, S.replica[r], S.rows[row]
+    run, node, rep, to = S.run, node_of(S, r), S.replica[r], S.rows[row]
     to.running_requests = rep.running
     to.waiting_requests = rep.waiting
-    to.kv_utilization = (run.blocks - rep.free) / run.blocks
+    to.kv_utilization = (node.blocks - rep.free) / node.blocks
     to.routed_requests = rep.routed
     to.outstanding_tokens = rep.outstanding / FRACTION
     if run.draws:
@@ -155,9 +155,11 @@ def route(S: Any, id: int) -> int:
 @hot
 def send(S: Any, id: int, r: int) -> int:
     """A request arrives at a replica and waits; a code."""
-    run, rep = S.run, S.replica[r]
-    if MORE and run.by_score and not run.every:
-        if run.at_arrival or S.arrival[id] != S.planned[id]:
+    run, node, rep = S.run, node_of(S, r), S.replica[r]
+    if MORE and node.by_score and not node.every:
+        if node.ahead_at != NONE:
+            S.score[id] = S.ahead[node.ahead_at + id]
+        if node.at_arrival or S.arrival[id] != S.planned[id]:
             code = score_at_arrival(S, r, id)
             if code != DONE:
                 return code
@@ -174,15 +176,15 @@ def send(S: Any, id: int, r: int) -> int:
 @hot
 def has_room(S: Any, r: int) -> bool:
     """Whether an arrival or an iteration of this replica can't overflow any array."""
-    run, rep = S.run, S.replica[r]
+    run, node, rep = S.run, node_of(S, r), S.replica[r]
     if run.log and run.log_rows >= len(S.log):
         return False
-    if not (MORE and run.by_score):
+    if not (MORE and node.by_score):
         return True
-    capacity = len(S.stash)
-    if run.callback and rep.waiting + run.max_seqs >= capacity:
+    capacity = rep.capacity
+    if node.callback and rep.waiting + node.max_seqs >= capacity:
         return False
-    slack = 3 * run.max_seqs + 1
+    slack = 3 * node.max_seqs + 1
     if POLICY or ASYNC:
         if rep.stale + slack >= capacity:
             return False
@@ -210,7 +212,6 @@ def run_until(table: int) -> int:
     """
     S: Any = as_state(table)
     run = S.run
-    depth = 2 if ASYNC else 1
     while True:
         now = run.now
         while True:
@@ -223,6 +224,7 @@ def run_until(table: int) -> int:
                 if r < 0:
                     return -1 - r
             if not has_room(S, r):
+                run.at_replica = r
                 return GROW
             take_arrival(S, id)
             code = send(S, id, r)
@@ -231,11 +233,13 @@ def run_until(table: int) -> int:
         following = NEVER if id == NONE else reaches(S, id)
         for r in range(run.replicas):
             rep = S.replica[r]
+            depth = node_of(S, r).depth if ASYNC else 1
             while rep.iteration - rep.done < depth and (rep.running > 0 or rep.waiting > 0):
                 if ASYNC and rep.launched > now:  # the CPU is busy
                     following = min(following, rep.launched)
                     break
                 if not has_room(S, r):
+                    run.at_replica = r
                     return GROW
                 code = begin_iteration(S, r, now)
                 if code != DONE:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lengthwise.provider import Provider
 
-# Expressions over the state S, a request's id, a replica's index r and its row rep, and what the
+# Expressions over the state S, a request's id, a replica's index r, its row rep and its
+# node's row node, and what the
 # caller knows of the request's progress.
 ACCESSORS: Provider[str] = Provider(
     "the fast engine",
@@ -20,7 +21,7 @@ ACCESSORS: Provider[str] = Provider(
         "now_s": "np.float64(run.now) / PS",
         "running_requests": "rep.running",
         "waiting_requests": "rep.waiting",
-        "kv_utilization": "(run.blocks - rep.free) / run.blocks",
+        "kv_utilization": "(node.blocks - rep.free) / node.blocks",
         "routed_requests": "rep.routed",
         "outstanding_tokens": "rep.outstanding / FRACTION",
         "random_draw": "uniform(np.uint64(run.seed), id, r)",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from lengthwise.serving.fast.compiler.jit import hot, kernel
+from lengthwise.serving.fast.compiler.state_type import node_of
 from lengthwise.serving.fast.flags import ASYNC, POLICY
 from lengthwise.serving.fast.state import NONE, OUT, WAITS
 
@@ -81,36 +82,37 @@ def push(S: Any, r: int, score: float, id: int) -> None:
     rep.heap += 1
     while place > 0:
         parent = (place - 1) >> 1
-        up = S.heap[r, parent]
+        up = S.heap[rep.queue_at + parent]
         if not precedes(S, score, id, up.score, up.id):
             break
-        here = S.heap[r, place]
+        here = S.heap[rep.queue_at + place]
         here.score, here.id = up.score, up.id
         place = parent
-    here = S.heap[r, place]
+    here = S.heap[rep.queue_at + place]
     here.score, here.id = score, id
 
 
 @kernel
 def sink(S: Any, r: int, place: int, score: float, id: int) -> None:
     """Puts an entry at ``place`` or below it, where the heap has a hole."""
-    size = S.replica[r].heap
+    rep = S.replica[r]
+    size = rep.heap
     while True:
         child = 2 * place + 1
         if child >= size:
             break
-        down = S.heap[r, child]
+        down = S.heap[rep.queue_at + child]
         if child + 1 < size:
-            right = S.heap[r, child + 1]
+            right = S.heap[rep.queue_at + child + 1]
             if precedes(S, right.score, right.id, down.score, down.id):
                 child += 1
                 down = right
         if not precedes(S, down.score, down.id, score, id):
             break
-        here = S.heap[r, place]
+        here = S.heap[rep.queue_at + place]
         here.score, here.id = down.score, down.id
         place = child
-    here = S.heap[r, place]
+    here = S.heap[rep.queue_at + place]
     here.score, here.id = score, id
 
 
@@ -120,39 +122,42 @@ def pop(S: Any, r: int) -> None:
     rep = S.replica[r]
     rep.heap -= 1
     if rep.heap > 0:
-        last = S.heap[r, rep.heap]
+        last = S.heap[rep.queue_at + rep.heap]
         sink(S, r, 0, last.score, last.id)
 
 
 @kernel
 def heapify(S: Any, r: int) -> None:
     """Makes a heap of a replica's entries in any order."""
-    place = S.replica[r].heap // 2 - 1
+    rep = S.replica[r]
+    place = rep.heap // 2 - 1
     while place >= 0:
-        here = S.heap[r, place]
+        here = S.heap[rep.queue_at + place]
         sink(S, r, place, here.score, here.id)
         place -= 1
 
 
 @hot
-def is_valid(S: Any, score: float, id: int) -> bool:
+def is_valid(S: Any, r: int, score: float, id: int) -> bool:
     """Whether an entry still stands: its request waits, and with that score."""
-    return S.link[id] != OUT and (S.run.every or S.score[id] == score)
+    return S.link[id] != OUT and (node_of(S, r).every or S.score[id] == score)
 
 
 @kernel
 def first(S: Any, r: int) -> int:
     """The waiting request that is next, by score; entries left behind are dropped on the way."""
+    rep = S.replica[r]
     if POLICY or ASYNC:
-        while not is_valid(S, S.heap[r, 0].score, S.heap[r, 0].id):
+        while not is_valid(S, r, S.heap[rep.queue_at].score, S.heap[rep.queue_at].id):
             pop(S, r)
-    return S.heap[r, 0].id
+    return S.heap[rep.queue_at].id
 
 
 @kernel
 def take_first(S: Any, r: int) -> float:
     """The first request of the heap waits no longer; its score."""
-    top = S.heap[r, 0]
+    rep = S.replica[r]
+    top = S.heap[rep.queue_at]
     score = top.score
     S.link[top.id] = OUT
     pop(S, r)
@@ -172,9 +177,9 @@ def compact(S: Any, r: int) -> None:
     rep = S.replica[r]
     kept = 0
     for place in range(rep.heap):
-        entry = S.heap[r, place]
-        if is_valid(S, entry.score, entry.id):
-            here = S.heap[r, kept]
+        entry = S.heap[rep.queue_at + place]
+        if is_valid(S, r, entry.score, entry.id):
+            here = S.heap[rep.queue_at + kept]
             here.score, here.id = entry.score, entry.id
             kept += 1
     rep.heap = kept
@@ -187,10 +192,10 @@ def sort_heap(S: Any, r: int) -> None:
     rep = S.replica[r]
     count = rep.heap
     for place in range(count):
-        top, to = S.heap[r, 0], S.stash[place]
+        top, to = S.heap[rep.queue_at], S.stash[place]
         to.score, to.id = top.score, top.id
         pop(S, r)
     for place in range(count):
-        to = S.heap[r, place]
+        to = S.heap[rep.queue_at + place]
         to.score, to.id = S.stash[place].score, S.stash[place].id
     rep.heap = count

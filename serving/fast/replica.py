@@ -35,6 +35,7 @@ from lengthwise.serving.fast.batch import (
 )
 from lengthwise.serving.fast.blocks import admit, demand, find, grow, release, remember
 from lengthwise.serving.fast.compiler.jit import ceil, hot, kernel
+from lengthwise.serving.fast.compiler.state_type import node_of
 from lengthwise.serving.fast.flags import ASYNC, MORE, POLICY, PREFIX
 from lengthwise.serving.fast.queue import (
     append,
@@ -104,10 +105,10 @@ def complete(S: Any, r: int, s: int, seen: int) -> None:
     out_of_wheel(S, r, s)
     if S.slot[s].state == DECODE:
         count_out(S, r, s)
-    if PREFIX:
+    if PREFIX and node_of(S, r).caching:
         release(S, r, s)
     else:
-        S.replica[r].free += blocks_for(S, last_computed(S, id))
+        S.replica[r].free += blocks_for(S, r, last_computed(S, id))
     leave(S, r, s)
     depart(S, r, id, seen)
 
@@ -115,12 +116,14 @@ def complete(S: Any, r: int, s: int, seen: int) -> None:
 @kernel
 def complete_in_order(S: Any, r: int, iteration: int, seen: int) -> None:
     """The same for all that end with an iteration, one after the other: blocks are told apart."""
-    rep = S.replica[r]
+    node, rep = node_of(S, r), S.replica[r]
     s = rep.head
     while s != NONE:
         sl = S.slot[s]
         following = sl.next
-        if ASYNC and sl.state != PREFILL:  # when it was scheduled its token was not known
+        if (
+            ASYNC and node.depth > 1 and sl.state != PREFILL
+        ):  # when it was scheduled its token was not known
             tokens = last_computed(S, sl.id) - (sl.finish - iteration)
             if sl.state == DECODE:
                 tokens = rep.iteration + 1 + sl.offset
@@ -143,23 +146,29 @@ def pending_since(S: Any, r: int, s: int) -> bool:
 @kernel
 def return_orphans(S: Any, r: int, seen: int) -> None:
     """Tokens arrive of requests that were preempted in the meantime."""
-    run, rep = S.run, S.replica[r]
+    node, rep = node_of(S, r), S.replica[r]
     for place in range(rep.orphans):
-        id = S.orphan[r, place]
+        id = S.orphan[2 * rep.seat + place]
         S.generated[id] += 1
         rep.known += 1
         if S.generated[id] == S.output[id]:
             rep.waiting -= 1
             rep.known -= S.prompt[id] + S.output[id]
-            if MORE and run.by_score:
+            if MORE and node.by_score:
                 S.link[id] = OUT
             else:
                 unlink(S, r, id)
             depart(S, r, id, seen)
-        elif POLICY and run.scored and run.by_score and not run.every:
-            S.stale[r, rep.stale] = id
+        elif POLICY and node.scored and node.by_score and not node.every:
+            S.stale[rep.queue_at + rep.stale] = id
             rep.stale += 1
     rep.orphans = 0
+
+
+@hot
+def first_place(S: Any, r: int, parity: int) -> int:
+    """Where in ``first`` the requests of an iteration of that parity begin."""
+    return 2 * S.replica[r].seat + parity * node_of(S, r).max_seqs
 
 
 @hot
@@ -170,10 +179,10 @@ def end_iteration(S: Any, r: int) -> None:
     parity = rep.done & 1
     step = S.step[r, parity]
     for place in range(step.firsts):
-        S.first_token[S.first[2 * r + parity, place]] = step.seen
+        S.first_token[S.first[first_place(S, r, parity) + place]] = step.seen
     if ASYNC and rep.orphans > 0:
         return_orphans(S, r, step.seen)
-    if PREFIX:
+    if PREFIX and node_of(S, r).caching:
         complete_in_order(S, r, rep.done, step.seen)
         return
     s = S.wheel[r, rep.done & (WHEEL - 1)]
@@ -202,20 +211,21 @@ def stored_of(S: Any, id: int) -> int:
 @hot
 def found_for(S: Any, r: int, id: int) -> int:
     """Tokens of a waiting request that are in the prefix cache; looks them up."""
-    if not PREFIX:
+    node = node_of(S, r)
+    if not (PREFIX and node.caching):
         return 0
     find(S, r, id, known_waiting(S, id))
-    return S.replica[r].hits * S.run.block_size
+    return S.replica[r].hits * node.block_size
 
 
 @hot
 def enqueue(S: Any, r: int, id: int) -> None:
     """A request that has arrived waits."""
-    run, rep = S.run, S.replica[r]
+    node, rep = node_of(S, r), S.replica[r]
     rep.waiting += 1
     rep.known += S.prompt[id]
-    if MORE and run.by_score:
-        put(S, r, 0.0 if run.every else S.score[id], id)
+    if MORE and node.by_score:
+        put(S, r, 0.0 if node.every else S.score[id], id)
     else:
         append(S, r, id)
 
@@ -223,23 +233,23 @@ def enqueue(S: Any, r: int, id: int) -> None:
 @kernel
 def preempt(S: Any, r: int, s: int, queued: bool) -> None:
     """Takes a request out of the batch: its blocks are lost; it waits, if ``queued``."""
-    run, rep, sl = S.run, S.replica[r], S.slot[s]
+    node, rep, sl = node_of(S, r), S.replica[r], S.slot[s]
     id = sl.id
     computed, known = computed_of(S, r, s), known_of(S, r, s)
     if ASYNC and rep.done < rep.iteration - 1:
         if pending_of(S, r, s):
-            S.orphan[r, rep.orphans] = id
+            S.orphan[2 * rep.seat + rep.orphans] = id
             rep.orphans += 1
             S.flight[id] = rep.iteration - 1
         elif sl.state == PREFILL:
             S.flight[id] = sl.acted
-    if PREFIX:
+    if PREFIX and node.caching:
         release(S, r, s)
     elif sl.state == PREFILL:
         rep.free += sl.held
     else:
-        rep.free += blocks_for(S, computed)
-        if sl.state == DECODE and sl.stamp == rep.iteration and residue(S, computed) == 0:
+        rep.free += blocks_for(S, r, computed)
+        if sl.state == DECODE and sl.stamp == rep.iteration and residue(S, r, computed) == 0:
             rep.free += 1
     if sl.state == PREFILL:
         rep.prefilling -= 1
@@ -255,12 +265,12 @@ def preempt(S: Any, r: int, s: int, queued: bool) -> None:
     rep.preempted += 1
     rep.waiting += 1
     rep.known += known
-    if not (MORE and run.by_score):
+    if not (MORE and node.by_score):
         prepend(S, r, id)
         return
-    if POLICY and run.scored and not run.every:
+    if POLICY and node.scored and not node.every:
         S.score[id] = score
-        S.stale[r, rep.stale] = id
+        S.stale[rep.queue_at + rep.stale] = id
         rep.stale += 1
     if queued:
         put(S, r, score, id)
@@ -269,26 +279,26 @@ def preempt(S: Any, r: int, s: int, queued: bool) -> None:
 @kernel
 def reserved(S: Any, r: int, id: int) -> int:
     """Blocks that admission keeps for the predicted remainders of a candidate and the batch."""
-    run = S.run
+    node = node_of(S, r)
     ahead = max(rounded_up(S, id) - S.generated[id], 0)
     s = S.replica[r].head
     while s != NONE:
         sl = S.slot[s]
         ahead += max(rounded_up(S, sl.id) - generated_of(S, r, s), 0)
         s = sl.next
-    return ceil(run.reserve * ahead / run.block_size)
+    return ceil(node.reserve * ahead / node.block_size)
 
 
 @hot
 def admission_blocks(S: Any, r: int, id: int, tokens: int) -> int:
     """Free blocks that must be there for a waiting request to be admitted."""
-    run, rep = S.run, S.replica[r]
-    if run.full_isl or tokens == 0:
+    node, rep = node_of(S, r), S.replica[r]
+    if node.full_isl or tokens == 0:
         tokens = known_waiting(S, id)
-    needed = demand(S, r, tokens) if PREFIX else blocks_for(S, tokens)
+    needed = demand(S, r, tokens) if PREFIX and node.caching else blocks_for(S, r, tokens)
     if rep.running > 0:
-        needed += run.watermark
-        if MORE and run.reserve > 0:
+        needed += node.watermark
+        if MORE and node.reserve > 0:
             needed += reserved(S, r, id)
     return needed
 
@@ -299,24 +309,24 @@ def admission_blocks(S: Any, r: int, id: int, tokens: int) -> int:
 @kernel
 def nobody_must_yield(S: Any, r: int) -> bool:
     """Whether all who wait find a seat and blocks: then nobody is preempted for them."""
-    run, rep = S.run, S.replica[r]
-    if run.callback or run.reserve > 0 or run.max_seqs - rep.running < rep.waiting:
+    node, rep = node_of(S, r), S.replica[r]
+    if node.callback or node.reserve > 0 or node.max_seqs - rep.running < rep.waiting:
         return False
-    each = 1 + run.watermark  # what rounding up and the watermark can add
-    return blocks_for(S, rep.known) + rep.waiting * each <= rep.free
+    each = 1 + node.watermark  # what rounding up and the watermark can add
+    return blocks_for(S, r, rep.known) + rep.waiting * each <= rep.free
 
 
 @kernel
 def preempt_by_policy(S: Any, r: int) -> int:
     """Lets waiting requests take the place of running ones, as ``preemption.exchanges``; a code."""
-    run, rep = S.run, S.replica[r]
+    node, rep = node_of(S, r), S.replica[r]
     if nobody_must_yield(S, r):
         return DONE
     code = score_waiting(S, r)
     if code != DONE:
         return code
-    seats = run.max_seqs - rep.running
-    budget = run.max_tokens - rep.decoding
+    seats = node.max_seqs - rep.running
+    budget = node.max_tokens - rep.decoding
     s, left = rep.tail, rep.prefilling
     while left > 0:
         if S.slot[s].state == PREFILL:
@@ -329,7 +339,7 @@ def preempt_by_policy(S: Any, r: int) -> int:
     satisfied = True
     while satisfied and walked < waiting:
         id = first(S, r)
-        score = S.heap[r, 0].score
+        score = S.heap[rep.queue_at].score
         found = needed = 0
         while True:
             if seats > 0:
@@ -338,7 +348,7 @@ def preempt_by_policy(S: Any, r: int) -> int:
                 if blocks + needed <= rep.free:
                     break
             satisfied = False  # unless a victim is found
-            if victims == run.max_per_step:
+            if victims == node.max_per_step:
                 break
             code = score_running(S, r)
             if code != DONE:
@@ -347,15 +357,15 @@ def preempt_by_policy(S: Any, r: int) -> int:
             if s == NONE:
                 break
             computed = computed_of(S, r, s)
-            lost = computed + run.overhead
-            cost = run.price * lost * (running + waiting) * crowding
-            if not S.slot[s].score - score > run.margin + cost or budget <= 0:
+            lost = computed + node.overhead
+            cost = node.price * lost * (running + waiting) * crowding
+            if not S.slot[s].score - score > node.margin + cost or budget <= 0:
                 break
             satisfied = True
             seats += 1
             budget += wanted(S, r, s)
             victim = S.slot[s].id
-            if len(S.stored):
+            if node.swaps:
                 kept = min(computed, known_of(S, r, s) + pending_of(S, r, s) - 1)
                 S.stored[victim] = kept
                 rep.swapped += kept
@@ -392,8 +402,8 @@ def walk_running(S: Any, r: int) -> int:
     Returns the budget left, or -1 - code if a score failed; whether blocks ran out is in
     ``pressed``.
     """
-    run, rep = S.run, S.replica[r]
-    budget = run.max_tokens
+    node, rep = node_of(S, r), S.replica[r]
+    budget = node.max_tokens
     passed_over = 0
     s = rep.head
     while s != NONE and budget > 0:
@@ -404,16 +414,16 @@ def walk_running(S: Any, r: int) -> int:
             s = sl.next
             continue
         computed = computed_of(S, r, s)
-        if PREFIX or sl.state == PREFILL:
-            more = max(blocks_for(S, computed + tokens) - sl.held, 0)
+        if (PREFIX and node.caching) or sl.state == PREFILL:
+            more = max(blocks_for(S, r, computed + tokens) - sl.held, 0)
         else:
-            more = 1 if residue(S, computed) == 0 else 0
+            more = 1 if residue(S, r, computed) == 0 else 0
         following = sl.next
         skipped = 0
         while more > rep.free:
             rep.pressed = 1
             victim = rep.tail
-            if MORE and run.by_score:
+            if MORE and node.by_score:
                 if POLICY:
                     code = score_running(S, r)
                     if code != DONE:
@@ -422,7 +432,7 @@ def walk_running(S: Any, r: int) -> int:
                 if S.slot[victim].stamp == rep.iteration:
                     if S.slot[victim].state != DRAIN:
                         budget += S.slot[victim].tokens
-                    elif not run.past_preemption:
+                    elif not node.past_preemption:
                         skipped += 1
             if victim == following:
                 following = S.slot[victim].next
@@ -431,10 +441,10 @@ def walk_running(S: Any, r: int) -> int:
                 break
         if S.slot[s].state == FREE:  # it had to give way itself
             s = following
-            if MORE and run.by_score and run.past_preemption:
+            if MORE and node.by_score and node.past_preemption:
                 continue
             break
-        if PREFIX:
+        if PREFIX and node.caching:
             grow(S, r, s, more)
             remember(S, r, s, min(computed + tokens, known_of(S, r, s)))
         else:
@@ -445,7 +455,7 @@ def walk_running(S: Any, r: int) -> int:
         sl.tokens = tokens
         budget -= tokens
         if sl.state == PREFILL:
-            S.acting[r, rep.acting] = s
+            S.acting[rep.seat + rep.acting] = s
             rep.acting += 1
         s = following
         while skipped > 0 and s != NONE:
@@ -464,25 +474,25 @@ def walk_running(S: Any, r: int) -> int:
 @hot
 def schedule_running(S: Any, r: int) -> int:
     """The same by look-up where it is possible: all running requests get what they want."""
-    run, rep = S.run, S.replica[r]
+    node, rep = node_of(S, r), S.replica[r]
     s = rep.tail
     usual = rep.prefilling == 0 or (rep.prefilling == 1 and S.slot[s].state == PREFILL)
-    if usual and not PREFIX:
-        budget = run.max_tokens - rep.decoding
-        more = S.hist[r, residue(S, -rep.iteration)]
+    if usual and not (PREFIX and node.caching):
+        budget = node.max_tokens - rep.decoding
+        more = S.hist[r, residue(S, r, -rep.iteration)]
         tokens = grown = 0
         if rep.prefilling == 1:
             sl = S.slot[s]
             tokens = min(capped(S, r, sl.known - sl.computed), budget)
             if tokens > 0:
-                grown = max(blocks_for(S, sl.computed + tokens) - sl.held, 0)
+                grown = max(blocks_for(S, r, sl.computed + tokens) - sl.held, 0)
         if more + grown <= rep.free:
             rep.free -= more + grown
             if tokens > 0:
                 sl = S.slot[s]
                 sl.held += grown
                 sl.tokens = tokens
-                S.acting[r, 0] = s
+                S.acting[rep.seat] = s
                 rep.acting = 1
             return budget - tokens
     return walk_running(S, r)
@@ -491,40 +501,40 @@ def schedule_running(S: Any, r: int) -> int:
 @hot
 def schedule_waiting(S: Any, r: int, budget: int) -> int:
     """Admits waiting requests, in order, until one finds no seat, no tokens or no blocks."""
-    run, rep = S.run, S.replica[r]
-    if rep.waiting == 0 or rep.running >= run.max_seqs:
+    node, rep = node_of(S, r), S.replica[r]
+    if rep.waiting == 0 or rep.running >= node.max_seqs:
         return DONE
     if POLICY:
         code = score_waiting(S, r)
         if code != DONE:
             return code
     passed = 0
-    while rep.waiting > passed and budget > 0 and rep.running < run.max_seqs:
-        id = first(S, r) if MORE and run.by_score else rep.queue_head
+    while rep.waiting > passed and budget > 0 and rep.running < node.max_seqs:
+        id = first(S, r) if MORE and node.by_score else rep.queue_head
         if ASYNC and S.flight[id] > rep.done:  # what it computed has yet to come back
             to = S.stash[passed]
             to.id = id
-            if MORE and run.by_score:
+            if MORE and node.by_score:
                 to.score = take_first(S, r)
             else:
                 pop_front(S, r)
             passed += 1
             continue
-        if POLICY and run.by_score and S.link[id] == YIELDED:
+        if POLICY and node.by_score and S.link[id] == YIELDED:
             break
         known = known_waiting(S, id)
         found = found_for(S, r, id)
         start = max(found, stored_of(S, id))
         tokens = capped(S, r, known - start)
         if tokens > budget:
-            if not run.chunked:
+            if not node.chunked:
                 break
             tokens = budget
         if admission_blocks(S, r, id, start + tokens) > rep.free:
             break
         s = join(S, r, id)
         sl = S.slot[s]
-        if MORE and run.by_score:
+        if MORE and node.by_score:
             sl.score = take_first(S, r)
         else:
             pop_front(S, r)
@@ -533,28 +543,28 @@ def schedule_waiting(S: Any, r: int, budget: int) -> int:
         sl.computed = start
         sl.known = known
         sl.tokens = tokens
-        if PREFIX:
+        if PREFIX and node.caching:
             admit(S, r, s, start + tokens)
             remember(S, r, s, start + tokens)
         else:
-            sl.held = blocks_for(S, start + tokens)
+            sl.held = blocks_for(S, r, start + tokens)
             rep.free -= sl.held
         sl.again = S.preemptions[id] > 0
         if not sl.again:
-            if PREFIX:
+            if PREFIX and node.caching:
                 S.cached[id] = min(found, S.prompt[id])
             S.scheduled[id] = rep.start
         if start > found:
             rep.swapped += start - found
-        if len(S.stored):
+        if node.swaps:
             S.stored[id] = 0
-        S.acting[r, rep.acting] = s
+        S.acting[rep.seat + rep.acting] = s
         rep.acting += 1
         budget -= tokens
     while passed > 0:
         passed -= 1
         back = S.stash[passed]
-        if MORE and run.by_score:
+        if MORE and node.by_score:
             put(S, r, back.score, back.id)
         else:
             prepend(S, r, back.id)
@@ -562,46 +572,54 @@ def schedule_waiting(S: Any, r: int, budget: int) -> int:
 
 
 @hot
-def one_clock(S: Any, decodes: int, context: int, prefills: int, tokens: int, pairs: int) -> int:
+def one_clock(
+    S: Any, r: int, decodes: int, context: int, prefills: int, tokens: int, pairs: int
+) -> int:
     """An iteration's duration: ``TimingTables.iteration_ps``."""
     if tokens + decodes == 0:
         return 0
-    clock, sequences = S.run, prefills + decodes
+    node, sequences = node_of(S, r), prefills + decodes
     if tokens == 0:
-        duration = S.decode_ps[decodes] + decode_terms(S, decodes, context)
+        duration = S.decode_ps[node.decode_at + decodes] + decode_terms(S, r, decodes, context)
     else:
-        duration = S.mixed_ps[tokens + decodes]
-        duration += mixed_terms(S, decodes, context, prefills, tokens, pairs)
-    return max(duration, sum_of_terms(clock, "floor", sequences=sequences), 1)
+        duration = S.mixed_ps[node.mixed_at + tokens + decodes]
+        duration += mixed_terms(S, r, decodes, context, prefills, tokens, pairs)
+    return max(duration, sum_of_terms(node, "floor", sequences=sequences), 1)
 
 
 @hot
-def decode_terms(S: Any, decodes: int, context: int) -> int:
+def decode_terms(S: Any, r: int, decodes: int, context: int) -> int:
     """The GPU's work on an iteration without prefill, beyond what the tables hold."""
+    node = node_of(S, r)
     return sum_of_terms(
-        S.run, "gpu", "decode", decode_seqs=decodes, sequences=decodes, context_tokens=context
+        node, "gpu", "decode", decode_seqs=decodes, sequences=decodes, context_tokens=context
     )
 
 
 @hot
-def mixed_terms(S: Any, decodes: int, context: int, prefills: int, tokens: int, pairs: int) -> int:
+def mixed_terms(
+    S: Any, r: int, decodes: int, context: int, prefills: int, tokens: int, pairs: int
+) -> int:
     """The same for any other iteration."""
+    node = node_of(S, r)
     return sum_of_terms(
-        S.run, "gpu", "mixed", prefill_tokens=tokens, prefill_seqs=prefills, decode_seqs=decodes,
+        node, "gpu", "mixed", prefill_tokens=tokens, prefill_seqs=prefills, decode_seqs=decodes,
         sequences=prefills + decodes, context_tokens=context, chunk_context=pairs,
     )  # fmt: skip
 
 
 @hot
-def update_of(S: Any, sequences: int) -> int:
+def update_of(S: Any, r: int, sequences: int) -> int:
     """Taking in an iteration's result: ``Pipeline.update_ps``."""
-    return sum_of_terms(S.run, "update", sequences=sequences)
+    node = node_of(S, r)
+    return sum_of_terms(node, "update", sequences=sequences)
 
 
 @hot
-def output_of(S: Any, yields: int) -> int:
+def output_of(S: Any, r: int, yields: int) -> int:
     """Until clients have an iteration's tokens: ``Pipeline.output_ps``."""
-    return sum_of_terms(S.run, "output", yields=yields)
+    node = node_of(S, r)
+    return sum_of_terms(node, "output", yields=yields)
 
 
 @kernel
@@ -609,23 +627,24 @@ def two_clocks(
     S: Any, r: int, decodes: int, context: int, prefills: int, tokens: int, pairs: int, swap: int
 ) -> None:
     """Times an iteration on the CPU's and the GPU's clock: ``replica._time_pipelined``."""
-    run, rep, clock = S.run, S.replica[r], S.run
+    run, node, rep = S.run, node_of(S, r), S.replica[r]
     sequences = decodes + prefills
-    scheduled = max(run.now, rep.launched) + sum_of_terms(clock, "schedule", running=rep.running)
+    scheduled = max(run.now, rep.launched) + sum_of_terms(node, "schedule", running=rep.running)
     work = prepare = launch = tail = 0
     if sequences > 0:
         if tokens == 0:
-            work = S.decode_ps[decodes] + S.decode_context_ps[decodes] * context
-            work += decode_terms(S, decodes, context)
-            launch = sum_of_terms(clock, "launch", "decode", sequences=sequences)
+            work = S.decode_ps[node.decode_at + decodes]
+            work += S.decode_context_ps[node.decode_context_at + decodes] * context
+            work += decode_terms(S, r, decodes, context)
+            launch = sum_of_terms(node, "launch", "decode", sequences=sequences)
         else:
-            work = S.mixed_ps[tokens + decodes]
-            work += mixed_terms(S, decodes, context, prefills, tokens, pairs)
-            launch = S.mixed_launch_ps[tokens + decodes] + sum_of_terms(
-                clock, "launch", "mixed", sequences=sequences, prefill_seqs=prefills
+            work = S.mixed_ps[node.mixed_at + tokens + decodes]
+            work += mixed_terms(S, r, decodes, context, prefills, tokens, pairs)
+            launch = S.mixed_launch_ps[node.mixed_launch_at + tokens + decodes] + sum_of_terms(
+                node, "launch", "mixed", sequences=sequences, prefill_seqs=prefills
             )
-        prepare = min(sum_of_terms(clock, "prepare", sequences=sequences), launch)
-        tail = sum_of_terms(clock, "tail")
+        prepare = min(sum_of_terms(node, "prepare", sequences=sequences), launch)
+        tail = sum_of_terms(node, "tail")
     rep.launched = scheduled + launch
     rep.start = max(rep.free_at, scheduled + prepare)
     rep.free_at = max(rep.start + work + swap, rep.launched + tail)
@@ -633,17 +652,17 @@ def two_clocks(
     step = S.step[r, rep.iteration & 1]
     if rep.done < rep.iteration - 1:
         before = S.step[r, (rep.iteration - 1) & 1]
-        before.end = max(before.end, rep.launched + update_of(S, before.sequences))
-        before.seen = before.end + output_of(S, before.yields)
+        before.end = max(before.end, rep.launched + update_of(S, r, before.sequences))
+        before.seen = before.end + output_of(S, r, before.yields)
         seen = max(seen, before.end)
-    step.end = seen + update_of(S, sequences)
-    step.seen = step.end + output_of(S, step.yields)
+    step.end = seen + update_of(S, r, sequences)
+    step.seen = step.end + output_of(S, r, step.yields)
 
 
 @hot
 def launch(S: Any, r: int) -> int:
     """Counts the batch, takes its tokens as computed, and times it; a code."""
-    run, rep = S.run, S.replica[r]
+    run, node, rep = S.run, node_of(S, r), S.replica[r]
     decodes = rep.decoding - rep.stalled
     context = rep.offsets - rep.stalled_offsets + decodes * (rep.iteration + 1)
     parity = rep.iteration & 1
@@ -652,10 +671,10 @@ def launch(S: Any, r: int) -> int:
     step.yields = decodes
     prefills = tokens = pairs = 0
     further = decodes > 0  # somebody gets further than ever before
-    if ASYNC:
+    if ASYNC and node.depth > 1:
         drain(S, r)
     for place in range(rep.acting):
-        s = S.acting[r, place]
+        s = S.acting[rep.seat + place]
         sl = S.slot[s]
         if sl.state == FREE:
             continue
@@ -682,7 +701,7 @@ def launch(S: Any, r: int) -> int:
         if after == sl.known:
             step.yields += 1
             if sl.known == S.prompt[sl.id]:
-                S.first[2 * r + parity, step.firsts] = sl.id
+                S.first[first_place(S, r, parity) + step.firsts] = sl.id
                 step.firsts += 1
             end_prefill(S, r, s)
     rep.futile = rep.preempted if further else rep.futile + rep.preempted
@@ -690,11 +709,11 @@ def launch(S: Any, r: int) -> int:
         run.at_replica = r
         return ENDLESS
     step.sequences = decodes + prefills
-    swap = rep.swapped * run.swap_ps
-    if ASYNC and run.pipeline:
+    swap = rep.swapped * node.swap_ps
+    if ASYNC and node.pipeline:
         two_clocks(S, r, decodes, context, prefills, tokens, pairs, swap)
     else:
-        duration = one_clock(S, decodes, context, prefills, tokens, pairs) + swap
+        duration = one_clock(S, r, decodes, context, prefills, tokens, pairs) + swap
         step.end = step.seen = rep.free_at = rep.start + duration
     S.end[r] = S.step[r, (rep.done + 1) & 1].end
     if run.log:
@@ -707,7 +726,7 @@ def launch(S: Any, r: int) -> int:
         to.decode_seqs = decodes
         to.running = rep.running
         to.waiting = rep.waiting
-        to.used_blocks = run.blocks - rep.free
+        to.used_blocks = node.blocks - rep.free
         to.preempted = rep.preempted
     return DONE
 
@@ -715,16 +734,16 @@ def launch(S: Any, r: int) -> int:
 @hot
 def begin_iteration(S: Any, r: int, now: int) -> int:
     """Decides an iteration and starts it; a code."""
-    run, rep = S.run, S.replica[r]
+    node, rep = node_of(S, r), S.replica[r]
     rep.iteration += 1
     rep.start = max(now, rep.free_at)
     rep.acting = rep.swapped = rep.preempted = rep.pressed = rep.victims = 0
     rep.stalled = rep.stalled_offsets = 0
     alone = rep.running + rep.waiting == 1
-    rep.threshold = 0 if alone and not run.applies_alone else run.threshold
-    if POLICY and run.scored:
+    rep.threshold = 0 if alone and not node.applies_alone else node.threshold
+    if POLICY and node.scored:
         look(S, r)
-    if POLICY and run.preemption and rep.waiting > 0:
+    if POLICY and node.preemption and rep.waiting > 0:
         code = preempt_by_policy(S, r)
         if code != DONE:
             return code

@@ -7,22 +7,23 @@ else it calls them as Python with the arrays that the reference would pass.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from lengthwise.errors import InputError, InvariantError
 from lengthwise.serving.fast import state as ks
-from lengthwise.serving.fast.calls import ScoreCalls
+from lengthwise.serving.fast.calls import ScoreCalls, why_python
 from lengthwise.serving.fast.compiler.build import compiled
 from lengthwise.serving.fast.features import ACCESSORS
+from lengthwise.serving.fast.nodes import Kinds, kinds_of
 from lengthwise.serving.fast.setup import allocate, grow
 from lengthwise.serving.inputs import Inputs, prepare
-from lengthwise.serving.options import Engine
 from lengthwise.serving.records import Iterations, Records
 from lengthwise.serving.reference.replica import endless
 from lengthwise.serving.scoring import Features
-from lengthwise.serving.system import System
+from lengthwise.serving.system import Node, System
 from lengthwise.workload import Workload
 
 LONGEST = 2**30  # tokens of a request: the kernel keeps them in 32 bits
@@ -31,33 +32,39 @@ MOST_BLOCKS = 2**24  # of a request, with prefix caching: part of a block's key
 
 def supports(workload: Workload, system: System) -> str | None:
     """Why the fast engine can't run this; None if it can."""
-    if not system.uniform:
-        return "nodes that differ are the reference engine's alone"
     if system.metrics_interval_s > 0:
         return "metrics that are old are the reference engine's alone"
-    node = system.nodes[0]
+    longest = int((workload["prompt_tokens"] + workload["output_tokens"]).max())
+    if longest >= LONGEST:
+        return f"the fast engine takes requests of fewer than {LONGEST} tokens"
+    nodes, _ = kinds_of(system.nodes)
+    lacking = ACCESSORS.lacks(
+        system.routing.score.features, f"router {system.routing.score.name!r}"
+    )
+    for node in nodes:
+        lacking = lacking or _lacks(workload, node, longest)
+    return lacking
+
+
+def _lacks(workload: Workload, node: Node, longest: int) -> str | None:
+    """Why the fast engine can't run a node; None if it can."""
     policy, engine, timing = node.policy, node.engine, node.timing
     if policy.acting_guard is not None:
         return "the starvation guard is the reference engine's alone"
     clock = "pipeline" if engine.async_scheduling and hasattr(timing, "pipeline") else "tables"
     if not hasattr(timing, clock):
         return f"timing {timing.name!r} has no integer tables, which the fast engine needs"
-    longest = int((workload["prompt_tokens"] + workload["output_tokens"]).max())
-    if longest >= LONGEST:
-        return f"the fast engine takes requests of fewer than {LONGEST} tokens"
     if engine.enable_prefix_caching:
         if longest // engine.block_size >= MOST_BLOCKS:
             return f"with prefix caching the fast engine takes fewer than {MOST_BLOCKS} blocks"
         if "hash_block_tokens" in workload and np.ptp(workload["hash_block_tokens"]):
             return "the fast engine needs one hash_block_tokens for the whole workload"
-    for reader, score in (("policy", policy.score), ("router", system.routing.score)):
-        lacking = ACCESSORS.lacks(score.features, f"{reader} {score.name!r}")
-        if lacking is not None:
-            return lacking
-    calls = ScoreCalls(policy, system.routing, len(system.nodes))
-    if engine.async_scheduling and calls.any_python and policy.queue == "priority":
-        return f"with asynchronous scheduling the fast engine needs compiled scores: {calls.why}"
-    return None
+    lacking = ACCESSORS.lacks(policy.score.features, f"policy {policy.score.name!r}")
+    if lacking is None and engine.async_scheduling and policy.queue == "priority":
+        why = why_python(policy.score)
+        if why is not None:
+            lacking = f"with asynchronous scheduling the fast engine needs compiled scores: {why}"
+    return lacking
 
 
 def run(
@@ -72,35 +79,49 @@ def run(
     refused = supports(workload, system)
     if refused is not None:
         raise InputError(refused)
-    node, routing, replicas = system.nodes[0], system.routing, len(system.nodes)
-    policy, engine = node.policy, node.engine
-    # the identities of blocks are the fast engine's own business
-    plain = dataclasses.replace(engine, enable_prefix_caching=False)
-    alike = System((dataclasses.replace(node, engine=plain),) * replicas, routing)
-    inputs = prepare(workload, alike, predictions)
+    first, of = kinds_of(system.nodes)
+    inputs = _prepare(workload, system, first, of, predictions)
+    kinds = Kinds(first, tuple(inputs.nodes[of.index(kind)] for kind in range(len(first))), of)
     features = Features(workload, inputs.predicted, seed)
-    features.require(policy.score.features, f"policy {policy.score.name!r}")
+    for node in first:
+        features.require(node.policy.score.features, f"policy {node.policy.score.name!r}")
+    routing = system.routing
     features.require(routing.score.features, f"router {routing.score.name!r}")
-    calls = ScoreCalls(policy, routing, replicas)
-    state = allocate(
-        workload, inputs, policy, routing, engine, node.timing, calls, features, replicas, seed,
-        log_iterations,
-    )  # fmt: skip
-    return _records(_finish(state, engine, calls), inputs, log_iterations)
+    calls = ScoreCalls([node.policy for node in first], routing, len(of))
+    state = allocate(workload, inputs, kinds, routing, calls, features, seed, log_iterations)
+    return _records(_finish(state, calls), inputs, log_iterations)
 
 
-def _finish(state: ks.State, engine: Engine, calls: ScoreCalls) -> ks.State:
+def _prepare(
+    workload: Workload,
+    system: System,
+    kinds: Sequence[Node],
+    of: Sequence[int],
+    predictions: ArrayLike | None,
+) -> Inputs:
+    """The run's inputs without the identities of blocks, which are the fast engine's own."""
+    plain = [
+        dataclasses.replace(
+            node, engine=dataclasses.replace(node.engine, enable_prefix_caching=False)
+        )
+        for node in kinds
+    ]
+    nodes = tuple(plain[kind] for kind in of)
+    return prepare(workload, dataclasses.replace(system, nodes=nodes), predictions)
+
+
+def _finish(state: ks.State, calls: ScoreCalls) -> ks.State:
     """Runs to the end; arrays grow on the way where they must."""
-    row = state.run[0]
+    row, node = state.run[0], state.node
     clustered = row["replicas"] > 1 or row["closed_loop"]
     entries = compiled(
-        MORE=bool(row["by_score"] or row["reserve"] > 0 or clustered),
-        POLICY=bool(row["scored"] or row["preemption"]),
-        PREFIX=engine.enable_prefix_caching,
-        ASYNC=engine.async_scheduling,
+        MORE=bool(clustered or node["by_score"].any() or (node["reserve"] > 0).any()),
+        POLICY=bool(node["scored"].any() or node["preemption"].any()),
+        PREFIX=bool(node["caching"].any()),
+        ASYNC=bool((node["depth"] > 1).any()),
     )
     run_until = entries["run_until"]
-    if engine.enable_prefix_caching:
+    if node["caching"].any():
         table = ks.address_table(state)
         entries["number_prefixes"](table.ctypes.data)
         state = state._replace(prefix=state.prefix[:0], hashes=state.hashes[:0])

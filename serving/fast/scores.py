@@ -11,6 +11,7 @@ import numpy as np
 
 from lengthwise.serving.fast.batch import computed_of, generated_of, next_seat
 from lengthwise.serving.fast.compiler.jit import call_score, hot, kernel, rint, uniform
+from lengthwise.serving.fast.compiler.state_type import node_of
 from lengthwise.serving.fast.flags import ASYNC
 from lengthwise.serving.fast.queue import compact, heapify, push, sort_heap
 from lengthwise.serving.fast.state import DONE, NAN, NONE, RAISED, TAKEN, WAITS
@@ -34,7 +35,7 @@ def look(S: Any, r: int) -> None:
     rep = S.replica[r]
     rep.seen_running = rep.running
     rep.seen_waiting = rep.waiting
-    rep.seen_used = S.run.blocks - rep.free
+    rep.seen_used = node_of(S, r).blocks - rep.free
     rep.seen_routed = rep.routed
     rep.seen_outstanding = rep.outstanding
 
@@ -69,7 +70,7 @@ def fill(
     if run.reads_replica:
         to.running_requests = rep.seen_running
         to.waiting_requests = rep.seen_waiting
-        to.kv_utilization = rep.seen_used / run.blocks
+        to.kv_utilization = rep.seen_used / node_of(S, r).blocks
         to.routed_requests = rep.seen_routed
         to.outstanding_tokens = rep.seen_outstanding / FRACTION
     if run.draws:
@@ -93,7 +94,7 @@ def score_at_arrival(S: Any, r: int, id: int) -> int:
     """Writes the score of a request that arrives now to ``score``; a code."""
     look(S, r)
     fill(S, r, 0, id, 0, 0, 0)
-    code = evaluate(S, S.run.score_at, 1)
+    code = evaluate(S, node_of(S, r).score_at, 1)
     S.score[id] = S.out[0]
     return code
 
@@ -101,20 +102,20 @@ def score_at_arrival(S: Any, r: int, id: int) -> int:
 @kernel
 def score_running(S: Any, r: int) -> int:
     """Scores of the running requests, once an iteration."""
-    run, rep = S.run, S.replica[r]
-    if not run.scored or rep.running_scored == rep.iteration or rep.running == 0:
+    node, rep = node_of(S, r), S.replica[r]
+    if not node.scored or rep.running_scored == rep.iteration or rep.running == 0:
         return DONE
     rep.running_scored = rep.iteration
-    if run.callback:
+    if node.callback:
         return score_batch(S, r)
-    s, row = next_seat(S, r, r * run.max_seqs), 0
+    s, row = next_seat(S, r, rep.seat), 0
     while s != NONE:
         id = S.slot[s].id
         fill(S, r, row, id, generated_of(S, r, s), computed_of(S, r, s), S.preemptions[id])
         row += 1
         s = next_seat(S, r, s + 1)
-    code = evaluate(S, run.score_at, row)
-    s, row = next_seat(S, r, r * run.max_seqs), 0
+    code = evaluate(S, node.score_at, row)
+    s, row = next_seat(S, r, rep.seat), 0
     while s != NONE:
         S.slot[s].score = S.out[row]
         row += 1
@@ -131,7 +132,7 @@ def score_batch(S: Any, r: int) -> int:
         fill(S, r, row, id, generated_of(S, r, s), computed_of(S, r, s), S.preemptions[id])
         row += 1
         s = S.slot[s].next
-    code = evaluate(S, S.run.score_at, row)
+    code = evaluate(S, node_of(S, r).score_at, row)
     s, row = S.replica[r].head, 0
     while s != NONE:
         S.slot[s].score = S.out[row]
@@ -143,26 +144,26 @@ def score_batch(S: Any, r: int) -> int:
 @kernel
 def score_waiting(S: Any, r: int) -> int:
     """Scores of those waiting requests whose scores may have changed, once an iteration."""
-    run, rep = S.run, S.replica[r]
-    if not run.scored or not run.by_score or rep.waiting_scored == rep.iteration:
+    node, rep = node_of(S, r), S.replica[r]
+    if not node.scored or not node.by_score or rep.waiting_scored == rep.iteration:
         return DONE
     rep.waiting_scored = rep.iteration
-    if run.every:
+    if node.every:
         return score_all_waiting(S, r)
     count = 0
     for place in range(rep.stale):
-        id = S.stale[r, place]
+        id = S.stale[rep.queue_at + place]
         if S.link[id] == WAITS:  # and was not taken before
             S.link[id] = TAKEN
-            S.stale[r, count] = id
+            S.stale[rep.queue_at + count] = id
             fill(S, r, count, id, S.generated[id], 0, S.preemptions[id])
             count += 1
     rep.stale = 0
     if count == 0:
         return DONE
-    code = evaluate(S, run.score_at, count)
+    code = evaluate(S, node.score_at, count)
     for place in range(count):
-        id = S.stale[r, place]
+        id = S.stale[rep.queue_at + place]
         S.link[id] = WAITS
         if S.out[place] != S.score[id]:
             S.score[id] = S.out[place]
@@ -173,24 +174,24 @@ def score_waiting(S: Any, r: int) -> int:
 @kernel
 def score_all_waiting(S: Any, r: int) -> int:
     """Scores of all waiting requests: they change with the clock or the replica's state."""
-    run, rep = S.run, S.replica[r]
+    node, rep = node_of(S, r), S.replica[r]
     if ASYNC:
         compact(S, r)
     if rep.heap == 0:
         return DONE
-    if run.callback:  # array arithmetic may depend on the order
+    if node.callback:  # array arithmetic may depend on the order
         sort_heap(S, r)
     done = 0
     while done < rep.heap:
         count = min(rep.heap - done, len(S.rows))
         for row in range(count):
-            id = S.heap[r, done + row].id
+            id = S.heap[rep.queue_at + done + row].id
             fill(S, r, row, id, S.generated[id], 0, S.preemptions[id])
-        code = evaluate(S, run.score_at, count)
+        code = evaluate(S, node.score_at, count)
         if code != DONE:
             return code
         for row in range(count):
-            S.heap[r, done + row].score = S.out[row]
+            S.heap[rep.queue_at + done + row].score = S.out[row]
         done += count
     heapify(S, r)
     return DONE

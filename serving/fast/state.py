@@ -39,26 +39,35 @@ def _row(*names: str) -> np.dtype[np.void]:
 
 
 # One row a run: its constants and, from ``now`` on, its place in time.
-RUN = np.dtype(
+RUN = _row(
+    "requests", "replicas", "seed", "closed_loop",
+    "draws", "reads_times", "reads_request", "reads_replica",
+    "weighted", "choices", "log", "hash_tokens",
+    "router_at", "rows_at", "out_at",  # addresses
+    "now", "next_root", "children", "log_rows", "at_replica",
+)  # fmt: skip
+
+# Constants of a node; equal nodes share a row. ``_at``: where its part of a table begins, but for
+# ``score_at``, the address of its score; ``ahead_at`` is NONE where scores are not made ahead.
+NODE = np.dtype(
     [
         *((name, np.int64) for name in (
-            "requests", "replicas", "seed", "closed_loop",
             "max_seqs", "max_tokens", "block_size", "shift", "blocks", "watermark", "threshold",
             "chunked", "full_isl", "by_score", "scored", "every", "at_arrival", "callback",
-            "draws", "reads_times", "reads_request", "reads_replica",
-            "preemption", "overhead", "max_per_step", "past_preemption", "applies_alone", "swap_ps",
-            "weighted", "choices", "log", "hash_tokens", "bucket_mask",
+            "preemption", "swaps", "overhead", "max_per_step", "past_preemption", "applies_alone",
+            "swap_ps", "caching", "bucket_mask", "longest", "depth", "score_at", "ahead_at",
+            "decode_at", "mixed_at", "decode_context_at", "mixed_launch_at",
             "pipeline",  # whether there are two clocks
-            # addresses
-            "score_at", "router_at", "rows_at", "out_at",
-            "now", "next_root", "children", "log_rows", "at_replica",
             *(f"{term}_ps" for term in TERMS),
         )),
         *((name, np.float64) for name in ("price", "margin", "protect_after", "reserve")),
     ]
 )  # fmt: skip
 
+# ``seat`` to ``seats_end``: its slots; ``queue_at``, ``capacity``: its part of ``heap`` and
+# ``stale``; ``bucket_at``, ``held_at``: its part of those tables.
 REPLICA = _row(
+    "node", "seat", "seats_end", "queue_at", "capacity", "bucket_at", "held_at",
     "head", "tail", "free_slot", "running", "decoding", "offsets", "prefilling",
     "free", "iteration", "done", "waiting", "known", "queue_head", "queue_tail", "heap", "stale",
     "routed", "outstanding", "acting", "swapped", "preempted", "pressed", "victims", "orphans",
@@ -96,34 +105,35 @@ LOG = _row(
 
 
 class State(NamedTuple):
-    """Arrays of a run of n requests on R replicas with M seats each; empty where not used."""
+    """Arrays of a run of n requests on R replicas with M seats in all; empty where not used."""
 
     run: NDArray[Any]  # (1,) RUN
+    node: NDArray[Any]  # (kinds of nodes,) NODE
     replica: NDArray[Any]  # (R,) REPLICA
     end: NDArray[Any]  # (R,) when the oldest iteration under way ends, NEVER if none is
     step: NDArray[Any]  # (R, 2) STEP
-    slot: NDArray[Any]  # (R * M,) SLOT
-    acting: NDArray[Any]  # (R, M) slots that prefill in this iteration, in order
-    first: NDArray[Any]  # (R * 2, M) requests whose first token an iteration makes
-    orphan: NDArray[Any]  # (R, 2 * M) requests preempted while a token of theirs is under way
+    slot: NDArray[Any]  # (M,) SLOT, those of one replica after the other
+    acting: NDArray[Any]  # (M,) slots that prefill in this iteration, in order
+    first: NDArray[Any]  # (2 * M,) requests whose first token an iteration makes, by its parity
+    orphan: NDArray[Any]  # (2 * M,) requests preempted while a token of theirs is under way
     wheel: NDArray[Any]  # (R, WHEEL) first slot of each list
-    hist: NDArray[Any]  # (R, block_size)
-    heap: NDArray[Any]  # (R, capacity) WAITING
-    stash: NDArray[Any]  # (capacity,) WAITING
-    stale: NDArray[Any]  # (R, capacity) requests whose scores are out of date
+    hist: NDArray[Any]  # (R, largest block_size)
+    heap: NDArray[Any]  # (all capacities,) WAITING
+    stash: NDArray[Any]  # (largest capacity,) WAITING
+    stale: NDArray[Any]  # (all capacities,) requests whose scores are out of date
     decode_ps: NDArray[Any]
     mixed_ps: NDArray[Any]
     decode_context_ps: NDArray[Any]
     mixed_launch_ps: NDArray[Any]
-    log: NDArray[Any]  # (capacity,) LOG
-    rows: NDArray[Any]  # (capacity,) FEATURE_ROW
-    out: NDArray[Any]  # (capacity,)
+    log: NDArray[Any]  # (iterations,) LOG
+    rows: NDArray[Any]  # (largest capacity,) FEATURE_ROW
+    out: NDArray[Any]  # (largest capacity,)
     places: NDArray[Any]  # (R,) scratch
-    # prefix caching: B blocks a replica, of which the first is vLLM's null block
-    block: NDArray[Any]  # (R, B) BLOCK
-    bucket: NDArray[Any]  # (R, buckets) first block of each list
-    bucket_end: NDArray[Any]  # (R, buckets) last block of each list
-    held: NDArray[Any]  # (R * M, blocks of the longest request)
+    # prefix caching: all replicas' blocks, of which each one's first is vLLM's null block
+    block: NDArray[Any]  # (blocks,) BLOCK
+    bucket: NDArray[Any]  # (buckets,) first block of each list
+    bucket_end: NDArray[Any]  # (buckets,) last block of each list
+    held: NDArray[Any]  # (M x blocks of the longest request,)
     hit: NDArray[Any]  # (blocks of the longest request,) what was found for a waiting request
     hashes: NDArray[Any]  # (hashes,) of prompts, one request after the other
     prefix: NDArray[Any]  # (size, 3) scratch of number_prefixes
@@ -139,6 +149,7 @@ class State(NamedTuple):
     priority: NDArray[Any]
     deadline: NDArray[Any]
     score: NDArray[Any]
+    ahead: NDArray[Any]  # (policies x n,) scores that were made before the run
     link: NDArray[Any]  # the next in an fcfs queue; OUT, WAITS ... in one by score
     generated: NDArray[Any]  # of requests that wait
     reach: NDArray[Any]  # the most tokens ever computed, of requests that were preempted
@@ -160,24 +171,21 @@ class State(NamedTuple):
 
 
 _INT32 = (
-    "link", "generated", "reach", "flight", "stored", "first_child", "sibling", "calendar", "roots"
+    "link", "generated", "reach", "flight", "stored", "first_child", "sibling", "calendar", "roots",
+    "acting", "first", "orphan", "stale", "bucket", "bucket_end", "held",
 )  # fmt: skip
+_FLOATS = ("out", "predicted", "deadline", "score", "ahead")
 
 # dtype and dimensions of each, as the compiled functions take them
 KINDS: dict[str, tuple[np.dtype[Any], int]] = {
     name: (np.dtype(np.int64), 1) for name in State._fields
 } | {
-    "run": (RUN, 0), "replica": (REPLICA, 1), "slot": (SLOT, 1), "log": (LOG, 1),
-    "step": (STEP, 2), "heap": (WAITING, 2), "stash": (WAITING, 1), "rows": (FEATURE_ROW, 1),
-    "block": (BLOCK, 2), "prefix": (np.dtype(np.int64), 2), "hist": (np.dtype(np.int64), 2),
-    **{name: (np.dtype(np.float64), 1) for name in ("out", "predicted", "deadline", "score")},
+    "run": (RUN, 0), "node": (NODE, 1), "replica": (REPLICA, 1), "slot": (SLOT, 1), "log": (LOG, 1),
+    "step": (STEP, 2), "heap": (WAITING, 1), "stash": (WAITING, 1), "rows": (FEATURE_ROW, 1),
+    "block": (BLOCK, 1), "prefix": (np.dtype(np.int64), 2), "hist": (np.dtype(np.int64), 2),
+    **{name: (np.dtype(np.float64), 1) for name in _FLOATS},
     **{name: (np.dtype(np.int32), 1) for name in _INT32},
-    **{
-        name: (np.dtype(np.int32), 2)
-        for name in (
-            "acting", "first", "orphan", "wheel", "stale", "bucket", "bucket_end", "held"
-        )
-    },
+    "wheel": (np.dtype(np.int32), 2),
 }  # fmt: skip
 
 

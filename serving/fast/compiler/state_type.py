@@ -28,7 +28,7 @@ from numba.core.typing.templates import (
 )
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from lengthwise.serving.fast.state import KINDS
+from lengthwise.serving.fast.state import KINDS, NODE, REPLICA
 
 COLUMNS = 3  # of the address table: address and shape
 CHECKED = os.environ.get("NUMBA_BOUNDSCHECK") == "1"
@@ -53,12 +53,20 @@ class TableType(types.Type):
         self.element = types.int64 if self.stored == types.int32 else self.stored
 
 
-STATE = StateType()
+class NodeType(types.Type):
+    """The address of a row of ``NODE``: constants, which compiled code reads but once."""
+
+    def __init__(self) -> None:
+        super().__init__(name="lengthwise.Node")
+
+
+STATE, NODE_ROW = StateType(), NodeType()
 FIELDS = {name: (place, TableType(name)) for place, name in enumerate(KINDS)}
 
 
 @register_model(StateType)
 @register_model(TableType)
+@register_model(NodeType)
 class _PointerModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
         super().__init__(manager, kind, WORD.as_pointer())
@@ -75,6 +83,20 @@ class _StateAttributes(AttributeTemplate):
         return table if table.dimensions else table.element
 
 
+@infer_getattr
+class _NodeAttributes(AttributeTemplate):
+    key = NodeType
+
+    def generic_resolve(self, kind: Any, name: str) -> Any:
+        return numba.from_dtype(NODE[name]) if name in (NODE.names or ()) else None
+
+
+@lower_getattr_generic(NodeType)
+def _load_constant(context: Any, builder: Any, kind: Any, value: Any, name: str) -> Any:
+    word = _constant(builder, value, (NODE.names or ()).index(name))  # all fields are words
+    return builder.bitcast(word, ir.DoubleType()) if NODE[name].kind == "f" else word
+
+
 @lower_getattr_generic(StateType)
 def _load_field(context: Any, builder: Any, kind: Any, value: Any, name: str) -> Any:
     place, table = FIELDS[name]
@@ -85,7 +107,7 @@ def _load_field(context: Any, builder: Any, kind: Any, value: Any, name: str) ->
 
 
 def _constant(builder: Any, row: Any, column: int) -> Any:
-    """A word of the address table, which is not written to while compiled code runs."""
+    """A word that is not written to while compiled code runs, as those of the address table."""
     word = builder.load(builder.gep(row, [SHORT(column)]))
     word.set_metadata("invariant.load", builder.module.add_metadata([]))
     return word
@@ -180,6 +202,27 @@ def as_state(typingctx: Any, address: Any) -> Any:
         return builder.inttoptr(arguments[0], WORD.as_pointer())
 
     return STATE(types.int64), generate
+
+
+@intrinsic
+def _node_of(typingctx: Any, state: Any, replica: Any) -> Any:
+    """The row of a replica's node; which one it is does not change, so it is read but once."""
+    (rows, table), (nodes, node) = FIELDS["replica"], FIELDS["node"]
+    column = (REPLICA.names or ()).index("node")  # all fields are words
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        state, index = arguments
+        row = builder.gep(state, [SHORT(rows * COLUMNS)])
+        place = _place(context, builder, table, row, index)
+        which = _constant(builder, builder.bitcast(place, WORD.as_pointer()), column)
+        row = builder.gep(state, [SHORT(nodes * COLUMNS)])
+        made = _place(context, builder, node, row, which)
+        return builder.bitcast(made, WORD.as_pointer())
+
+    return NODE_ROW(STATE, types.int64), generate
+
+
+node_of: Any = _node_of
 
 
 @intrinsic
