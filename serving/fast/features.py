@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from lengthwise.provider import Provider
 
-# Expressions over the state S, a request's id, a replica's index r, its row rep and its
-# node's row node, and what the
-# caller knows of the request's progress.
+# Expressions over the state S, a request's id, a replica's index r, its row rep and its node's row
+# node, and what the caller knows of the request's progress.
 ACCESSORS: Provider[str] = Provider(
     "the fast engine",
     {
