@@ -15,6 +15,7 @@ from lengthwise.policies import load_policy, load_router
 from lengthwise.serving import Engine
 from lengthwise.serving.fast import run as kernel
 from lengthwise.serving.run import run
+from lengthwise.serving.system import Node, System
 from lengthwise.serving.timing.linear import LinearTiming
 from lengthwise.serving.timing.model import Pipeline
 from lengthwise.workload import Workload
@@ -54,8 +55,8 @@ TERMS = (
 )  # fmt: skip
 
 
-def trial(seed):
-    """The arguments of one run of either engine."""
+def trial(seed, *, unequal=False):
+    """The arguments of one run of either engine; ``unequal`` asks for nodes of several kinds."""
     rng = np.random.default_rng(seed)
 
     def one(*choices):
@@ -84,13 +85,35 @@ def trial(seed):
         columns["prefix_hashes"] = [
             tuple(families[rng.integers(3)][: rng.integers(0, 12)]) for _ in range(n)
         ]
-    most = -(-int((prompt + output).max()) // block_size) + 1
+    total = int((prompt + output).max())
+    count = int(one(1, 1, 2, 3, 8))
+    nodes = [node(one, rng, block_size, total)]
+    if unequal or rng.random() < 0.3:
+        sizes = (block_size, one(1, 4, 16, 24))
+        nodes += [node(one, rng, one(*sizes), total) for _ in range(int(one(1, 2, 7)))]
+        count = max(count, len(nodes))
+    noise = one(0.0, 0.5)
+    return {
+        "workload": Workload(columns),
+        "system": System(
+            tuple(nodes[i % len(nodes)] for i in range(count)), load_router(one(*ROUTERS))
+        ),
+        "predictions": np.maximum(1.0, output * np.exp(noise * rng.standard_normal(n))),
+        "seed": int(rng.integers(2**62)),
+        "log_iterations": True,
+    }
+
+
+def node(one, rng, block_size, longest):
+    """A random node that can hold requests of ``longest`` tokens."""
+    most = -(-longest // block_size) + 1
     max_num_seqs = int(one(1, 2, 5, 16, 64))
     chunked = rng.random() < 0.85
-    least = int((prompt + output).max()) if not chunked else 1
     engine = Engine(
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max(max_num_seqs, least, int(one(8, 32, 100, 2048))),
+        max_num_batched_tokens=max(
+            max_num_seqs, 1 if chunked else longest, int(one(8, 32, 100, 2048))
+        ),
         num_gpu_blocks=int(most + one(0, 1, 3, most, 4 * most, 20 * most)),
         block_size=block_size,
         enable_chunked_prefill=chunked,
@@ -111,18 +134,7 @@ def trial(seed):
         base_s=float(one(0.0, 0.005)), per_prefill_token_s=float(one(0.0, 2e-5, 1e-3)),
         per_sequence_s=float(one(0.0, 4e-5)), per_context_token_s=float(one(0.0, 1e-6)),
     )  # fmt: skip
-    noise = one(0.0, 0.5)
-    return alike(
-        workload=Workload(columns),
-        policy=load_policy(one(*POLICIES)),
-        routing=load_router(one(*ROUTERS)),
-        engine=engine,
-        timing=timing,
-        predictions=np.maximum(1.0, output * np.exp(noise * rng.standard_normal(n))),
-        replicas=int(one(1, 1, 2, 3, 8)),
-        seed=int(rng.integers(2**62)),
-        log_iterations=True,
-    )
+    return Node(engine, timing, load_policy(one(*POLICIES)))
 
 
 def differences(first, second):
@@ -155,11 +167,11 @@ def outcome(engine, workload, given):
         return str(error)
 
 
-def disagreements(seeds):
+def disagreements(seeds, **options):
     """Trials in which the engines differ, with the columns, or with what each refused."""
     found = {}
     for seed in seeds:
-        given = trial(seed)
+        given = trial(seed, **options)
         workload = given.pop("workload")
         assert kernel.supports(workload, given["system"]) is None
         slow = outcome(partial(run, backend="reference"), workload, given)
@@ -175,6 +187,16 @@ def disagreements(seeds):
 
 def test_random_trials_agree_to_the_bit():
     assert disagreements(range(150)) == {}
+
+
+def test_random_systems_of_unequal_nodes_agree_to_the_bit():
+    assert disagreements(range(5000, 5060), unequal=True) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_five_hundred_systems_of_unequal_nodes_agree_to_the_bit():
+    assert disagreements(range(5000, 5500), unequal=True) == {}
 
 
 @pytest.mark.slow
