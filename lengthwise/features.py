@@ -48,6 +48,18 @@ FEATURES: dict[str, Feature] = {
             "predicted length of the whole answer", given="prediction",
         ),
         Feature(
+            "expected_remaining_tokens", "tokens", "float64", "request", "token",
+            "tokens expected to come, given those generated", given="prediction",
+        ),
+        Feature(
+            "remaining_tokens_p90", "tokens", "float64", "request", "token",
+            "tokens to come that are not exceeded with probability 0.9", given="prediction",
+        ),
+        Feature(
+            "gittins_index", "tokens", "float64", "request", "token",
+            "least expected work for a chance to finish, over that chance", given="prediction",
+        ),
+        Feature(
             "priority", "1", "int64", "request", "arrival", "the client's priority; low first",
             given="column",
         ),

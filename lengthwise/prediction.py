@@ -221,7 +221,9 @@ class Predictions:
             falling = Curve.table([0.0], tokens[:, None], between="falling")
             predictions = cls({"predicted_tokens": tokens}, dict.fromkeys(CURVES, falling))
         if len(predictions) != requests:
-            raise InputError(f"predictions for {len(predictions)} requests; there are {requests}")
+            raise InputError(
+                f"predicted_tokens have shape {(len(predictions),)}; there are {requests} requests"
+            )
         return predictions
 
     def __len__(self) -> int:

@@ -26,11 +26,12 @@ OPTIONAL: dict[str, str] = {
     "deadline_s": "float64",
     "priority": "int64",
     "model": "object",
+    "max_tokens": "int64",  # the client's limit of the answer, MOST_TOKENS where it named none
     "parent": "int64",  # index of the request that must finish first, -1 for none (closed loop)
     "think_s": "float64",  # time from the parent's finish to this request's arrival
 }
 
-TOKENS = ("prompt_tokens", "output_tokens", "hash_block_tokens")
+TOKENS = ("prompt_tokens", "output_tokens", "hash_block_tokens", "max_tokens")
 MOST_TOKENS = 2**30  # of one request: sums over a workload stay far within 64 bits
 MOST = 2**62
 
@@ -77,6 +78,13 @@ class Workload:
                 parent = data["parent"]
                 data["parent"] = np.where(parent >= 0, place[parent], -1)
             self.notices += (f"{name}: arrivals were not in order; sorted by arrival_s",)
+        if "max_tokens" in data:
+            over = np.flatnonzero(data["output_tokens"] > data["max_tokens"])
+            if len(over):
+                raise InputError(
+                    f"{name}: row {over[0]}: output_tokens is {data['output_tokens'][over[0]]}, "
+                    f"beyond its max_tokens, {data['max_tokens'][over[0]]}"
+                )
         if "parent" in data:
             bad = np.flatnonzero(data["parent"] >= np.arange(rows))
             if len(bad):

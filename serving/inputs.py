@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.policy import SchedulingPolicy
+from lengthwise.prediction import Predictions
 from lengthwise.protocols import TimingModel
 from lengthwise.serving.clock import Clock
 from lengthwise.serving.options import Engine
@@ -38,14 +39,22 @@ class Inputs:
     arrival_ps: NDArray[np.int64]  # (n,)
     reach_ps: NDArray[np.int64]  # (n,) from a request's arrival until it can be routed
     think_ps: NDArray[np.int64] | None  # (n,) in closed loops
-    predicted: NDArray[np.float64] | None  # (n,)
+    predictions: Predictions | None
     predicted_up: NDArray[np.int64]  # (n,) rounded up; 0 without a prediction
     nodes: tuple[NodeInputs, ...]
 
+    @property
+    def predicted(self) -> NDArray[np.float64] | None:
+        """Predicted answer lengths, (n,), None where nothing was predicted."""
+        return None if self.predictions is None else self.predictions.predicted_tokens
 
-def prepare(workload: Workload, system: System, predictions: ArrayLike | None) -> Inputs:
+
+def prepare(
+    workload: Workload, system: System, predictions: Predictions | ArrayLike | None
+) -> Inputs:
     """Checks everything that a run needs; raises ``InputError`` for what could never run."""
-    predicted = _predicted(workload, predictions)
+    given = predictions_of(workload, predictions)
+    predicted = None if given is None else given.predicted_tokens
     made: dict[tuple[int, ...], NodeInputs] = {}  # by identity: equal nodes share what is theirs
     keys: dict[int, Keys] = {}
     nodes: list[NodeInputs] = []
@@ -60,7 +69,7 @@ def prepare(workload: Workload, system: System, predictions: ArrayLike | None) -
         arrival_ps=arrival_ps,
         reach_ps=_reach_ps(workload, arrival_ps, (one.clock for one in made.values())),
         think_ps=_picoseconds(workload, "think_s") if "parent" in workload else None,
-        predicted=predicted,
+        predictions=given,
         predicted_up=(
             np.zeros(len(workload), dtype=np.int64)
             if predicted is None
@@ -177,18 +186,14 @@ def _picoseconds(workload: Workload, column: str) -> NDArray[np.int64]:
     return np.asarray(np.rint(seconds * PS), dtype=np.int64)
 
 
-def _predicted(workload: Workload, predictions: ArrayLike | None) -> NDArray[np.float64] | None:
-    if predictions is None:
-        return None
-    predicted = np.asarray(predictions, dtype=np.float64)
-    if predicted.shape != (len(workload),):
-        raise InputError(
-            f"predicted_tokens have shape {predicted.shape}; {workload.name} has "
-            f"{len(workload)} requests"
-        )
-    if not np.isfinite(predicted).all() or (predicted < 0).any():
-        raise InputError("predicted_tokens must be finite and 0 or more")
-    return predicted
+def predictions_of(
+    workload: Workload, predictions: Predictions | ArrayLike | None
+) -> Predictions | None:
+    """What is predicted of a workload's requests: nothing beyond the clients' ``max_tokens``."""
+    given = Predictions.given(predictions, len(workload))
+    if given is None or "max_tokens" not in workload:
+        return given
+    return given.capped(workload["max_tokens"])
 
 
 def _check_lengths(workload: Workload, engine: Engine, num_gpu_blocks: int, where: str) -> None:

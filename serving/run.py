@@ -10,6 +10,7 @@ from typing import Any, Literal
 from numpy.typing import ArrayLike
 
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.prediction import Predictions
 from lengthwise.serving.records import Records
 from lengthwise.serving.reference.run import ReferenceRun
 from lengthwise.serving.system import Run, System
@@ -23,7 +24,7 @@ KERNEL = "lengthwise.serving.fast.run"
 def run(
     workload: Workload,
     system: System,
-    predictions: ArrayLike | None = None,
+    predictions: Predictions | ArrayLike | None = None,
     *,
     seed: int = 0,
     backend: Backend = "auto",
@@ -32,7 +33,8 @@ def run(
 ) -> Records:
     """Simulates a workload; ``Records.backend`` says on which engine, ``backend_reason`` why.
 
-    ``predictions`` (n,) are the predicted answer lengths, None where nothing was predicted.
+    ``predictions`` may be an array of predicted answer lengths, (n,), None where nothing was
+    predicted; none exceeds the workload's ``max_tokens``.
     "reference" is the readable engine, "fast" its compiled twin, "vllm" vLLM's own scheduler in
     simulated time; "auto" takes the twin where it supports the run and the reference elsewhere.
     """
@@ -58,7 +60,11 @@ def run(
 
 
 def begin(
-    workload: Workload, system: System, predictions: ArrayLike | None = None, *, seed: int = 0
+    workload: Workload,
+    system: System,
+    predictions: Predictions | ArrayLike | None = None,
+    *,
+    seed: int = 0,
 ) -> Run:
     """A run that stands at its beginning, for those who decide on the way."""
     return ReferenceRun(workload, system, predictions, seed=seed)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lengthwise.errors import InputError
 from lengthwise.features import FEATURES, get
 from lengthwise.policy import Score
+from lengthwise.prediction import CURVES, Predictions
 from lengthwise.provider import Provider
 from lengthwise.serving.draws import uniform
 from lengthwise.serving.records import PS
@@ -47,13 +48,12 @@ class ReplicaView:
 class Features:
     """Values of features, from the columns of a workload and the state of requests and replicas."""
 
-    def __init__(
-        self, workload: Workload, predicted_tokens: NDArray[np.float64] | None, seed: int
-    ) -> None:
+    def __init__(self, workload: Workload, predictions: Predictions | None, seed: int) -> None:
         self.seed = seed
         self.columns: dict[str, NDArray[Any]] = {"prompt_tokens": workload["prompt_tokens"]}
-        if predicted_tokens is not None:
-            self.columns["predicted_tokens"] = predicted_tokens
+        self._predictions = predictions
+        if predictions is not None:
+            self.columns |= predictions.columns
         for feature in FEATURES.values():
             if feature.given == "column" and feature.name in workload:
                 self.columns[feature.name] = workload[feature.name]
@@ -65,8 +65,16 @@ class Features:
             given = get(name).given
             if given == "column" and name not in self.columns:
                 raise InputError(f"{reader} reads {name}, and the workload has no such column")
-            if given == "prediction" and "predicted_tokens" not in self.columns:
+            if given == "prediction" and self._predictions is None:
                 raise InputError(f"{reader} reads {name}, which needs a predictor")
+            if name in CURVES and name not in self.predictions.curves:
+                raise InputError(f"{reader} reads {name}, and the predictions have no such curve")
+
+    @property
+    def predictions(self) -> Predictions:
+        """The run's predictions; ``require`` has seen that there are some."""
+        assert self._predictions is not None
+        return self._predictions
 
     def at_arrival(
         self, names: Iterable[str], arrival_ps: NDArray[np.int64]
@@ -113,6 +121,12 @@ def _column(name: str) -> Accessor:
     return lambda f, requests, view: f.columns[name][[request.id for request in requests]]
 
 
+def _curve(name: str) -> Accessor:
+    return lambda f, requests, view: f.predictions.at(
+        name, [request.id for request in requests], [request.generated for request in requests]
+    )
+
+
 def _seen(value: Callable[[ReplicaView], float]) -> Accessor:
     return lambda f, requests, view: value(view)
 
@@ -128,6 +142,7 @@ REFERENCE: Provider[Accessor] = Provider(
         "arrival_s": lambda f, rs, view: [float(r.arrival_ps) / PS for r in rs],
         "prompt_tokens": _column("prompt_tokens"),
         "predicted_tokens": _column("predicted_tokens"),
+        **{name: _curve(name) for name in CURVES},
         "priority": _column("priority"),
         "deadline_s": _column("deadline_s"),
         "generated_tokens": lambda f, rs, view: [r.generated for r in rs],
@@ -150,6 +165,11 @@ REFERENCE: Provider[Accessor] = Provider(
     },
 )
 
+
+def _starting(name: str) -> Callable[[Features, NDArray[np.int64]], Any]:
+    return lambda f, arrival_ps: f.predictions.at(name, slice(None), np.zeros(len(arrival_ps)))
+
+
 # The same for requests that arrive, all of a workload at once: from their arrivals in ps, (n,).
 ARRIVING: Provider[Callable[[Features, NDArray[np.int64]], Any]] = Provider(
     "the reference engine before a run",
@@ -157,6 +177,7 @@ ARRIVING: Provider[Callable[[Features, NDArray[np.int64]], Any]] = Provider(
         "arrival_s": lambda f, arrival_ps: arrival_ps / PS,
         "prompt_tokens": lambda f, arrival_ps: f.columns["prompt_tokens"],
         "predicted_tokens": lambda f, arrival_ps: f.columns["predicted_tokens"],
+        **{name: _starting(name) for name in CURVES},
         "priority": lambda f, arrival_ps: f.columns["priority"],
         "deadline_s": lambda f, arrival_ps: f.columns["deadline_s"],
         "generated_tokens": lambda f, arrival_ps: np.int64(0),

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lengthwise.errors import InputError, InvariantError
+from lengthwise.prediction import Predictions
 from lengthwise.serving.fast import state as ks
 from lengthwise.serving.fast.calls import ScoreCalls, why_python
 from lengthwise.serving.fast.compiler.build import compiled
@@ -70,7 +71,7 @@ def _lacks(workload: Workload, node: Node, longest: int) -> str | None:
 def run(
     workload: Workload,
     system: System,
-    predictions: ArrayLike | None = None,
+    predictions: Predictions | ArrayLike | None = None,
     *,
     seed: int = 0,
     log_iterations: bool = False,
@@ -82,7 +83,7 @@ def run(
     first, of = kinds_of(system.nodes)
     inputs = _prepare(workload, system, first, of, predictions)
     kinds = Kinds(first, tuple(inputs.nodes[of.index(kind)] for kind in range(len(first))), of)
-    features = Features(workload, inputs.predicted, seed)
+    features = Features(workload, inputs.predictions, seed)
     for node in first:
         features.require(node.policy.score.features, f"policy {node.policy.score.name!r}")
     routing = system.routing
@@ -97,7 +98,7 @@ def _prepare(
     system: System,
     kinds: Sequence[Node],
     of: Sequence[int],
-    predictions: ArrayLike | None,
+    predictions: Predictions | ArrayLike | None,
 ) -> Inputs:
     """The run's inputs without the identities of blocks, which are the fast engine's own."""
     plain = [

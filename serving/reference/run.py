@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.errors import InputError, InvariantError
 from lengthwise.features import get
+from lengthwise.prediction import Predictions
 from lengthwise.serving.draws import sample
 from lengthwise.serving.inputs import prepare
 from lengthwise.serving.records import Iterations, Records
@@ -32,7 +33,7 @@ TO_THE_END = Stops()
 class ReferenceRun:
     """A ``Run`` in plain, readable Python: every feature, any callable.
 
-    ``predictions`` are the feature ``predicted_tokens``, shape (n,), None where nothing was
+    ``predictions`` may be an array of predicted lengths, (n,), or None where nothing was
     predicted. With ``check`` the invariants are verified after every event (slow). Raises
     ``InputError`` for requests that could never run.
     """
@@ -41,7 +42,7 @@ class ReferenceRun:
         self,
         workload: Workload,
         system: System,
-        predictions: ArrayLike | None = None,
+        predictions: Predictions | ArrayLike | None = None,
         *,
         seed: int = 0,
         log_iterations: bool = False,
@@ -51,7 +52,7 @@ class ReferenceRun:
         self.system = system
         self._workload, self._inputs, self._seed = workload, inputs, seed
         self._log, self._check = log_iterations, check
-        self._features = Features(workload, inputs.predicted, seed)
+        self._features = Features(workload, inputs.predictions, seed)
         routing = system.routing.score
         self._features.require(routing.features, f"router {routing.name!r}")
         scorers: dict[int, Scorer] = {}  # by identity: a policy that nodes share scores once

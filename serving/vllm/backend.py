@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from lengthwise.errors import InputError
 from lengthwise.policy import SchedulingPolicy
+from lengthwise.prediction import Predictions
 from lengthwise.registry import resolve
 from lengthwise.serving.records import Records
 from lengthwise.serving.reference.replica import Replica
@@ -36,7 +37,7 @@ class VllmRun(ReferenceRun):
         vllm: Vllm,
         workload: Workload,
         system: System,
-        predictions: ArrayLike | None = None,
+        predictions: Predictions | ArrayLike | None = None,
         *,
         plugins: Sequence[dict[str, Any] | None] | None = None,
         seed: int = 0,
@@ -65,7 +66,7 @@ class VllmRun(ReferenceRun):
 def run(
     workload: Workload,
     system: System,
-    predictions: ArrayLike | None = None,
+    predictions: Predictions | ArrayLike | None = None,
     *,
     version: str = NEWEST,
     seed: int = 0,

@@ -19,7 +19,7 @@ from lengthwise import chat
 from lengthwise.errors import InputError
 from lengthwise.serving.workload.decoding import decode
 from lengthwise.serving.workload.files import Columns
-from lengthwise.workload import check_column
+from lengthwise.workload import MOST_TOKENS, check_column
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ def _native(columns: Columns, name: str, options: Options) -> Columns:
         table["prefix_hashes"] = _objects(_hashes(name, "prefix_hashes", columns["prefix_hashes"]))
     if "parent" in table:
         table |= _parents(name, table)
+    if "max_tokens" in table:
+        table["max_tokens"] = _limits(table["max_tokens"])
     if "client_id" in table:
         table["tenant"] = table.pop("client_id")
     if "ended_with_eos" in table:
@@ -284,7 +286,6 @@ def _instructions(columns: Columns, name: str, options: Options) -> Columns:
 
 AGENT_BLOCK_TOKENS = 64
 HISTORY_BLOCK_TOKENS = 64
-# who asks in a conversation, and how the names of those who answer begin
 # finish reasons of engines and APIs that say an answer was cut off
 CUT = frozenset("length max_tokens max_output_tokens max_length model_length truncated".split())
 UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
@@ -295,7 +296,8 @@ CONVERSATION = ("conversations", "conversation", "messages")
 NATIVE = (
     "arrival_s", "prompt_tokens", "output_tokens", "prompt", "session_id", "tenant",
     "prefix_hashes", "hash_block_tokens", "deadline_s", "priority", "model", "parent", "think_s",
-    "censored", "response", "hash_ids", "client_id", "ended_with_eos", "finish_reason",
+    "max_tokens", "censored", "response", "hash_ids", "client_id", "ended_with_eos",
+    "finish_reason",
 )  # fmt: skip
 
 # the first that fits is taken, so the more particular come first
@@ -380,6 +382,12 @@ def _arrivals(name: str, values: NDArray[Any], options: Options) -> NDArray[Any]
             f"say its unit: time_unit (--time-unit {', '.join(UNITS_S)})"
         )
     return values
+
+
+def _limits(values: NDArray[Any]) -> NDArray[Any]:
+    """Clients' limits, of whom some may have named none."""
+    named = np.array([value is not None and value == value for value in values])
+    return np.where(named, values, MOST_TOKENS)
 
 
 def _prefixes(
