@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.features import reads_prediction
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.predictors import load_predictor
 from lengthwise.protocols import Predictor
@@ -65,10 +66,10 @@ def predict_tokens(
 
 def needs_prediction(policy: SchedulingPolicy, router: RoutingPolicy | None = None) -> str:
     """The name of the policy (or router) that can't do without predictions, or ""."""
-    if "predicted_tokens" in policy.score.features:
+    if reads_prediction(policy.score.features):
         return policy.name
     if policy.admission.reserve > 0:
         return f"{policy.name} (admission reserve)"
-    if router is not None and "outstanding_tokens" in router.score.features:
+    if router is not None and reads_prediction(router.score.features):
         return router.name
     return ""

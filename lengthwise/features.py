@@ -142,3 +142,8 @@ def get(name: str) -> Feature:
 def changes(names: Iterable[str]) -> frozenset[Changes]:
     """When a score that reads ``names`` changes, "arrival" left out: empty means it never does."""
     return frozenset(get(name).changes for name in names) - {"arrival"}
+
+
+def reads_prediction(names: Iterable[str]) -> bool:
+    """Whether ``names`` hold a feature that comes from a prediction of the answer's length."""
+    return any(get(name).given == "prediction" for name in names)

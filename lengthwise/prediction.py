@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -216,10 +216,14 @@ class Predictions:
         if predictions is None:
             return None
         if not isinstance(predictions, cls):
-            array: Any = predictions
-            tokens = _finite("predicted_tokens", array, 1)
+            tokens = np.asarray(predictions, dtype=np.float64)
+            if tokens.shape != (requests,):
+                raise InputError(
+                    f"predicted_tokens have shape {tokens.shape}; there are {requests} requests"
+                )
+            plain = cls({"predicted_tokens": tokens})
             falling = Curve.table([0.0], tokens[:, None], between="falling")
-            predictions = cls({"predicted_tokens": tokens}, dict.fromkeys(CURVES, falling))
+            predictions = replace(plain, curves=dict.fromkeys(CURVES, falling))
         if len(predictions) != requests:
             raise InputError(
                 f"predicted_tokens have shape {(len(predictions),)}; there are {requests} requests"

@@ -129,7 +129,7 @@ def test_nothing_exceeds_the_clients_limits() -> None:
         (lambda: Prediction.exact([1]).curve("gittins_indx"), "did you mean 'gittins_index'"),
         (lambda: Prediction.ranked([1]).of_run(), "uncalibrated ranks"),
         (lambda: Predictions.given([1.0, 2.0], 3), r"have shape \(2,\); there are 3"),
-        (lambda: Predictions.given([1.0, np.inf], 2), "1 NaN or infinite"),
+        (lambda: Predictions.given([1.0, np.inf], 2), "finite and 0 or more"),
         (lambda: Predictions.given([-1.0], 1), "finite and 0 or more"),
     ],
 )

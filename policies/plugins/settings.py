@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.features import reads_prediction
 from lengthwise.policies.bundle import PREDICTOR
 from lengthwise.policies.load import load_policy
 from lengthwise.policy import Guard, SchedulingPolicy
@@ -90,7 +91,7 @@ class Settings:
         """
         stock = policy.queue == "fcfs"
         guarded = not stock and self.guard_of(policy).ratio > 0
-        reads = not stock and (guarded or "predicted_tokens" in policy.score.features)
+        reads = not stock and (guarded or reads_prediction(policy.score.features))
         predicts, counts = bool(self.predictor_folder), not stock or bool(self.record)
         idle = {
             "guard": stock and "policy fcfs starves nobody",

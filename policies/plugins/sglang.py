@@ -24,6 +24,7 @@ from lengthwise.errors import InputError
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policies.plugins.settings import Settings
+from lengthwise.prediction import CURVES
 from lengthwise.provider import Provider
 
 ENVIRONMENT = "LENGTHWISE_SGLANG"
@@ -36,6 +37,8 @@ VALUES: Provider[Callable[[Any], float]] = Provider(
         "prompt_tokens": lambda r: len(r.origin_input_ids),
         "generated_tokens": lambda r: len(r.output_ids),
         "predicted_tokens": lambda r: r.lengthwise_predicted,
+        # a length is one number here, and what is left of it
+        **dict.fromkeys(CURVES, lambda r: max(r.lengthwise_predicted - len(r.output_ids), 1.0)),
         "priority": lambda r: r.lengthwise_priority,
     },
 )

@@ -24,12 +24,14 @@ from typing import Any, cast
 import numpy as np
 
 from lengthwise.errors import InputError
+from lengthwise.features import reads_prediction
 from lengthwise.policies.load import load_policy
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.saved import saved_predictor
 from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policies.plugins.transformers_guard import BatchGuard
 from lengthwise.policy import Guard, SchedulingPolicy
+from lengthwise.prediction import CURVES
 from lengthwise.preemption import Demand, Victims, exchanges
 from lengthwise.provider import Provider
 from lengthwise.served_text import PromptReader
@@ -42,6 +44,8 @@ REQUEST: Mapping[str, Callable[[Any], float]] = {
     "arrival_s": lambda s: s.created_time,
     "prompt_tokens": lambda s: s.lengthwise_prompt_tokens,
     "predicted_tokens": lambda s: s.lengthwise_predicted,
+    # a length is one number here, and what is left of it
+    **dict.fromkeys(CURVES, lambda s: max(s.lengthwise_predicted - len(s.generated_tokens), 1.0)),
     "generated_tokens": lambda s: len(s.generated_tokens),
     "computed_tokens": lambda s: s.position_offset,
 }
@@ -193,7 +197,7 @@ class PolicyOrder:
         limit = max(float(getattr(state, "max_new_tokens", None) or math.inf), 1.0)
         state.lengthwise_predicted, state.lengthwise_fcfs = min(self.default_tokens, limit), False
         state.lengthwise_whole = 0  # the predicted length, rounded up; 0 while it is the default
-        if self.predict is None or "predicted_tokens" not in self.policy.score.features:
+        if self.predict is None or not reads_prediction(self.policy.score.features):
             return
         try:
             predicted = float(self.predict([state.initial_tokens])[0])

@@ -15,6 +15,7 @@ import numpy as np
 
 from lengthwise.serving.fast.compiler.jit import draw, hot, kernel, uniform
 from lengthwise.serving.fast.compiler.state_type import as_state, node_of
+from lengthwise.serving.fast.curves import fill_curves
 from lengthwise.serving.fast.flags import ASYNC, MORE, POLICY
 from lengthwise.serving.fast.queue import compact
 from lengthwise.serving.fast.replica import begin_iteration, end_iteration, enqueue
@@ -127,6 +128,8 @@ def fill_replica(S: Any, row: int, id: int, r: int) -> None:
         to.random_draw = uniform(np.uint64(run.seed), id, r)
     if run.reads_request:
         fill_request(S, row, id)
+    if run.reads_curves:
+        fill_curves(S, row, id, 0)
     if run.reads_times:
         to.arrival_s = np.float64(S.arrival[id]) / PS
         to.now_s = np.float64(run.now) / PS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lengthwise.prediction import CURVES
 from lengthwise.provider import Provider
 
 # Expressions over the state S, a request's id, a replica's index r, its row rep and its node's row
@@ -12,6 +13,7 @@ ACCESSORS: Provider[str] = Provider(
         "arrival_s": "np.float64(S.arrival[id]) / PS",
         "prompt_tokens": "S.prompt[id]",
         "predicted_tokens": "S.predicted[id]",
+        **{name: f"curve_at(S, {place}, id, generated)" for place, name in enumerate(CURVES)},
         "priority": "S.priority[id]",
         "deadline_s": "S.deadline[id]",
         "generated_tokens": "generated",

@@ -12,6 +12,7 @@ import numpy as np
 from lengthwise.serving.fast.batch import computed_of, generated_of, next_seat
 from lengthwise.serving.fast.compiler.jit import call_score, hot, kernel, rint, uniform
 from lengthwise.serving.fast.compiler.state_type import node_of
+from lengthwise.serving.fast.curves import fill_curves
 from lengthwise.serving.fast.flags import ASYNC
 from lengthwise.serving.fast.queue import compact, heapify, push, sort_heap
 from lengthwise.serving.fast.state import DONE, NAN, NONE, RAISED, TAKEN, WAITS
@@ -64,6 +65,8 @@ def fill(
     to.preemptions = preemptions
     if run.reads_request:
         fill_request(S, row, id)
+    if run.reads_curves:
+        fill_curves(S, row, id, generated)
     if run.reads_times:
         to.arrival_s = np.float64(S.arrival[id]) / PS
         to.now_s = np.float64(run.now) / PS

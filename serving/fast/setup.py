@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from lengthwise.errors import InputError
 from lengthwise.features import get
 from lengthwise.policy import RoutingPolicy
+from lengthwise.prediction import CURVES
 from lengthwise.serving.fast import state as ks
 from lengthwise.serving.fast.calls import ScoreCalls
 from lengthwise.serving.fast.nodes import Kinds, describe
+from lengthwise.serving.fast.tabulated import curve_arrays
 from lengthwise.serving.inputs import Inputs
 from lengthwise.serving.scoring import Features
 from lengthwise.workload import Workload
@@ -62,6 +64,7 @@ def allocate(
         reach_ps=inputs.reach_ps if (node["pipeline"] > 0).any() else _none(np.int64),
         prompt=workload["prompt_tokens"], output=workload["output_tokens"],
         predicted=_none(np.float64) if inputs.predicted is None else inputs.predicted,
+        **curve_arrays(inputs.predictions, _names(kinds, routing)),
         priority=_column(workload, "priority", np.int64),
         deadline=_column(workload, "deadline_s", np.float64),
         score=np.zeros(n if node["by_score"].any() else 0),
@@ -108,16 +111,22 @@ def _longer(array: NDArray[Any], room: int) -> NDArray[Any]:
     return np.concatenate((array, np.zeros(max(room, len(array)), array.dtype))) if room else array
 
 
+def _names(kinds: Kinds, routing: RoutingPolicy) -> set[str]:
+    """The features that anybody reads."""
+    return set(routing.score.features).union(*(k.policy.score.features for k in kinds.nodes))
+
+
 def _describe(
     inputs: Inputs, kinds: Kinds, routing: RoutingPolicy, requests: int, seed: int, log: bool
 ) -> NDArray[Any]:
     """The constants of a run, shape (1,)."""
-    names = set(routing.score.features).union(*(k.policy.score.features for k in kinds.nodes))
+    names = _names(kinds, routing)
     values: dict[str, Any] = {
         "requests": requests, "replicas": len(kinds.of),
         "seed": np.uint64(seed % 2**64).astype(np.int64),
         "closed_loop": inputs.think_ps is not None,
         "reads_times": bool({"arrival_s", "now_s"} & names),
+        "reads_curves": bool(set(CURVES) & names),
         "reads_request": bool(
             {"prompt_tokens", "predicted_tokens", "priority", "deadline_s"} & names
         ),

@@ -41,7 +41,7 @@ def _row(*names: str) -> np.dtype[np.void]:
 # One row a run: its constants and, from ``now`` on, its place in time.
 RUN = _row(
     "requests", "replicas", "seed", "closed_loop",
-    "draws", "reads_times", "reads_request", "reads_replica",
+    "draws", "reads_curves", "reads_times", "reads_request", "reads_replica",
     "weighted", "choices", "log", "hash_tokens",
     "router_at", "rows_at", "out_at",  # addresses
     "now", "next_root", "children", "log_rows", "at_replica",
@@ -104,6 +104,11 @@ LOG = _row(
 )  # fmt: skip
 
 
+# The curves of one feature: where its edges and its values begin in ``curve_data``, edges, and the
+# place of what lies between them in ``lengthwise.curves.BETWEEN``. No edges: not tabulated.
+CURVE = _row("edges_at", "points", "values_at", "between")
+
+
 class State(NamedTuple):
     """Arrays of a run of n requests on R replicas with M seats in all; empty where not used."""
 
@@ -146,6 +151,10 @@ class State(NamedTuple):
     prompt: NDArray[Any]
     output: NDArray[Any]
     predicted: NDArray[Any]
+    curve: NDArray[Any]  # (features,) CURVE, in the order of lengthwise.prediction.CURVES
+    curve_data: NDArray[Any]
+    curve_row: NDArray[Any]  # (features, n) which curve each request follows
+    limit: NDArray[Any]  # the clients' max_tokens
     priority: NDArray[Any]
     deadline: NDArray[Any]
     score: NDArray[Any]
@@ -174,7 +183,7 @@ _INT32 = (
     "link", "generated", "reach", "flight", "stored", "first_child", "sibling", "calendar", "roots",
     "acting", "first", "orphan", "stale", "bucket", "bucket_end", "held",
 )  # fmt: skip
-_FLOATS = ("out", "predicted", "deadline", "score", "ahead")
+_FLOATS = ("out", "predicted", "curve_data", "deadline", "score", "ahead")
 
 # dtype and dimensions of each, as the compiled functions take them
 KINDS: dict[str, tuple[np.dtype[Any], int]] = {
@@ -182,10 +191,11 @@ KINDS: dict[str, tuple[np.dtype[Any], int]] = {
 } | {
     "run": (RUN, 0), "node": (NODE, 1), "replica": (REPLICA, 1), "slot": (SLOT, 1), "log": (LOG, 1),
     "step": (STEP, 2), "heap": (WAITING, 1), "stash": (WAITING, 1), "rows": (FEATURE_ROW, 1),
-    "block": (BLOCK, 1), "prefix": (np.dtype(np.int64), 2), "hist": (np.dtype(np.int64), 2),
+    "curve": (CURVE, 1), "block": (BLOCK, 1), "prefix": (np.dtype(np.int64), 2),
+    "hist": (np.dtype(np.int64), 2),
     **{name: (np.dtype(np.float64), 1) for name in _FLOATS},
     **{name: (np.dtype(np.int32), 1) for name in _INT32},
-    "wheel": (np.dtype(np.int32), 2),
+    "wheel": (np.dtype(np.int32), 2), "curve_row": (np.dtype(np.int32), 2),
 }  # fmt: skip
 
 

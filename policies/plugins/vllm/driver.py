@@ -28,6 +28,7 @@ from lengthwise.policies.plugins.vllm.lengths import Lengths
 from lengthwise.policies.plugins.vllm.queue import ClockQueue, RankQueue, ScoredQueue
 from lengthwise.policies.plugins.waits import Waits
 from lengthwise.policy import SchedulingPolicy
+from lengthwise.prediction import CURVES
 from lengthwise.preemption import Demand, Victims, exchanges
 from lengthwise.provider import Provider
 from lengthwise.starvation import StarvationGuard
@@ -41,6 +42,8 @@ REQUEST: Mapping[str, Callable[[Entry], float]] = {
     "arrival_s": lambda e: e.arrival_s,
     "prompt_tokens": lambda e: e.request.num_prompt_tokens,
     "predicted_tokens": lambda e: e.predicted_tokens,
+    # a length is one number here, and what is left of it
+    **dict.fromkeys(CURVES, lambda e: max(e.predicted_tokens - e.request.num_output_tokens, 1.0)),
     "priority": lambda e: e.priority,
     "deadline_s": lambda e: e.deadline_s,
     "generated_tokens": lambda e: e.request.num_output_tokens,
@@ -93,9 +96,7 @@ class Driver:
         self.clock = Clock()
         self._scorer = Scorer(policy.score, self.counters, settings.policy_timeout_s)
         self._scorer.require(VALUES)
-        self._reads_length = any(
-            features.get(name).given == "prediction" for name in policy.score.features
-        )
+        self._reads_length = features.reads_prediction(policy.score.features)
         self.now_s = 0.0
         # the shared features that the policy reads, as of the step's beginning
         self._view = {name: 0.0 for name in self._scorer.names if name in SHARED}

@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent.parent
 FLAGS = "flags"
 TABLES = "tables"
 PARTS = (
-    "compiler/jit", "queue", "batch", "blocks", "scores", "replica", "cluster",
+    "compiler/jit", "queue", "batch", "blocks", "curves", "scores", "replica", "cluster",
 )  # fmt: skip
 TYPES = (
     "state",
