@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from lengthwise import features
 from lengthwise.envs.columns import Columns
 from lengthwise.envs.costs import Cost, cost_of, latency
-from lengthwise.envs.episodes import Source, episode_source, predicted
+from lengthwise.envs.episodes import Source, episode_source
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.predictors import load_predictor
+from lengthwise.predictors.predict import predict_tokens
 from lengthwise.protocols import Predictor, TimingModel
 from lengthwise.serving import Engine, Node, Run, System, begin
 from lengthwise.serving.records import PS
@@ -137,7 +138,7 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
 
     def _start(self, workload: Workload, seed: int) -> bool:
         self.workload = workload
-        self.predicted_tokens = predicted(self.predictor, workload)
+        self.predicted_tokens = predict_tokens(self.predictor, workload, seed)
         self._require_columns()
         self.run: Run = begin(workload, self.system, self.predicted_tokens, seed=seed)
         self._paid = 0.0

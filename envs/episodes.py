@@ -1,4 +1,4 @@
-"""Where episodes come from: a seed in, a workload and its predicted lengths out."""
+"""Where episodes come from: a seed in, a workload out."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lengthwise.errors import InputError
-from lengthwise.protocols import Predictor
 from lengthwise.workload import Workload
 
 Source = Callable[[int], Workload]  # an episode's seed -> its workload
@@ -46,17 +43,3 @@ def _window(whole: Workload, requests: int, seed: int) -> Workload:
     if "deadline_s" in cut:
         columns["deadline_s"] = cut["deadline_s"] - shift
     return cut.replace(**columns)
-
-
-def predicted(predictor: Predictor | None, workload: Workload) -> NDArray[np.float64] | None:
-    """The feature ``predicted_tokens`` (n,) of a workload; None without a predictor."""
-    if predictor is None:
-        return None
-    given: dict[str, Any] = {}
-    for column in ("prompt_tokens", "output_tokens"):
-        if column in predictor.needs:
-            given[column] = workload[column]
-    if "prompt" in predictor.needs and "prompt" not in workload:
-        raise InputError(f"the predictor reads prompts, and {workload.name} has none")
-    prompts = list(workload["prompt"]) if "prompt" in predictor.needs else ()
-    return predictor.predict(prompts, **given).predicted_tokens

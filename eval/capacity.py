@@ -13,10 +13,10 @@ from lengthwise.errors import InputError
 from lengthwise.eval import metrics
 from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.pool import over_cores
-from lengthwise.eval.predict import PredictorLike, predict_tokens
 from lengthwise.eval.simulate import DEFAULT_TIMING, PolicyLike, RouterLike, simulate
 from lengthwise.eval.source import Source, as_source
 from lengthwise.eval.statistics import Interval, t_interval
+from lengthwise.predictors.predict import PredictorLike, predict_tokens
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
 from lengthwise.serving.inputs import LONGEST_S

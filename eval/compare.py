@@ -17,17 +17,13 @@ from lengthwise.eval import metrics
 from lengthwise.eval.alone import alone_s
 from lengthwise.eval.bound import mean_latency_bound_s
 from lengthwise.eval.pool import over_cores
-from lengthwise.eval.predict import (
-    PredictorLike,
-    needs_prediction,
-    predict_tokens,
-    predictor_label,
-)
+from lengthwise.eval.predict import needs_prediction
 from lengthwise.eval.simulate import DEFAULT_TIMING, PolicyLike, RouterLike, simulate
 from lengthwise.eval.source import Source, as_source
 from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
 from lengthwise.policies import load_policy, load_router
 from lengthwise.predictors import load_predictor
+from lengthwise.predictors.predict import PredictorLike, predict_tokens, predictor_label
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
 from lengthwise.serving.run import Backend

@@ -1,67 +1,11 @@
-"""From a predictor and a workload to the column ``predicted_tokens``."""
+"""Which policies can't do without predictions."""
 
 from __future__ import annotations
-
-from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.features import reads_prediction
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
-from lengthwise.predictors import load_predictor
-from lengthwise.protocols import Predictor
-from lengthwise.served_text import asked_texts
-from lengthwise.workload import Workload
-
-PredictorLike = str | Path | Predictor | None
-ORACLES = "oracle, or noisy-oracle:tau=0.5"
-
-
-def predictor_label(predictor: PredictorLike) -> str:
-    """What tables call a predictor: its spelling, a folder's name, a class's name."""
-    if predictor is None or predictor == "none":
-        return "none"
-    if isinstance(predictor, str | Path):
-        text = str(predictor)
-        return Path(text).name if "/" in text.partition(":")[0] else text
-    return type(predictor).__name__.lower()
-
-
-def seeded(predictor: PredictorLike, seed: int) -> PredictorLike:
-    """The same predictor, but a noisy oracle without a seed of its own takes the run's."""
-    if isinstance(predictor, str) and predictor.startswith("noisy-oracle:"):
-        return predictor if "seed=" in predictor else f"{predictor},seed={seed}"
-    return predictor
-
-
-def predict_tokens(
-    predictor: PredictorLike, workload: Workload, seed: int = 0
-) -> NDArray[np.float64] | None:
-    """Predicted answer lengths of a workload, shape (n,), or None without a predictor.
-
-    A noisy oracle draws its noise from ``seed`` unless it names one itself. Raises ``InputError``
-    where the predictor reads a column that the workload lacks.
-    """
-    loaded = load_predictor(seeded(predictor, seed))
-    if loaded is None:
-        return None
-    label = predictor_label(predictor)
-    for column in sorted(loaded.needs):
-        if column not in workload:
-            what = "the text of prompts" if column == "prompt" else f"column {column!r}"
-            raise InputError(
-                f"predictor {label!r} reads {what}, which {workload.name} does not have; "
-                f"without it use --predictor {ORACLES}"
-            )
-
-    made = loaded.predict(
-        asked_texts(workload.columns) if "prompt" in loaded.needs else [],
-        prompt_tokens=workload["prompt_tokens"],
-        output_tokens=workload["output_tokens"] if "output_tokens" in loaded.needs else None,
-    )
-    return made.predicted_tokens
+from lengthwise.predictors.predict import ORACLES
 
 
 def needs_prediction(policy: SchedulingPolicy, router: RoutingPolicy | None = None) -> str:
@@ -73,3 +17,13 @@ def needs_prediction(policy: SchedulingPolicy, router: RoutingPolicy | None = No
     if router is not None and reads_prediction(router.score.features):
         return router.name
     return ""
+
+
+def check_prediction(policy: SchedulingPolicy, router: RoutingPolicy, *, predicted: bool) -> None:
+    """Raises ``InputError`` where ``policy`` or ``router`` reads predictions and has none."""
+    name = needs_prediction(policy, router)
+    if name and not predicted:
+        raise InputError(
+            f"{name!r} reads predicted_tokens and no predictor was given; "
+            f"give one, or its bound: --predictor {ORACLES}"
+        )

@@ -12,19 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.errors import InputError
 from lengthwise.eval import metrics
 from lengthwise.eval.alone import alone_on_s
 from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
-from lengthwise.eval.predict import (
-    ORACLES,
-    PredictorLike,
-    needs_prediction,
-    predict_tokens,
-    predictor_label,
-)
+from lengthwise.eval.predict import check_prediction
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
+from lengthwise.predictors.predict import PredictorLike, predict_tokens, predictor_label
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine, Node, Records, System, run
 from lengthwise.serving.inputs import node_blocks
@@ -151,13 +145,3 @@ def simulate(
         "seed": seed,
     }
     return Result(workload, records, system, config)
-
-
-def check_prediction(policy: SchedulingPolicy, router: RoutingPolicy, *, predicted: bool) -> None:
-    """Raises ``InputError`` where ``policy`` or ``router`` reads predictions and has none."""
-    name = needs_prediction(policy, router)
-    if name and not predicted:
-        raise InputError(
-            f"{name!r} reads predicted_tokens and no predictor was given; "
-            f"give one, or its bound: --predictor {ORACLES}"
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -63,13 +64,14 @@ class NoisyOracle:
 
     ``sigma``: predictions are ``length * exp(sigma * z)``, z standard normal.
 
-    Noise is a function of ``seed`` and the request's row alone.
+    Noise is a function of ``seed`` and the request's row alone. Without a ``seed`` of its own it is
+    that of the run (``seeded``), and 0 where there is none.
     """
 
     needs = frozenset({"output_tokens"})
 
     def __init__(
-        self, tau: float | None = None, sigma: float | None = None, *, seed: int = 0
+        self, tau: float | None = None, sigma: float | None = None, *, seed: int | None = None
     ) -> None:
         if (tau is None) == (sigma is None):
             raise InputError("noisy-oracle takes either tau or sigma, e.g. noisy-oracle:tau=0.5")
@@ -79,6 +81,14 @@ class NoisyOracle:
             raise InputError(f"noisy-oracle: sigma must be 0 or more, not {sigma!r}")
         self.tau, self.sigma, self.seed = tau, sigma, seed
         self.blend_: tuple[float, float, float] | None = None  # weight of the truth, mean, spread
+
+    def seeded(self, seed: int) -> NoisyOracle:
+        """The same with the noise of a run's seed, unless it has a seed of its own."""
+        if self.seed is not None:
+            return self
+        made = copy(self)
+        made.seed = seed
+        return made
 
     def fit(
         self,
@@ -102,7 +112,7 @@ class NoisyOracle:
     ) -> Prediction:
         """The lengths with noise; ``prompts`` may be empty."""
         truth = _truth(prompts, output_tokens, "noisy-oracle")
-        noise = normal_by_row(self.seed, len(truth))
+        noise = normal_by_row(self.seed or 0, len(truth))
         if self.sigma is not None:
             return Prediction.exact(truth * np.exp(self.sigma * noise))
         log = np.log(truth)
@@ -136,7 +146,7 @@ class NoisyOracle:
                 "Kendall tau; use sigma"
             )
         rows = np.unique(np.linspace(0, len(log) - 1, CALIBRATION_ROWS).astype(np.int64))
-        shown, noise = log[rows], normal_by_row(self.seed, len(log))[rows]
+        shown, noise = log[rows], normal_by_row(self.seed or 0, len(log))[rows]
 
         def tau(weight: float) -> float:
             return float(kendalltau(shown, _blend(shown, noise, weight, mean, spread)).statistic)

@@ -17,6 +17,7 @@ from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.envs.scheduling import SchedulingEnv
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.predictors.predict import predict_tokens
 from lengthwise.serving import Totals
 from lengthwise.serving.records import PS
 from lengthwise.serving.timing import LinearTiming
@@ -212,6 +213,19 @@ def test_one_episode_by_number() -> None:
     env = scheduling()
     env.reset(seed=0, options={"workload_seed": 12})
     assert env.workload["arrival_s"].tolist() == bursty(12)["arrival_s"].tolist()
+
+
+@both
+def test_a_noisy_oracle_errs_anew_in_every_episode(make: Make) -> None:
+    same = bursty(0)
+    for spec, fixed in (("noisy-oracle:sigma=0.5", False), ("noisy-oracle:sigma=0.5,seed=7", True)):
+        env, seen = make(workload=lambda seed: same, predictor=spec), []
+        for seed in (1, 2):
+            env.reset(options={"workload_seed": seed})
+            seen.append(env.predicted_tokens)
+            # as evaluation would have it
+            np.testing.assert_array_equal(seen[-1], predict_tokens(spec, same, seed))
+        assert np.array_equal(*seen) == fixed
 
 
 def test_render_is_a_line() -> None:

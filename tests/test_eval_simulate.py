@@ -12,7 +12,7 @@ import pytest
 import lengthwise as lw
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval.output import check_writable, replaced_folder
-from lengthwise.eval.predict import predict_tokens
+from lengthwise.predictors.predict import predict_tokens
 
 COLUMNS = [
     "request_id", "replica", "arrival_s", "scheduled_s", "first_token_s", "finish_s",

@@ -10,9 +10,9 @@ import numpy as np
 
 from lengthwise.envs.costs import Cost, latency
 from lengthwise.eval import metrics
-from lengthwise.eval.predict import PredictorLike, predict_tokens
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
+from lengthwise.predictors.predict import PredictorLike, predict_tokens
 from lengthwise.serving import Records, System, begin, run
 from lengthwise.workload import Workload
 

@@ -17,12 +17,12 @@ from lengthwise.envs.base import DecisionEnv, engine_of
 from lengthwise.envs.episodes import episode_source
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.errors import InputError, UnknownNameError
-from lengthwise.eval.predict import PredictorLike
 from lengthwise.eval.simulate import DEFAULT_TIMING
 from lengthwise.eval.statistics import paired_ratio, t_interval
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policies.bundle import is_bundle, read_bundle, write_bundle
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
+from lengthwise.predictors.predict import PredictorLike
 from lengthwise.protocols import TimingModel
 from lengthwise.registry import load
 from lengthwise.serving import Engine, Node, System

@@ -1,0 +1,59 @@
+"""From a predictor and a workload to the column ``predicted_tokens``, wherever it is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError
+from lengthwise.predictors.load import load_predictor
+from lengthwise.predictors.oracle import NoisyOracle
+from lengthwise.protocols import Predictor
+from lengthwise.served_text import asked_texts
+from lengthwise.workload import Workload
+
+PredictorLike = str | Path | Predictor | None
+ORACLES = "oracle, or noisy-oracle:tau=0.5"
+
+
+def predictor_label(predictor: PredictorLike) -> str:
+    """What tables call a predictor: its spelling, a folder's name, a class's name."""
+    if predictor is None or predictor == "none":
+        return "none"
+    if isinstance(predictor, str | Path):
+        text = str(predictor)
+        return Path(text).name if "/" in text.partition(":")[0] else text
+    return type(predictor).__name__.lower()
+
+
+def predict_tokens(
+    predictor: PredictorLike, workload: Workload, seed: int = 0
+) -> NDArray[np.float64] | None:
+    """Predicted answer lengths of a workload, shape (n,), or None without a predictor.
+
+    Training, evaluation and the command line all ask here. A noisy oracle draws its noise from
+    ``seed``, the run's or the episode's, unless it names one itself. Raises ``InputError``
+    where the predictor reads a column that the workload lacks.
+    """
+    loaded = load_predictor(predictor)
+    if loaded is None:
+        return None
+    if isinstance(loaded, NoisyOracle):
+        loaded = loaded.seeded(seed)
+    label = predictor_label(predictor)
+    for column in sorted(loaded.needs):
+        if column not in workload:
+            what = "the text of prompts" if column == "prompt" else f"column {column!r}"
+            raise InputError(
+                f"predictor {label!r} reads {what}, which {workload.name} does not have; "
+                f"without it use --predictor {ORACLES}"
+            )
+
+    made = loaded.predict(
+        asked_texts(workload.columns) if "prompt" in loaded.needs else [],
+        prompt_tokens=workload["prompt_tokens"],
+        output_tokens=workload["output_tokens"] if "output_tokens" in loaded.needs else None,
+    )
+    return made.predicted_tokens
