@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -14,22 +15,33 @@ from lengthwise.serving.records import PS
 from lengthwise.workload import Workload
 
 
-def alone_on_s(
-    workload: Workload, system: System, node: NDArray[np.int64]
-) -> NDArray[np.float64] | None:
-    """``alone_s`` of each request on the node that served it, ``node`` (n,) by its index."""
-    kinds: dict[tuple[int, int], list[int]] = {}
-    for index, one in enumerate(system.nodes):
-        kinds.setdefault((id(one.engine), id(one.timing)), []).append(index)
-    found = np.zeros(len(workload))
-    for alike in kinds.values():
-        one, here = system.nodes[alike[0]], np.isin(node, alike)
-        if one.engine.async_scheduling:
-            return None
-        if here.any():
-            lengths = workload["prompt_tokens"][here], workload["output_tokens"][here]
-            found[here] = _alone_s(*lengths, one.engine, one.timing)
-    return found
+@dataclass(frozen=True)
+class Alone:
+    """Latencies of all requests alone, on each kind of node."""
+
+    kind: NDArray[np.int64]  # (nodes,)
+    seconds: NDArray[np.float64]  # (kinds, n)
+
+    @classmethod
+    def of(cls, workload: Workload, system: System) -> Alone | None:
+        """``alone_s`` on every node; None where one of them schedules ahead."""
+        kinds: dict[tuple[int, int], int] = {}
+        seconds: list[NDArray[np.float64]] = []
+        of_node: list[int] = []
+        for node in system.nodes:
+            key = id(node.engine), id(node.timing)
+            if key not in kinds:
+                kinds[key] = len(kinds)
+                found = alone_s(workload, node.engine, node.timing)
+                if found is None:
+                    return None
+                seconds.append(found)
+            of_node.append(kinds[key])
+        return cls(np.array(of_node), np.stack(seconds))
+
+    def where_served(self, node: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The latency of each request alone on the node (n,) that served it, (n,)."""
+        return np.asarray(self.seconds[self.kind[node], np.arange(len(node))])
 
 
 def alone_s(workload: Workload, engine: Engine, timing: TimingModel) -> NDArray[np.float64] | None:
@@ -41,12 +53,7 @@ def alone_s(workload: Workload, engine: Engine, timing: TimingModel) -> NDArray[
     """
     if engine.async_scheduling:
         return None
-    return _alone_s(workload["prompt_tokens"], workload["output_tokens"], engine, timing)
-
-
-def _alone_s(
-    prompt: NDArray[np.int64], output: NDArray[np.int64], engine: Engine, timing: TimingModel
-) -> NDArray[np.float64]:
+    prompt, output = workload["prompt_tokens"], workload["output_tokens"]
     iteration_ps = iteration_clock(engine, timing)
     budget = engine.max_num_batched_tokens
     if engine.long_prefill_token_threshold > 0:

@@ -13,13 +13,16 @@ from lengthwise.errors import InputError
 from lengthwise.eval import metrics
 from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.pool import over_cores
-from lengthwise.eval.simulate import DEFAULT_TIMING, PolicyLike, RouterLike, simulate
+from lengthwise.eval.setting import PolicyLike, RouterLike, Setting
+from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Source, as_source
 from lengthwise.eval.statistics import Interval, t_interval
 from lengthwise.predictors.predict import PredictorLike, predict_tokens
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
 from lengthwise.serving.inputs import LONGEST_S
+from lengthwise.serving.nodes import NodesLike
+from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.run import Backend
 from lengthwise.workload import Workload
 
@@ -61,21 +64,26 @@ def capacity(
     processes: int = 1,
     start_rate: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
+    nodes: NodesLike | None = None,
+    metrics_interval_s: float = 0.0,
 ) -> Capacity:
     """Bisects the arrival rate on each seed until it is known within ``tolerance`` (relative).
 
     The search doubles or halves ``start_rate`` until one rate meets the SLO and one misses it.
     Raises ``InputError`` where none of 2^-20 to 2^20 times ``start_rate`` does one or the other: a
-    workload that is too short to queue meets any SLO.
+    workload that is too short to queue meets any SLO. ``nodes`` and ``metrics_interval_s`` are as
+    for ``simulate``.
     """
     for name in slo:
         if name not in SLO_NAMES:
             raise InputError(f"SLO metric {name!r} is not one of {', '.join(SLO_NAMES)}")
     if seeds < 1 or not 0 < tolerance < 1:
         raise InputError("capacity needs 1 seed or more and a tolerance between 0 and 1")
+    setting = Setting(engine or Engine(), timing, replicas, router, nodes, metrics_interval_s)
+    setting.load()  # what is wrong with it is told now
     task = partial(
-        _one_seed, as_source(workload), policy, dict(slo), predictor, tolerance,
-        engine or Engine(), timing, replicas, router, backend, start_rate,
+        _one_seed, as_source(workload), policy, dict(slo), predictor, tolerance, setting, backend,
+        start_rate,
     )  # fmt: skip
     found: list[float] = []
     probes: list[Probe] = []
@@ -110,10 +118,7 @@ def _one_seed(
     slo: dict[str, float],
     predictor: PredictorLike,
     tolerance: float,
-    engine: Engine,
-    timing: str | TimingModel,
-    replicas: int,
-    router: RouterLike,
+    setting: Setting,
     backend: Backend,
     start_rate: float,
     seed: int,
@@ -121,12 +126,12 @@ def _one_seed(
     probes: list[Probe] = []
     workload = source.load(start_rate, seed)
     predicted = predict_tokens(predictor, workload, seed)
+    loaded = setting.load()
 
     def meets(rate: float) -> bool:
-        result = simulate(
-            workload.at_rate(rate), policy, None, engine, timing, replicas=replicas,
-            router=router, backend=backend, seed=seed, predicted_tokens=predicted,
-        )  # fmt: skip
+        result = simulate_on(
+            workload.at_rate(rate), loaded, policy, predicted, seed=seed, backend=backend
+        )
         values = _statistics(result.records, slo)
         # NaN: no request has the metric, as an answer of one token has no TPOT to miss
         met = not any(values[name] > limit for name, limit in slo.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,20 +13,22 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.eval import metrics
-from lengthwise.eval.alone import alone_s
+from lengthwise.eval.alone import Alone
 from lengthwise.eval.bound import mean_latency_bound_s
 from lengthwise.eval.pool import over_cores
 from lengthwise.eval.predict import needs_prediction
-from lengthwise.eval.simulate import DEFAULT_TIMING, PolicyLike, RouterLike, simulate
+from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
+from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Source, as_source
 from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
-from lengthwise.policies import load_policy, load_router
+from lengthwise.policies import load_policy
 from lengthwise.predictors import load_predictor
 from lengthwise.predictors.predict import PredictorLike, predict_tokens, predictor_label
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
+from lengthwise.serving.nodes import NodesLike
+from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.run import Backend
-from lengthwise.serving.timing import timing as load_timing
 from lengthwise.workload import Workload
 
 if TYPE_CHECKING:
@@ -134,24 +135,24 @@ def compare(
     processes: int = 1,
     slo: Mapping[str, float] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    nodes: NodesLike | None = None,
+    metrics_interval_s: float = 0.0,
 ) -> Comparison:
     """Runs every policy with every predictor it can read, at every rate, on every seed.
 
     fcfs runs always, as the baseline, and policies that read predictions run with the oracle too,
     so the table shows what a perfect predictor would gain. At one rate and seed all of them see
     the same requests: a seed draws one workload, whose arrivals each rate stretches. ``progress``
-    is called with (seeds done, seeds in all).
+    is called with (seeds done, seeds in all). ``nodes`` and ``metrics_interval_s`` are as for
+    ``simulate``; nodes with a policy of their own keep it in every row.
     """
     if seeds < 1:
         raise InputError(f"seeds must be 1 or more, not {seeds}")
     source = as_source(workload)
-    contenders = _contenders(policies, predictors, router)
-    engine = engine or Engine()
-    model = load_timing(timing) if isinstance(timing, str) else timing
-    task = partial(
-        _one_seed, source, contenders, tuple(rates), engine, timing, replicas, router, backend,
-        dict(slo or {}),
-    )  # fmt: skip
+    setting = Setting(engine or Engine(), timing, replicas, router, nodes, metrics_interval_s)
+    loaded = setting.load()
+    contenders = _contenders(policies, predictors, loaded)
+    task = partial(_one_seed, source, contenders, tuple(rates), setting, backend, dict(slo or {}))
     tasks = [(seed,) for seed in range(seeds)]
     rows: list[Row] = []
     drawn: dict[tuple[float | None, str], list[NDArray[np.float64]]] = {}
@@ -170,6 +171,8 @@ def compare(
     import pandas as pd
 
     runs = pd.DataFrame(rows)
+    if not loaded.alike:
+        notices["no lower bound is known for nodes that differ"] = None
     if seeds > 1 and len(prints) == 1:
         notices[
             f"{source.name}: the same requests for every seed; intervals show the noise of "
@@ -186,10 +189,7 @@ def compare(
             "predictors": [c.predictor_name for c in contenders],
             "rates_requests_per_s": list(rates),
             "seeds": list(range(seeds)),
-            "engine": dataclasses.asdict(engine),
-            "timing": model.name,
-            "replicas": replicas,
-            "router": load_router(router).name,
+            **loaded.config(),
             "backend": sorted(set(runs["backend"].dropna())),
         },
         notices=tuple(notices),
@@ -197,19 +197,19 @@ def compare(
 
 
 def _contenders(
-    policies: Sequence[PolicyLike], predictors: Sequence[PredictorLike], router: RouterLike
+    policies: Sequence[PolicyLike], predictors: Sequence[PredictorLike], setting: Loaded
 ) -> tuple[Contender, ...]:
     """The rows of the table, fcfs first; names are checked here, before any work."""
     if not policies:
         raise InputError("compare needs at least one policy")
-    routing = load_router(router)
     given = [p for p in predictors if load_predictor(p) is not None]
     if "oracle" not in map(predictor_label, given):
         given.append("oracle")
     found: dict[tuple[str, str], Contender] = {}
     for policy in (BASELINE, *policies):
         loaded = load_policy(policy)
-        reads = needs_prediction(loaded, routing)
+        followed = [kind.policy or loaded for kind in setting.kinds]
+        reads = any(needs_prediction(each, setting.routing) for each in followed)
         for predictor in given if reads else (None,):
             label = predictor_label(predictor)
             contender = Contender(policy, predictor, loaded.name, label)
@@ -224,18 +224,15 @@ def _one_seed(
     source: Source,
     contenders: tuple[Contender, ...],
     rates: tuple[float, ...],
-    engine: Engine,
-    timing: str | TimingModel,
-    replicas: int,
-    router: RouterLike,
+    setting: Setting,
     backend: Backend,
     slo: dict[str, float],
     seed: int,
 ) -> tuple[list[Row], Quantiles, tuple[str, ...], int]:
     """All contenders at all rates on the workload that one seed draws."""
     drawn = source.load(rates[0] if rates else None, seed)
-    model = load_timing(timing) if isinstance(timing, str) else timing
-    alone = alone_s(drawn, engine, model)
+    loaded = setting.load()
+    alone = Alone.of(drawn, loaded.system(BASELINE))
     predictions = {
         who.predictor_name: predict_tokens(who.predictor, drawn, seed) for who in contenders
     }
@@ -246,27 +243,31 @@ def _one_seed(
         at = float("nan") if rate is None else float(rate)
         base = {"rate": at, "offered_rate": workload.rate, "seed": seed}
         for who in contenders:
-            records = simulate(
-                workload,
-                who.policy,
-                engine=engine,
-                timing=model,
-                replicas=replicas,
-                router=router,
-                backend=backend,
-                seed=seed,
-                predicted_tokens=predictions[who.predictor_name],
+            predicted = predictions[who.predictor_name]
+            records = simulate_on(
+                workload, loaded, who.policy, predicted, seed=seed, backend=backend
             ).records
             found = metrics.summary(
                 records,
-                alone_s=alone,
+                alone_s=None if alone is None else alone.where_served(records.replica),
                 slo=slo or None,
                 tenants=workload["tenant"] if "tenant" in workload else None,
             )
             named = {"policy": who.policy_name, "predictor": who.predictor_name}
             rows.append({**base, **named, "backend": records.backend, **found})
             quantiles[rate, who.label] = np.quantile(metrics.e2e_s(records), QUANTILES)
-        bound = mean_latency_bound_s(workload, engine, model, alone, replicas=replicas)
+        bound = _bound(workload, loaded, alone)
         rows.append({**base, "policy": BOUND, "predictor": "none", "e2e_mean_s": bound})
     mark = crc32(drawn["arrival_s"].tobytes() + drawn["output_tokens"].tobytes())
     return rows, quantiles, drawn.notices, mark
+
+
+def _bound(workload: Workload, loaded: Loaded, alone: Alone | None) -> float:
+    """The hindsight bound of equal nodes; NaN where nodes differ, for which none is known."""
+    first = loaded.kinds[0]
+    if not loaded.alike:
+        return float("nan")
+    return mean_latency_bound_s(
+        workload, first.engine, first.timing, None if alone is None else alone.seconds[0],
+        replicas=sum(kind.count for kind in loaded.kinds),
+    )  # fmt: skip

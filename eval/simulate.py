@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,25 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.eval import metrics
-from lengthwise.eval.alone import alone_on_s
+from lengthwise.eval.alone import Alone
 from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.predict import check_prediction
-from lengthwise.policies import load_policy, load_router
-from lengthwise.policy import RoutingPolicy, SchedulingPolicy
+from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
+from lengthwise.policies import load_policy
 from lengthwise.predictors.predict import PredictorLike, predict_tokens, predictor_label
 from lengthwise.protocols import TimingModel
-from lengthwise.serving import Engine, Node, Records, System, run
+from lengthwise.serving import Engine, Records, System, run
 from lengthwise.serving.inputs import node_blocks
+from lengthwise.serving.nodes import NodesLike
+from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.run import Backend
-from lengthwise.serving.timing import timing as load_timing
 from lengthwise.workload import Workload
 
 if TYPE_CHECKING:
     import pandas as pd
-
-DEFAULT_TIMING = "h200/llama-3.1-8b"
-PolicyLike = str | SchedulingPolicy | Callable[..., Any]
-RouterLike = str | RoutingPolicy | Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,8 @@ class Result:
         """Latency of each request alone on the node that served it, s, (n,); None if some node
         schedules ahead.
         """
-        return alone_on_s(self.workload, self.system, self.records.replica)
+        alone = Alone.of(self.workload, self.system)
+        return None if alone is None else alone.where_served(self.records.replica)
 
     @property
     def num_gpu_blocks(self) -> NDArray[np.int64]:
@@ -109,20 +107,46 @@ def simulate(
     seed: int = 0,
     log_iterations: bool = False,
     predicted_tokens: NDArray[np.float64] | None = None,
+    nodes: NodesLike | None = None,
+    metrics_interval_s: float = 0.0,
 ) -> Result:
     """Runs a workload and returns a ``Result``.
 
     ``predictor`` is a name, a saved folder or an object; ``predicted_tokens`` (n,) gives its
-    predictions directly, where they were made before. Raises ``InputError`` where a policy reads
-    predicted lengths and there are none.
+    predictions directly, where they were made before. ``nodes`` are nodes that may differ, in place
+    of ``replicas`` equal ones: ``"2xh200/llama-3.1-8b,roofline:l40s/llama-3.1-8b"``, a YAML or JSON
+    file, or a sequence of ``Node``; ``engine``, ``timing`` and ``policy`` hold for what they leave
+    out. With ``metrics_interval_s`` the router sees nodes as they were at its last multiple. Raises
+    ``InputError`` where a policy reads predicted lengths and there are none.
     """
-    scheduling, routing = load_policy(policy), load_router(router)
-    model = load_timing(timing) if isinstance(timing, str) else timing
-    options = engine or Engine()
+    setting = Setting(engine or Engine(), timing, replicas, router, nodes, metrics_interval_s)
+    loaded = setting.load()
     if predicted_tokens is None:
         predicted_tokens = predict_tokens(predictor, workload, seed)
-    check_prediction(scheduling, routing, predicted=predicted_tokens is not None)
-    system = System.replicated(Node(options, model, scheduling), replicas, routing)
+    found = simulate_on(
+        workload, loaded, policy, predicted_tokens, seed=seed, backend=backend,
+        log_iterations=log_iterations,
+    )  # fmt: skip
+    return dataclasses.replace(
+        found, config={**found.config, "predictor": predictor_label(predictor)}
+    )
+
+
+def simulate_on(
+    workload: Workload,
+    loaded: Loaded,
+    policy: PolicyLike,
+    predicted_tokens: NDArray[np.float64] | None,
+    *,
+    seed: int,
+    backend: Backend,
+    log_iterations: bool = False,
+) -> Result:
+    """``simulate`` with a setting that is loaded and predictions that were made before."""
+    scheduling = load_policy(policy)
+    system = loaded.system(scheduling)
+    for own in {id(node.policy): node.policy for node in system.nodes}.values():
+        check_prediction(own, system.routing, predicted=predicted_tokens is not None)
     records = run(
         workload, system, predicted_tokens, seed=seed, backend=backend,
         log_iterations=log_iterations,
@@ -135,11 +159,8 @@ def simulate(
         "preemption": dataclasses.asdict(scheduling.preemption),
         "admission": dataclasses.asdict(scheduling.admission),
         "guard": scheduling.guard and dataclasses.asdict(scheduling.guard),
-        "predictor": predictor_label(predictor),
-        "router": routing.name,
-        "replicas": replicas,
-        "engine": dataclasses.asdict(options),
-        "timing": model.name,
+        "predictor": "none",
+        **loaded.config(),
         "backend": records.backend,
         "backend_reason": records.backend_reason,
         "seed": seed,

@@ -146,13 +146,15 @@ def subtitle(comparison: Comparison) -> str:
     requests = comparison.runs["requests"].dropna()
     few, many = int(requests.min()), int(requests.max())
     count = f"{many:,}" if few == many else f"{few:,} to {many:,}"
-    replicas = int(comparison.config["replicas"])
-    on = f"{replicas} replicas of " if replicas > 1 else ""
-    by = f", routed by {comparison.config['router']}" if replicas > 1 else ""
+    config = comparison.config
+    replicas = int(config["replicas"])
+    on = f"{replicas} replicas of " if replicas > 1 and "nodes" not in config else ""
+    by = f", routed by {config['router']}" if replicas > 1 else ""
+    if "metrics_interval_s" in config:
+        by += f" on metrics of every {config['metrics_interval_s']:g} s"
     seeds = comparison.seeds
     return (
-        f"{count} requests × {seeds} seed{'s' if seeds > 1 else ''}, "
-        f"on {on}{comparison.config['timing']}{by}"
+        f"{count} requests × {seeds} seed{'s' if seeds > 1 else ''}, on {on}{config['timing']}{by}"
     )
 
 

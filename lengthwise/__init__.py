@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )
     from lengthwise.prediction import Prediction
     from lengthwise.predictors import load_predictor
-    from lengthwise.serving import Engine
+    from lengthwise.serving import Engine, Node, System
     from lengthwise.serving.timing import LinearTiming, timing
     from lengthwise.workload import Workload
 
@@ -34,12 +34,14 @@ _WHERE = {
     "InputError": "lengthwise.errors",
     "LengthwiseError": "lengthwise.errors",
     "LinearTiming": "lengthwise.serving.timing",
+    "Node": "lengthwise.serving",
     "Prediction": "lengthwise.prediction",
     "Preemption": "lengthwise.policy",
     "Result": "lengthwise.eval.simulate",
     "RoutingPolicy": "lengthwise.policy",
     "SchedulingPolicy": "lengthwise.policy",
     "Score": "lengthwise.policy",
+    "System": "lengthwise.serving",
     "UnknownNameError": "lengthwise.errors",
     "Workload": "lengthwise.workload",
     "load_policy": "lengthwise.policies",
@@ -56,12 +58,14 @@ __all__ = [
     "InputError",
     "LengthwiseError",
     "LinearTiming",
+    "Node",
     "Prediction",
     "Preemption",
     "Result",
     "RoutingPolicy",
     "SchedulingPolicy",
     "Score",
+    "System",
     "UnknownNameError",
     "Workload",
     "__version__",

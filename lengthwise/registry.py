@@ -54,6 +54,20 @@ TABLES: dict[str, dict[str, str]] = {
 }
 
 
+# Parts that meet without importing each other: how one asks another to read what a user wrote.
+LOADERS: dict[str, str] = {
+    "policy": "lengthwise.policies.load:load_policy",
+    "predictor": "lengthwise.predictors.load:load_predictor",
+    "workload file": "lengthwise.serving.workload.readers:read",
+    "workload preset": "lengthwise.serving.workload.presets:preset",
+}
+
+
+def loader(kind: str) -> Any:
+    """The function that reads a user's spelling of a policy, a predictor or a workload."""
+    return resolve(LOADERS[kind])
+
+
 def names(kind: str) -> list[str]:
     """The registered names of ``kind``, in table order."""
     return list(TABLES[kind])

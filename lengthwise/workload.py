@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
-from lengthwise.registry import resolve
+from lengthwise.registry import loader
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,14 +101,14 @@ class Workload:
     @classmethod
     def read(cls, path: str, **options: Any) -> Workload:
         """Reads a trace file; ``options`` are those of ``lengthwise.serving.workload.read``."""
-        return resolve("lengthwise.serving.workload.readers:read")(path, **options)  # type: ignore[no-any-return]
+        return loader("workload file")(path, **options)  # type: ignore[no-any-return]
 
     @classmethod
     def preset(
         cls, name: str, *, requests: int = 1000, rate: float | None = None, seed: int = 0
     ) -> Workload:
         """A synthetic workload fitted to published statistics; ``rate`` in requests/s."""
-        make = resolve("lengthwise.serving.workload.presets:preset")
+        make = loader("workload preset")
         return make(name, requests=requests, rate=rate, seed=seed)  # type: ignore[no-any-return]
 
     def __len__(self) -> int:

@@ -55,11 +55,13 @@ def prepare(
     """Checks everything that a run needs; raises ``InputError`` for what could never run."""
     given = predictions_of(workload, predictions)
     predicted = None if given is None else given.predicted_tokens
-    made: dict[tuple[int, ...], NodeInputs] = {}  # by identity: equal nodes share what is theirs
+    made: dict[
+        tuple[int | str, ...], NodeInputs
+    ] = {}  # by identity: equal nodes share what is theirs
     keys: dict[int, Keys] = {}
     nodes: list[NodeInputs] = []
     for index, node in enumerate(system.nodes):
-        kind = (id(node.engine), id(node.timing), id(node.policy))
+        kind = (id(node.engine), id(node.timing), id(node.policy), node.role)
         if kind not in made:
             where = "" if system.uniform else f"{system.label(index)}: "
             made[kind] = _node(workload, node, where, keys, predicted=predicted is not None)
@@ -83,6 +85,11 @@ def _node(
     workload: Workload, node: Node, where: str, keys: dict[int, Keys], *, predicted: bool
 ) -> NodeInputs:
     """One kind of node; ``where`` begins what is said of it, ``keys`` are known by block size."""
+    if node.role != "both":
+        raise InputError(
+            f"{where}role {node.role} needs KV transfer, which no engine here has yet: "
+            "only role both can be run"
+        )
     _check_policy(node.policy, where, predicted=predicted)
     blocks = gpu_blocks(node.engine, node.timing)
     _check_lengths(workload, node.engine, blocks, where)

@@ -14,6 +14,9 @@ VERSIONS: dict[str, dict[str, Any]] = {
 }
 
 
+DEFAULT_TIMING = "h200/llama-3.1-8b"  # what serves where nothing else was asked for
+
+
 @dataclass(frozen=True)
 class Engine:
     """Options of one simulated replica; names as in vLLM's ``SchedulerConfig``/``CacheConfig``."""

@@ -17,7 +17,6 @@ from lengthwise.envs.base import DecisionEnv, engine_of
 from lengthwise.envs.episodes import episode_source
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.errors import InputError, UnknownNameError
-from lengthwise.eval.simulate import DEFAULT_TIMING
 from lengthwise.eval.statistics import paired_ratio, t_interval
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policies.bundle import is_bundle, read_bundle, write_bundle
@@ -26,6 +25,7 @@ from lengthwise.predictors.predict import PredictorLike
 from lengthwise.protocols import TimingModel
 from lengthwise.registry import load
 from lengthwise.serving import Engine, Node, System
+from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.timing import timing as load_timing
 from lengthwise.training.agents import make_agent, settings_for
 from lengthwise.training.calibration import calibrate

@@ -6,12 +6,12 @@ import os
 
 from lengthwise.errors import InputError
 from lengthwise.protocols import Predictor
-from lengthwise.registry import resolve
+from lengthwise.registry import loader
 
 
 def saved_predictor(folder: str | os.PathLike[str]) -> Predictor:
     """The predictor in a folder; raises ``InputError`` for one that reads more than prompts."""
-    predictor: Predictor | None = resolve("lengthwise.predictors:load_predictor")(os.fspath(folder))
+    predictor: Predictor | None = loader("predictor")(os.fspath(folder))
     if predictor is None:
         raise InputError(f"predictor {os.fspath(folder)!r} is none")
     unmet = predictor.needs - {"prompt", "prompt_tokens"}

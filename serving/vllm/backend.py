@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from lengthwise.errors import InputError
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.prediction import Predictions
-from lengthwise.registry import resolve
+from lengthwise.registry import loader
 from lengthwise.serving.records import Records
 from lengthwise.serving.reference.replica import Replica
 from lengthwise.serving.reference.run import TO_THE_END, ReferenceRun
@@ -114,9 +114,8 @@ def plugin_settings(policy: SchedulingPolicy) -> dict[str, Any] | None:
 
 def _is_spelled(policy: SchedulingPolicy) -> bool:
     """Whether loading the policy's name gives the same policy."""
-    load = resolve("lengthwise.policies.load:load_policy")
     try:
-        found = load(policy.name)
+        found = loader("policy")(policy.name)
     except InputError:
         return False
     if ".py:" in policy.name:  # loaded anew, the function is another object

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
+from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.training.commands.options import (
-    DEFAULT_TIMING,
     Name,
     engine_options,
     seeds_option,

@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 import click
 
 from lengthwise.errors import InputError, UnknownNameError
-from lengthwise.serving.options import Engine
+from lengthwise.serving.options import DEFAULT_TIMING, Engine
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-DEFAULT_TIMING = "h200/llama-3.1-8b"
 
 
 class Typed(click.ParamType):  # type: ignore[type-arg]  # generic in click's newest versions alone
@@ -175,7 +174,7 @@ def engine_options(command: Command) -> Command:
 
 
 def system_options(command: Command) -> Command:
-    """The simulated system beside the engine: timing, replicas, router, backend."""
+    """The simulated system beside the engine: timing, replicas or nodes, router, backend."""
     for decorate in reversed(
         (
             click.option(
@@ -183,6 +182,15 @@ def system_options(command: Command) -> Command:
                 help="How long iterations take (`lengthwise list timings`).",
             ),
             click.option("--replicas", type=click.IntRange(1), default=1, show_default=True),
+            click.option(
+                "--nodes", metavar="SPEC|FILE",
+                help="Nodes that differ: 2xh200/llama-3.1-8b,roofline:l40s/llama-3.1-8b, or a YAML "
+                "or JSON file with their timing, engine options, policy and name.",
+            ),
+            click.option(
+                "--metrics-interval", "metrics_interval_s", type=float, default=0.0,
+                metavar="S", help="How old the router's view of nodes gets; 0 is always new.",
+            ),
             click.option(
                 "--router", default="round-robin", show_default=True, metavar="SPEC",
                 help="Who gets a request (`lengthwise list routers`).",

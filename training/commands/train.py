@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from lengthwise import registry
+from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.training.commands.options import (
-    DEFAULT_TIMING,
     Name,
     Settings,
     engine_options,
