@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lengthwise.serving.vllm import environment as made
+from tests.engines.environments import PYARROW, packages
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = "0.32.0"
@@ -50,19 +51,35 @@ def _fill(install: list[str]) -> None:
     made._run([*install, *(n for n in named if not n.startswith(LEFT_OUT[1:]))])
 
 
-def run(arguments: Sequence[str], timeout_s: float = 1800) -> list[str]:
-    """The lines that ``whole_engine.py`` prints; raises ``AssertionError`` if it fails."""
+def run(
+    arguments: Sequence[str], module: str = "tests.engines.whole_engine", timeout_s: float = 1800
+) -> list[str]:
+    """The lines that a module prints there; raises ``AssertionError`` if it fails."""
+    interpreter, root = python(), made.cache_folder()
+    paths = [ROOT, packages(root, interpreter, "packages-record", PYARROW), _metadata(root)]
     variables = {
-        **os.environ, "PYTHONPATH": str(ROOT), "VLLM_CPU_KVCACHE_SPACE": "1",
+        **os.environ, "PYTHONPATH": ":".join(map(str, paths)), "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
     }  # fmt: skip
     done = subprocess.run(
-        [str(python()), str(Path(__file__).with_name("whole_engine.py")), *arguments],
+        [str(interpreter), "-m", module, *arguments],
         env=variables, capture_output=True, text=True, check=False, timeout=timeout_s,
     )  # fmt: skip
     assert done.returncode == 0, f"{arguments}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
     return done.stdout.splitlines()
+
+
+def _metadata(root: Path) -> Path:
+    """For ``vllm serve``, which asks for the metadata of vllm; the package has another name."""
+    with made._locked(root / "lock-cpu"):
+        folder = root / "vllm-cpu-metadata"
+        where = folder / f"vllm-{VERSION}+cpu.dist-info"
+        where.mkdir(parents=True, exist_ok=True)
+        (where / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n"
+        )
+    return folder
 
 
 if __name__ == "__main__":
