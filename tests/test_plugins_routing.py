@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import random
 from types import SimpleNamespace
 from typing import Any
@@ -255,3 +256,31 @@ def test_sglang_s_plugin_sleeps_until_it_is_asked(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(ENVIRONMENT, "{")
     with pytest.raises(InputError, match="not JSON"):
         Priorities.from_environment()
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"policy": "sjf", "guard": 1.5}, "guard has no effect in SGLang; these have: bundle"),
+        ({"policy": "sjf", "record": "x"}, "record has no effect in SGLang"),
+        ({"policy": "sjf", "predictor": "p"}, "predictor has no effect in SGLang"),
+        ({"policy": "srtf+preempt:price=0"}, "'srtf.preempt:price=0' in SGLang: no .preempt"),
+        ({"policy": "sjf+guard"}, "no .guard"),
+    ],
+)
+def test_sglang_refuses_what_has_no_effect_there(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, json.dumps(given))
+    with pytest.raises(InputError, match=said):
+        Priorities.from_environment()
+
+
+def test_in_sglang_too_no_length_exceeds_the_limit_and_nonsense_is_ignored() -> None:
+    priorities = Priorities(Settings(policy="sjf", default_tokens=50))
+    waiting = [request(9, 145), request(9, "12"), request(9, 10**400), request(9, [3])]
+    for one in waiting:
+        one.sampling_params.max_new_tokens = 10 if one is waiting[0] else 128
+    calc(priorities, waiting, [])
+    assert [r.lengthwise_predicted for r in waiting] == [10, 12, 50, 50]
+    assert priorities.counters.counts["ignored", "predicted_tokens"] == 2

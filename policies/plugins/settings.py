@@ -106,6 +106,11 @@ class Settings:
         for name, why in idle.items():
             if why and name in self.given and getattr(self, name):
                 raise InputError(f"lengthwise setting {name} has no effect: {why}")
+        if "guard" in self.given and self.guard != self.guard_of(policy).ratio and not stock:
+            raise InputError(
+                f"lengthwise setting guard has no effect: policy {self.policy or self.bundle!r} "
+                "says one of its own"
+            )
 
     def load(self) -> SchedulingPolicy:
         """The policy; raises ``InputError`` for one that doesn't exist or is malformed."""

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lengthwise.errors import InputError
+from lengthwise.policies.plugins import client
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policies.plugins.settings import Settings
@@ -28,7 +29,7 @@ from lengthwise.prediction import CURVES
 from lengthwise.provider import Provider
 
 ENVIRONMENT = "LENGTHWISE_SGLANG"
-USED = ("policy", "bundle", "default_tokens")  # settings
+USED = ("policy", "bundle", "default_tokens", "client_lengths")  # settings
 TARGET = "sglang.srt.managers.schedule_policy.SchedulePolicy.calc_priority"
 
 VALUES: Provider[Callable[[Any], float]] = Provider(
@@ -58,14 +59,29 @@ class Priorities:
 
     def __init__(self, settings: Settings) -> None:
         policy = settings.load()
-        swaps = policy.preemption.mode == "swap"
-        if swaps or policy.admission.reserve or policy.acting_guard is not None:
-            raise InputError(f"policy {policy.name!r} in SGLang: no swapping, no +admit, no +guard")
+        refused = [
+            part
+            for part, said in (
+                ("swapping", policy.preemption.mode == "swap"),
+                ("+preempt", "+preempt" in settings.policy),
+                ("+admit", bool(policy.admission.reserve)),
+                ("+guard", policy.acting_guard is not None),
+            )
+            if said
+        ]
+        if refused:
+            raise InputError(
+                f"policy {policy.name!r} in SGLang: no {', no '.join(refused)}; SGLang itself "
+                "preempts, at --priority-scheduling-preemption-threshold"
+            )
         self.counters = Counters()
+        if settings.predictor_folder:
+            self.counters.warn("sglang-predictor", "the bundle's predictor is not used in SGLang")
         # a rank that is slower than the others must not switch its policy off alone
         self._scorer = Scorer(policy.score, self.counters, math.inf)
         self._scorer.require(VALUES)
         self._default = settings.default_tokens
+        self._believed = settings.client_lengths
 
     @classmethod
     def from_environment(cls) -> Priorities:
@@ -108,14 +124,12 @@ class Priorities:
         request.priority = sign * score
 
     def _length(self, request: Any) -> float:
-        given = (getattr(request.sampling_params, "custom_params", None) or {}).get(
-            "predicted_tokens"
-        )
-        if isinstance(given, int | float) and not isinstance(given, bool) and given > 0:
-            self.counters.add("predictions", "client")
-            predicted = float(given)
-        else:
-            self.counters.add("predictions", "default")
-            predicted = self._default
         limit = getattr(request.sampling_params, "max_new_tokens", None)
-        return predicted if limit is None else min(predicted, max(float(limit), 1.0))
+        most = math.inf if limit is None else max(float(limit), 1.0)
+        custom = getattr(request.sampling_params, "custom_params", None) or {}
+        sent = custom.get("predicted_tokens") if self._believed else None
+        told = client.length(sent)
+        if told is None and sent is not None:
+            self.counters.add("ignored", "predicted_tokens")
+        self.counters.add("predictions", "default" if told is None else "client")
+        return min(self._default if told is None else told, most)
