@@ -22,7 +22,7 @@ from lengthwise.serving.vllm.environment import NEWEST
 from lengthwise.workload import Workload
 
 # The plugin without its safeguards against time: here only simulated time passes.
-UNHURRIED = {"guard": 0.0, "policy_timeout_s": 1e9}
+UNHURRIED = {"policy_timeout_s": 1e9}
 
 
 class VllmRun(ReferenceRun):
@@ -103,7 +103,8 @@ def plugin_settings(policy: SchedulingPolicy) -> dict[str, Any] | None:
     if policy.queue == "fcfs":
         return None
     if _is_spelled(policy):
-        return {"policy": policy.name, **UNHURRIED}
+        guard = {"guard": 0.0} if policy.guard is None else {}  # its own, or none
+        return {"policy": policy.name, **guard, **UNHURRIED}
     if policy.score.changes or policy.preemption.mode != "none":
         raise InputError(
             f"backend vllm: policy {policy.name!r} has no spelling that vLLM's process could load: "

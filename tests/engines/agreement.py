@@ -50,7 +50,7 @@ def case(seed: int, version: str, policy: str) -> dict[str, Any]:
     options = dataclasses.asdict(engine)
     assert options["num_gpu_blocks"] is not None
     options["blocks"] = options.pop("num_gpu_blocks")
-    options["lengthwise"] = {"policy": policy, "guard": 0}
+    options["lengthwise"] = {"policy": policy} | ({} if "+guard" in policy else {"guard": 0})
     return {"name": f"seed {seed}, {policy}", "jobs": jobs, "options": options, "events": events}
 
 

@@ -328,6 +328,7 @@ def everything(folder: Path, model: str, predictor: str) -> None:
         settings = {
             "policy": "srtf", "predictor": predictor, "record": str(folder / "record"),
             "record_prompts": True, "metrics_port": taken.getsockname()[1],
+            "predict_timeout_s": 20.0,  # of a machine that is busy with other things
         }  # fmt: skip
         # noise likes blanks too well
         terse = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
