@@ -245,7 +245,7 @@ def test_sglang_refuses_what_ranks_see_differently(policy: str) -> None:
 
 
 def test_sglang_has_no_guard_and_says_so() -> None:
-    with pytest.raises(InputError, match="in SGLang: .* no .guard"):
+    with pytest.raises(InputError, match=r"in SGLang: no \+guard"):
         Priorities(Settings(policy="srtf+guard"))
     Priorities(Settings(policy="srtf+guard:ratio=0"))
 
@@ -264,7 +264,7 @@ def test_sglang_s_plugin_sleeps_until_it_is_asked(monkeypatch: pytest.MonkeyPatc
         ({"policy": "sjf", "guard": 1.5}, "guard has no effect in SGLang; these have: bundle"),
         ({"policy": "sjf", "record": "x"}, "record has no effect in SGLang"),
         ({"policy": "sjf", "predictor": "p"}, "predictor has no effect in SGLang"),
-        ({"policy": "srtf+preempt:price=0"}, "'srtf.preempt:price=0' in SGLang: no .preempt"),
+        ({"policy": "srtf+preempt:price=0"}, "in SGLang: no .preempt"),
         ({"policy": "sjf+guard"}, "no .guard"),
     ],
 )
