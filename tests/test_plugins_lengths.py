@@ -39,8 +39,8 @@ def entry(sequence: int, prompt: int, **request_: Any) -> Entry:
     )  # fmt: skip
     vars(request).update(request_)
     return Entry(
-        request=request, sequence=sequence, arrival_s=0.0, predicted_tokens=256.0, priority=0,
-        deadline_s=float("inf"),
+        request=request, sequence=sequence, arrival_ps=0, arrival_s=0.0, predicted_tokens=256.0,
+        priority=0, deadline_s=float("inf"),
     )  # fmt: skip
 
 
