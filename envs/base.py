@@ -20,7 +20,7 @@ from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.predictors import load_predictor
-from lengthwise.predictors.predict import predict_tokens
+from lengthwise.predictors.predict import predict
 from lengthwise.protocols import Predictor, TimingModel
 from lengthwise.serving import Engine, Node, Run, System, begin
 from lengthwise.serving.records import PS
@@ -138,9 +138,9 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
 
     def _start(self, workload: Workload, seed: int) -> bool:
         self.workload = workload
-        self.predicted_tokens = predict_tokens(self.predictor, workload, seed)
+        self.predictions = predict(self.predictor, workload, seed)
         self._require_columns()
-        self.run: Run = begin(workload, self.system, self.predicted_tokens, seed=seed)
+        self.run: Run = begin(workload, self.system, self.predictions, seed=seed)
         self._paid = 0.0
         self.scale = float(len(workload)) if self.reward_scale is None else self.reward_scale
         self._decisions = self._illegal = 0
@@ -159,7 +159,7 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
                 raise InputError(
                     f"feature {name}: workload {self.workload.name} has no such column"
                 )
-            if given == "prediction" and self.predicted_tokens is None:
+            if given == "prediction" and self.predictions is None:
                 raise InputError(f"feature {name} needs a predictor, and there is none")
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:

@@ -65,7 +65,8 @@ class RoutingEnv(DecisionEnv):
         request, replicas = self._stop.request, self._stop.candidates
         queues = self._features(("waiting_requests",), replicas)["waiting_requests"]
         length = self.workload["prompt_tokens"][request]
-        answer = 0.0 if self.predicted_tokens is None else self.predicted_tokens[request]
+        known = self.predictions
+        answer = 0.0 if known is None else known.predicted_tokens[request]
         return [
             float((queues > 0).mean()),
             float(np.log1p(self.run.totals.in_system / replicas)),

@@ -17,7 +17,7 @@ from lengthwise.eval.setting import PolicyLike, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Source, as_source
 from lengthwise.eval.statistics import Interval, t_interval
-from lengthwise.predictors.predict import PredictorLike, predict_tokens
+from lengthwise.predictors.predict import PredictorLike, predict
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
 from lengthwise.serving.inputs import LONGEST_S
@@ -125,7 +125,7 @@ def _one_seed(
 ) -> tuple[float, list[Probe]]:
     probes: list[Probe] = []
     workload = source.load(start_rate, seed)
-    predicted = predict_tokens(predictor, workload, seed)
+    predicted = predict(predictor, workload, seed)
     loaded = setting.load()
 
     def meets(rate: float) -> bool:

@@ -23,7 +23,7 @@ from lengthwise.eval.source import Source, as_source
 from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
 from lengthwise.policies import load_policy
 from lengthwise.predictors import load_predictor
-from lengthwise.predictors.predict import PredictorLike, predict_tokens, predictor_label
+from lengthwise.predictors.predict import PredictorLike, predict, predictor_label
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
 from lengthwise.serving.nodes import NodesLike
@@ -233,9 +233,7 @@ def _one_seed(
     drawn = source.load(rates[0] if rates else None, seed)
     loaded = setting.load()
     alone = Alone.of(drawn, loaded.system(BASELINE))
-    predictions = {
-        who.predictor_name: predict_tokens(who.predictor, drawn, seed) for who in contenders
-    }
+    predictions = {who.predictor_name: predict(who.predictor, drawn, seed) for who in contenders}
     rows: list[Row] = []
     quantiles: Quantiles = {}
     for rate in rates or (None,):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.eval import metrics
 from lengthwise.eval.alone import Alone
@@ -18,7 +18,8 @@ from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_js
 from lengthwise.eval.predict import check_prediction
 from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
 from lengthwise.policies import load_policy
-from lengthwise.predictors.predict import PredictorLike, predict_tokens, predictor_label
+from lengthwise.prediction import Predictions
+from lengthwise.predictors.predict import PredictorLike, predict, predictor_label
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine, Records, System, run
 from lengthwise.serving.inputs import node_blocks
@@ -106,14 +107,14 @@ def simulate(
     backend: Backend = "auto",
     seed: int = 0,
     log_iterations: bool = False,
-    predicted_tokens: NDArray[np.float64] | None = None,
+    predicted_tokens: Predictions | ArrayLike | None = None,
     nodes: NodesLike | None = None,
     metrics_interval_s: float = 0.0,
 ) -> Result:
     """Runs a workload and returns a ``Result``.
 
-    ``predictor`` is a name, a saved folder or an object; ``predicted_tokens`` (n,) gives its
-    predictions directly, where they were made before. ``nodes`` are nodes that may differ, in place
+    ``predictor`` is a name, a saved folder or an object; ``predicted_tokens`` gives its
+    ``Predictions`` or plain lengths (n,), where they were made before. ``nodes`` are nodes that may differ, in place
     of ``replicas`` equal ones: ``"2xh200/llama-3.1-8b,roofline:l40s/llama-3.1-8b"``, a YAML or JSON
     file, or a sequence of ``Node``; ``engine``, ``timing`` and ``policy`` hold for what they leave
     out. With ``metrics_interval_s`` the router sees nodes as they were at its last multiple. Raises
@@ -122,7 +123,7 @@ def simulate(
     setting = Setting(engine or Engine(), timing, replicas, router, nodes, metrics_interval_s)
     loaded = setting.load()
     if predicted_tokens is None:
-        predicted_tokens = predict_tokens(predictor, workload, seed)
+        predicted_tokens = predict(predictor, workload, seed)
     found = simulate_on(
         workload, loaded, policy, predicted_tokens, seed=seed, backend=backend,
         log_iterations=log_iterations,
@@ -136,7 +137,7 @@ def simulate_on(
     workload: Workload,
     loaded: Loaded,
     policy: PolicyLike,
-    predicted_tokens: NDArray[np.float64] | None,
+    predicted_tokens: Predictions | ArrayLike | None,
     *,
     seed: int,
     backend: Backend,

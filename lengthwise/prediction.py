@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -162,12 +162,9 @@ class Prediction:
         values = [of(pieces, np.full(n, edge)) for edge in at]
         return Curve.table(at, np.stack(values, axis=1), row)
 
-    def of_run(self, features: Iterable[str] = ()) -> Predictions:
-        """What a run reads: ``predicted_tokens``, and those curves that ``features`` names."""
-        return Predictions(
-            {"predicted_tokens": self.predicted_tokens},
-            {name: self.curve(name) for name in features if name in CURVES},
-        )
+    def of_run(self) -> Predictions:
+        """What a run reads: ``predicted_tokens``, and curves, tabulated when one is asked for."""
+        return Predictions({"predicted_tokens": self.predicted_tokens}, Tabulated(self))
 
     def select(self, index: Any) -> Prediction:
         """The predictions of some of the requests, by numpy index or mask."""
@@ -180,6 +177,30 @@ class Prediction:
             probabilities=pick(self.probabilities), means=self.means, rank=pick(self.rank),
             quantiles=pick(self.quantiles), levels=self.levels,
         )  # fmt: skip
+
+
+class Tabulated(Mapping[str, Curve]):
+    """The curves of a prediction by feature, each made when it is first asked for."""
+
+    def __init__(self, prediction: Prediction) -> None:
+        self.prediction = prediction
+        self._made: dict[str, Curve] = {}
+
+    def __getitem__(self, feature: str) -> Curve:
+        if feature not in CURVES:
+            raise KeyError(feature)
+        if feature not in self._made:
+            self._made[feature] = self.prediction.curve(feature)
+        return self._made[feature]
+
+    def __contains__(self, feature: object) -> bool:
+        return feature in CURVES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(CURVES)
+
+    def __len__(self) -> int:
+        return len(CURVES)
 
 
 @dataclass(frozen=True)
@@ -202,6 +223,8 @@ class Predictions:
                 raise InputError(f"{name} have shape {values.shape}, not {(n,)}")
             if not np.isfinite(values).all() or (values < 0).any():
                 raise InputError(f"{name} must be finite and 0 or more")
+        if isinstance(self.curves, Tabulated):
+            return
         for name, curve in self.curves.items():
             if name not in CURVES:
                 raise UnknownNameError("curve", name, CURVES)
@@ -261,9 +284,14 @@ class Predictions:
 
     def select(self, index: Any) -> Predictions:
         """Those of some of the requests, by numpy index or mask."""
+        curves: Mapping[str, Curve]
+        if isinstance(self.curves, Tabulated):
+            curves = Tabulated(self.curves.prediction.select(index))
+        else:
+            curves = {name: curve.select(index) for name, curve in self.curves.items()}
         return Predictions(
             {name: values[index] for name, values in self.columns.items()},
-            {name: curve.select(index) for name, curve in self.curves.items()},
+            curves,
             None if self.max_tokens is None else self.max_tokens[index],
         )
 

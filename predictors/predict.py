@@ -1,13 +1,11 @@
-"""From a predictor and a workload to the column ``predicted_tokens``, wherever it is needed."""
+"""From a predictor and a workload to its predictions, wherever they are needed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lengthwise.errors import InputError
+from lengthwise.prediction import Predictions
 from lengthwise.predictors.load import load_predictor
 from lengthwise.predictors.oracle import NoisyOracle
 from lengthwise.protocols import Predictor
@@ -28,14 +26,13 @@ def predictor_label(predictor: PredictorLike) -> str:
     return type(predictor).__name__.lower()
 
 
-def predict_tokens(
-    predictor: PredictorLike, workload: Workload, seed: int = 0
-) -> NDArray[np.float64] | None:
-    """Predicted answer lengths of a workload, shape (n,), or None without a predictor.
+def predict(predictor: PredictorLike, workload: Workload, seed: int = 0) -> Predictions | None:
+    """Predicted answer lengths of a workload's n requests, or None without a predictor.
 
-    Training, evaluation and the command line all ask here. A noisy oracle draws its noise from
-    ``seed``, the run's or the episode's, unless it names one itself. Raises ``InputError``
-    where the predictor reads a column that the workload lacks.
+    None exceeds the workload's ``max_tokens``, where it has them. Training, evaluation and the
+    command line all ask here. A noisy oracle draws its noise from ``seed``, the run's or the
+    episode's, unless it names one itself. Raises ``InputError`` where the predictor reads a column
+    that the workload lacks.
     """
     loaded = load_predictor(predictor)
     if loaded is None:
@@ -56,4 +53,5 @@ def predict_tokens(
         prompt_tokens=workload["prompt_tokens"],
         output_tokens=workload["output_tokens"] if "output_tokens" in loaded.needs else None,
     )
-    return made.predicted_tokens
+    found = made.of_run()
+    return found.capped(workload["max_tokens"]) if "max_tokens" in workload else found

@@ -17,7 +17,7 @@ from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.envs.scheduling import SchedulingEnv
 from lengthwise.errors import InputError, UnknownNameError
-from lengthwise.predictors.predict import predict_tokens
+from lengthwise.predictors.predict import predict
 from lengthwise.serving import Totals
 from lengthwise.serving.records import PS
 from lengthwise.serving.timing import LinearTiming
@@ -222,9 +222,11 @@ def test_a_noisy_oracle_errs_anew_in_every_episode(make: Make) -> None:
         env, seen = make(workload=lambda seed: same, predictor=spec), []
         for seed in (1, 2):
             env.reset(options={"workload_seed": seed})
-            seen.append(env.predicted_tokens)
+            seen.append(env.predictions.predicted_tokens)
             # as evaluation would have it
-            np.testing.assert_array_equal(seen[-1], predict_tokens(spec, same, seed))
+            wanted = predict(spec, same, seed)
+            assert wanted is not None
+            np.testing.assert_array_equal(seen[-1], wanted.predicted_tokens)
         assert np.array_equal(*seen) == fixed
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 
 import lengthwise as lw
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval.output import check_writable, replaced_folder
-from lengthwise.predictors.predict import predict_tokens
+from lengthwise.prediction import Prediction
+from lengthwise.predictors.predict import predict
 
 COLUMNS = [
     "request_id", "replica", "arrival_s", "scheduled_s", "first_token_s", "finish_s",
@@ -49,17 +52,21 @@ def test_a_predictor_that_reads_text_needs_text(workload: lw.Workload) -> None:
         needs = frozenset({"prompt"})
 
     with pytest.raises(InputError, match=r"reads the text of prompts, which lmsys-chat"):
-        predict_tokens(Reader(), workload)  # type: ignore[arg-type]
+        predict(Reader(), workload)  # type: ignore[arg-type]
 
 
 def test_a_noisy_oracle_draws_anew_for_each_seed(workload: lw.Workload) -> None:
     spec = "noisy-oracle:sigma=0.5"
-    first, again, other = (predict_tokens(spec, workload, seed) for seed in (0, 0, 1))
-    assert first is not None and again is not None and other is not None
+
+    def told(spec: str, seed: int) -> NDArray[np.float64]:
+        found = predict(spec, workload, seed)
+        assert found is not None
+        return found.predicted_tokens
+
+    first, again, other = (told(spec, seed) for seed in (0, 0, 1))
     assert (first == again).all()
     assert (first != other).mean() > 0.9
-    fixed = [predict_tokens(f"{spec},seed=7", workload, seed) for seed in (0, 1)]
-    assert np.array_equal(fixed[0], fixed[1])  # type: ignore[arg-type]
+    assert np.array_equal(*(told(f"{spec},seed=7", seed) for seed in (0, 1)))
 
 
 def test_a_policy_may_be_a_function(workload: lw.Workload) -> None:
@@ -132,3 +139,31 @@ def test_folders_of_others_are_not_replaced(tmp_path: Path) -> None:
         check_writable(tmp_path / "thesis.tex")
     with pytest.raises(InputError, match="can't write results"):
         check_writable(tmp_path / "thesis.tex" / "below")
+
+
+class TwoLengths:
+    """Foretells 5 or 400 tokens, whatever it is asked."""
+
+    needs = frozenset[str]()
+
+    def predict(self, prompts: Any, **given: Any) -> Prediction:
+        return Prediction.distribution([[5.0, 400.0]] * len(given["prompt_tokens"]), [0.4, 0.6])
+
+
+def test_a_predictor_s_distribution_reaches_the_engine(workload: lw.Workload) -> None:
+    """Its curves are what ``srtf-refreshed`` orders by, not its mean less what was generated."""
+    refreshed, plain = (
+        lw.simulate(workload, policy, TwoLengths(), engine=lw.Engine(max_num_seqs=2))  # type: ignore[arg-type]
+        for policy in ("srtf-refreshed", "srtf")
+    )
+    assert refreshed.config["backend"] == "fast"
+    assert (refreshed.records.finish_ps != plain.records.finish_ps).any()
+
+
+def test_limits_of_clients_bind_a_predictor(workload: lw.Workload) -> None:
+    limited = workload.replace(max_tokens=workload["output_tokens"] + 3)
+    found = predict("noisy-oracle:sigma=2.0", limited)
+    assert found is not None
+    assert (found.predicted_tokens <= limited["max_tokens"]).all()
+    result = lw.simulate(limited, "sjf", "noisy-oracle:sigma=2.0")
+    assert (result.records.predicted_tokens <= limited["max_tokens"]).all()

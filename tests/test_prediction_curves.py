@@ -27,7 +27,7 @@ def test_between_the_edges_by_hand() -> None:
 
 
 def test_one_length_falls_by_one_a_token_to_one() -> None:
-    made = Prediction.exact([5.0, 300.5]).of_run(CURVES)
+    made = Prediction.exact([5.0, 300.5]).of_run()
     for feature in CURVES:
         np.testing.assert_array_equal(
             made.at(feature, [0, 0, 1, 1], [0, 9, 0, 300]), [5, 1, 300.5, 1]
@@ -96,7 +96,7 @@ def test_quantiles_and_buckets_agree_on_what_they_both_say() -> None:
     fine = Prediction.distribution(np.atleast_2d(1000 * levels), levels)
     uniform = Prediction.bucketed([[1.0]], [0, 1000])
     for feature in ("expected_remaining_tokens", "remaining_tokens_p90"):
-        ours, theirs = fine.of_run([feature]), uniform.of_run([feature])
+        ours, theirs = fine.of_run(), uniform.of_run()
         done = np.array([0, 100, 384, 768])
         zeros = np.zeros(4, int)
         np.testing.assert_allclose(
@@ -105,9 +105,7 @@ def test_quantiles_and_buckets_agree_on_what_they_both_say() -> None:
 
 
 def test_nothing_exceeds_the_clients_limits() -> None:
-    made = (
-        Prediction.bucketed([[0.5, 0.5]] * 3, [0, 100, 2000]).of_run(CURVES).capped([10, 200, 9999])
-    )
+    made = Prediction.bucketed([[0.5, 0.5]] * 3, [0, 100, 2000]).of_run().capped([10, 200, 9999])
     np.testing.assert_array_equal(made.predicted_tokens, [10, 200, 550])
     for feature in CURVES:
         value = made.at(feature, [0, 0, 0, 1, 1, 2], [0, 7, 10, 0, 150, 0])

@@ -49,7 +49,7 @@ def same(one: Any, other: Any) -> None:
 
 def test_with_exact_lengths_it_is_srtf() -> None:
     work = workload(300, 0)
-    exact = Prediction.exact(work["output_tokens"]).of_run(CURVES)
+    exact = Prediction.exact(work["output_tokens"]).of_run()
     plain = served(work, "srtf", exact)
     assert plain.preemptions.sum() > 0
     same(served(work, "srtf-refreshed", exact), plain)
@@ -152,7 +152,7 @@ def test_routers_read_them_too() -> None:
 @pytest.mark.parametrize("backend", ["reference", "fast"])
 def test_a_curve_that_was_not_tabulated_is_refused_by_name(backend: str) -> None:
     work = workload(5, 0)
-    bare = Prediction.bucketed([[0.5, 0.5]] * 5, [0, 10, 100]).of_run()
+    bare = Predictions({"predicted_tokens": np.full(5, 10.0)})
     with pytest.raises(InputError, match="reads expected_remaining_tokens, and the predictions"):
         served(work, "srtf-refreshed", bare, backend)
     with pytest.raises(InputError, match="reads expected_remaining_tokens, which needs a predic"):

@@ -12,7 +12,7 @@ from lengthwise.envs.costs import Cost, latency
 from lengthwise.eval import metrics
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
-from lengthwise.predictors.predict import PredictorLike, predict_tokens
+from lengthwise.predictors.predict import PredictorLike, predict
 from lengthwise.serving import Records, System, begin, run
 from lengthwise.workload import Workload
 
@@ -47,7 +47,7 @@ class Bench:
     def run(self, judged: Judged, seed: int) -> Records:
         """One run of the held-out workload ``seed`` under the judged policy or router."""
         workload = self.source(seed)
-        predicted = predict_tokens(self.predictor, workload, seed)
+        predicted = predict(self.predictor, workload, seed)
         return run(workload, self.system(judged), predicted, seed=seed)
 
 
@@ -66,7 +66,7 @@ def _cost(bench: Bench, judged: Judged, cost: Cost, seed: int) -> float:
     if cost is latency:  # known from the records, so the fast engine will do
         return float(metrics.e2e_s(bench.run(judged, seed)).mean())
     workload = bench.source(seed)
-    predicted = predict_tokens(bench.predictor, workload, seed)
+    predicted = predict(bench.predictor, workload, seed)
     made = begin(workload, bench.system(judged), predicted, seed=seed)
     made.advance()
     return cost(made.totals) / len(workload)
