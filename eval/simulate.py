@@ -114,10 +114,11 @@ def simulate(
     """Runs a workload and returns a ``Result``.
 
     ``predictor`` is a name, a saved folder or an object; ``predicted_tokens`` gives its
-    ``Predictions`` or plain lengths (n,), where they were made before. ``nodes`` are nodes that may differ, in place
-    of ``replicas`` equal ones: ``"2xh200/llama-3.1-8b,roofline:l40s/llama-3.1-8b"``, a YAML or JSON
-    file, or a sequence of ``Node``; ``engine``, ``timing`` and ``policy`` hold for what they leave
-    out. With ``metrics_interval_s`` the router sees nodes as they were at its last multiple. Raises
+    ``Predictions`` or plain lengths (n,), where they were made before. ``nodes`` are nodes that may
+    differ, in place of ``replicas`` equal ones:
+    ``"2xh200/llama-3.1-8b,roofline:l40s/llama-3.1-8b"``, a YAML or JSON file, or a sequence of
+    ``Node``; ``engine``, ``timing`` and ``policy`` hold for what they leave out. With
+    ``metrics_interval_s`` the router sees nodes as they were at its last multiple. Raises
     ``InputError`` where a policy reads predicted lengths and there are none.
     """
     setting = Setting(engine or Engine(), timing, replicas, router, nodes, metrics_interval_s)
