@@ -50,6 +50,11 @@ class Result:
         return self.records.to_frame()
 
     @cached_property
+    def visits(self) -> pd.DataFrame:
+        """One row a stay of a request at a node: request_id, node, stage, start_s, finish_s."""
+        return self.records.visits.to_frame()
+
+    @cached_property
     def iterations(self) -> pd.DataFrame | None:
         """One row an engine iteration, or None where ``log_iterations`` was not asked for."""
         return None if self.records.iterations is None else self.records.iterations.to_frame()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,6 +41,18 @@ class Records:
     backend_reason: str = ""  # why, where the user left the choice
     iterations: Iterations | None = None
 
+    @cached_property
+    def visits(self) -> Visits:
+        """Where each request was served: one visit a request, as no engine moves one between nodes.
+
+        A request that was preempted, or held at the router, has one visit all the same.
+        """
+        count = len(self.replica)
+        return Visits(
+            request=np.arange(count), node=self.replica, stage=np.zeros(count, dtype=np.int8),
+            start_ps=self.scheduled_ps, finish_ps=self.finish_ps,
+        )  # fmt: skip
+
     def to_frame(self) -> pd.DataFrame:
         """A DataFrame with times in seconds: the columns that ``Result.requests`` documents."""
         import pandas as pd
@@ -58,6 +71,34 @@ class Records:
                 "preemptions": self.preemptions,
                 "recomputed_tokens": self.recomputed_tokens,
                 "cached_tokens": self.cached_tokens,
+            }
+        )
+
+
+STAGES = ("both",)  # prefill and decode in one place
+
+
+@dataclass(frozen=True)
+class Visits:
+    """One entry a stay of a request at a node, by request and then time; times in picoseconds."""
+
+    request: Ints
+    node: Ints
+    stage: NDArray[np.int8]  # place in ``STAGES``
+    start_ps: Ints  # start of the first iteration there that computed any of its tokens
+    finish_ps: Ints
+
+    def to_frame(self) -> pd.DataFrame:
+        """A DataFrame with times in seconds: the columns that ``Result.visits`` documents."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "request_id": self.request,
+                "node": self.node,
+                "stage": pd.Categorical.from_codes(self.stage, categories=list(STAGES)),
+                "start_s": self.start_ps / PS,
+                "finish_s": self.finish_ps / PS,
             }
         )
 

@@ -169,4 +169,4 @@ class Run(Protocol):
         """The integrals up to now."""
 
     def records(self) -> Records:
-        """One row a request, once the run is done."""
+        """One row a request, and its visits to nodes, once the run is done."""
