@@ -7,5 +7,5 @@ from lengthwise.serving.system import HOLD, Node, Run, Stop, Stops, System, Tota
 
 __all__ = [
     "HOLD", "Engine", "Iterations", "Node", "Records", "Run", "Stop", "Stops", "System", "Totals",
-    "Visits",    "begin", "run",
+    "Visits", "begin", "run",
 ]  # fmt: skip

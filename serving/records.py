@@ -96,7 +96,7 @@ class Visits:
             {
                 "request_id": self.request,
                 "node": self.node,
-                "stage": pd.Categorical.from_codes(self.stage, categories=list(STAGES)),
+                "stage": pd.Categorical.from_codes(self.stage, categories=pd.Index(STAGES)),
                 "start_s": self.start_ps / PS,
                 "finish_s": self.finish_ps / PS,
             }

@@ -249,3 +249,45 @@ def test_block_keys_name_content() -> None:
     assert not set(keys[3]) & set(keys[0])
     coarse = block_keys(given, 12)
     assert coarse[0] == coarse[1] != coarse[3] and coarse[2] == ()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(
+    "policy", ["fcfs", "srtf", "mlfq:quantum=2", "srtf+guard:ratio=1,floor_s=0"]
+)
+def test_a_request_moves_in_mid_decode(policy: str, asynchronous: bool) -> None:
+    """Removed from one node and added to another, it generates what is left, and no more."""
+    arrivals = {"arrival_s": [0, 0, 0], "prompt_tokens": [8, 9, 5], "output_tokens": [6, 9, 4]}
+    given = alike(
+        workload=Workload(arrivals), policy=load_policy(policy), routing=load_router("jsq"),
+        engine=Engine(num_gpu_blocks=30, block_size=4, async_scheduling=asynchronous,
+                      enable_prefix_caching=True, max_num_seqs=2),
+        timing=LinearTiming(1.0), replicas=2, predictions=[6, 9, 4], check=True,
+    )  # fmt: skip
+    made = ReferenceRun(**given)
+    while (stop := made.advance(Stops(route=True, horizon_ps=7 * PS // 2))).kind == "route":
+        made.answer(0)
+    assert stop.kind == "horizon"
+    here, there = made.nodes
+    moved = next(r for r in here.running if 0 < r.generated < r.output)
+    generated, used = moved.generated, here.kv.used
+    assert here.remove(moved) is moved and moved.generated == generated
+    assert moved.held == 0 and here.kv.used < used
+    here.check()
+    now_ps = made.totals.now_ps
+    there.add(moved, now_ps, 0)
+    tokens, reach = 0, moved.reach
+    while moved.generated < moved.output:
+        there.begin(now_ps)
+        there.preempt()
+        step = there.schedule()
+        tokens += step.scheduled.get(moved, 0)
+        if len(there.in_flight) == there.depth or not step.yields:
+            now_ps = there.ends_ps
+            there.finish()
+            there.check()
+    assert tokens == moved.prompt + moved.output - 1  # all of it, once
+    assert moved.recomputed == reach
+    while there.in_flight:
+        there.finish()
+    assert there.kv.used == 0 and not there.running and not len(there.waiting)

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy import integrate, stats
+from scipy import integrate, sparse, stats
+from scipy.sparse import linalg
 
 from lengthwise.policies import load_policy, load_router
+from lengthwise.policy import RoutingPolicy, Score
 from lengthwise.serving import Engine, Node, Records, System, run
 from lengthwise.serving.records import PS
 from lengthwise.serving.timing import LinearTiming
@@ -26,19 +28,26 @@ SRPT = "srtf+preempt:price=0.0,protect_after=9.9"  # whenever it shortens the wa
 WARM_UP = 0.1  # share of the requests left out while the queue fills
 
 
-def simulate(
-    arrival_s: Floats, prompt: Any, output: Any, *, policy: str, timing: LinearTiming, seats: int
-) -> Records:
-    """A run with KV cache and tokens to spare; predictions are the service that a request needs."""
-    workload = Workload({"arrival_s": arrival_s, "prompt_tokens": prompt, "output_tokens": output})
+def never_full(workload: Workload, seats: int) -> Engine:
+    """An engine with KV cache and tokens to spare."""
     tokens = int(workload["prompt_tokens"].max() + workload["output_tokens"].max())
-    engine = Engine(
+    return Engine(
         max_num_seqs=seats,
         max_num_batched_tokens=max(tokens, 4096),
         num_gpu_blocks=4 * len(workload),
         block_size=tokens,
     )
-    system = System((Node(engine, timing, load_policy(policy)),), load_router("round-robin"))
+
+
+def simulate(
+    arrival_s: Floats, prompt: Any, output: Any, *, policy: str, timing: LinearTiming, seats: int
+) -> Records:
+    """A run with KV cache and tokens to spare; predictions are the service that a request needs."""
+    workload = Workload({"arrival_s": arrival_s, "prompt_tokens": prompt, "output_tokens": output})
+    system = System(
+        (Node(never_full(workload, seats), timing, load_policy(policy)),),
+        load_router("round-robin"),
+    )
     predicted = workload["output_tokens"] * workload["prompt_tokens"]
     return run(workload, system, predicted, backend="reference")
 
@@ -200,3 +209,109 @@ def test_processor_sharing(shape: str) -> None:
         slow.append(float(responses(records)[size > 1].sum() / size[size > 1].sum()))
     assert_agrees(estimates, 1 / (1 - rate), 0.12)
     assert_agrees(slow, 1 / (1 - rate), 0.12)
+
+
+# Nodes that differ: one does a request's work in half the time
+
+
+SPEEDS = (2.0, 1.0)
+
+
+def fastest_first(running_requests: Any, waiting_requests: Any, replica_speed: Any) -> Any:
+    """Where a request would end soonest if those before it took a mean service each."""
+    return (running_requests + waiting_requests + 1) / replica_speed
+
+
+def mostly_fast(random_draw: Any, replica_speed: Any) -> Any:
+    """Random with probabilities by speed: the first of two exponential clocks of that rate."""
+    return -np.log1p(-random_draw) / replica_speed
+
+
+def unequal(seed: int, rate: float, router: RoutingPolicy, count: int) -> Records:
+    """Two single servers of ``SPEEDS``, exponential work of mean 1, Poisson arrivals."""
+    rng = np.random.default_rng((seed, 7))
+    arrival = np.cumsum(rng.exponential(1 / rate, count))
+    prompt = np.maximum(np.rint(exponential(seed, count) / 1e-4), 1).astype(np.int64)
+    workload = Workload(
+        {"arrival_s": arrival, "prompt_tokens": prompt, "output_tokens": np.ones_like(prompt)}
+    )
+    engine = never_full(workload, 1)
+    nodes = tuple(
+        Node(engine, LinearTiming(per_prefill_token_s=1e-4 / speed), load_policy("fcfs"))
+        for speed in SPEEDS
+    )
+    return run(workload, System(nodes, router), seed=seed, backend="reference")
+
+
+def markov_mean(rate: float, chosen: Callable[[int, int], int], most: int = 60) -> float:
+    """Mean time in two servers' system, from the stationary chain of their queue lengths.
+
+    ``chosen`` says which queue an arrival joins. Queues are cut off at ``most``.
+    """
+    size = most + 1
+    rows, columns, rates = [], [], []
+    for i in range(size):
+        for j in range(size):
+            moves = []
+            ahead = (i + 1, j) if chosen(i, j) == 0 else (i, j + 1)
+            if max(ahead) < size:
+                moves.append((ahead, rate))
+            if i:
+                moves.append(((i - 1, j), SPEEDS[0]))
+            if j:
+                moves.append(((i, j - 1), SPEEDS[1]))
+            for (k, m), speed in moves:  # columns of the generator's transpose are origins
+                rows += [k * size + m, i * size + j]
+                columns += [i * size + j] * 2
+                rates += [speed, -speed]
+    balance = sparse.coo_matrix((rates, (rows, columns)), (size**2, size**2)).tolil()
+    balance[0, :] = 1.0  # probabilities sum to 1
+    wanted = np.zeros(size**2)
+    wanted[0] = 1.0
+    probability = linalg.spsolve(balance.tocsc(), wanted).reshape(size, size)
+    queues = np.add.outer(np.arange(size), np.arange(size))
+    return float((probability * queues).sum()) / rate
+
+
+def test_the_arbiter_knows_two_equal_queues() -> None:
+    """The chain itself: with one server never chosen it is M/M/1."""
+    assert markov_mean(1.2, lambda i, j: 0) == pytest.approx(1 / (2.0 - 1.2), rel=1e-6)
+
+
+def test_random_routing_to_unequal_nodes() -> None:
+    """Two M/M/1 with arrivals split at random, evenly: 1/2 each to mu = 2 and mu = 1."""
+    rate = 1.4
+    router = load_router("random")
+    theory = 0.5 / (2.0 - rate / 2) + 0.5 / (1.0 - rate / 2)
+    runs = [responses(unequal(seed, rate, router, 10_000)) for seed in SEEDS]
+    assert_agrees([float(r.mean()) for r in runs], theory, 0.1)
+
+
+def test_random_routing_by_speed() -> None:
+    """Split in proportion to speed both have the same load: 2/3 to mu = 2, 1/3 to mu = 1."""
+    rate = 2.1
+    router = RoutingPolicy(Score("mostly-fast", by_speed(mostly_fast), ("random_draw",)))
+    theory = 2 / 3 / (2.0 - 2 / 3 * rate) + 1 / 3 / (1.0 - 1 / 3 * rate)
+    found = [unequal(seed, rate, router, 10_000) for seed in SEEDS]
+    assert_agrees([float((r.replica == 0).mean()) for r in found], 2 / 3, 0.02)
+    assert_agrees([float(responses(r).mean()) for r in found], theory, 0.1)
+
+
+def test_fastest_first_routing() -> None:
+    """Each request joins the queue that it would leave soonest, as the chain solves it."""
+    rate = 2.1
+
+    def chosen(i: int, j: int) -> int:
+        return 0 if (i + 1) / SPEEDS[0] <= (j + 1) / SPEEDS[1] else 1
+
+    names = ("running_requests", "waiting_requests")
+    router = RoutingPolicy(Score("fastest-first", by_speed(fastest_first), names))
+    theory = markov_mean(rate, chosen)
+    assert theory < 0.8 * (2 / 3 / (2.0 - 2 / 3 * rate) + 1 / 3 / (1.0 - 1 / 3 * rate))
+    estimates = [float(responses(unequal(seed, rate, router, 10_000)).mean()) for seed in SEEDS]
+    assert_agrees(estimates, theory, 0.1)
+
+
+def by_speed(score: Callable[..., Any]) -> Callable[..., Any]:
+    """A score over both nodes, which come in order, with their speeds."""
+    return lambda *values: score(*values, replica_speed=np.array(SPEEDS))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 
 from lengthwise.errors import InputError, InvariantError
@@ -25,9 +24,9 @@ from lengthwise.serving.records import PS
 from lengthwise.serving.reference.kv_cache import KVCache
 from lengthwise.serving.reference.request import Request
 from lengthwise.serving.reference.starvation import Watch
+from lengthwise.serving.reference.timeline import Step, Timeline
 from lengthwise.serving.reference.waiting import ArrivalQueue, ScoreQueue, WaitingQueue
 from lengthwise.serving.scoring import BACKLOGS, ReplicaView, Scorer
-from lengthwise.serving.timing.model import Pipeline
 
 UNLIMITED = 1 << 62
 # Preemptions in a row, none of which let anybody get further than before, that count as forever.
@@ -40,21 +39,6 @@ def endless(requests: int, replica: int, now_ps: int) -> InputError:
         f"{requests} requests preempt each other forever for want of KV blocks, as they would in "
         f"vLLM (replica {replica}, {now_ps / PS:g} s): num_gpu_blocks is too small for this policy"
     )
-
-
-@dataclass(slots=True, eq=False)
-class Step:
-    """One iteration: what was scheduled, when it runs and what it yields."""
-
-    scheduled: dict[Request, int] = field(default_factory=dict)  # request -> tokens, in order
-    preempted: list[Request] = field(default_factory=list)
-    swapped_tokens: int = 0  # moved to or from host memory
-    recomputed_tokens: int = 0  # computed before, and lost to a preemption
-    yields: list[Request] = field(default_factory=list)  # those that get a token at its end
-    batch: Batch = field(default_factory=Batch)
-    start_ps: int = 0
-    end_ps: int = 0
-    seen_ps: int = 0  # when clients have its tokens
 
 
 class Replica:
@@ -88,11 +72,9 @@ class Replica:
         self.routed = 0
         self.outstanding = 0  # prompt and predicted tokens x FRACTION, of unfinished requests
         self._scorer = scorer
-        self._clock = clock
         self._max_model_len = engine.max_model_len or UNLIMITED
         self._watermark = int(engine.watermark * num_gpu_blocks)
-        self._free_at_ps = 0  # when the GPU has done all that was scheduled
-        self.launched_ps = 0  # when the CPU has launched all that was scheduled
+        self.timeline = Timeline(clock)
         self._now_ps = 0
         self._step = Step()
         self._threshold = 0  # of this iteration
@@ -120,18 +102,43 @@ class Replica:
     @cached_property
     def decode_tokens_per_s(self) -> float:
         """Its nominal speed; see ``Clock``."""
-        return self._clock.decode_tokens_per_s(self.engine)
+        return self.timeline.clock.decode_tokens_per_s(self.engine)
 
     def cached_tokens(self, request: Request) -> int:
         """Leading tokens of a request, here or not, that are in the prefix cache."""
         return len(self.kv.find(request)) * self.engine.block_size
 
     def add(self, request: Request, now_ps: int, planned_ps: int) -> None:
-        """A request arrives, and waits; ``planned_ps`` is when the workload says it would."""
+        """A request arrives, or comes from a replica that it was removed from, and waits.
+
+        ``planned_ps`` is when the workload says that it would arrive.
+        """
         self._set_first_score(request, now_ps, planned_ps)
         if self._watch is not None:
             self._watch.arrived(request, idle=not self.running and not len(self.waiting))
         self.waiting.push(request)
+
+    def remove(self, request: Request) -> Request:
+        """Takes an unfinished request out, as another replica's ``add`` takes it.
+
+        It carries what it has generated; its blocks are freed here, so that its tokens are computed
+        again there, and a token that is under way is lost. Moving a request, serving its stages in
+        two places and losing a replica are all this. ``block_keys`` are for this replica's block
+        size: who moves it gives it those of the next.
+        """
+        if request.in_batch:
+            self.running.remove(request)
+            self.kv.release(request)
+            request.in_batch = False
+        else:
+            self.waiting.remove(request)
+        for step in self.in_flight:
+            step.yields = [each for each in step.yields if each is not request]
+        self._stale = [each for each in self._stale if each is not request]
+        request.computed = request.pending = request.stored = 0
+        request.waiter = None
+        request.ahead = False
+        return request
 
     @property
     def can_schedule(self) -> bool:
@@ -146,7 +153,7 @@ class Replica:
     def begin(self, now_ps: int) -> None:
         """Starts an iteration: fixes what its scores see."""
         self._now_ps = now_ps
-        self._step = Step(start_ps=max(now_ps, self._free_at_ps))
+        self._step = Step(start_ps=self.timeline.starts_ps(now_ps))
         self._threshold = self.engine.long_prefill_token_threshold
         alone = len(self.running) + len(self.waiting) == 1
         if alone and not self.engine.long_prefill_applies_alone:
@@ -228,7 +235,7 @@ class Replica:
 
     def _set_first_score(self, request: Request, now_ps: int, planned_ps: int) -> None:
         score = self._scorer.known_at_arrival(request, planned_ps)
-        if score is None:
+        if score is None or request.reach:  # what was known of it at its arrival is out of date
             self._scorer.update([request], self.view(now_ps, self._scorer.reads))
         else:
             request.score = score
@@ -430,7 +437,7 @@ class Replica:
         return needed
 
     def _launch(self, step: Step) -> None:
-        """Counts the batch, times it, and takes its tokens as computed."""
+        """Counts the batch, has it timed, and takes its tokens as computed."""
         prefill_tokens = prefill_seqs = decode_seqs = context_tokens = chunk_context = 0
         for request, tokens in step.scheduled.items():
             before = request.computed
@@ -459,32 +466,5 @@ class Replica:
         if self._futile > FUTILE:
             raise endless(len(self.running) + len(self.waiting), self.index, self._now_ps)
         step.batch = Batch(prefill_tokens, prefill_seqs, decode_seqs, context_tokens, chunk_context)
-        swap = step.swapped_tokens * self._clock.swap_ps_per_token
-        if self._clock.pipeline is not None:
-            self._time_pipelined(step, swap, self._clock.pipeline)
-            return
-        duration = (self._clock.iteration_ps(step.batch) if step.scheduled else 0) + swap
-        step.end_ps = step.seen_ps = self._free_at_ps = step.start_ps + duration
-
-    def _time_pipelined(self, step: Step, swap_ps: int, times: Pipeline) -> None:
-        """Times an iteration on two clocks; see ``timing.Pipeline``.
-
-        The CPU sees the iteration before it only once it has launched this one: that one's end
-        moves. Its update is the CPU's too, so iterations end in order.
-        """
-        scheduled = max(self._now_ps, self.launched_ps) + times.schedule_ps(len(self.running))
-        work = prepare = launch = tail = 0
-        if step.scheduled:
-            work, prepare = times.gpu_ps(step.batch), times.prepare_ps(step.batch)
-            launch, tail = times.launch_ps(step.batch), times.tail_ps(step.batch)
-        self.launched_ps = scheduled + launch
-        step.start_ps = max(self._free_at_ps, scheduled + prepare)
-        self._free_at_ps = max(step.start_ps + work + swap_ps, self.launched_ps + tail)
-        seen = self._free_at_ps
-        if self.in_flight:
-            before = self.in_flight[-1]
-            before.end_ps = max(before.end_ps, self.launched_ps + times.update_ps(before.batch))
-            before.seen_ps = before.end_ps + times.output_ps(len(before.yields))
-            seen = max(seen, before.end_ps)
-        step.end_ps = seen + times.update_ps(step.batch)
-        step.seen_ps = step.end_ps + times.output_ps(len(step.yields))
+        under_way = self.in_flight[-1] if self.in_flight else None
+        self.timeline.place(step, self._now_ps, len(self.running), under_way)

@@ -20,8 +20,9 @@ from lengthwise.prediction import Predictions
 from lengthwise.serving.draws import sample
 from lengthwise.serving.inputs import prepare
 from lengthwise.serving.records import Iterations, Records
-from lengthwise.serving.reference.replica import Replica, Step
+from lengthwise.serving.reference.replica import Replica
 from lengthwise.serving.reference.request import Request
+from lengthwise.serving.reference.timeline import Step
 from lengthwise.serving.scoring import FRACTION, Features, ReplicaView, Scorer
 from lengthwise.serving.system import HOLD, Stop, Stops, System, Totals
 from lengthwise.workload import Workload
@@ -113,7 +114,7 @@ class ReferenceRun:
                     return self._stop(Stop("route", request=event[2], candidates=len(self.nodes)))
             elif self._ready:
                 node = self.nodes[self._ready[0]]
-                if not node.can_schedule or node.launched_ps > self._now_ps:
+                if not node.can_schedule or node.timeline.launched_ps > self._now_ps:
                     heapq.heappop(self._ready)
                     continue
                 node.begin(self._now_ps)
@@ -358,8 +359,8 @@ class ReferenceRun:
         self._preemptions += len(step.preempted)
         self._recomputed += step.recomputed_tokens
         heapq.heappush(self._ends, (step.end_ps, _END, node.index))
-        if node.launched_ps > self._now_ps and len(node.in_flight) < node.depth:
-            heapq.heappush(self._ends, (node.launched_ps, _WAKE, node.index))
+        if node.timeline.launched_ps > self._now_ps and len(node.in_flight) < node.depth:
+            heapq.heappush(self._ends, (node.timeline.launched_ps, _WAKE, node.index))
         if self.steps is not None:
             self.steps.append((node.index, step))
         if self._log:

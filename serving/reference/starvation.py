@@ -15,7 +15,7 @@ class _Waiter(Waiter):
 
     @property
     def gone(self) -> bool:
-        return self.request.generated == self.request.output
+        return self.request.generated == self.request.output or self.request.waiter is not self
 
 
 class Watch:

@@ -15,8 +15,9 @@ import lengthwise
 from lengthwise.errors import InputError, InvariantError, LengthwiseError
 from lengthwise.serving.inputs import Inputs
 from lengthwise.serving.records import PS
-from lengthwise.serving.reference.replica import Replica, Step
+from lengthwise.serving.reference.replica import Replica
 from lengthwise.serving.reference.request import Request
+from lengthwise.serving.reference.timeline import Step
 from lengthwise.serving.scoring import BACKLOGS, ReplicaView, Scorer
 from lengthwise.serving.system import Node
 from lengthwise.serving.vllm.environment import NEWEST, environment
@@ -179,7 +180,7 @@ class VllmReplica(Replica):
     def begin(self, now_ps: int) -> None:
         """Starts an iteration."""
         self._now_ps = now_ps
-        self._step = Step(start_ps=max(now_ps, self._free_at_ps))
+        self._step = Step(start_ps=self.timeline.starts_ps(now_ps))
 
     def preempt(self, victims: Sequence[Request] | None = None) -> None:
         """Nothing: vLLM preempts when it is told to schedule."""
