@@ -10,7 +10,7 @@ turns, five pairs each: shadow mode with a record, and a policy in FCFS order wi
 engine of its own; half of the clients limit their answers. Both write JSON into OUT as they go.
 
 Prompts are chats under a template, in tokens of a byte tokenizer; weights are random, and an answer
-ends where the workload says (``Ends``), whatever its ``max_tokens``.
+ends where the workload says (``gpu_live_scheduler``), whatever its ``max_tokens``.
 """
 
 from __future__ import annotations
