@@ -1,7 +1,7 @@
 """What generated scores do with numbers in memory, and with the bits of a number."""
 
 # numba's extension points carry no types
-# mypy: disable-error-code="no-untyped-call, untyped-decorator, call-overload, call-arg, var-annotated"
+# mypy: disable-error-code="no-untyped-call, untyped-decorator, call-overload, call-arg"
 
 from __future__ import annotations
 
@@ -138,6 +138,6 @@ def frexp(value: Any) -> Any:
         return x, 0
     if abs(x) < 2.2250738585072014e-308:
         x, shift = x * 18014398509481984.0, 1022 + 54
-    word = bits(x)
+    word: Any = bits(x)
     power = (word >> 52) & 2047
     return of_bits(word + ((1022 - power) << 52)), power - shift
