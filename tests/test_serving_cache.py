@@ -20,8 +20,8 @@ from lengthwise.policies import load_policy, load_router
 from lengthwise.serving import Node, System, run
 ones = np.ones(9, int)
 w = lw.Workload({"arrival_s": np.arange(9.0), "prompt_tokens": ones, "output_tokens": ones})
-node = Node(lw.Engine(num_gpu_blocks=9), lw.LinearTiming(base_s=0.5), load_policy("fcfs"))
-r = run(w, System((node,), load_router("jsq")), backend="fast")
+node = Node(lw.Engine(num_gpu_blocks=9), lw.LinearTiming(base_s=0.5), load_policy("sjf"))
+r = run(w, System((node,), load_router("jsq")), ones * 1.0, backend="fast")
 assert r.finish_ps.tolist() == [(2 * i + 1) * 10**12 // 2 for i in range(9)]
 print("numba" in sys.modules)
 """
@@ -76,10 +76,11 @@ def test_a_damaged_file_is_not_read(kernels, damage):
 
 def test_damaged_machine_code_is_compiled_again_and_replaced(tmp_path):
     assert simulate(tmp_path) == (True, [])
-    (made,) = (tmp_path / "lengthwise" / "kernels").glob("run_*.o")
-    whole = made.read_bytes()
-    for content in (b"", whole[: len(whole) // 2]):
-        made.write_bytes(content)
+    made = {p: p.read_bytes() for p in (tmp_path / "lengthwise" / "kernels").glob("*.o")}
+    assert {path.name.split("_")[0] for path in made} == {"run", "sjf"}
+    for part in (0, 0.5):
+        for path, whole in made.items():
+            path.write_bytes(whole[: int(part * len(whole))])
         assert simulate(tmp_path) == (True, [])
         assert simulate(tmp_path) == (False, [])
 
@@ -121,7 +122,7 @@ def test_a_home_that_can_t_be_written_is_one_notice(tmp_path):
 
 def test_a_full_disk_is_one_notice_and_leaves_nothing_behind(tmp_path):
     def little():  # no file may become larger: what a quota does
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
 
     compiled, said = simulate(tmp_path, preexec_fn=little)
     assert compiled and len(said) == 1 and "can't keep machine code in" in said[0]

@@ -302,7 +302,8 @@ def test_a_million_requests_with_a_tail_of_long_contexts():
     assert records.finish_ps.max() >= prompt.sum() / budget * base_ps
 
 
-def test_a_second_process_needs_no_numba(tmp_path):
+@pytest.mark.parametrize(("policy", "first"), [("fcfs", False), ("sjf", True)])
+def test_only_a_new_score_needs_numba(tmp_path, policy, first):
     code = (
         "import sys, numpy as np, lengthwise as lw\n"
         "from lengthwise.policies import load_policy, load_router\n"
@@ -310,8 +311,9 @@ def test_a_second_process_needs_no_numba(tmp_path):
         "ones = np.ones(9, int)\n"
         "w = lw.Workload({'arrival_s': np.arange(9.0), 'prompt_tokens': ones,"
         " 'output_tokens': ones})\n"
-        "n = Node(lw.Engine(num_gpu_blocks=9), lw.LinearTiming(base_s=0.5), load_policy('fcfs'))\n"
-        "r = run(w, System((n,), load_router('jsq')), backend='fast')\n"
+        "n = Node(lw.Engine(num_gpu_blocks=9), lw.LinearTiming(base_s=0.5),"
+        f" load_policy({policy!r}))\n"
+        "r = run(w, System((n,), load_router('jsq')), ones * 1.0, backend='fast')\n"
         "print('numba' in sys.modules, *r.finish_ps)"
     )
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
@@ -320,4 +322,4 @@ def test_a_second_process_needs_no_numba(tmp_path):
         for _ in range(2)
     ]
     half = " ".join(str(int((i + 0.5) * 10**12)) for i in range(9))
-    assert [one.stdout.decode().strip() for one in seen] == [f"True {half}", f"False {half}"]
+    assert [one.stdout.decode().strip() for one in seen] == [f"{first} {half}", f"False {half}"]

@@ -1,14 +1,13 @@
 """A replica's batch in the fast engine: seats in order, decoding requests on a virtual clock."""
 
-# numba types what follows; to mypy every number that an array yields is Any
+# compiled from its text; to mypy every number that an array yields is Any
 # mypy: disable-error-code="no-any-return, return-value, call-arg"
 
 from __future__ import annotations
 
 from typing import Any
 
-from lengthwise.serving.fast.compiler.jit import ceil, hot, kernel
-from lengthwise.serving.fast.compiler.state_type import node_of
+from lengthwise.serving.fast.compiler.jit import ceil, hot, kernel, node_of
 from lengthwise.serving.fast.flags import ASYNC
 from lengthwise.serving.fast.state import DECODE, DRAIN, FREE, NONE, PREFILL, WHEEL
 

@@ -4,7 +4,7 @@ A block that holds known content stands in a bucket of a hash table, behind thos
 the same before it; when nobody uses it, it waits in a queue to be evicted, oldest first.
 """
 
-# numba types what follows; to mypy every number that an array yields is Any
+# compiled from its text; to mypy every number that an array yields is Any
 # mypy: disable-error-code="no-any-return, return-value, call-arg"
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise.serving.fast.batch import blocks_for
-from lengthwise.serving.fast.compiler.jit import hot, kernel, splitmix64
-from lengthwise.serving.fast.compiler.state_type import as_state, node_of
+from lengthwise.serving.fast.compiler.jit import as_state, hot, kernel, node_of, splitmix64
 from lengthwise.serving.fast.state import DONE, NONE
 
 INDEX_BITS = 24  # of a key: the block's place in its request

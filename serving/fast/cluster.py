@@ -4,7 +4,7 @@ At one moment iterations end first (by replica), then requests arrive (by id), t
 can schedule do so (by replica).
 """
 
-# numba types what follows; to mypy every number that an array yields is Any
+# compiled from its text; to mypy every number that an array yields is Any
 # mypy: disable-error-code="no-any-return, return-value, call-arg"
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.serving.fast.compiler.jit import draw, hot, kernel, uniform
-from lengthwise.serving.fast.compiler.state_type import as_state, node_of
+from lengthwise.serving.fast.compiler.jit import as_state, draw, hot, kernel, node_of, uniform
 from lengthwise.serving.fast.curves import fill_curves
 from lengthwise.serving.fast.flags import ASYNC, MORE, POLICY
 from lengthwise.serving.fast.queue import compact

@@ -1,6 +1,6 @@
 """Features that are curves over generated tokens, looked up as ``lengthwise.curves`` does."""
 
-# numba types what follows; to mypy every number that an array yields is Any
+# compiled from its text; to mypy every number that an array yields is Any
 # mypy: disable-error-code="no-any-return, return-value, call-arg"
 
 from __future__ import annotations

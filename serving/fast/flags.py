@@ -1,7 +1,7 @@
 """What a run of the fast engine needs: constants that ``compiler.build`` sets before compilation.
 
-numba leaves out what stands behind a constant that is False, so a simple run compiles and starts
-in a fraction of the time.
+``compiler.translate`` leaves out what stands behind a constant that is False, so a simple run
+compiles and starts in a fraction of the time.
 """
 
 MORE = True  # scores, several replicas or closed loops: more than fcfs of arrivals on one

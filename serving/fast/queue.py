@@ -1,14 +1,13 @@
 """The waiting queues of the fast engine: a linked list for fcfs, a binary heap for scores."""
 
-# numba types what follows; to mypy every number that an array yields is Any
+# compiled from its text; to mypy every number that an array yields is Any
 # mypy: disable-error-code="no-any-return, return-value, call-arg"
 
 from __future__ import annotations
 
 from typing import Any
 
-from lengthwise.serving.fast.compiler.jit import hot, kernel
-from lengthwise.serving.fast.compiler.state_type import node_of
+from lengthwise.serving.fast.compiler.jit import hot, kernel, node_of
 from lengthwise.serving.fast.flags import ASYNC, POLICY
 from lengthwise.serving.fast.state import NONE, OUT, WAITS
 

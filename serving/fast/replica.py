@@ -6,7 +6,7 @@ told apart by prefix caching, or where a prefill that is not the last in the bat
 batch is walked as the reference does.
 """
 
-# numba types what follows; to mypy every number that an array yields is Any
+# compiled from its text; to mypy every number that an array yields is Any
 # mypy: disable-error-code="no-any-return, return-value, call-arg"
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from lengthwise.serving.fast.batch import (
     worst,
 )
 from lengthwise.serving.fast.blocks import admit, demand, find, grow, release, remember
-from lengthwise.serving.fast.compiler.jit import ceil, hot, kernel
-from lengthwise.serving.fast.compiler.state_type import node_of
+from lengthwise.serving.fast.compiler.jit import ceil, hot, kernel, node_of
 from lengthwise.serving.fast.flags import ASYNC, MORE, POLICY, PREFIX
 from lengthwise.serving.fast.queue import (
     append,

@@ -1,6 +1,6 @@
 """What the fast engine's scores see and when they are evaluated, as in ``scoring``."""
 
-# numba types what follows; to mypy every number that an array yields is Any
+# compiled from its text; to mypy every number that an array yields is Any
 # mypy: disable-error-code="no-any-return, return-value, call-arg"
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise.serving.fast.batch import computed_of, generated_of, next_seat
-from lengthwise.serving.fast.compiler.jit import call_score, hot, kernel, rint, uniform
-from lengthwise.serving.fast.compiler.state_type import node_of
+from lengthwise.serving.fast.compiler.jit import call_score, hot, kernel, node_of, rint, uniform
 from lengthwise.serving.fast.curves import fill_curves
 from lengthwise.serving.fast.flags import ASYNC
 from lengthwise.serving.fast.queue import compact, heapify, push, sort_heap

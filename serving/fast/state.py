@@ -200,7 +200,7 @@ KINDS: dict[str, tuple[np.dtype[Any], int]] = {
 
 
 def address_table(state: State) -> NDArray[np.int64]:
-    """Where each array lies and its shape, (fields, 3): what ``compiler.state_type`` reads."""
+    """Where each array lies and its shape, (fields, 3): what ``compiler.memory`` reads."""
     table = np.zeros((len(state), 3), np.int64)
     for row, (name, array) in zip(table, state._asdict().items(), strict=True):
         kind, dimensions = KINDS[name]

@@ -10,11 +10,12 @@ import ctypes
 import hashlib
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lengthwise.serving.fast.compiler.native import build, load, machine
-from lengthwise.serving.fast.compiler.score import compile_one, generated
+from lengthwise.serving.fast.compiler.native import compile_text, load, machine
+from lengthwise.serving.fast.compiler.translate import translate
 from lengthwise.serving.fast.state import KINDS
 from lengthwise.serving.fast.tables import WRITTEN
 from lengthwise.serving.reference.replica import FUTILE
@@ -28,8 +29,8 @@ PARTS = (
 )  # fmt: skip
 TYPES = (
     "state",
-    "compiler/state_type",
-    "compiler/library",
+    "compiler/memory",
+    "compiler/translate",
     "compiler/native",
 )  # imported as they are
 INLINED = {f"lengthwise.serving.fast.{name.replace('/', '.')}" for name in (FLAGS, TABLES, *PARTS)}
@@ -50,10 +51,22 @@ def compiled(**flags: bool) -> dict[str, Callable[[int], int]]:
 
 
 def _build(stem: str, names: tuple[str, ...], flags: dict[str, bool]) -> dict[str, int]:
-    from numba import types
+    text = source(flags)
+    module = translate(text, names, _imported(text), stem)
+    return compile_text(stem, str(module), names)
 
-    module = generated(stem, source(flags))
-    return build(stem, {name: compile_one(getattr(module, name), types.int64) for name in names})
+
+def _imported(text: str) -> dict[str, bool | int | float]:
+    """The numbers that a source imports."""
+    found = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("lengthwise."):
+            module = import_module(str(node.module))
+            for one in node.names:
+                value = getattr(module, one.name)
+                if isinstance(value, bool | int | float):
+                    found[one.asname or one.name] = value
+    return found
 
 
 def source(flags: dict[str, bool]) -> str:

@@ -16,6 +16,7 @@ from llvmlite import binding  # type: ignore[import-untyped]
 from lengthwise.serving.fast.compiler import cache
 from lengthwise.serving.fast.state import FAULT
 
+LEVEL = 3  # of optimisation
 _KEPT: list[Any] = []  # machine code lives as long as its library or its linker
 
 
@@ -29,18 +30,41 @@ def machine() -> str:
 
 def load(stem: str, names: tuple[str, ...]) -> dict[str, int] | None:
     """Addresses of the functions in the machine code kept under ``stem``; None if there is none."""
-    content = cache.read(stem)
-    if content is None:
-        return None
-    code = binding.ObjectFileRef.from_data(content)
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    target = binding.Target.from_default_triple().create_target_machine()
-    linker = binding.create_mcjit_compiler(binding.parse_assembly(""), target)
-    linker.add_object_file(code)
+    code = cache.read(stem)
+    return None if code is None else _link(stem, code, names)
+
+
+def compile_text(stem: str, text: str, names: tuple[str, ...]) -> dict[str, int]:
+    """Addresses of functions in an LLVM module's text, which is optimised and kept."""
+    target = _target(binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
+    module = binding.parse_assembly(text)
+    module.triple, module.data_layout = target.triple, str(target.target_data)
+    tuning = binding.create_pipeline_tuning_options(speed_level=LEVEL)
+    passes = binding.create_pass_builder(target, tuning)
+    passes.getModulePassManager().run(module, passes)
+    code = target.emit_object(module)
+    cache.write(stem, code)
+    return _link(stem, code, names)
+
+
+def _link(stem: str, code: bytes, names: tuple[str, ...]) -> dict[str, int]:
+    linker = binding.create_mcjit_compiler(_empty(), _target())
+    linker.add_object_file(binding.ObjectFileRef.from_data(code))
     linker.finalize_object()
     _KEPT.append(linker)
-    return {name: linker.get_function_address(_symbol(stem, name)) for name in names}
+    return {name: linker.get_function_address(symbol(stem, name)) for name in names}
+
+
+def _empty() -> Any:
+    return binding.parse_assembly("")
+
+
+def _target(cpu: str = "", features: str = "") -> Any:
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    return binding.Target.from_default_triple().create_target_machine(
+        cpu=cpu, features=features, opt=LEVEL, codemodel="jitdefault", jit=True
+    )
 
 
 def build(stem: str, functions: dict[str, Any]) -> dict[str, int]:
@@ -61,7 +85,7 @@ def build(stem: str, functions: dict[str, Any]) -> dict[str, int]:
         library.add_linking_library(result.library)
         arguments = [context.get_value_type(kind) for kind in described.argtypes]
         word = ir.IntType(64)
-        outer = ir.Function(module, ir.FunctionType(word, arguments), _symbol(stem, name))
+        outer = ir.Function(module, ir.FunctionType(word, arguments), symbol(stem, name))
         builder = ir.IRBuilder(outer.append_basic_block())
         inner = context.declare_function(module, described)
         status, value = context.call_conv.call_function(
@@ -72,11 +96,12 @@ def build(stem: str, functions: dict[str, Any]) -> dict[str, int]:
     with global_compiler_lock:
         library.finalize()
     _KEPT.append(library)
-    found = {name: library.get_pointer_to_function(_symbol(stem, name)) for name in functions}
+    found = {name: library.get_pointer_to_function(symbol(stem, name)) for name in functions}
     if all(f.name.startswith("llvm.") for f in library._final_module.functions if f.is_declaration):
         cache.write(stem, library._get_compiled_object())
     return found
 
 
-def _symbol(stem: str, name: str) -> str:
+def symbol(stem: str, name: str) -> str:
+    """What a function is called in machine code."""
     return f"lengthwise_{stem}_{name}"

@@ -32,7 +32,7 @@ def body(net: Layered, names: tuple[str, ...]) -> str:
             lines.append(f"    for j in range({outputs}):")
             lines.append(f"        put({y}, j, _tanh(get({y}, j)))")
         at, x, y = at + (inputs + 1) * outputs, y, x
-    lines.append(f"    put_score(out, i, get({x}, 0))")
+    lines.append(f"    put(out, i, get({x}, 0))")
     return "\n".join(f"    {line}" for line in lines)
 
 

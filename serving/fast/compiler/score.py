@@ -48,8 +48,9 @@ import math
 import numpy
 from numba import njit
 
-from lengthwise.serving.fast.compiler.state_type import feature_row, put_score
-from lengthwise.serving.fast.compiler.vector import frexp as _frexp, get, linear, put, scratch
+from lengthwise.serving.fast.compiler.vector import (
+    feature_row, frexp as _frexp, get, linear, put, scratch,
+)
 
 
 @njit(_nrt=False)
@@ -68,7 +69,7 @@ def evaluate(rows, n, out, numbers):
 EVERY = """\
     for i in range(n):
         row = feature_row(rows, i)
-        put_score(out, i, {entry}({arguments}))"""
+        put(out, i, {entry}({arguments}))"""
 
 
 class NotCompilable(InputError):

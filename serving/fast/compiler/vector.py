@@ -1,4 +1,4 @@
-"""What generated scores do with numbers in memory, and with the bits of a number."""
+"""What generated scores do with rows and numbers in memory, and with the bits of a number."""
 
 # numba's extension points carry no types
 # mypy: disable-error-code="no-untyped-call, untyped-decorator, call-overload, call-arg"
@@ -7,13 +7,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from lengthwise.serving.fast.state import FEATURE_ROW
+
 WORD, DOUBLE = ir.IntType(64), ir.DoubleType()
 LANES = 32  # neurons at a time: eight registers of four numbers
+
+
+@intrinsic
+def feature_row(typingctx: Any, address: Any, index: Any) -> Any:
+    """One of the rows of ``FEATURE_ROW`` that begin at an address."""
+    row = numba.from_dtype(FEATURE_ROW)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        offset = builder.mul(arguments[1], WORD(FEATURE_ROW.itemsize))
+        return builder.inttoptr(builder.add(arguments[0], offset), context.get_value_type(row))
+
+    return row(types.int64, types.int64), generate
 
 
 @intrinsic

@@ -1,0 +1,109 @@
+"""The fast engine's own compiler against Python: the same text, run and compiled."""
+
+import ctypes
+import math
+import textwrap
+
+import numpy as np
+import pytest
+
+from lengthwise.errors import InvariantError
+from lengthwise.serving.fast.compiler import cache
+from lengthwise.serving.fast.compiler.native import compile_text
+from lengthwise.serving.fast.compiler.translate import translate
+
+WORDS = {
+    "np": np, "ceil": math.ceil, "rint": round, "kernel": lambda f: f, "hot": lambda f: f,
+    "ON": True, "OFF": False, "TEN": 10,
+}  # fmt: skip
+
+PROGRAMS = {
+    "floor": "return x // 7 * 1000 + x % 7 + (x // -5) * 10 + x % -5",
+    "bits": "return (x >> 2) + (x << 3) + (x & 12) + (x | 3) + (x ^ 5)",
+    "truth": "return 1 if (x > 3 and x < 9) or not (x != -4 or x == 2) else 0",
+    "shortcut": "return 5 if x != 0 and 100 // x > 9 else 6",
+    "chain": "return (0 < x <= 5) + 10 * (-5 <= x < 0 < 1)",
+    "floats": "y = x / 3 + TEN\nreturn ceil(y) + 7 * rint(y * 2.5) + ceil(-y)",
+    "extremes": "return min(x, 4) + 100 * max(x, -2, 1) + ceil(max(0.5, x / 2))",
+    "kept": (
+        "a, b = x, x + 1\na, b = b, a\nc = d = a - b\nc += 2\nc -= b\n"
+        "return a * 100 + c * 10 + d"
+    ),
+    "loops": (
+        "total = 0\nfor i in range(20):\n    if i == x:\n        continue\n    if i > x + 8:\n"
+        "        break\n    for j in range(i, 5):\n        total += j\n    total += i\nreturn total"
+    ),
+    "while": (
+        "n = abs_of(x) + 1\nsteps = 0\nwhile True:\n    if n == 1 or steps > 90:\n        break\n"
+        "    n = n // 2 if n % 2 == 0 else 3 * n + 1\n    steps += 1\nreturn steps"
+    ),
+    "constants": (
+        "if OFF and missing(x):\n    return 1\nif ON or missing(x):\n    x += TEN\n"
+        "if not OFF:\n    x *= 2\nelse:\n    missing(x)\nreturn x if TEN == 10 else missing(x)"
+    ),
+    "calls": "noted = is_small(x, 6)\nif noted:\n    return half(x) + 1\nreturn half(x - 1)",
+    "unsigned": (
+        "y = np.uint64(x) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)\nreturn np.int64(y)"
+    ),
+    "both": (
+        "y = 0.0\nif x > 2 and (ON or x > 9):\n    y = x * 1.5\n"
+        "return rint(y * 10) if y > 4 else -1"
+    ),
+}  # fmt: skip
+HELPERS = """
+@hot
+def half(n) -> int:
+    return n // 2
+
+@kernel
+def is_small(n, limit) -> bool:
+    if n < 0:
+        return is_small(-n, limit) if n < -100 else -n < limit
+    return n < limit
+
+@kernel
+def abs_of(n) -> int:
+    return -n if n < 0 else n
+"""
+
+
+def text_of(body):
+    return f"{HELPERS}\n@kernel\ndef entry(x) -> int:\n{textwrap.indent(body, '    ')}\n"
+
+
+def compiled(body, stem, monkeypatch):
+    monkeypatch.setattr(cache, "write", lambda *_: None)
+    constants = {name: WORDS[name] for name in ("ON", "OFF", "TEN")}
+    module = translate(text_of(body), ("entry",), constants, stem)
+    address = compile_text(stem, str(module), ("entry",))["entry"]
+    return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_is_compiled_does_what_python_does(name, monkeypatch):
+    known = dict(WORDS)
+    exec(text_of(PROGRAMS[name]), known)
+    machine = compiled(PROGRAMS[name], name, monkeypatch)
+    with np.errstate(over="ignore"):
+        for x in [*range(-20 if name != "unsigned" else 0, 40), 2**40 + 1]:
+            assert machine(x) == int(known["entry"](x)), x
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("return [x][0]", r"entry: '\[x\]' is no expression that it may use"),
+        ("return missing(x)", r"'missing\(x\)' calls what is not there"),
+        ("y = 1\ny = 0.5\nreturn y", "'y' makes int of float"),
+        ("return 1 if x > 0 else 0.5", "makes int of float"),
+        ("with x:\n    pass\nreturn x", "is no statement that it may use"),
+        ("for i in x:\n    pass\nreturn x", "goes through what is no range"),
+        ("return x @ x", "is no operation on int"),
+        ("return y", "'y' has no value here"),
+        ("return np.uint64(x) + x", "mixes uint and int"),
+        ("return half(n=x)", "names its arguments"),
+    ],
+)
+def test_anything_else_is_refused_with_its_line(body, why):
+    with pytest.raises(InvariantError, match=why):
+        translate(text_of(body), ("entry",), {}, "refused")
