@@ -15,4 +15,8 @@ def srtf_refreshed(expected_remaining_tokens: Any) -> Any:
     return expected_remaining_tokens
 
 
-SRTF_REFRESHED = SchedulingPolicy(Score.from_function(srtf_refreshed), Preemption(mode="recompute"))
+# Whoever has outlived its prediction may have far to go: it is not protected.
+NEVER = 1e9
+SRTF_REFRESHED = SchedulingPolicy(
+    Score.from_function(srtf_refreshed), Preemption(mode="recompute", protect_after=NEVER)
+)

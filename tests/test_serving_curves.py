@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lengthwise import remaining
 from lengthwise.curves import BETWEEN, Curve
 from lengthwise.errors import InputError
 from lengthwise.policies import load_policy, load_router
-from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
+from lengthwise.policy import Preemption, RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.prediction import CURVES, Prediction, Predictions
+from lengthwise.remaining import Pieces
 from lengthwise.serving import Engine, run
 from lengthwise.serving.inputs import predictions_of
 from lengthwise.serving.timing.linear import LinearTiming
@@ -91,6 +93,52 @@ def test_a_refreshed_prediction_lets_the_outlived_give_way() -> None:
         work, load_policy("srtf+preempt:price=0,overhead_tokens=0"), made, max_num_seqs=1
     )
     assert first.preemptions.tolist() == [0, 0]  # 21 - 3 against 21
+
+
+def two_lengths(n: int, short: float, long: float, share: float) -> Predictions:
+    """Everybody's answer has ``short`` tokens with probability ``share``, else ``long``."""
+    lengths = np.array([[short, long]])
+    pieces = Pieces(lengths, lengths, np.array([[share, 1 - share]]))
+    edges = np.arange(long)
+    values = [[remaining.gittins(pieces, np.array([edge]))[0] for edge in edges]]
+    curve = Curve.table(edges, values, np.zeros(n, int))
+    mean = share * short + (1 - share) * long
+    return Predictions({"predicted_tokens": np.full(n, mean)}, {"gittins_index": curve})
+
+
+def test_the_gittins_policy_has_the_means_that_theory_gives() -> None:
+    """An M/G/1 queue of lengths 20 and 600 at load 0.7, each equal to a coin's other side at first.
+
+    Whoever has not outlived 20 tokens goes first, so that the short see only the first 20 tokens of
+    others: an M/D/1 queue. The long see all work that is there, and the first 20 tokens of those
+    who come meanwhile: (E[W] + 600 s) / (1 - load of these), where W is what they would wait first
+    come, first served. (Scully et al., SOAP, section 3.)
+    """
+    s, share, load, n = 0.001, 0.8, 0.7, 40_000
+    rng = np.random.default_rng(7)
+    tokens = np.where(rng.random(n) < share, 20, 600)
+    rate = load / ((share * 20 + (1 - share) * 600) * s)
+    work = Workload(
+        {
+            "arrival_s": np.cumsum(rng.exponential(1 / rate, n)),
+            "prompt_tokens": np.ones(n, int), "output_tokens": tokens,
+        }
+    )  # fmt: skip
+    free = Preemption("recompute", price=0.0, overhead_tokens=0, protect_after=1e9)
+    policy = SchedulingPolicy(Score.from_function(gittins), free)
+    engine = Engine(max_num_seqs=1, num_gpu_blocks=200)
+
+    def took_s(policy: SchedulingPolicy) -> Any:
+        given = alike(policy=policy, routing=ONE, engine=engine, timing=LinearTiming(s))
+        made = run(work, predictions=two_lengths(n, 20, 600, share), backend="fast", **given)
+        return (made.finish_ps - made.arrival_ps) / 1e12
+
+    took, in_turn = took_s(policy), took_s(SchedulingPolicy(Score.from_function(in_line)))
+    first = rate * 20 * s
+    short = 20 * s + rate * (20 * s) ** 2 / (2 * (1 - first))
+    wait = (in_turn[tokens == 600] - 600 * s).mean()
+    assert took[tokens == 20].mean() == pytest.approx(short, rel=0.04)
+    assert took[tokens == 600].mean() == pytest.approx((wait + 600 * s) / (1 - first), rel=0.04)
 
 
 def random_predictions(work: Workload, rng: np.random.Generator) -> Predictions:

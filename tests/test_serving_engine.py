@@ -14,8 +14,8 @@ from lengthwise.policy import Admission, Preemption, SchedulingPolicy, Score
 from lengthwise.protocols import Batch
 from lengthwise.serving import HOLD, Engine, Node, Records, Stop, Stops, System, run
 from lengthwise.serving.records import PS
-from lengthwise.serving.reference.timeline import Step
 from lengthwise.serving.reference.run import ReferenceRun
+from lengthwise.serving.reference.timeline import Step
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
 from tests.systems import alike
