@@ -71,7 +71,8 @@ def test_the_lower_bounds_are_true() -> None:
 
 OLDEST = (
     "tests/test_policies_agree.py", "tests/test_policies_bundle.py", "tests/test_workload.py",
-    "tests/test_prediction.py", "tests/test_serving_engine.py", "tests/test_eval_simulate.py",
+    "tests/test_prediction.py", "tests/test_serving_engine.py", "tests/test_eval_metrics.py",
     "tests/test_serving_workload_load.py", "tests/test_serving_workload_readers.py",
-    "tests/test_predictors_censoring.py", "tests/test_cli.py",
+    "tests/test_predictors_censoring.py",
+    "tests/test_cli.py::test_every_command_has_help",
 )  # fmt: skip

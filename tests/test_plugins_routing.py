@@ -63,6 +63,16 @@ def test_a_request_counts_where_it_went_even_if_its_first_choice_died() -> None:
     assert router.unfinished("b") == router.unfinished("c") == 0
 
 
+def test_a_request_that_is_ranked_again_takes_one_turn() -> None:
+    router = ReplicaRouter("round-robin")
+    for _ in range(3):  # Ray Serve asks again while it finds no seat
+        router.sent(router.rank(ABC)[0], 1)
+    router.moved("a", 1)
+    router.sent(router.rank(ABC)[0], 2)
+    assert [router.unfinished(replica) for replica in ABC] == [1, 1, 0]
+    assert router.rank(ABC)[0] == "c"
+
+
 def test_what_ends_late_on_one_replica_still_counts_on_the_next() -> None:
     router = ReplicaRouter("jsq")
     router.sent("a", 1)

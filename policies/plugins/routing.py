@@ -142,29 +142,19 @@ class ReplicaRouter:
             return best + [c for c in candidates if c not in best]
 
     def sent(self, replica: Hashable, request: Hashable, tokens: float = 0.0) -> None:
-        """A request goes to a replica; ``tokens`` are those of its prompt and predicted answer."""
+        """A request goes to a replica; ``tokens`` are those of its prompt and predicted answer.
+
+        One that is under way already is placed anew: it went nowhere before.
+        """
         with self._lock:
-            self._end(request)
-            known = self._replicas.setdefault(replica, Replica())
-            known.routed += 1
-            known.owed[request] = tokens
-            self._sent[request] = (replica, time.monotonic(), tokens)
+            self._take_back(request)
+            self._count(replica, request, tokens)
 
     def moved(self, replica: Hashable, request: Hashable) -> None:
         """A request went to another replica than ``sent`` said; ignored once it has ended."""
         with self._lock:
-            if request not in self._sent:
-                return
-            before, since, tokens = self._sent[request]
-            if before == replica:
-                return
-            if before in self._replicas:
-                self._replicas[before].routed -= 1
-                self._replicas[before].owed.pop(request, None)
-            known = self._replicas.setdefault(replica, Replica())
-            known.routed += 1
-            known.owed[request] = tokens
-            self._sent[request] = (replica, since, tokens)
+            if request in self._sent:
+                self._count(replica, request, self._take_back(request))
 
     def done(self, request: Hashable, replica: Hashable = None) -> None:
         """A request ended, well or not; unknown ones are ignored (a replica that was forgotten).
@@ -199,6 +189,19 @@ class ReplicaRouter:
         """How long the oldest of a replica's unfinished requests is under way; 0 if none is."""
         since = [self._sent[request][1] for request in replica.owed]
         return time.monotonic() - min(since) if since else 0.0
+
+    def _count(self, replica: Hashable, request: Hashable, tokens: float) -> None:
+        known = self._replicas.setdefault(replica, Replica())
+        known.routed += 1
+        known.owed[request] = tokens
+        self._sent[request] = (replica, time.monotonic(), tokens)
+
+    def _take_back(self, request: Hashable) -> float:
+        replica, _, tokens = self._sent.pop(request, (None, 0.0, 0.0))
+        if replica in self._replicas and request in self._replicas[replica].owed:
+            self._replicas[replica].routed -= 1
+            del self._replicas[replica].owed[request]
+        return tokens
 
     def _end(self, request: Hashable) -> None:
         replica, *_ = self._sent.pop(request, (None,))
