@@ -5,13 +5,24 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from lengthwise.serving.vllm import VllmUnavailable
-from tests.engines import numba_versions, resolving
+from tests.engines import numba_versions, resolving, whole_environment
 from tests.engines.environments import ROOT
+from tests.engines.installed import installed
 from tests.engines.resolving import NoNetwork, Unresolvable
+
+# what needs no extra, and installed code less than anything else
+OLDEST = (
+    "tests/test_policies_agree.py", "tests/test_policies_bundle.py", "tests/test_workload.py",
+    "tests/test_prediction.py", "tests/test_serving_engine.py", "tests/test_eval_metrics.py",
+    "tests/test_serving_workload_load.py", "tests/test_serving_workload_readers.py",
+    "tests/test_predictors_censoring.py",
+    "tests/test_cli.py::test_every_command_has_help",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("engine", resolving.ENGINES)
@@ -69,10 +80,16 @@ def test_the_lower_bounds_are_true() -> None:
     passes(numba_versions.oldest, *OLDEST)
 
 
-OLDEST = (
-    "tests/test_policies_agree.py", "tests/test_policies_bundle.py", "tests/test_workload.py",
-    "tests/test_prediction.py", "tests/test_serving_engine.py", "tests/test_eval_metrics.py",
-    "tests/test_serving_workload_load.py", "tests/test_serving_workload_readers.py",
-    "tests/test_predictors_censoring.py",
-    "tests/test_cli.py::test_every_command_has_help",
-)  # fmt: skip
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.timeout(3000)  # the first test that needs vLLM's environment makes it
+def test_the_wheel_changes_no_version_beside_vllm_and_serves_there(tmp_path: Path) -> None:
+    try:
+        found = installed(tmp_path)
+    except VllmUnavailable as error:
+        pytest.skip(str(error))
+    assert found.before <= found.after
+    ours = {line.split("==")[0] for line in found.after - found.before}
+    assert "lengthwise" in ours and "numba" not in ours
+    lines = whole_environment.run(["tokens", "srtf"], python=found.python, path="")
+    assert any(line.startswith("srtf: the same tokens") for line in lines)

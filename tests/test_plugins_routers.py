@@ -58,8 +58,10 @@ def test_ray_serve(tmp_path: Path) -> None:
     for name in ("round-robin", "least-tokens"):
         assert found[name]["answered"] == COUNT and not found[name]["retried"]
     assert found["least-tokens"]["mean_s"] < 0.5 * found["round-robin"]["mean_s"]
-    turns = found["round-robin"]["by_slot"].values()
-    assert max(turns) - min(turns) <= 2
+    # turns are taken over all requests; a replica that is too busy to be asked loses its last one
+    turns = np.add([found["round-robin"]["by_slot"][str(slot)] for slot in range(3)],
+                   found["round-robin"]["warmed"])  # fmt: skip
+    assert max(turns) - min(turns) <= 3
     assert found["least-tokens"]["by_slot"]["2"] < 0.25 * COUNT  # the slow one
 
     assert found["dying"]["answered"] == COUNT

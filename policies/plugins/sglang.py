@@ -1,11 +1,12 @@
-"""Scheduling policies in SGLang 0.5, through its plugin entry point.
+"""Scheduling policies in SGLang 0.5.11 and later, through its plugin entry point.
 
     LENGTHWISE_SGLANG='{"policy": "srtf"}' python -m sglang.launch_server ... \\
         --enable-priority-scheduling --schedule-low-priority-values-first
 
 Without the environment variable the plugin does nothing. With it, each request's ``priority`` is
-the policy's score whenever SGLang orders its queue; SGLang's own sort and its own preemption (at
-``--priority-scheduling-preemption-threshold``, which is in score units) do the rest.
+the policy's score while SGLang sorts its queue and while it chooses whom to preempt (at
+``--priority-scheduling-preemption-threshold``, which is in score units). Everywhere else, as in a
+full queue (``--max-queued-requests``), metrics and the prefix cache, it is what the client said.
 
 Each tensor-parallel rank schedules by itself and all must agree, so scores may read no clock and
 nothing that ranks see at different times. Lengths come from the client, as
@@ -17,7 +18,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lengthwise.errors import InputError
@@ -30,7 +33,7 @@ from lengthwise.provider import Provider
 
 ENVIRONMENT = "LENGTHWISE_SGLANG"
 USED = ("policy", "bundle", "default_tokens", "client_lengths")  # settings
-TARGET = "sglang.srt.managers.schedule_policy.SchedulePolicy.calc_priority"
+MANAGERS = "sglang.srt.managers"
 
 VALUES: Provider[Callable[[Any], float]] = Provider(
     "SGLang's scheduler, where ranks must agree,",
@@ -40,18 +43,35 @@ VALUES: Provider[Callable[[Any], float]] = Provider(
         "predicted_tokens": lambda r: r.lengthwise_predicted,
         # a length is one number here, and what is left of it
         **dict.fromkeys(CURVES, lambda r: max(r.lengthwise_predicted - len(r.output_ids), 1.0)),
-        "priority": lambda r: r.lengthwise_priority,
+        "priority": lambda r: r.lengthwise_urgency,
     },
 )
 
 
 def register() -> None:
-    """SGLang's entry point: hooks the order of its queue, if the environment asks for it."""
+    """SGLang's entry point: hooks the order of its queue, if the environment asks for it.
+
+    Raises ``SystemExit`` for settings that can't work there: what else a plugin raises SGLang logs,
+    and serves without it.
+    """
     if not os.environ.get(ENVIRONMENT):
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register(TARGET, Priorities.from_environment().around, HookType.AROUND)
+    try:
+        priorities = Priorities.from_environment()
+    except InputError as error:
+        raise SystemExit(f"{ENVIRONMENT}: {error}") from None
+    policy = f"{MANAGERS}.schedule_policy.SchedulePolicy"
+    HookRegistry.register(f"{policy}.__init__", priorities.check, HookType.AFTER)
+    HookRegistry.register(f"{policy}.calc_priority", priorities.order, HookType.AROUND)
+    HookRegistry.register(
+        f"{MANAGERS}.schedule_policy.PrefillAdder.preempt_to_schedule", priorities.preempt,
+        HookType.AROUND,
+    )  # fmt: skip
+    HookRegistry.register(
+        f"{MANAGERS}.schedule_batch.ScheduleBatch.release_req", priorities.release, HookType.BEFORE
+    )
 
 
 class Priorities:
@@ -82,6 +102,7 @@ class Priorities:
         self._scorer.require(VALUES)
         self._default = settings.default_tokens
         self._believed = settings.client_lengths
+        self._sign = 1  # of SGLang's priorities: 1 where the lowest goes first, else -1
 
     @classmethod
     def from_environment(cls) -> Priorities:
@@ -92,42 +113,62 @@ class Priorities:
             raise InputError(f"{ENVIRONMENT} is not JSON: {error}") from None
         return cls(Settings.parse(given, USED, "SGLang"))
 
-    def around(
-        self,
-        original: Callable[..., Any],
-        policy: Any,
-        waiting_queue: list[Any],
-        running_batch: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """Goes around ``SchedulePolicy.calc_priority``."""
-        if policy.enable_priority_scheduling:
-            for request in waiting_queue:
-                self._set(request, policy.priority_sign)
-            for request in getattr(running_batch, "reqs", None) or ():
-                self._set(request, policy.priority_sign)
-        else:
-            self.counters.warn(
-                "sglang-priority", "the policy has no effect without --enable-priority-scheduling"
-            )
-        return original(policy, waiting_queue, running_batch, *args, **kwargs)
+    def check(self, result: None, policy: Any, *args: Any, **kwargs: Any) -> None:
+        """After ``SchedulePolicy.__init__``: refuses a server on which the policy has no effect."""
+        if not policy.enable_priority_scheduling:
+            raise InputError(f"{ENVIRONMENT} has no effect without --enable-priority-scheduling")
+        self._sign = policy.priority_sign
 
-    def _set(self, request: Any, sign: int) -> None:
-        if not hasattr(request, "lengthwise_predicted"):
-            request.lengthwise_priority = request.priority
+    def order(
+        self, original: Callable[..., Any], policy: Any, waiting_queue: list[Any], *args: Any,
+        **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        """Goes around ``SchedulePolicy.calc_priority``, which sorts the queue."""
+        with self._scored(waiting_queue):
+            return original(policy, waiting_queue, *args, **kwargs)
+
+    def preempt(
+        self, original: Callable[..., Any], adder: Any, request: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Goes around ``PrefillAdder.preempt_to_schedule``, which compares priorities."""
+        with self._scored([request, *adder.running_batch.reqs]):
+            return original(adder, request, *args, **kwargs)
+
+    def release(self, batch: Any, index: int, *args: Any, **kwargs: Any) -> None:
+        """Before ``ScheduleBatch.release_req``: a victim's cache is kept at its own priority."""
+        request = batch.reqs[index]
+        request.priority = getattr(request, "lengthwise_own", request.priority)
+
+    @contextmanager
+    def _scored(self, requests: Iterable[Any]) -> Iterator[None]:
+        """Scores as priorities, for as long as it lasts."""
+        scored = list(requests)
+        try:
+            for request in scored:
+                self._set(request)
+            yield
+        finally:
+            for request in scored:
+                request.priority = getattr(request, "lengthwise_own", request.priority)
+
+    def _set(self, request: Any) -> None:
+        if not hasattr(request, "lengthwise_own"):
+            own = sys.maxsize if request.priority is None else self._sign * request.priority
+            request.lengthwise_urgency = own  # lowest first, as scores are
             request.lengthwise_predicted = self._length(request)
+            request.lengthwise_own = request.priority
         score = self._scorer.one({name: VALUES[name](request) for name in self._scorer.names})
         if math.isnan(score):
             self.counters.add("fallbacks", "policy")
             score = 0.0  # ahead of most, and first come, first served among its like
-        request.priority = sign * score
+        request.priority = self._sign * score
 
     def _length(self, request: Any) -> float:
         limit = getattr(request.sampling_params, "max_new_tokens", None)
         most = math.inf if limit is None else max(float(limit), 1.0)
-        custom = getattr(request.sampling_params, "custom_params", None) or {}
-        sent = custom.get("predicted_tokens") if self._believed else None
+        custom = getattr(request.sampling_params, "custom_params", None)
+        says = self._believed and isinstance(custom, dict)  # it may be anything
+        sent = custom.get("predicted_tokens") if says else None
         told = client.length(sent)
         if told is None and sent is not None:
             self.counters.add("ignored", "predicted_tokens")

@@ -127,8 +127,10 @@ async def settled() -> int:
     return left()
 
 
-async def warm(handle: Any) -> None:
-    await asyncio.gather(*(handle.remote({"max_tokens": 1, "index": -1}) for _ in range(6)))
+async def warm(handle: Any) -> list[int]:
+    """Makes connections, which are not what is measured; who answered."""
+    asked = [handle.remote({"max_tokens": 1, "index": -1}) for _ in range(6)]
+    return [answer["slot"] for answer in await asyncio.gather(*asked)]
 
 
 async def odd_calls(handle: Any) -> int:
@@ -165,9 +167,10 @@ def main() -> None:
             handles = deploy(task["routers"], Path(root))
             full = handles.pop("full")
             for name, handle in handles.items():
-                asyncio.run(warm(handle))  # makes connections, which are not what is measured
+                warmed = asyncio.run(warm(handle))
                 kill = Path(root) / name / "kill" if name in task["dies"] else None
                 found[name] = asyncio.run(drive(handle, jobs, kill))
+                found[name]["warmed"] = [warmed.count(slot) for slot in range(3)]
             found["left"] = asyncio.run(settled())
             found["odd"] = asyncio.run(odd_calls(handles["least-tokens"]))
             found["hung up"] = asyncio.run(hang_up(full))
