@@ -91,5 +91,8 @@ def test_the_wheel_changes_no_version_beside_vllm_and_serves_there(tmp_path: Pat
     assert found.before <= found.after
     ours = {line.split("==")[0] for line in found.after - found.before}
     assert "lengthwise" in ours and "numba" not in ours
-    lines = whole_environment.run(["tokens", "srtf"], python=found.python, path="")
+    tests = tmp_path / "tests alone"
+    tests.mkdir()
+    (tests / "tests").symlink_to(ROOT / "tests")
+    lines = whole_environment.run(["tokens", "srtf"], installed=(found.python, tests))
     assert any(line.startswith("srtf: the same tokens") for line in lines)

@@ -219,32 +219,42 @@ def request(prompt: int, predicted: Any = None, done: int = 0, priority: int = 0
     )  # fmt: skip
 
 
-def calc(priorities: Priorities, waiting: list[Any], running: list[Any], sign: int = 1) -> None:
+def calc(priorities: Priorities, waiting: list[Any], sign: int = 1) -> list[float]:
+    """The priorities that SGLang's own sort sees, in its order."""
     policy = SimpleNamespace(enable_priority_scheduling=True, priority_sign=sign)
+    priorities.check(None, policy)
+    seen: list[float] = []
 
     def own_sort(policy: Any, waiting: list[Any], batch: Any, processed: int = 0) -> None:
         waiting.sort(key=lambda r: r.priority * policy.priority_sign)
+        seen.extend(r.priority for r in waiting)
 
-    priorities.around(own_sort, policy, waiting, SimpleNamespace(reqs=running), 3)
+    priorities.order(own_sort, policy, waiting, SimpleNamespace(reqs=[]), 3)
+    return seen
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_sglang_s_own_sort_becomes_srtf(sign: int) -> None:
     priorities = Priorities(Settings(policy="srtf", default_tokens=50))
     waiting = [request(9, 80), request(9), request(9, 20), request(9, 100, done=95)]
-    running = [request(9, 200, done=10)]
-    calc(priorities, waiting, running, sign)
+    seen = calc(priorities, waiting, sign)
     assert [r.lengthwise_predicted - len(r.output_ids) for r in waiting] == [5, 20, 50, 80]
-    assert running[0].priority == sign * 190
+    assert seen == [sign * left for left in (5, 20, 50, 80)]
+    assert {r.priority for r in waiting} == {0}  # as their clients said
 
 
-def test_every_rank_sets_the_same_priorities() -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_client_s_priority_means_in_a_policy_what_it_means_to_sglang(sign: int) -> None:
+    waiting = [request(9, priority=p) for p in (2, 9, 5)]
+    calc(Priorities(Settings(policy="priority")), waiting, sign)
+    assert [r.priority for r in waiting] == ([2, 5, 9] if sign == 1 else [9, 5, 2])
+
+
+def test_every_rank_sees_the_same_priorities() -> None:
     ranks = []
     for _ in range(2):
-        priorities = Priorities(Settings(policy="mlfq"))
         queue = [request(n, done=3 * n) for n in (700, 20, 5)]
-        calc(priorities, queue, [])
-        ranks.append([r.priority for r in queue])
+        ranks.append(calc(Priorities(Settings(policy="mlfq")), queue))
     assert ranks[0] == ranks[1]
 
 
@@ -291,6 +301,6 @@ def test_in_sglang_too_no_length_exceeds_the_limit_and_nonsense_is_ignored() -> 
     waiting = [request(9, 145), request(9, "12"), request(9, 10**400), request(9, [3])]
     for one in waiting:
         one.sampling_params.max_new_tokens = 10 if one is waiting[0] else 128
-    calc(priorities, waiting, [])
+    calc(priorities, waiting)
     assert [r.lengthwise_predicted for r in waiting] == [10, 12, 50, 50]
     assert priorities.counters.counts["ignored", "predicted_tokens"] == 2

@@ -167,8 +167,8 @@ class Priorities:
         limit = getattr(request.sampling_params, "max_new_tokens", None)
         most = math.inf if limit is None else max(float(limit), 1.0)
         custom = getattr(request.sampling_params, "custom_params", None)
-        says = self._believed and isinstance(custom, dict)  # it may be anything
-        sent = custom.get("predicted_tokens") if says else None
+        said = custom if self._believed and isinstance(custom, dict) else {}  # it may be anything
+        sent = said.get("predicted_tokens")
         told = client.length(sent)
         if told is None and sent is not None:
             self.counters.add("ignored", "predicted_tokens")

@@ -1,5 +1,6 @@
-"""Our wheel, installed by pip over the whole vLLM of ``whole_environment``, whose files stay as they
-are: an environment of its own sees them and takes what is new.
+"""Our wheel, installed by pip over the whole vLLM of ``whole_environment``.
+
+An environment of its own sees vLLM's packages, which stay as they are, and takes what is new.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ ANSWERS = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 STUBS = {"orjson", "IPython", "torchvision", "gguf"}
 
-import transformers.models.auto.image_processing_auto  # noqa: E402, F401  before it finds a stub
+import transformers.models.auto.image_processing_auto  # noqa: F401  before it finds a stub
 
 
 class Stub(types.ModuleType):
@@ -150,7 +150,11 @@ def preempted(predicted: float, threshold: int) -> dict[str, Any]:
     )  # fmt: skip
     new = request("new", predicted, 2, 3)
     done = schedule_policy.PrefillAdder.preempt_to_schedule(adder, new)
-    return {"done": done, "released": released, "kept": {r.priority for r in (new, *running)} == {3}}
+    return {
+        "done": done,
+        "released": released,
+        "kept": {r.priority for r in (new, *running)} == {3},
+    }
 
 
 def raised(given: str | None = None) -> str:

@@ -52,11 +52,22 @@ def _fill(install: list[str]) -> None:
 
 
 def run(
-    arguments: Sequence[str], module: str = "tests.engines.whole_engine", timeout_s: float = 1800
+    arguments: Sequence[str],
+    module: str = "tests.engines.whole_engine",
+    timeout_s: float = 1800,
+    *,
+    installed: tuple[Path, Path] | None = None,
 ) -> list[str]:
-    """The lines that a module prints there; raises ``AssertionError`` if it fails."""
-    interpreter, root = python(), made.cache_folder()
-    paths = [ROOT, packages(root, interpreter, "packages-record", PYARROW), _metadata(root)]
+    """The lines that a module prints there; raises ``AssertionError`` if it fails.
+
+    With ``installed``, in an interpreter that has vLLM and our package, from the tests in a folder.
+    """
+    root = made.cache_folder()
+    if installed is None:
+        interpreter = python()
+        paths = [ROOT, packages(root, interpreter, "packages-record", PYARROW), _metadata(root)]
+    else:
+        interpreter, paths = installed[0], [installed[1], _metadata(root)]
     variables = {
         **os.environ, "PYTHONPATH": ":".join(map(str, paths)), "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
