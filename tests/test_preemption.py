@@ -20,9 +20,8 @@ from lengthwise.policies.plugins.vllm.clock import Clock
 from lengthwise.policies.plugins.vllm.driver import Driver
 from lengthwise.policy import LONGEST_FLOOR_S, Guard, Preemption, SchedulingPolicy, Score
 from lengthwise.serving import Engine
-from lengthwise.serving.clock import Clock as SimulatedClock
-from lengthwise.serving.reference.replica import Replica
 from lengthwise.serving.reference.request import Request
+from lengthwise.serving.reference.scheduler import Scheduler as Decides
 
 BLOCK = 16
 
@@ -121,22 +120,21 @@ def in_reference(hall: Hall) -> list[int]:
     )  # fmt: skip
     used = sum(-(-each.computed // BLOCK) for each in hall.running)
     still: Any = SimpleNamespace(changes=frozenset())  # scores stand still
-    clock = SimulatedClock(lambda batch: 1, 0)
-    replica = Replica(0, engine, used + hall.free + 1, hall.policy, still, clock)
+    decides = Decides(engine, used + hall.free + 1, hall.policy, still)
     for place, each in enumerate(hall.running):
         whole = -int(-each.predicted // 1)
         request = Request(place, each.score, 10_000, each.arrival, whole, ())
         request.known, request.computed = each.score + each.generated, each.computed
         request.score, request.ahead, request.in_batch = each.score, each.ahead, True
-        assert replica.kv.grow(request, each.computed)
-        replica.running.append(request)
+        assert decides.kv.grow(request, each.computed)
+        decides.running.append(request)
     for place, score in enumerate(hall.waiting):
         request = Request(100 + place, score, 10_000, 10, 0, ())
         request.score = score
-        replica.waiting.push(request)
-    replica.begin(0)
-    replica.preempt()
-    return [request.id for request in replica.schedule().preempted]
+        decides.waiting.push(request)
+    decides.begin(0)
+    decides.preempt(None)
+    return [request.id for request in decides.schedule(()).preempted]
 
 
 class Scheduler(SimpleNamespace):

@@ -1,34 +1,22 @@
-"""One replica of a serving engine: what vLLM V1's scheduler decides, iteration by iteration.
-
-The order of decisions is vLLM's own (``Scheduler.schedule`` and ``update_from_output``): running
-requests first, each getting the tokens it misses from one token budget; under KV pressure one of
-them is preempted and recomputed later; then, unless somebody was preempted, waiting requests while
-there are seats, tokens and blocks. Before that comes what vLLM lacks: policy preemption. All state
-is integers, but for scores; ties go to the earlier arrival and then the lower id.
-"""
+"""A replica: what decides in it, when that happens, and its books."""
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from functools import cached_property
 
-from lengthwise.errors import InputError, InvariantError
-from lengthwise.policy import SchedulingPolicy
-from lengthwise.preemption import Demand, Victims, exchanges
+from lengthwise.errors import InputError
+from lengthwise.picoseconds import PS
 from lengthwise.protocols import Batch
 from lengthwise.serving.clock import Clock
 from lengthwise.serving.options import Engine
-from lengthwise.serving.records import PS
 from lengthwise.serving.reference.kv_cache import KVCache
 from lengthwise.serving.reference.request import Request
-from lengthwise.serving.reference.starvation import Watch
+from lengthwise.serving.reference.scheduler import Decider
 from lengthwise.serving.reference.timeline import Step, Timeline
-from lengthwise.serving.reference.waiting import ArrivalQueue, ScoreQueue, WaitingQueue
-from lengthwise.serving.scoring import BACKLOGS, ReplicaView, Scorer
+from lengthwise.serving.scoring import BACKLOGS, ReplicaView
 
-UNLIMITED = 1 << 62
 # Preemptions in a row, none of which let anybody get further than before, that count as forever.
 FUTILE = 1000
 
@@ -42,51 +30,46 @@ def endless(requests: int, replica: int, now_ps: int) -> InputError:
 
 
 class Replica:
-    """A scheduler, its queues and its KV cache.
+    """Times what a ``Decider`` decides, and keeps the books of its requests.
 
     ``begin``, ``preempt`` and ``schedule`` make an iteration; ``finish`` brings its results. With
-    ``async_scheduling`` two iterations may be under way: the second is scheduled when the first
-    starts, before its results are known.
+    ``async_scheduling`` two of them may be under way.
     """
 
     engine: Engine
 
-    def __init__(
-        self,
-        index: int,
-        engine: Engine,
-        num_gpu_blocks: int,
-        policy: SchedulingPolicy,
-        scorer: Scorer,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, index: int, scheduler: Decider, clock: Clock) -> None:
         self.index = index
-        self.engine = engine
-        self.policy = policy
-        self.kv = KVCache(num_gpu_blocks, engine.block_size, engine.enable_prefix_caching)
-        self.running: list[Request] = []
-        self.waiting: WaitingQueue = ArrivalQueue() if policy.queue == "fcfs" else ScoreQueue()
+        self.scheduler = scheduler
+        self.engine = scheduler.engine
+        self.timeline = Timeline(clock)
         self.in_flight: deque[Step] = deque()
-        self.depth = 2 if engine.async_scheduling else 1
+        self.depth = 2 if self.engine.async_scheduling else 1
         self.here: dict[Request, None] = {}  # all that were sent and have not left, in order
         self.routed = 0
         self.outstanding = 0  # prompt and predicted tokens x FRACTION, of unfinished requests
-        self._scorer = scorer
-        self._max_model_len = engine.max_model_len or UNLIMITED
-        self._watermark = int(engine.watermark * num_gpu_blocks)
-        self.timeline = Timeline(clock)
         self._now_ps = 0
-        self._step = Step()
-        self._threshold = 0  # of this iteration
-        self._view = self.view(0)  # as the scores of this iteration see the replica
-        self._waiting_scored = self._running_scored = False
         self._futile = 0  # preemptions since somebody got further than ever before
-        self._stale: list[Request] = []  # preempted: their scores are out of date
-        guard = policy.acting_guard
-        self._watch = None if guard is None else Watch(guard)
+        scheduler.view = self.view
+
+    @property
+    def running(self) -> list[Request]:
+        """The batch, in its order."""
+        return self.scheduler.running
+
+    @property
+    def waiting(self) -> Sized:
+        """The requests that wait."""
+        return self.scheduler.waiting
+
+    @property
+    def kv(self) -> KVCache:
+        """The KV cache's books."""
+        return self.scheduler.kv
 
     def view(self, now_ps: int, names: Iterable[str] = BACKLOGS) -> ReplicaView:
         """What policies that read ``names`` may know of this replica now."""
+        self.scheduler.settle()
         backlogs = None
         if not BACKLOGS.isdisjoint(names):
             backlogs = sum(r.prefill_left for r in self.here), sum(r.decode_left for r in self.here)
@@ -106,17 +89,14 @@ class Replica:
 
     def cached_tokens(self, request: Request) -> int:
         """Leading tokens of a request, here or not, that are in the prefix cache."""
-        return len(self.kv.find(request)) * self.engine.block_size
+        return self.scheduler.cached_tokens(request)
 
     def add(self, request: Request, now_ps: int, planned_ps: int) -> None:
         """A request arrives, or comes from a replica that it was removed from, and waits.
 
         ``planned_ps`` is when the workload says that it would arrive.
         """
-        self._set_first_score(request, now_ps, planned_ps)
-        if self._watch is not None:
-            self._watch.arrived(request, idle=not self.running and not len(self.waiting))
-        self.waiting.push(request)
+        self.scheduler.add(request, now_ps, planned_ps)
 
     def remove(self, request: Request) -> Request:
         """Takes an unfinished request out, as another replica's ``add`` takes it.
@@ -126,18 +106,9 @@ class Replica:
         two places and losing a replica are all this. ``block_keys`` are for this replica's block
         size: who moves it gives it those of the next.
         """
-        if request.in_batch:
-            self.running.remove(request)
-            self.kv.release(request)
-            request.in_batch = False
-        else:
-            self.waiting.remove(request)
+        self.scheduler.remove(request)
         for step in self.in_flight:
             step.yields = [each for each in step.yields if each is not request]
-        self._stale = [each for each in self._stale if each is not request]
-        request.computed = request.pending = request.stored = 0
-        request.waiter = None
-        request.ahead = False
         return request
 
     @property
@@ -151,292 +122,42 @@ class Replica:
         return self.in_flight[0].end_ps
 
     def begin(self, now_ps: int) -> None:
-        """Starts an iteration: fixes what its scores see."""
+        """Starts an iteration."""
         self._now_ps = now_ps
-        self._step = Step(start_ps=self.timeline.starts_ps(now_ps))
-        self._threshold = self.engine.long_prefill_token_threshold
-        alone = len(self.running) + len(self.waiting) == 1
-        if alone and not self.engine.long_prefill_applies_alone:
-            self._threshold = 0
-        if self._scorer.changes:
-            self._view = self.view(now_ps, self._scorer.reads)
-            self._waiting_scored = self._running_scored = False
-        if self._watch is not None:
-            self.waiting.reorder(self._watch.send_ahead(now_ps))
+        self.scheduler.begin(now_ps)
 
     def preempt(self, victims: Sequence[Request] | None = None) -> None:
         """Before ``schedule``: running requests give way, None for those that the policy names."""
-        if victims is not None:
-            for request in victims:
-                self._give_way(request)
-        elif self.policy.preemption.mode != "none" and len(self.waiting):
-            self._preempt_by_policy()
+        self.scheduler.preempt(victims)
 
     def candidates(self) -> list[Request]:
         """The waiting requests, next first; between ``preempt`` and ``schedule``."""
-        self._score_waiting()
-        return self.waiting.ordered()
+        return self.scheduler.candidates()
 
     def schedule(self, first: Sequence[Request] = ()) -> Step:
-        """Decides the iteration that ``begin`` started; ``first`` go ahead of the queue in it."""
-        step = self._step
-        budget, pressed = self._schedule_running(step)
-        if not pressed:
-            self._schedule_waiting(step, budget, first)
-        self._launch(step)
+        """Has the iteration decided that ``begin`` started; ``first`` go ahead of the queue."""
+        step = self.scheduler.schedule(first)
+        step.start_ps = self.timeline.starts_ps(self._now_ps)
+        self._launch(step, self._now_ps)
         self.in_flight.append(step)
         return step
 
     def finish(self) -> list[Request]:
         """The oldest iteration in flight ends; returns the requests that are done and left."""
         step = self.in_flight.popleft()
-        done: list[Request] = []
         for request in step.yields:
-            last = self._yielded(request, step.seen_ps)
-            if self.depth > 1:  # when this iteration was scheduled its token was not known
-                if request.in_batch:
-                    self.kv.remember(request, request.computed - request.pending)
-                elif last:  # preempted while its last token was under way
-                    self.waiting.remove(request)
-                elif self._scorer.changes:
-                    self._stale.append(request)
-            if last:
-                self.kv.release(request)
-                done.append(request)
-        if done:
-            finished = set(done)
-            self.running = [r for r in self.running if r not in finished]
-        return done
+            request.known += 1
+            if self.depth > 1:  # when the iteration was scheduled its token was not known
+                request.pending -= 1
+            if request.generated == 1:
+                request.first_token_ps = step.seen_ps
+        return self.scheduler.finish(step)
 
     def check(self) -> None:
         """Raises ``InvariantError`` if seats, tokens or blocks don't add up."""
-        if len(self.running) > self.engine.max_num_seqs:
-            raise InvariantError(f"{len(self.running)} requests run on {self.engine.max_num_seqs}")
-        waiting = self.waiting.ordered()
-        if len(waiting) != len(self.waiting) or any(r.in_batch or r.held for r in waiting):
-            raise InvariantError("a waiting request runs or holds KV blocks")
-        for request in self.running:
-            if not request.in_batch or request.computed > request.known + request.pending:
-                raise InvariantError(f"request {request.id} computed tokens that it can't know")
-            if request.held < self.kv.blocks_for(request.computed):
-                raise InvariantError(f"request {request.id} has tokens outside its KV blocks")
-        self.kv.check(self.running)
+        self.scheduler.check()
 
-    def _yielded(self, request: Request, now_ps: int) -> bool:
-        """Books a generated token; whether it was the request's last."""
-        request.known += 1
-        if self.depth > 1:
-            request.pending -= 1
-        if request.generated == 1:
-            request.first_token_ps = now_ps
-        return request.generated == request.output
-
-    # Scores: evaluated when first asked for in an iteration, all as of its beginning.
-
-    def _set_first_score(self, request: Request, now_ps: int, planned_ps: int) -> None:
-        score = self._scorer.known_at_arrival(request, planned_ps)
-        if score is None or request.reach:  # what was known of it at its arrival is out of date
-            self._scorer.update([request], self.view(now_ps, self._scorer.reads))
-        else:
-            request.score = score
-
-    def _score_waiting(self) -> None:
-        if not self._scorer.changes or self._waiting_scored:
-            return
-        self._waiting_scored = True
-        if self._scorer.every_iteration:
-            changed = self.waiting.ordered()
-        else:
-            changed = [r for r in dict.fromkeys(self._stale) if not r.in_batch]
-        self._stale.clear()
-        self._scorer.update(changed, self._view)
-        self.waiting.reorder(changed)
-
-    def _score_running(self) -> None:
-        if self._scorer.changes and not self._running_scored:
-            self._running_scored = True
-            self._scorer.update(self.running, self._view)
-
-    # Preemption
-
-    def _preempt(self, request: Request) -> None:
-        """Takes a request, no longer in ``running``, out of the batch: its blocks are lost."""
-        self.kv.release(request)
-        request.in_batch = False
-        request.computed = 0
-        request.preemptions += 1
-        self.waiting.push_back(request)
-        self._step.preempted.append(request)
-        if self._watch is not None:
-            self._watch.preempted(request, self._now_ps)
-        if self._scorer.changes:
-            self._stale.append(request)
-
-    def _worst(self, running: Iterable[Request]) -> Request:
-        """vLLM's victim: highest score, then latest arrival, then first in the batch."""
-        self._score_running()
-        return max(running, key=lambda r: (r.rank, r.arrival_ps))
-
-    def _preempt_by_policy(self) -> None:
-        """Lets waiting requests take the place of running ones; see ``policy.Preemption``."""
-        self._score_waiting()
-        walk = exchanges(
-            self.policy.preemption, self._queue(), self._victims,
-            seats=self.engine.max_num_seqs - len(self.running),
-            in_replica=(len(self.running), len(self.waiting)),
-            score=lambda r: r.score, demand=self._demand,
-            free_blocks=lambda: self.kv.free, spare_tokens=self._spare_tokens,
-        )  # fmt: skip
-        for victim, _ in walk:
-            self._give_way(victim)
-
-    def _victims(self) -> Victims[Request]:
-        self._score_running()
-        rule = self.policy.preemption
-        return Victims(
-            tuple(self.running), [r.score for r in self.running],
-            arrival=lambda r: r.arrival_ps, lost=lambda r: r.computed,
-            protected=lambda r: r.ahead or rule.protects(r.generated, r.predicted),
-        )  # fmt: skip
-
-    def _demand(self, request: Request) -> Demand:
-        hits = self.kv.find(request)
-        start = max(len(hits) * self.engine.block_size, request.stored)
-        tokens = self._capped(request.known - start)
-        return Demand(self._admission_blocks(request, hits), tokens)
-
-    def _spare_tokens(self) -> int:
-        """Tokens of an iteration that the batch leaves."""
-        return self.engine.max_num_batched_tokens - sum(map(self._wanted, self.running))
-
-    def _give_way(self, victim: Request) -> None:
-        """Preempts a running request in the policy's mode."""
-        self.running.remove(victim)
-        if self.policy.preemption.mode == "swap":
-            victim.stored = min(victim.computed, victim.known + victim.pending - 1)
-            self._step.swapped_tokens += victim.stored
-        self._preempt(victim)
-
-    def _queue(self) -> Iterator[Request]:
-        """The waiting requests, next first, without those preempted in this iteration."""
-        first = self.waiting.peek()
-        yield first  # most of the time nobody asks for more, which need sorting
-        for request in self.waiting.ordered():
-            if request is not first and request not in self._step.preempted:
-                yield request
-
-    # The iteration
-
-    def _wanted(self, request: Request) -> int:
-        """Tokens that a running request would compute, but for the budget."""
-        if request.pending and request.generated + 1 == request.output:
-            return 0  # its last token is under way
-        tokens = min(request.missing, self._max_model_len - request.computed - 1)
-        return self._capped(tokens)
-
-    def _capped(self, tokens: int) -> int:
-        return self._threshold if 0 < self._threshold < tokens else tokens
-
-    def _schedule_running(self, step: Step) -> tuple[int, bool]:
-        """Tokens for the running requests; the budget left, and whether KV ran out."""
-        budget = self.engine.max_num_batched_tokens
-        pressed = False
-        place = 0
-        while place < len(self.running) and budget > 0:
-            request = self.running[place]
-            tokens = min(self._wanted(request), budget)
-            if tokens == 0:
-                place += 1
-                continue
-            while not self.kv.grow(request, request.computed + tokens):
-                pressed = True
-                if self.policy.queue == "fcfs":
-                    victim = self.running.pop()
-                else:
-                    victim = self._worst(self.running)
-                    at = self.running.index(victim)
-                    del self.running[at]
-                    if victim in step.scheduled:
-                        budget += step.scheduled.pop(victim)
-                        place -= 1
-                    elif at < place and self.engine.schedule_past_preemption:
-                        place -= 1
-                self._preempt(victim)
-                if victim is request:
-                    break
-            if not request.in_batch:  # it had to give way itself
-                if self.policy.queue == "fcfs" or not self.engine.schedule_past_preemption:
-                    break
-                continue
-            self.kv.remember(request, min(request.computed + tokens, request.known))
-            step.scheduled[request] = tokens
-            budget -= tokens
-            place += 1
-        return budget, pressed
-
-    def _schedule_waiting(self, step: Step, budget: int, first: Sequence[Request]) -> None:
-        """Admits waiting requests, in order, until one finds no seat, no tokens or no blocks."""
-        if not len(self.waiting) or len(self.running) >= self.engine.max_num_seqs:
-            return
-        self._score_waiting()
-        ahead = deque(first)
-        passed: list[Request] = []
-        while len(self.waiting) and budget > 0 and len(self.running) < self.engine.max_num_seqs:
-            request = ahead[0] if ahead else self.waiting.peek()
-            if request.preemptions and any(request in other.scheduled for other in self.in_flight):
-                # what it computed before its preemption has yet to come back
-                self.waiting.remove(request)
-                passed.append(request)
-                if ahead:
-                    ahead.popleft()
-                continue
-            if request in step.preempted:  # nobody gives way and returns in one iteration
-                break
-            hits = self.kv.find(request)
-            found = len(hits) * self.engine.block_size
-            start = max(found, request.stored)
-            tokens = self._capped(request.known - start)
-            if tokens > budget and not self.engine.enable_chunked_prefill:
-                break
-            tokens = min(tokens, budget)
-            if self._admission_blocks(request, hits, start + tokens) > self.kv.free:
-                break
-            self.kv.admit(request, hits, start + tokens)
-            self.kv.remember(request, start + tokens)
-            if ahead:
-                ahead.popleft()
-            self.waiting.remove(request)
-            self.running.append(request)
-            request.in_batch = True
-            if self._watch is not None:
-                self._watch.admitted(request, self._now_ps)
-            request.computed = start
-            step.swapped_tokens += start - found
-            request.stored = 0
-            if request.cached < 0:
-                request.cached = min(found, request.prompt)
-            step.scheduled[request] = tokens
-            budget -= tokens
-        for request in reversed(passed):
-            self.waiting.push_back(request)
-
-    def _admission_blocks(self, request: Request, hits: list[int], tokens: int = 0) -> int:
-        """Free blocks that must be there for a waiting request to be admitted.
-
-        ``tokens`` is what its first iteration needs room for; 0 stands for all that it knows.
-        """
-        if self.engine.scheduler_reserve_full_isl or tokens == 0:
-            tokens = request.known
-        needed = self.kv.demand(tokens, hits)
-        if self.running:  # alone, a request is always admitted: nobody else could free blocks
-            needed += self._watermark
-            share = self.policy.admission.reserve
-            if share > 0:
-                ahead = sum(max(r.predicted - r.generated, 0) for r in (*self.running, request))
-                needed += math.ceil(share * ahead / self.engine.block_size)
-        return needed
-
-    def _launch(self, step: Step) -> None:
+    def _launch(self, step: Step, now_ps: int) -> None:
         """Counts the batch, has it timed, and takes its tokens as computed."""
         prefill_tokens = prefill_seqs = decode_seqs = context_tokens = chunk_context = 0
         for request, tokens in step.scheduled.items():
@@ -464,7 +185,7 @@ class Replica:
                 self._futile = 0
         self._futile += len(step.preempted)
         if self._futile > FUTILE:
-            raise endless(len(self.running) + len(self.waiting), self.index, self._now_ps)
+            raise endless(len(self.running) + len(self.waiting), self.index, now_ps)
         step.batch = Batch(prefill_tokens, prefill_seqs, decode_seqs, context_tokens, chunk_context)
         under_way = self.in_flight[-1] if self.in_flight else None
-        self.timeline.place(step, self._now_ps, len(self.running), under_way)
+        self.timeline.place(step, now_ps, len(self.running), under_way)

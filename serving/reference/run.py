@@ -22,6 +22,7 @@ from lengthwise.serving.inputs import prepare
 from lengthwise.serving.records import Iterations, Records
 from lengthwise.serving.reference.replica import Replica
 from lengthwise.serving.reference.request import Request
+from lengthwise.serving.reference.scheduler import Scheduler
 from lengthwise.serving.reference.timeline import Step
 from lengthwise.serving.scoring import FRACTION, Features, ReplicaView, Scorer
 from lengthwise.serving.system import HOLD, Stop, Stops, System, Totals
@@ -191,8 +192,8 @@ class ReferenceRun:
     def _node(self, index: int, scorer: Scorer) -> Replica:
         """Makes a node; what another engine overrides."""
         node, inputs = self.system.nodes[index], self._inputs.nodes[index]
-        blocks = inputs.num_gpu_blocks
-        return Replica(index, node.engine, blocks, node.policy, scorer, inputs.clock)
+        decides = Scheduler(node.engine, inputs.num_gpu_blocks, node.policy, scorer)
+        return Replica(index, decides, inputs.clock)
 
     # Stops
 

@@ -61,7 +61,7 @@ class Pipeline:
     the next but one (``schedule_ps``) and launches it (``launch_ps``), while the GPU works on the
     next; the GPU begins ``prepare_ps`` after scheduling, once it is free, and ends ``gpu_ps``
     later, but not before the last kernel is launched, plus ``tail_ps``. See ``timing.fit`` for the
-    two equations, and ``serving.reference.replica`` for where they are applied.
+    two equations, and ``serving.reference.timeline`` for where they are applied.
 
     A request reaches the scheduler ``arrival_ps`` after its arrival, and a client sees a token
     ``output_ps`` after the CPU has taken in the iteration that made it.

@@ -17,7 +17,7 @@ from lengthwise.serving.reference.replica import Replica
 from lengthwise.serving.reference.run import TO_THE_END, ReferenceRun
 from lengthwise.serving.scoring import Scorer
 from lengthwise.serving.system import Stop, Stops, System
-from lengthwise.serving.vllm.client import Vllm, VllmReplica
+from lengthwise.serving.vllm.client import Vllm, VllmScheduler
 from lengthwise.serving.vllm.environment import NEWEST
 from lengthwise.workload import Workload
 
@@ -52,15 +52,16 @@ class VllmRun(ReferenceRun):
         stop = super().advance(stops)
         if stop.kind == "done":
             for node in self.nodes:
-                assert isinstance(node, VllmReplica)
-                node.drop()
+                assert isinstance(node.scheduler, VllmScheduler)
+                node.scheduler.drop()
         return stop
 
     def _node(self, index: int, scorer: Scorer) -> Replica:
-        return VllmReplica(
+        decides = VllmScheduler(
             self._vllm, index, self.system.nodes[index], scorer, self._inputs, self._workload,
             self._plugins[index],
         )  # fmt: skip
+        return Replica(index, decides, self._inputs.nodes[index].clock)
 
 
 def run(

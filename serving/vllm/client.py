@@ -6,7 +6,7 @@ import dataclasses
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,10 +15,11 @@ import lengthwise
 from lengthwise.errors import InputError, InvariantError, LengthwiseError
 from lengthwise.serving.inputs import Inputs
 from lengthwise.serving.records import PS
-from lengthwise.serving.reference.replica import Replica
+from lengthwise.serving.reference.kv_cache import KVCache
 from lengthwise.serving.reference.request import Request
+from lengthwise.serving.reference.scheduler import Viewer
 from lengthwise.serving.reference.timeline import Step
-from lengthwise.serving.scoring import BACKLOGS, ReplicaView, Scorer
+from lengthwise.serving.scoring import Scorer
 from lengthwise.serving.system import Node
 from lengthwise.serving.vllm.environment import NEWEST, environment
 from lengthwise.workload import Workload
@@ -94,21 +95,10 @@ class Vllm:
         return answers
 
 
-class _Waiting:
-    """The requests that wait inside vLLM, as far as they can be seen from outside."""
+class VllmScheduler:
+    """vLLM as a ``Decider``: the reference's replica only times what it decides, and books it."""
 
-    def __init__(self) -> None:
-        self.requests: dict[int, Request] = {}
-
-    def __len__(self) -> int:
-        return len(self.requests)
-
-    def ordered(self) -> list[Request]:
-        raise InputError("vLLM keeps its own waiting queue: its order can't be asked for or set")
-
-
-class VllmReplica(Replica):
-    """A replica whose decisions are vLLM's: the reference only times and books them."""
+    view: Viewer
 
     def __init__(
         self,
@@ -122,14 +112,15 @@ class VllmReplica(Replica):
     ) -> None:
         # commands that vLLM has not been told yet, and what it must answer (None: whatever)
         self._unsent: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
-        mine, engine, policy = inputs.nodes[index], node.engine, node.policy
-        blocks = mine.num_gpu_blocks
-        super().__init__(index, engine, blocks, policy, scorer, mine.clock)
-        self._watch = None  # the plugin has its own
+        self.engine, policy = node.engine, node.policy
+        self.index = index
+        blocks = inputs.nodes[index].num_gpu_blocks
+        self.kv = KVCache(blocks, self.engine.block_size, self.engine.enable_prefix_caching)
+        self.running: list[Request] = []
+        self._scorer, self._now_ps = scorer, 0
         self._vllm, self._inputs, self._workload, self._plugin = vllm, inputs, workload, plugin
-        self._vllm_waiting = _Waiting()
-        self.waiting = self._vllm_waiting  # type: ignore[assignment]
-        options = dataclasses.asdict(engine)
+        self.waiting: dict[int, Request] = {}  # inside vLLM, as far as can be seen from outside
+        options = dataclasses.asdict(self.engine)
         self._scheduler = vllm.new(
             engine=options, num_gpu_blocks=blocks, queue=policy.queue if plugin is None else "fcfs",
             plugin=plugin,
@@ -147,7 +138,11 @@ class VllmReplica(Replica):
             prompt = [request.prompt, [int(h) for h in hashes[id]], int(size[id])]
         extra: dict[str, float] = {}
         if self._plugin is None:
-            self._set_first_score(request, now_ps, planned_ps)
+            score = self._scorer.known_at_arrival(request, planned_ps)
+            if score is None:
+                self._scorer.update([request], self.view(now_ps, self._scorer.reads))
+            else:
+                request.score = score
             arrival, priority = float(request.arrival_ps), request.score
         else:
             arrival, priority = request.arrival_ps / PS, 0.0
@@ -159,17 +154,24 @@ class VllmReplica(Replica):
                 extra["predicted_tokens"] = float(self._inputs.predicted[id])
         row = [id, arrival, priority, prompt, request.output, extra]
         self._tell(None, do="add", request=row)
-        self._vllm_waiting.requests[id] = request
+        self.waiting[id] = request
 
     def drop(self) -> None:
-        """Lets vLLM forget this replica's scheduler."""
+        """Lets vLLM forget this scheduler."""
         self._settle()
         self._vllm.drop(self._scheduler)
 
-    def view(self, now_ps: int, names: Iterable[str] = BACKLOGS) -> ReplicaView:
-        """What policies that read ``names`` may know of this replica now."""
+    def settle(self) -> None:
+        """Has vLLM do all that it has not been told yet."""
         self._settle()
-        return super().view(now_ps, names)
+
+    def remove(self, request: Request) -> None:
+        """Refused: vLLM forgets a request only by aborting it."""
+        raise InputError("a request can't be taken out of vLLM and go on elsewhere")
+
+    def candidates(self) -> list[Request]:
+        """Refused: vLLM's queue is its own."""
+        raise InputError("vLLM keeps its own waiting queue: its order can't be asked for or set")
 
     def cached_tokens(self, request: Request) -> int:
         """Nothing without a prefix cache; vLLM's own can't be looked into."""
@@ -180,16 +182,15 @@ class VllmReplica(Replica):
     def begin(self, now_ps: int) -> None:
         """Starts an iteration."""
         self._now_ps = now_ps
-        self._step = Step(start_ps=self.timeline.starts_ps(now_ps))
 
-    def preempt(self, victims: Sequence[Request] | None = None) -> None:
+    def preempt(self, victims: Sequence[Request] | None) -> None:
         """Nothing: vLLM preempts when it is told to schedule."""
         if victims is not None:
             raise InputError("vLLM chooses itself whom it preempts: a run of its can't be told")
 
-    def schedule(self, first: Sequence[Request] = ()) -> Step:
+    def schedule(self, first: Sequence[Request]) -> Step:
         """Has vLLM decide the iteration that ``begin`` started."""
-        step, waiting = self._step, self._vllm_waiting.requests
+        step, waiting = Step(), self.waiting
         self._tell(None, do="schedule", now_s=self._now_ps / PS)
         answer = self._settle()
         running = {request.id: request for request in self.running}
@@ -214,16 +215,13 @@ class VllmReplica(Replica):
         self.running = list(running.values())
         if answer["waiting"] != len(waiting):
             raise InvariantError(f"vLLM has {answer['waiting']} waiting, not {len(waiting)}")
-        self._launch(step)
-        self.in_flight.append(step)
         return step
 
-    def finish(self) -> list[Request]:
-        """The oldest iteration in flight ends; vLLM must let the same requests go."""
-        step = self.in_flight.popleft()
-        done = [request for request in step.yields if self._yielded(request, step.seen_ps)]
+    def finish(self, step: Step) -> list[Request]:
+        """The oldest iteration under way has ended; vLLM must let the same requests go."""
+        done = [request for request in step.yields if request.generated == request.output]
         for request in done:
-            self._vllm_waiting.requests.pop(request.id, None)
+            self.waiting.pop(request.id, None)
         finished = set(done)
         self.running = [r for r in self.running if r not in finished]
         expected = {

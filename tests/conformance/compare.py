@@ -20,7 +20,7 @@ def difference(case: Case, vllm: Vllm) -> str | None:
 
     Compared are, step by step, the tokens scheduled for each request and who was preempted, both
     in order; then the log of iterations (times, batches, queue lengths, KV blocks in use) and the
-    records. What finished at each step is compared by ``VllmReplica``.
+    records. What finished at each step is compared by ``VllmScheduler``.
     """
     try:
         ours = ReferenceRun(case.workload, **case.arguments(), check=True)
