@@ -144,7 +144,8 @@ async def burst(engine: Any, rows: list[dict[str, Any]], prompts: list[list[int]
 
 def cost(data: Path, out: Path, options: dict[str, Any]) -> None:
     """Five pairs of bursts each: stock beside shadow mode, and beside a policy in FCFS order."""
-    rows = json.loads((data / "requests.json").read_text())[: options.pop("burst", BURST)]
+    rows = json.loads((data / "requests.json").read_text())[: options.pop("requests", BURST)]
+    options.pop("seconds", None)
     prompts = chats(data, rows)
     share = {"gpu_memory_utilization": 0.44, "max_num_seqs": 128, **options}
     predictor = str(data / "predictor")
@@ -191,9 +192,9 @@ def cost(data: Path, out: Path, options: dict[str, Any]) -> None:
 
 def overload(data: Path, out: Path, options: dict[str, Any]) -> None:
     """The same arrivals under each policy; how long requests take, end to end."""
-    rows = json.loads((data / "requests.json").read_text())
+    rows = json.loads((data / "requests.json").read_text())[: options.pop("requests", 2500)]
     seconds = options.pop("seconds", SECONDS)
-    prompts = chats(data, rows[: options.pop("burst", 2000)])
+    prompts = chats(data, rows)
     share = {"gpu_memory_utilization": 0.9, "max_num_seqs": 64, **options}
     predictor = str(data / "predictor")
 
@@ -215,7 +216,7 @@ def overload(data: Path, out: Path, options: dict[str, Any]) -> None:
         async def one(engine: Any = engine, sent: dict[str, Any] = sent) -> list[Any]:
             await burst(engine, rows[:64], prompts)
             if not arrivals:  # the first run tells how much is too much
-                some = rows[:300][: len(prompts)]
+                some = rows[:300]
                 rate = LOAD * await burst(engine, some, prompts) / mean_answer(some)
                 rng = np.random.default_rng(0)
                 times = np.cumsum(rng.exponential(1 / rate, len(prompts)))
@@ -258,7 +259,7 @@ def machine() -> dict[str, Any]:
 
 
 def main(what: str, data: Path, out: Path | None = None, options: str = "{}") -> None:
-    """Runs one part; ``options`` are vLLM's, as JSON, for a machine that is no GPU."""
+    """Runs one part; ``options`` (JSON) are vLLM's, and ``requests``, ``seconds`` for a trial."""
     data.mkdir(parents=True, exist_ok=True)
     if what == "prepare":
         prepare(data)
