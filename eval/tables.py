@@ -109,8 +109,10 @@ def row(comparison: Comparison, rate: float, who: Contender) -> list[Cell]:
 
 
 def bound_row(comparison: Comparison, rate: float) -> list[Cell]:
-    """The lower bound's cells: a mean latency and its ratio to fcfs."""
+    """The lower bound's cells: a mean latency and its ratio to fcfs, empty where none is known."""
     baseline = comparison.contenders[0]
+    if math.isnan(comparison.bound(rate).mean):
+        return [Cell("–")] * len(columns_of(comparison))
     bound = comparison.values(rate, BOUND, "none", "e2e_mean_s")
     fcfs = comparison.values(rate, baseline.policy_name, baseline.predictor_name, "e2e_mean_s")
     ratio = ratio_cell(paired_ratio(bound, fcfs))
@@ -165,10 +167,13 @@ def footnote(comparison: Comparison) -> str:
         if comparison.seeds > 1
         else "One seed: no intervals. "
     )
-    return (
-        f"{spread}{BOUND}: no schedule has a lower mean, whatever it knows; "
-        f"what is reachable lies above.{_unmoved(comparison)}"
+    known = not all(math.isnan(comparison.bound(rate).mean) for rate in comparison.rates)
+    bound = (
+        "no schedule has a lower mean, whatever it knows; what is reachable lies above"
+        if known
+        else "none is known here"
     )
+    return f"{spread}{BOUND}: {bound}.{_unmoved(comparison)}"
 
 
 def _unmoved(comparison: Comparison) -> str:

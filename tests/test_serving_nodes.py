@@ -12,6 +12,7 @@ import pytest
 import lengthwise as lw
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval.compare import compare
+from lengthwise.eval.tables import bound_row, footnote, subtitle
 from lengthwise.policies import load_policy, load_router
 from lengthwise.serving import Engine, Node, Stops, System, run
 from lengthwise.serving.nodes import nodes_of, read_nodes
@@ -174,6 +175,9 @@ def test_comparisons_over_nodes() -> None:
     )
     assert "no lower bound is known for nodes that differ" in found.notices
     assert np.isnan(found.bound(float("nan")).mean)
+    assert {cell.text for cell in bound_row(found, float("nan"))} == {"–"}
+    assert "lower bound: none is known here." in footnote(found)
+    assert "on 1 x slow + 1 x h200/llama-3.1-8b, routed by jsq" in subtitle(found)
     assert (found.runs["slowdown_mean"].dropna() >= 1).all()
 
 
