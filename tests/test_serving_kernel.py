@@ -30,6 +30,10 @@ POLICIES = (
     "sjf+admit:reserve=1.0",
     "srtf+admit:reserve=0.3", "priority+preempt:price=0.0", "mlfq+preempt:mode=none",
 )  # fmt: skip
+GUARDS = (
+    "", "", "+guard", "+guard:ratio=0.5,floor_s=0.01", "+guard:ratio=0.1,floor_s=0.001",
+    "+guard:ratio=1,floor_s=0", "+guard:ratio=0.01,floor_s=0",
+)  # fmt: skip
 ROUTERS = ("round-robin", "random", "jsq", "least-tokens", "power-of-two", "least-tokens:choices=2")
 
 
@@ -134,7 +138,7 @@ def node(one, rng, block_size, longest):
         base_s=float(one(0.0, 0.005)), per_prefill_token_s=float(one(0.0, 2e-5, 1e-3)),
         per_sequence_s=float(one(0.0, 4e-5)), per_context_token_s=float(one(0.0, 1e-6)),
     )  # fmt: skip
-    return Node(engine, timing, load_policy(one(*POLICIES)))
+    return Node(engine, timing, load_policy(one(*POLICIES) + one(*GUARDS)))
 
 
 def differences(first, second):

@@ -173,7 +173,7 @@ BY_RATIO = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("backend", ["reference"])
+@pytest.mark.parametrize("backend", ["reference", "fast"])
 @BY_RATIO
 def test_the_ratio_is_how_much_longer_than_fcfs_one_may_wait(
     ratio: float, ends_s: float, backend: str
@@ -181,7 +181,7 @@ def test_the_ratio_is_how_much_longer_than_fcfs_one_may_wait(
     assert served(f"sjf+guard:ratio={ratio},floor_s=0", backend)[0] == ends_s
 
 
-@pytest.mark.parametrize("backend", ["reference"])
+@pytest.mark.parametrize("backend", ["reference", "fast"])
 def test_nobody_goes_first_for_a_wait_below_the_floor(backend: str) -> None:
     # at 19 it has waited 18 and not more; at 20 it has
     assert served("sjf+guard:ratio=1,floor_s=18", backend)[0] == 20 + 5

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from lengthwise.serving.fast.compiler.jit import ceil, hot, kernel, node_of
-from lengthwise.serving.fast.flags import ASYNC
+from lengthwise.serving.fast.flags import ASYNC, GUARD
 from lengthwise.serving.fast.state import DECODE, DRAIN, FREE, NONE, PREFILL, WHEEL
 
 # Arithmetic
@@ -234,7 +234,9 @@ def wanted(S: Any, r: int, s: int) -> int:
 
 @hot
 def is_protected(S: Any, r: int, s: int) -> bool:
-    """Whether a request is too close to its predicted end to be preempted by policy."""
+    """Whether a request is ahead or too close to its predicted end for policy preemption."""
+    if GUARD and S.sent_ahead[S.slot[s].id]:
+        return True
     predicted = rounded_up(S, S.slot[s].id)
     return predicted > 0 and generated_of(S, r, s) >= node_of(S, r).protect_after * predicted
 

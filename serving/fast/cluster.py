@@ -15,7 +15,8 @@ import numpy as np
 
 from lengthwise.serving.fast.compiler.jit import as_state, draw, hot, kernel, node_of, uniform
 from lengthwise.serving.fast.curves import fill_curves
-from lengthwise.serving.fast.flags import ASYNC, MORE, POLICY
+from lengthwise.serving.fast.flags import ASYNC, GUARD, MORE, POLICY
+from lengthwise.serving.fast.guard import drop_unwatched
 from lengthwise.serving.fast.queue import compact
 from lengthwise.serving.fast.replica import begin_iteration, end_iteration, enqueue
 from lengthwise.serving.fast.scores import (
@@ -187,7 +188,13 @@ def has_room(S: Any, r: int) -> bool:
     if node.callback and rep.waiting + node.max_seqs >= capacity:
         return False
     slack = 3 * node.max_seqs + 1
-    if POLICY or ASYNC:
+    if GUARD and node.guarded:
+        slack += min(rep.waiting, rep.watched)  # so many may be sent ahead
+        if rep.watched + node.max_seqs + 1 >= capacity:
+            drop_unwatched(S, r)
+            if 2 * (rep.watched + node.max_seqs + 1) >= capacity:
+                return False
+    if POLICY or ASYNC or GUARD:
         if rep.stale + slack >= capacity:
             return False
         if rep.heap + rep.stale + slack >= capacity and rep.heap > 2 * rep.waiting:

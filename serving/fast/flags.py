@@ -7,4 +7,5 @@ compiles and starts in a fraction of the time.
 MORE = True  # scores, several replicas or closed loops: more than fcfs of arrivals on one
 POLICY = True  # scores that change, or preemption by policy
 PREFIX = True  # prefix caching
+GUARD = True  # a starvation guard
 ASYNC = True  # asynchronous scheduling

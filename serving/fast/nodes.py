@@ -115,7 +115,7 @@ def describe(
 
 def _constants(node: Node, inputs: NodeInputs, longest: int) -> dict[str, Any]:
     engine, policy, rule = node.engine, node.policy, node.policy.preemption
-    size, changes = engine.block_size, policy.score.changes
+    size, changes, guard = engine.block_size, policy.score.changes, policy.acting_guard
     return {
         "max_seqs": engine.max_num_seqs, "max_tokens": engine.max_num_batched_tokens,
         "block_size": size, "shift": size.bit_length() - 1 if size & (size - 1) == 0 else -1,
@@ -135,6 +135,8 @@ def _constants(node: Node, inputs: NodeInputs, longest: int) -> dict[str, Any]:
         "caching": engine.enable_prefix_caching,
         "bucket_mask": (1 << (2 * inputs.num_gpu_blocks).bit_length()) - 1,
         "longest": -(-longest // size),
+        "guarded": guard is not None, "guard_ratio": guard.ratio if guard else 0.0,
+        "guard_floor": guard.floor_ps if guard else 0,
         "depth": 2 if engine.async_scheduling else 1,
     }  # fmt: skip
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from lengthwise.serving.fast.compiler.jit import hot, kernel, node_of
-from lengthwise.serving.fast.flags import ASYNC, POLICY
+from lengthwise.serving.fast.flags import ASYNC, GUARD, POLICY
 from lengthwise.serving.fast.state import NONE, OUT, WAITS
 
 # By arrival
@@ -139,14 +141,20 @@ def heapify(S: Any, r: int) -> None:
 @hot
 def is_valid(S: Any, r: int, score: float, id: int) -> bool:
     """Whether an entry still stands: its request waits, and with that score."""
-    return S.link[id] != OUT and (node_of(S, r).every or S.score[id] == score)
+    if S.link[id] == OUT:
+        return False
+    if node_of(S, r).every:
+        return True
+    if GUARD and S.sent_ahead[id]:
+        return score == -np.inf
+    return S.score[id] == score
 
 
 @kernel
 def first(S: Any, r: int) -> int:
     """The waiting request that is next, by score; entries left behind are dropped on the way."""
     rep = S.replica[r]
-    if POLICY or ASYNC:
+    if POLICY or ASYNC or GUARD:
         while not is_valid(S, r, S.heap[rep.queue_at].score, S.heap[rep.queue_at].id):
             pop(S, r)
     return S.heap[rep.queue_at].id

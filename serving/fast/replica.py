@@ -35,7 +35,13 @@ from lengthwise.serving.fast.batch import (
 )
 from lengthwise.serving.fast.blocks import admit, demand, find, grow, release, remember
 from lengthwise.serving.fast.compiler.jit import ceil, hot, kernel, node_of
-from lengthwise.serving.fast.flags import ASYNC, MORE, POLICY, PREFIX
+from lengthwise.serving.fast.flags import ASYNC, GUARD, MORE, POLICY, PREFIX
+from lengthwise.serving.fast.guard import (
+    guard_admission,
+    guard_arrival,
+    guard_iteration,
+    guard_preemption,
+)
 from lengthwise.serving.fast.queue import (
     append,
     first,
@@ -221,6 +227,8 @@ def found_for(S: Any, r: int, id: int) -> int:
 def enqueue(S: Any, r: int, id: int) -> None:
     """A request that has arrived waits."""
     node, rep = node_of(S, r), S.replica[r]
+    if GUARD and node.guarded:
+        guard_arrival(S, r, id)
     rep.waiting += 1
     rep.known += S.prompt[id]
     if MORE and node.by_score:
@@ -267,6 +275,8 @@ def preempt(S: Any, r: int, s: int, queued: bool) -> None:
     if not (MORE and node.by_score):
         prepend(S, r, id)
         return
+    if GUARD and node.guarded:
+        guard_preemption(S, r, id, known - S.prompt[id])
     if POLICY and node.scored and not node.every:
         S.score[id] = score
         S.stale[rep.queue_at + rep.stale] = id
@@ -338,7 +348,9 @@ def preempt_by_policy(S: Any, r: int) -> int:
     satisfied = True
     while satisfied and walked < waiting:
         id = first(S, r)
-        score = S.heap[rep.queue_at].score
+        rank = score = S.heap[rep.queue_at].score
+        if GUARD and S.sent_ahead[id]:
+            score = S.score[id]
         found = needed = 0
         while True:
             if seats > 0:
@@ -378,7 +390,7 @@ def preempt_by_policy(S: Any, r: int) -> int:
         blocks += needed
         budget -= capped(S, r, known_waiting(S, id) - max(found, stored_of(S, id)))
         to = S.stash[walked]
-        to.score, to.id = score, id
+        to.score, to.id = rank, id
         walked += 1
         take_first(S, r)
     for place in range(walked):
@@ -537,6 +549,8 @@ def schedule_waiting(S: Any, r: int, budget: int) -> int:
             sl.score = take_first(S, r)
         else:
             pop_front(S, r)
+        if GUARD and node.guarded:
+            guard_admission(S, r, id)
         rep.waiting -= 1
         rep.known -= known
         sl.computed = start
@@ -742,6 +756,8 @@ def begin_iteration(S: Any, r: int, now: int) -> int:
     rep.threshold = 0 if alone and not node.applies_alone else node.threshold
     if POLICY and node.scored:
         look(S, r)
+    if GUARD and node.guarded:
+        guard_iteration(S, r)
     if POLICY and node.preemption and rep.waiting > 0:
         code = preempt_by_policy(S, r)
         if code != DONE:

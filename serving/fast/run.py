@@ -50,8 +50,6 @@ def supports(workload: Workload, system: System) -> str | None:
 def _lacks(workload: Workload, node: Node, longest: int) -> str | None:
     """Why the fast engine can't run a node; None if it can."""
     policy, engine, timing = node.policy, node.engine, node.timing
-    if policy.acting_guard is not None:
-        return "the starvation guard is the reference engine's alone"
     clock = "pipeline" if engine.async_scheduling and hasattr(timing, "pipeline") else "tables"
     if not hasattr(timing, clock):
         return f"timing {timing.name!r} has no integer tables, which the fast engine needs"
@@ -119,6 +117,7 @@ def _finish(state: ks.State, calls: ScoreCalls) -> ks.State:
         MORE=bool(clustered or node["by_score"].any() or (node["reserve"] > 0).any()),
         POLICY=bool(node["scored"].any() or node["preemption"].any()),
         PREFIX=bool(node["caching"].any()),
+        GUARD=bool(node["guarded"].any()),
         ASYNC=bool((node["depth"] > 1).any()),
     )
     run_until = entries["run_until"]

@@ -12,7 +12,7 @@ import numpy as np
 from lengthwise.serving.fast.batch import computed_of, generated_of, next_seat
 from lengthwise.serving.fast.compiler.jit import call_score, hot, kernel, node_of, rint, uniform
 from lengthwise.serving.fast.curves import fill_curves
-from lengthwise.serving.fast.flags import ASYNC
+from lengthwise.serving.fast.flags import ASYNC, GUARD
 from lengthwise.serving.fast.queue import compact, heapify, push, sort_heap
 from lengthwise.serving.fast.state import DONE, NAN, NONE, RAISED, TAKEN, WAITS
 
@@ -101,6 +101,14 @@ def score_at_arrival(S: Any, r: int, id: int) -> int:
     return code
 
 
+@hot
+def ranked(S: Any, id: int, score: float) -> float:
+    """A score as a place among others: who was sent ahead has the first."""
+    if GUARD and S.sent_ahead[id]:
+        return -np.inf
+    return score
+
+
 @kernel
 def score_running(S: Any, r: int) -> int:
     """Scores of the running requests, once an iteration."""
@@ -119,7 +127,7 @@ def score_running(S: Any, r: int) -> int:
     code = evaluate(S, node.score_at, row)
     s, row = next_seat(S, r, rep.seat), 0
     while s != NONE:
-        S.slot[s].score = S.out[row]
+        S.slot[s].score = ranked(S, S.slot[s].id, S.out[row])
         row += 1
         s = next_seat(S, r, s + 1)
     return code
@@ -137,7 +145,7 @@ def score_batch(S: Any, r: int) -> int:
     code = evaluate(S, node_of(S, r).score_at, row)
     s, row = S.replica[r].head, 0
     while s != NONE:
-        S.slot[s].score = S.out[row]
+        S.slot[s].score = ranked(S, S.slot[s].id, S.out[row])
         row += 1
         s = S.slot[s].next
     return code
@@ -169,7 +177,8 @@ def score_waiting(S: Any, r: int) -> int:
         S.link[id] = WAITS
         if S.out[place] != S.score[id]:
             S.score[id] = S.out[place]
-            push(S, r, S.score[id], id)
+            if not (GUARD and S.sent_ahead[id]):
+                push(S, r, S.score[id], id)
     return code
 
 
@@ -182,6 +191,11 @@ def score_all_waiting(S: Any, r: int) -> int:
     if rep.heap == 0:
         return DONE
     if node.callback:  # array arithmetic may depend on the order
+        if GUARD:
+            for place in range(rep.heap):
+                entry = S.heap[rep.queue_at + place]
+                entry.score = ranked(S, entry.id, entry.score)
+            heapify(S, r)
         sort_heap(S, r)
     done = 0
     while done < rep.heap:
@@ -193,7 +207,10 @@ def score_all_waiting(S: Any, r: int) -> int:
         if code != DONE:
             return code
         for row in range(count):
-            S.heap[rep.queue_at + done + row].score = S.out[row]
+            entry = S.heap[rep.queue_at + done + row]
+            if GUARD:
+                S.score[entry.id] = S.out[row]
+            entry.score = ranked(S, entry.id, S.out[row])
         done += count
     heapify(S, r)
     return DONE

@@ -55,6 +55,7 @@ def allocate(
         hist=np.zeros((replicas, kinds.largest("block_size")), np.int64),
         heap=np.zeros(queues, ks.WAITING), stash=np.zeros(largest, ks.WAITING),
         stale=np.zeros(queues, np.int32),
+        **_guard(node, n, replicas, queues),
         log=np.zeros(1024 if log else 0, ks.LOG),
         rows=np.zeros(max(largest, replicas), ks.FEATURE_ROW),
         out=np.zeros(max(largest, replicas)), places=np.zeros(replicas, np.int64),
@@ -98,7 +99,8 @@ def grow(state: ks.State) -> ks.State:
     else:  # others lie behind it: it moves to the end
         row["queue_at"] = to = end
     room = max(to + 2 * capacity - len(state.heap), 0)
-    changed = {name: _longer(getattr(state, name), room) for name in ("heap", "stale")}
+    queues = ("heap", "stale", "watched") if len(state.watched) else ("heap", "stale")
+    changed = {name: _longer(getattr(state, name), room) for name in queues}
     for array in changed.values():
         array[to : to + capacity] = array[begin : begin + capacity]
     room = max(2 * capacity - len(state.stash), 0)
@@ -114,6 +116,20 @@ def _longer(array: NDArray[Any], room: int) -> NDArray[Any]:
 def _names(kinds: Kinds, routing: RoutingPolicy) -> set[str]:
     """The features that anybody reads."""
     return set(routing.score.features).union(*(k.policy.score.features for k in kinds.nodes))
+
+
+def _guard(
+    node: NDArray[Any], requests: int, replicas: int, queues: int
+) -> dict[str, NDArray[Any]]:
+    """The books of the starvation guard, empty where no node has one."""
+    guarded = bool(node["guarded"].any())
+    n = requests if guarded else 0
+    return {
+        "waits": np.zeros((replicas, ks.RING if guarded else 0), ks.WAIT),
+        "watched": np.zeros(queues if guarded else 0, ks.WATCHED),
+        "shadow": np.zeros(n, np.int32), "since": np.zeros(n, np.int64),
+        "owed": np.zeros(n, np.int64), "sent_ahead": np.zeros(n, np.int8),
+    }  # fmt: skip
 
 
 def _describe(
@@ -143,7 +159,10 @@ def _describe(
 def _replicas(kinds: Kinds, node: NDArray[Any]) -> tuple[NDArray[Any], int]:
     """Rows of ``REPLICA``, (R,), and the size of all queues by score."""
     rows = np.zeros(len(kinds.of), ks.REPLICA)
-    for name in ("head", "tail", "queue_head", "queue_tail", "oldest", "newest", "blank"):
+    for name in (
+        "head", "tail", "queue_head", "queue_tail", "oldest", "newest", "blank", "shadow_head",
+        "shadow_tail",
+    ):  # fmt: skip
         rows[name] = ks.NONE
     rows["node"] = kinds.of
     of = node[rows["node"]]

@@ -25,6 +25,7 @@ FREE, PREFILL, DECODE, DRAIN = 0, 1, 2, 3
 # when it was preempted by policy in this very iteration.
 OUT, WAITS, TAKEN, YIELDED = 0, 1, 2, 3
 NEVER = 2**63 - 1  # a time that does not come
+RING = 1024  # waits that the starvation guard keeps: more than its window
 WHEEL = 1024  # iterations; one that lies further ahead is passed over once a turn
 
 # One row a request or replica: every feature, whether read or not, in the table's order.
@@ -56,16 +57,19 @@ NODE = np.dtype(
             "chunked", "full_isl", "by_score", "scored", "every", "at_arrival", "callback",
             "preemption", "swaps", "overhead", "max_per_step", "past_preemption", "applies_alone",
             "swap_ps", "caching", "bucket_mask", "longest", "depth", "score_at", "ahead_at",
+            "guarded", "guard_floor",
             "decode_at", "mixed_at", "decode_context_at", "mixed_launch_at",
             "pipeline",  # whether there are two clocks
             *(f"{term}_ps" for term in TERMS),
         )),
-        *((name, np.float64) for name in ("price", "margin", "protect_after", "reserve")),
+        *((name, np.float64) for name in (
+            "price", "margin", "protect_after", "reserve", "guard_ratio",
+        )),
     ]
 )  # fmt: skip
 
-# ``seat`` to ``seats_end``: its slots; ``queue_at``, ``capacity``: its part of ``heap`` and
-# ``stale``; ``bucket_at``, ``held_at``: its part of those tables.
+# ``seat`` to ``seats_end``: its slots; ``queue_at``, ``capacity``: its part of ``heap``, ``stale``
+# and ``watched``; ``bucket_at``, ``held_at``: its part of those tables.
 REPLICA = _row(
     "node", "seat", "seats_end", "queue_at", "capacity", "bucket_at", "held_at",
     "head", "tail", "free_slot", "running", "decoding", "offsets", "prefilling",
@@ -74,6 +78,7 @@ REPLICA = _row(
     "futile", "start", "free_at", "launched", "threshold", "stalled", "stalled_offsets",
     "blank", "oldest", "newest", "hits",
     "running_scored", "waiting_scored",
+    "shadow_head", "shadow_tail", "served", "begun", "turns", "longest", "waits", "watched",
     "seen_running", "seen_waiting", "seen_used", "seen_routed", "seen_outstanding",
 )  # fmt: skip
 
@@ -94,6 +99,10 @@ SLOT = np.dtype(
 )  # fmt: skip
 
 WAITING = np.dtype([("score", np.float64), ("id", np.int64)])
+
+# The starvation guard: a wait of the shadow by its turn, and who may be sent ahead, since when.
+WAIT = _row("turn", "wait")
+WATCHED = _row("start", "id")
 
 # A KV block. ``key`` is what it holds, 0 for nothing; the queue is that of eviction.
 BLOCK = _row("key", "references", "older", "newer", "bucket_previous", "bucket_next")
@@ -126,6 +135,8 @@ class State(NamedTuple):
     heap: NDArray[Any]  # (all capacities,) WAITING
     stash: NDArray[Any]  # (largest capacity,) WAITING
     stale: NDArray[Any]  # (all capacities,) requests whose scores are out of date
+    waits: NDArray[Any]  # (R, RING) WAIT
+    watched: NDArray[Any]  # (all capacities,) WATCHED
     decode_ps: NDArray[Any]
     mixed_ps: NDArray[Any]
     decode_context_ps: NDArray[Any]
@@ -164,6 +175,12 @@ class State(NamedTuple):
     reach: NDArray[Any]  # the most tokens ever computed, of requests that were preempted
     flight: NDArray[Any]  # the iteration that a preempted request was in last
     stored: NDArray[Any]
+    # of the starvation guard: the next in its shadow queue, when waiting began or how long it took,
+    # what is owed since a preemption, and whether it was sent ahead
+    shadow: NDArray[Any]
+    since: NDArray[Any]
+    owed: NDArray[Any]
+    sent_ahead: NDArray[Any]
     think: NDArray[Any]
     first_child: NDArray[Any]
     sibling: NDArray[Any]
@@ -181,7 +198,7 @@ class State(NamedTuple):
 
 _INT32 = (
     "link", "generated", "reach", "flight", "stored", "first_child", "sibling", "calendar", "roots",
-    "acting", "first", "orphan", "stale", "bucket", "bucket_end", "held",
+    "shadow", "acting", "first", "orphan", "stale", "bucket", "bucket_end", "held",
 )  # fmt: skip
 _FLOATS = ("out", "predicted", "curve_data", "deadline", "score", "ahead")
 
@@ -196,6 +213,7 @@ KINDS: dict[str, tuple[np.dtype[Any], int]] = {
     **{name: (np.dtype(np.float64), 1) for name in _FLOATS},
     **{name: (np.dtype(np.int32), 1) for name in _INT32},
     "wheel": (np.dtype(np.int32), 2), "curve_row": (np.dtype(np.int32), 2),
+    "waits": (WAIT, 2), "watched": (WATCHED, 1), "sent_ahead": (np.dtype(np.int8), 1),
 }  # fmt: skip
 
 

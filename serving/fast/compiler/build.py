@@ -20,12 +20,14 @@ from lengthwise.serving.fast.state import KINDS
 from lengthwise.serving.fast.tables import WRITTEN
 from lengthwise.serving.reference.replica import FUTILE
 from lengthwise.serving.timing.terms import TERMS
+from lengthwise.starvation import FOREVER_PS, UNKNOWN_TOKENS, WINDOW
 
 FOLDER = Path(__file__).parent.parent
 FLAGS = "flags"
 TABLES = "tables"
 PARTS = (
-    "compiler/jit", "queue", "batch", "blocks", "curves", "scores", "replica", "cluster",
+    "compiler/jit", "queue", "batch", "guard", "blocks", "curves", "scores", "replica",
+    "cluster",
 )  # fmt: skip
 TYPES = (
     "state",
@@ -39,7 +41,7 @@ INLINED = {f"lengthwise.serving.fast.{name.replace('/', '.')}" for name in (FLAG
 @lru_cache(maxsize=32)
 def compiled(**flags: bool) -> dict[str, Callable[[int], int]]:
     """The entries of the fast engine for these flags; each takes the address of a state."""
-    written = [*TERMS.values()]
+    written = [*TERMS.values(), FOREVER_PS, UNKNOWN_TOKENS, WINDOW]
     key = hashlib.sha256(f"{machine()} {flags} {KINDS} {FUTILE} {written}".encode())
     for name in ("compiler/build", TABLES, *PARTS, *TYPES):
         key.update(_file(name).read_bytes())
