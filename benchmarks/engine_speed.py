@@ -33,6 +33,7 @@ TIMING = lw.LinearTiming(
     base_s=6.5e-3, per_prefill_token_s=21e-6, per_sequence_s=40e-6, num_gpu_blocks=56_105
 )
 RATE = 400.0  # requests/s of one replica, which can serve 405: 200 run and a few wait
+OVERLOAD = 450.0  # hundreds wait for a seat, and more and more of them
 FEW, MANY = 4_000, 300_000
 COMPILED_START = """
 import time
@@ -146,6 +147,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     make: Callable[[int, float], lw.Workload] = workload
     many: int = MANY
+    rate: float = RATE  # of one replica
 
 
 CASES = (
@@ -155,6 +157,13 @@ CASES = (
     Case("mlfq, stable", ">= fcfs / 2", {"policy": "mlfq"}),
     Case("srtf, preemption free of charge: thrashing", ">= 0.5M",
          {"policy": "srtf+preempt:price=0.0"}, many=100_000),
+    Case("srtf+guard, stable", ">= 1M", {"policy": "srtf+guard"}),
+    Case("srtf, overload", "", {"policy": "srtf"}, many=100_000, rate=OVERLOAD),
+    Case("srtf+guard, overload", ">= srtf / 2", {"policy": "srtf+guard"}, many=100_000,
+         rate=OVERLOAD),
+    Case("srtf+guard, asynchronous, prefix caching: as vLLM ships", ">= 0.4M",
+         {"policy": "srtf+guard", "async_scheduling": True, "enable_prefix_caching": True},
+         conversations, 100_000),
     Case("fcfs, prefix caching", ">= 0.3M", {"enable_prefix_caching": True, "num_gpu_blocks": 2000},
          conversations, 100_000),
     Case("learned router, 4 replicas", ">= 0.4M",
@@ -171,7 +180,7 @@ def speeds() -> None:
     print("| case | reference, requests/s | fast, requests/s | ratio | output tokens/s | wanted |")
     print("|---|---:|---:|---:|---:|---|")
     for case in CASES:
-        rate = RATE * case.options.get("replicas", 1)
+        rate = case.rate * case.options.get("replicas", 1)
         few, many = case.make(FEW, rate), case.make(case.many, rate)
         simulate(few, **case.options)  # compiles
         slow = FEW / cpu_seconds(partial(simulate, few, backend="reference", **case.options))
@@ -197,7 +206,7 @@ def python_scores() -> None:
         made = Score.from_function(function)
         return Score(made.name, count, made.features)
 
-    requests = workload(20_000, 450.0)  # more than can be served: hundreds wait
+    requests = workload(20_000, OVERLOAD)
     policy = SchedulingPolicy(counted(longest_wait))
     seconds = cpu_seconds(partial(simulate, requests, policy=policy), 1)
     row("Python policy, scores/s", f"{decisions / seconds:,.0f}", ">= 0.2M")

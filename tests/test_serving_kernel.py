@@ -12,6 +12,7 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.policies import load_policy, load_router
+from lengthwise.policy import Guard, Preemption, SchedulingPolicy, Score
 from lengthwise.serving import Engine
 from lengthwise.serving.fast import run as kernel
 from lengthwise.serving.run import run
@@ -248,7 +249,23 @@ def some(n, *, longest):
     }
 
 
-@pytest.mark.parametrize("policy", ["fcfs", "srtf", "mlfq"])
+def uneven(arrival_s, now_s, prompt_tokens):
+    """A score in Python whose last bit depends on where in an array a request stands."""
+    return prompt_tokens - np.log1p(now_s - arrival_s)
+
+
+@pytest.mark.parametrize("preemption", [Preemption(), Preemption("recompute", price=0.0)])
+def test_a_guarded_policy_in_python(preemption):
+    policy = SchedulingPolicy(Score.from_function(uneven), preemption, guard=Guard(0.5, 0.0))
+    columns = some(600, longest=30) | {"arrival_s": np.arange(600) * 0.01}
+    slow, fast = engines(columns, policy=policy, max_num_seqs=8, num_gpu_blocks=20)
+    assert differences(slow, fast) == []
+    plain = engines(columns, policy=SchedulingPolicy(policy.score, preemption), max_num_seqs=8,
+                    num_gpu_blocks=20)[1]  # fmt: skip
+    assert differences(plain, fast)  # it acts
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "srtf", "srtf+guard:ratio=0.1,floor_s=0", "mlfq"])
 def test_ten_thousand_arrivals_at_once(policy):
     columns = some(10_000, longest=9) | {"arrival_s": np.full(10_000, 3.0)}
     slow, fast = engines(columns, policy=policy)
