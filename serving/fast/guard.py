@@ -13,12 +13,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from lengthwise.serving.fast.batch import rounded_up
-from lengthwise.serving.fast.compiler.jit import hot, kernel, node_of
+from lengthwise.serving.fast.compiler.jit import ceil, floor, hot, kernel, node_of
 from lengthwise.serving.fast.queue import put
-from lengthwise.serving.fast.state import NONE, OUT, RING
+from lengthwise.serving.fast.state import AHEAD, NONE, OUT, RING
 from lengthwise.starvation import FOREVER_PS, UNKNOWN_TOKENS, WINDOW
 
 # The shadow of first come, first served
@@ -28,7 +26,7 @@ from lengthwise.starvation import FOREVER_PS, UNKNOWN_TOKENS, WINDOW
 def work_of(S: Any, id: int) -> int:
     """A request's work in tokens: the same in both of the guard's sums."""
     whole = rounded_up(S, id)
-    return whole if whole > 0 else np.int64(UNKNOWN_TOKENS)
+    return whole if whole > 0 else ceil(UNKNOWN_TOKENS)
 
 
 @kernel
@@ -182,7 +180,7 @@ def send_ahead(S: Any, r: int, bound: int) -> None:
         if stood:
             S.sent_ahead[id] = 1
             if not node.every:  # else its place is found when all scores are
-                put(S, r, -np.inf, id)
+                put(S, r, AHEAD, id)
 
 
 @hot
@@ -197,6 +195,6 @@ def guard_iteration(S: Any, r: int) -> None:
         longest = S.waits[r, rep.longest & (RING - 1)].wait
     if rep.shadow_head != NONE:
         longest = max(longest, run.now - S.arrival[rep.shadow_head])
-    bound = max(np.int64(min(node.guard_ratio * longest, FOREVER_PS)), node.guard_floor)
+    bound = max(floor(min(node.guard_ratio * longest, FOREVER_PS)), node.guard_floor)
     if run.now - S.watched[rep.queue_at].start > bound:
         send_ahead(S, r, bound)

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from lengthwise.serving.fast.compiler.jit import hot, kernel, node_of
 from lengthwise.serving.fast.flags import ASYNC, GUARD, POLICY
-from lengthwise.serving.fast.state import NONE, OUT, WAITS
+from lengthwise.serving.fast.state import AHEAD, NONE, OUT, WAITS
 
 # By arrival
 
@@ -146,7 +144,7 @@ def is_valid(S: Any, r: int, score: float, id: int) -> bool:
     if node_of(S, r).every:
         return True
     if GUARD and S.sent_ahead[id]:
-        return score == -np.inf
+        return score == AHEAD
     return S.score[id] == score
 
 

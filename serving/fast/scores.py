@@ -14,7 +14,7 @@ from lengthwise.serving.fast.compiler.jit import call_score, hot, kernel, node_o
 from lengthwise.serving.fast.curves import fill_curves
 from lengthwise.serving.fast.flags import ASYNC, GUARD
 from lengthwise.serving.fast.queue import compact, heapify, push, sort_heap
-from lengthwise.serving.fast.state import DONE, NAN, NONE, RAISED, TAKEN, WAITS
+from lengthwise.serving.fast.state import AHEAD, DONE, NAN, NONE, RAISED, TAKEN, WAITS
 
 PS = 10**12
 FRACTION = 1024
@@ -105,7 +105,7 @@ def score_at_arrival(S: Any, r: int, id: int) -> int:
 def ranked(S: Any, id: int, score: float) -> float:
     """A score as a place among others: who was sent ahead has the first."""
     if GUARD and S.sent_ahead[id]:
-        return -np.inf
+        return AHEAD
     return score
 
 

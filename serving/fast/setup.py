@@ -128,7 +128,7 @@ def _guard(
         "waits": np.zeros((replicas, ks.RING if guarded else 0), ks.WAIT),
         "watched": np.zeros(queues if guarded else 0, ks.WATCHED),
         "shadow": np.zeros(n, np.int32), "since": np.zeros(n, np.int64),
-        "owed": np.zeros(n, np.int64), "sent_ahead": np.zeros(n, np.int8),
+        "owed": np.zeros(n, np.int64), "sent_ahead": np.zeros(n, np.int32),
     }  # fmt: skip
 
 

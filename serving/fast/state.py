@@ -9,6 +9,7 @@ requests that come to their last token.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ FREE, PREFILL, DECODE, DRAIN = 0, 1, 2, 3
 # when it was preempted by policy in this very iteration.
 OUT, WAITS, TAKEN, YIELDED = 0, 1, 2, 3
 NEVER = 2**63 - 1  # a time that does not come
+AHEAD = -math.inf  # the place of whom the starvation guard sent ahead
 RING = 1024  # waits that the starvation guard keeps: more than its window
 WHEEL = 1024  # iterations; one that lies further ahead is passed over once a turn
 
@@ -198,7 +200,7 @@ class State(NamedTuple):
 
 _INT32 = (
     "link", "generated", "reach", "flight", "stored", "first_child", "sibling", "calendar", "roots",
-    "shadow", "acting", "first", "orphan", "stale", "bucket", "bucket_end", "held",
+    "shadow", "sent_ahead", "acting", "first", "orphan", "stale", "bucket", "bucket_end", "held",
 )  # fmt: skip
 _FLOATS = ("out", "predicted", "curve_data", "deadline", "score", "ahead")
 
@@ -213,7 +215,7 @@ KINDS: dict[str, tuple[np.dtype[Any], int]] = {
     **{name: (np.dtype(np.float64), 1) for name in _FLOATS},
     **{name: (np.dtype(np.int32), 1) for name in _INT32},
     "wheel": (np.dtype(np.int32), 2), "curve_row": (np.dtype(np.int32), 2),
-    "waits": (WAIT, 2), "watched": (WATCHED, 1), "sent_ahead": (np.dtype(np.int8), 1),
+    "waits": (WAIT, 2), "watched": (WATCHED, 1),
 }  # fmt: skip
 
 

@@ -30,6 +30,7 @@ def hot(function: F) -> F:
 
 
 ceil = math.ceil  # the least integer that is not below a float
+floor = math.floor  # the greatest integer that is not above a float
 rint = round  # the nearest integer to a float, the even one of two
 
 

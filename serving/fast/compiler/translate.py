@@ -542,6 +542,9 @@ class Body:
     def call_ceil(self, node: ast.Call, given: list[Value]) -> Value:
         return self._rounded("llvm.ceil", node, given)
 
+    def call_floor(self, node: ast.Call, given: list[Value]) -> Value:
+        return self._rounded("llvm.floor", node, given)
+
     def call_rint(self, node: ast.Call, given: list[Value]) -> Value:
         return self._rounded("llvm.rint", node, given)
 
