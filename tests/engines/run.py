@@ -23,6 +23,7 @@ TESTS = (
     "tests/test_plugins_vllm.py", "tests/test_plugins_record.py", "tests/test_plugins_lengths.py",
     "tests/test_plugins_transformers.py", "tests/test_plugins_routers.py",
     "tests/test_plugins_routing.py", "tests/test_plugins_engine.py",
+    "tests/test_plugins_watching.py", "tests/test_plugins_server.py",
 )  # fmt: skip
 
 

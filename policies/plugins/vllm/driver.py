@@ -141,7 +141,8 @@ class Driver:
 
     def finished(self, request: Any) -> None:
         """The engine is done with a request."""
-        self._lengths.finished(_entry(request))
+        if (entry := getattr(request, "lengthwise", None)) is not None:
+            self._lengths.finished(entry)
 
     def preempted(self, request: Any) -> None:
         """A running request went back to the queue, by whatever cause."""

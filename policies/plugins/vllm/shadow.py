@@ -59,7 +59,8 @@ class Shadow:
 
     def finished(self, request: Any) -> None:
         """The engine is done with a request."""
-        self._lengths.finished(request.lengthwise)
+        if (entry := getattr(request, "lengthwise", None)) is not None:
+            self._lengths.finished(entry)
 
     def close(self) -> None:
         """Ends the predictor's process."""
