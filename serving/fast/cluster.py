@@ -13,21 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.picoseconds import PS
 from lengthwise.serving.fast.compiler.jit import as_state, draw, hot, kernel, node_of, uniform
 from lengthwise.serving.fast.curves import fill_curves
 from lengthwise.serving.fast.flags import ASYNC, GUARD, MORE, POLICY
 from lengthwise.serving.fast.guard import drop_unwatched
 from lengthwise.serving.fast.queue import compact
 from lengthwise.serving.fast.replica import begin_iteration, end_iteration, enqueue
-from lengthwise.serving.fast.scores import (
-    FRACTION,
-    PS,
-    evaluate,
-    fill_request,
-    score_at_arrival,
-    weight,
-)
+from lengthwise.serving.fast.scores import evaluate, fill_request, score_at_arrival, weight
 from lengthwise.serving.fast.state import DONE, GROW, NEVER, NONE
+from lengthwise.serving.scoring import FRACTION
 
 # Arrivals
 

@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise.picoseconds import PS
 from lengthwise.serving.fast.batch import computed_of, generated_of, next_seat
 from lengthwise.serving.fast.compiler.jit import call_score, hot, kernel, node_of, rint, uniform
 from lengthwise.serving.fast.curves import fill_curves
 from lengthwise.serving.fast.flags import ASYNC, GUARD
 from lengthwise.serving.fast.queue import compact, heapify, push, sort_heap
 from lengthwise.serving.fast.state import AHEAD, DONE, NAN, NONE, RAISED, TAKEN, WAITS
-
-PS = 10**12
-FRACTION = 1024
+from lengthwise.serving.scoring import FRACTION
 
 
 @hot
