@@ -11,143 +11,38 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from lengthwise.picoseconds import PS
-from lengthwise.serving.fast.compiler.jit import as_state, draw, hot, kernel, node_of, uniform
-from lengthwise.serving.fast.curves import fill_curves
-from lengthwise.serving.fast.flags import ASYNC, GUARD, MORE, POLICY
+from lengthwise.serving.fast.arrivals import next_arrival, push_child, reaches, take_arrival
+from lengthwise.serving.fast.compiler.jit import as_state, hot, kernel, node_of
+from lengthwise.serving.fast.flags import ASYNC, GUARD, MORE, POLICY, STOPS
 from lengthwise.serving.fast.guard import drop_unwatched
 from lengthwise.serving.fast.queue import compact
-from lengthwise.serving.fast.replica import begin_iteration, end_iteration, enqueue
-from lengthwise.serving.fast.scores import evaluate, fill_request, score_at_arrival, weight
-from lengthwise.serving.fast.state import DONE, GROW, NEVER, NONE
-from lengthwise.serving.scoring import FRACTION
+from lengthwise.serving.fast.replica import (
+    begin_iteration,
+    end_iteration,
+    enqueue,
+    give_way,
+    let_yield,
+    schedule_iteration,
+)
+from lengthwise.serving.fast.routing import route, scrape
+from lengthwise.serving.fast.scores import score_at_arrival, weight
+from lengthwise.serving.fast.state import (
+    ADMIT,
+    DONE,
+    GROW,
+    HALF,
+    HORIZON,
+    NEVER,
+    NONE,
+    NOTHING,
+    PREEMPT,
+    ROUTE,
+    STOP,
+)
+from lengthwise.serving.fast.stops import stop
+from lengthwise.serving.system import HOLD
 
 # Arrivals
-
-
-@hot
-def reaches(S: Any, id: int) -> int:
-    """When the scheduler sees a request."""
-    return S.arrival[id] + S.reach_ps[id] if len(S.reach_ps) else S.arrival[id]
-
-
-@hot
-def earlier(S: Any, id: int, other: int) -> bool:
-    """Whether a request comes before another, in time or else by id."""
-    time, other_time = reaches(S, id), reaches(S, other)
-    return time < other_time if time != other_time else id < other
-
-
-@hot
-def next_arrival(S: Any) -> int:
-    """The request that arrives next, NONE if none does before another finishes."""
-    run = S.run
-    if not (MORE and run.closed_loop):
-        return run.next_root if run.next_root < run.requests else NONE
-    root = S.roots[run.next_root] if run.next_root < len(S.roots) else NONE
-    if run.children == 0:
-        return root
-    child = S.calendar[0]
-    return child if root == NONE or earlier(S, child, root) else root
-
-
-@kernel
-def pop_child(S: Any) -> None:
-    """The first child leaves the calendar."""
-    run = S.run
-    run.children -= 1
-    last = S.calendar[run.children]
-    place = 0
-    while True:
-        down = 2 * place + 1
-        if down >= run.children:
-            break
-        if down + 1 < run.children and earlier(S, S.calendar[down + 1], S.calendar[down]):
-            down += 1
-        if not earlier(S, S.calendar[down], last):
-            break
-        S.calendar[place] = S.calendar[down]
-        place = down
-    S.calendar[place] = last
-
-
-@hot
-def take_arrival(S: Any, id: int) -> None:
-    """An arrival leaves the calendar."""
-    run = S.run
-    if MORE and run.children > 0 and S.calendar[0] == id:
-        pop_child(S)
-    else:
-        run.next_root += 1
-
-
-# Routing
-
-
-@kernel
-def sample(S: Any, id: int) -> int:
-    """Which replicas are looked at, in ``places``; as ``draws.sample``. Returns how many."""
-    run = S.run
-    count = run.replicas
-    for k in range(count):
-        S.places[k] = k
-    if not 0 < run.choices < count:
-        return count
-    for k in range(run.choices):
-        bits = draw(np.uint64(run.seed), id, count + k)
-        other = k + np.int64(bits % np.uint64(count - k))
-        value = S.places[k]
-        S.places[k] = S.places[other]
-        S.places[other] = value
-    for k in range(1, run.choices):
-        value, place = S.places[k], k
-        while place > 0 and S.places[place - 1] > value:
-            S.places[place] = S.places[place - 1]
-            place -= 1
-        S.places[place] = value
-    return run.choices
-
-
-@hot
-def fill_replica(S: Any, row: int, id: int, r: int) -> None:
-    """Writes the features of a replica, and those of a request that arrives now."""
-    run, node, rep, to = S.run, node_of(S, r), S.replica[r], S.rows[row]
-    to.running_requests = rep.running
-    to.waiting_requests = rep.waiting
-    to.kv_utilization = (node.blocks - rep.free) / node.blocks
-    to.routed_requests = rep.routed
-    to.outstanding_tokens = rep.outstanding / FRACTION
-    if run.draws:
-        to.random_draw = uniform(np.uint64(run.seed), id, r)
-    if run.reads_request:
-        fill_request(S, row, id)
-    if run.reads_curves:
-        fill_curves(S, row, id, 0)
-    if run.reads_times:
-        to.arrival_s = np.float64(S.arrival[id]) / PS
-        to.now_s = np.float64(run.now) / PS
-    to.generated_tokens = 0
-    to.computed_tokens = 0
-    to.preemptions = 0
-
-
-@kernel
-def route(S: Any, id: int) -> int:
-    """The replica with the lowest score, the first of them; -1 - code if the score failed."""
-    run = S.run
-    count = sample(S, id)
-    for row in range(count):
-        fill_replica(S, row, id, S.places[row])
-    code = evaluate(S, run.router_at, count)
-    if code != DONE:
-        return -1 - code
-    best = 0
-    for row in range(1, count):
-        if S.out[row] < S.out[best]:
-            best = row
-    return S.places[best]
 
 
 @hot
@@ -203,9 +98,94 @@ def has_room(S: Any, r: int) -> bool:
 @hot
 def finish(S: Any, r: int) -> None:
     """The oldest iteration under way ends; the next one is the oldest."""
-    rep = S.replica[r]
+    run, rep = S.run, S.replica[r]
+    before = rep.waiting
     end_iteration(S, r)
+    if STOPS:
+        run.waiting += rep.waiting - before
     S.end[r] = NEVER if rep.iteration == rep.done else S.step[r, (rep.done + 1) & 1].end
+
+
+@hot
+def schedule(S: Any, r: int, passed: int) -> int:
+    """Schedules the iteration that has begun, unless the caller is to be asked before; a code.
+
+    ``passed`` is the stop that was due, which the caller has answered or left to the policy.
+    """
+    run, node, rep = S.run, node_of(S, r), S.replica[r]
+    if not STOPS:
+        code = let_yield(S, r)
+        return code if code != DONE else schedule_iteration(S, r)
+    if passed == NOTHING and run.at_preempt and rep.running > 0 and rep.waiting > 0:
+        stop(S, PREEMPT, r, NONE, rep.running)
+        return STOP
+    before = rep.waiting
+    code = DONE
+    if passed != ADMIT:
+        if passed == PREEMPT and run.chosen != NONE:
+            give_way(S, r)
+        else:
+            code = let_yield(S, r)
+        if code != DONE:
+            return code
+        run.waiting += rep.waiting - before
+        before = rep.waiting
+        if run.at_admit and rep.running < node.max_seqs and rep.waiting > 0:
+            stop(S, ADMIT, r, NONE, rep.waiting)
+            return STOP
+        run.chosen = NONE
+    code = schedule_iteration(S, r)
+    run.waiting += rep.waiting - before
+    run.preempted += rep.preempted
+    return code
+
+
+@kernel
+def go_on(S: Any) -> int:
+    """Takes the answer to the stop that was due; a code."""
+    run, r, id, passed = S.run, S.run.due_node, S.run.due_request, S.run.due
+    if passed == ROUTE and run.answer == HOLD:
+        run.due = NOTHING
+        push_child(S, id)
+        return DONE
+    if passed == ROUTE:
+        r = run.answer
+        if not has_room(S, r):
+            run.at_replica = r
+            return GROW
+        run.due = NOTHING
+        return send(S, id, r)
+    run.due = NOTHING
+    code = schedule(S, r, passed)
+    while code == DONE and S.end[r] <= run.now:  # it took no time
+        finish(S, r)
+    return code
+
+
+@hot
+def come(S: Any, id: int) -> None:
+    """A request comes, unless it was there before and the router held it."""
+    take_arrival(S, id)
+    if STOPS and S.asked[id] == 0:
+        S.run.in_system += 1
+        S.run.waiting += 1
+
+
+@hot
+def pass_time(S: Any, to: int) -> None:
+    """Lets time pass in which nothing happens."""
+    run = S.run
+    if MORE and run.interval > 0 and to // run.interval > run.now // run.interval:
+        scrape(S)
+    if STOPS:
+        high, low = (to - run.now) >> HALF, (to - run.now) & ((1 << HALF) - 1)
+        run.request_low += run.in_system * low
+        run.request_high += run.in_system * high + (run.request_low >> HALF)
+        run.request_low &= (1 << HALF) - 1
+        run.waiting_low += run.waiting * low
+        run.waiting_high += run.waiting * high + (run.waiting_low >> HALF)
+        run.waiting_low &= (1 << HALF) - 1
+    run.now = to
 
 
 @kernel
@@ -216,12 +196,20 @@ def run_until(table: int) -> int:
     """
     S: Any = as_state(table)
     run = S.run
+    if STOPS and run.due != NOTHING:
+        code = go_on(S)
+        if code != DONE:
+            return code
     while True:
         now = run.now
         while True:
             id = next_arrival(S)
             if id == NONE or reaches(S, id) > now:
                 break
+            if STOPS and run.at_route:
+                come(S, id)
+                stop(S, ROUTE, NONE, id, run.replicas)
+                return STOP
             r = 0
             if MORE and run.replicas > 1:
                 r = route(S, id)
@@ -230,7 +218,7 @@ def run_until(table: int) -> int:
             if not has_room(S, r):
                 run.at_replica = r
                 return GROW
-            take_arrival(S, id)
+            come(S, id)
             code = send(S, id, r)
             if code != DONE:
                 return code
@@ -245,7 +233,8 @@ def run_until(table: int) -> int:
                 if not has_room(S, r):
                     run.at_replica = r
                     return GROW
-                code = begin_iteration(S, r, now)
+                begin_iteration(S, r, now)
+                code = schedule(S, r, NOTHING)
                 if code != DONE:
                     return code
                 if S.end[r] <= now:  # it took no time: what it brings comes first
@@ -260,7 +249,10 @@ def run_until(table: int) -> int:
             continue
         if following == NEVER:
             return DONE
-        run.now = following
+        if STOPS and following > run.horizon:
+            pass_time(S, max(run.horizon, now))
+            return HORIZON
+        pass_time(S, following)
         for r in range(run.replicas):
             while S.end[r] <= following:
                 finish(S, r)

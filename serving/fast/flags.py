@@ -9,3 +9,4 @@ POLICY = True  # scores that change, or preemption by policy
 PREFIX = True  # prefix caching
 GUARD = True  # a starvation guard
 ASYNC = True  # asynchronous scheduling
+STOPS = True  # a caller that is asked on the way, and totals for it

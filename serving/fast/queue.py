@@ -204,3 +204,33 @@ def sort_heap(S: Any, r: int) -> None:
         to = S.heap[rep.queue_at + place]
         to.score, to.id = S.stash[place].score, S.stash[place].id
     rep.heap = count
+
+
+@kernel
+def out_of_turn(S: Any, r: int, id: int) -> float:
+    """A request leaves either queue, wherever it stands; its score."""
+    rep = S.replica[r]
+    if not node_of(S, r).by_score:
+        unlink(S, r, id)
+        return 0.0
+    place = 0
+    while S.heap[rep.queue_at + place].id != id or not is_valid(
+        S, r, S.heap[rep.queue_at + place].score, id
+    ):
+        place += 1
+    score = S.heap[rep.queue_at + place].score
+    S.link[id] = OUT
+    rep.heap -= 1
+    last = S.heap[rep.queue_at + rep.heap]
+    last_score, last_id = last.score, last.id
+    while place > 0:  # up, where it comes before those above it
+        parent = (place - 1) >> 1
+        up = S.heap[rep.queue_at + parent]
+        if not precedes(S, last_score, last_id, up.score, up.id):
+            break
+        here = S.heap[rep.queue_at + place]
+        here.score, here.id = up.score, up.id
+        place = parent
+    if place < rep.heap:
+        sink(S, r, place, last_score, last_id)
+    return score

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lengthwise.serving.fast.arrivals import push_child
 from lengthwise.serving.fast.batch import (
     blocks_for,
     capped,
@@ -35,7 +36,7 @@ from lengthwise.serving.fast.batch import (
 )
 from lengthwise.serving.fast.blocks import admit, demand, find, grow, release, remember
 from lengthwise.serving.fast.compiler.jit import ceil, hot, kernel, node_of
-from lengthwise.serving.fast.flags import ASYNC, GUARD, MORE, POLICY, PREFIX
+from lengthwise.serving.fast.flags import ASYNC, GUARD, MORE, POLICY, PREFIX, STOPS
 from lengthwise.serving.fast.guard import (
     guard_admission,
     guard_arrival,
@@ -45,6 +46,7 @@ from lengthwise.serving.fast.guard import (
 from lengthwise.serving.fast.queue import (
     append,
     first,
+    out_of_turn,
     pop_front,
     prepend,
     put,
@@ -73,22 +75,11 @@ from lengthwise.serving.reference.replica import FUTILE
 
 @kernel
 def invite(S: Any, id: int, now: int) -> None:
-    """The children of a finished request are put on the calendar, a heap by (time, id)."""
-    run = S.run
+    """The children of a finished request are put on the calendar."""
     child = S.first_child[id]
     while child != NONE:
         S.arrival[child] = max(now + S.think[child], S.planned[child])
-        time = S.arrival[child] + (S.reach_ps[child] if len(S.reach_ps) else 0)
-        place = run.children
-        run.children += 1
-        while place > 0:
-            up = S.calendar[(place - 1) >> 1]
-            other = S.arrival[up] + (S.reach_ps[up] if len(S.reach_ps) else 0)
-            if other < time or (other == time and up < child):
-                break
-            S.calendar[place] = up
-            place = (place - 1) >> 1
-        S.calendar[place] = child
+        push_child(S, child)
         child = S.sibling[child]
 
 
@@ -99,6 +90,9 @@ def depart(S: Any, r: int, id: int, seen: int) -> None:
     S.where[id] = r
     if MORE and S.run.weighted:
         S.replica[r].outstanding -= weight(S, id)
+    if STOPS:
+        S.run.in_system -= 1
+        S.run.finished += 1
     if MORE and S.run.closed_loop:
         invite(S, id, seen)
 
@@ -187,6 +181,8 @@ def end_iteration(S: Any, r: int) -> None:
         S.first_token[S.first[first_place(S, r, parity) + place]] = step.seen
     if ASYNC and rep.orphans > 0:
         return_orphans(S, r, step.seen)
+    if STOPS:
+        S.run.generated += step.yields
     if PREFIX and node_of(S, r).caching:
         complete_in_order(S, r, rep.done, step.seen)
         return
@@ -235,6 +231,14 @@ def enqueue(S: Any, r: int, id: int) -> None:
         put(S, r, 0.0 if node.every else S.score[id], id)
     else:
         append(S, r, id)
+
+
+@hot
+def store(S: Any, r: int, s: int) -> None:
+    """A request's computed tokens go to host memory, as it gives way."""
+    kept = min(computed_of(S, r, s), known_of(S, r, s) + pending_of(S, r, s) - 1)
+    S.stored[S.slot[s].id] = kept
+    S.replica[r].swapped += kept
 
 
 @kernel
@@ -377,9 +381,7 @@ def preempt_by_policy(S: Any, r: int) -> int:
             budget += wanted(S, r, s)
             victim = S.slot[s].id
             if node.swaps:
-                kept = min(computed, known_of(S, r, s) + pending_of(S, r, s) - 1)
-                S.stored[victim] = kept
-                rep.swapped += kept
+                store(S, r, s)
             to = S.stash[len(S.stash) - 1 - victims]
             to.score, to.id = S.slot[s].score, victim
             victims += 1
@@ -512,26 +514,37 @@ def schedule_running(S: Any, r: int) -> int:
 @hot
 def schedule_waiting(S: Any, r: int, budget: int) -> int:
     """Admits waiting requests, in order, until one finds no seat, no tokens or no blocks."""
-    node, rep = node_of(S, r), S.replica[r]
+    run, node, rep = S.run, node_of(S, r), S.replica[r]
     if rep.waiting == 0 or rep.running >= node.max_seqs:
         return DONE
     if POLICY:
         code = score_waiting(S, r)
         if code != DONE:
             return code
-    passed = 0
+    passed = ahead = 0
     while rep.waiting > passed and budget > 0 and rep.running < node.max_seqs:
-        id = first(S, r) if MORE and node.by_score else rep.queue_head
+        named = False
+        if STOPS:
+            named = ahead < run.chosen
+        if STOPS and named:
+            id = S.candidate[ahead]
+        else:
+            id = first(S, r) if MORE and node.by_score else rep.queue_head
         if ASYNC and S.flight[id] > rep.done:  # what it computed has yet to come back
             to = S.stash[passed]
             to.id = id
-            if MORE and node.by_score:
+            if STOPS and named:
+                ahead += 1
+                to.score = out_of_turn(S, r, id)
+            elif MORE and node.by_score:
                 to.score = take_first(S, r)
             else:
                 pop_front(S, r)
             passed += 1
             continue
         if POLICY and node.by_score and S.link[id] == YIELDED:
+            break
+        if STOPS and S.gave[id] == rep.iteration:
             break
         known = known_waiting(S, id)
         found = found_for(S, r, id)
@@ -545,7 +558,10 @@ def schedule_waiting(S: Any, r: int, budget: int) -> int:
             break
         s = join(S, r, id)
         sl = S.slot[s]
-        if MORE and node.by_score:
+        if STOPS and named:
+            ahead += 1
+            sl.score = out_of_turn(S, r, id)
+        elif MORE and node.by_score:
             sl.score = take_first(S, r)
         else:
             pop_front(S, r)
@@ -706,6 +722,8 @@ def launch(S: Any, r: int) -> int:
             reach = S.reach[sl.id]
             if reach > start:
                 S.recomputed[sl.id] += min(after, reach) - start
+                if STOPS:
+                    run.recomputed += min(after, reach) - start
             if after > reach:
                 S.reach[sl.id] = after
                 further = True
@@ -745,8 +763,8 @@ def launch(S: Any, r: int) -> int:
 
 
 @hot
-def begin_iteration(S: Any, r: int, now: int) -> int:
-    """Decides an iteration and starts it; a code."""
+def begin_iteration(S: Any, r: int, now: int) -> None:
+    """Starts an iteration: fixes what its scores see."""
     node, rep = node_of(S, r), S.replica[r]
     rep.iteration += 1
     rep.start = max(now, rep.free_at)
@@ -758,10 +776,32 @@ def begin_iteration(S: Any, r: int, now: int) -> int:
         look(S, r)
     if GUARD and node.guarded:
         guard_iteration(S, r)
-    if POLICY and node.preemption and rep.waiting > 0:
-        code = preempt_by_policy(S, r)
-        if code != DONE:
-            return code
+
+
+@hot
+def let_yield(S: Any, r: int) -> int:
+    """Running requests give way as the policy says; a code."""
+    if POLICY and node_of(S, r).preemption and S.replica[r].waiting > 0:
+        return preempt_by_policy(S, r)
+    return DONE
+
+
+@kernel
+def give_way(S: Any, r: int) -> None:
+    """The running requests that a caller chose give way, in the policy's mode."""
+    run, node, rep = S.run, node_of(S, r), S.replica[r]
+    for place in range(run.chosen):
+        s = S.candidate[place]
+        if node.swaps:
+            store(S, r, s)
+        S.gave[S.slot[s].id] = rep.iteration
+        preempt(S, r, s, True)
+
+
+@hot
+def schedule_iteration(S: Any, r: int) -> int:
+    """Decides the iteration that has begun, and launches it; a code."""
+    rep = S.replica[r]
     budget = schedule_running(S, r)
     if budget < 0:
         return -1 - budget

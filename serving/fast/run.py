@@ -7,34 +7,37 @@ else it calls them as Python with the arrays that the reference would pass.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.errors import InputError, InvariantError
 from lengthwise.prediction import Predictions
+from lengthwise.serving import answers
 from lengthwise.serving.fast import state as ks
 from lengthwise.serving.fast.calls import ScoreCalls, why_python
 from lengthwise.serving.fast.compiler.build import compiled
 from lengthwise.serving.fast.features import ACCESSORS
 from lengthwise.serving.fast.nodes import Kinds, kinds_of
-from lengthwise.serving.fast.setup import allocate, grow
+from lengthwise.serving.fast.setup import allocate, grow, with_rows
 from lengthwise.serving.inputs import Inputs, prepare
 from lengthwise.serving.records import Iterations, Records
 from lengthwise.serving.reference.replica import endless
 from lengthwise.serving.scoring import Features
-from lengthwise.serving.system import Node, System
+from lengthwise.serving.system import HOLD, Node, Stop, Stops, System, Totals
 from lengthwise.workload import Workload
 
+TO_THE_END = Stops()
+_KINDS: dict[int, Any] = {ks.ROUTE: "route", ks.PREEMPT: "preempt", ks.ADMIT: "admit"}
+_SEEN = [name for name in ks.REPLICA.names or () if name.startswith("seen_")]
 LONGEST = 2**30  # tokens of a request: the kernel keeps them in 32 bits
 MOST_BLOCKS = 2**24  # of a request, with prefix caching: part of a block's key
 
 
 def supports(workload: Workload, system: System) -> str | None:
     """Why the fast engine can't run this; None if it can."""
-    if system.metrics_interval_s > 0:
-        return "metrics that are old are the reference engine's alone"
     longest = int((workload["prompt_tokens"] + workload["output_tokens"]).max())
     if longest >= LONGEST:
         return f"the fast engine takes requests of fewer than {LONGEST} tokens"
@@ -78,17 +81,132 @@ def run(
     refused = supports(workload, system)
     if refused is not None:
         raise InputError(refused)
-    first, of = kinds_of(system.nodes)
-    inputs = _prepare(workload, system, first, of, predictions)
-    kinds = Kinds(first, tuple(inputs.nodes[of.index(kind)] for kind in range(len(first))), of)
-    features = Features(workload, inputs.predictions, seed)
-    for node in first:
-        features.require(node.policy.score.features, f"policy {node.policy.score.name!r}")
-    routing = system.routing
-    features.require(routing.score.features, f"router {routing.score.name!r}")
-    calls = ScoreCalls([node.policy for node in first], routing, len(of))
-    state = allocate(workload, inputs, kinds, routing, calls, features, seed, log_iterations)
-    return _records(_finish(state, calls), inputs, log_iterations)
+    state, inputs, calls, _ = _begin(workload, system, predictions, seed, log_iterations)
+    state, entries = _entries(state, stops=False)
+    state, code = _advance(state, entries["run_until"], calls)
+    if code != ks.DONE:
+        raise InvariantError(f"the fast engine stopped with code {code}")
+    return _records(state, inputs, log_iterations)
+
+
+class FastRun:
+    """A ``Run`` in compiled code, equal to the reference's to the bit.
+
+    What ``supports`` refuses is an ``InputError``.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        system: System,
+        predictions: Predictions | ArrayLike | None = None,
+        *,
+        seed: int = 0,
+        log_iterations: bool = False,
+    ) -> None:
+        refused = supports(workload, system)
+        if refused is not None:
+            raise InputError(refused)
+        self.system = system
+        self._log = log_iterations
+        self._state, self._inputs, self._calls, self._features = _begin(
+            workload, system, predictions, seed, log_iterations, stops=True
+        )
+        self._state, self._entries = _entries(self._state, stops=True)
+        self._due: Stop | None = None  # what ``answer`` answers
+        self._chosen: list[int] | None = None  # places, where it was answered
+        self._hold_ps = TO_THE_END.hold_ps
+
+    def advance(self, stops: Stops = TO_THE_END) -> Stop:
+        """Goes on to the next stop that was asked for, or to the end."""
+        run = self._state.run[0]
+        if self._due is not None and self._due.kind == "route":
+            raise InputError(f"request {self._due.request} waits for a node: call answer() first")
+        if self._chosen is not None:
+            self._show(0)
+            self._state.candidate[: len(self._chosen)] = self._state.candidate[self._chosen]
+            run["chosen"] = len(self._chosen)
+        self._due, self._chosen, self._hold_ps = None, None, stops.hold_ps
+        run["at_route"], run["at_preempt"] = stops.route, stops.preempt
+        run["at_admit"] = stops.admit
+        run["horizon"] = ks.NEVER if stops.horizon_ps is None else stops.horizon_ps
+        self._state, code = _advance(self._state, self._entries["run_until"], self._calls)
+        if code == ks.DONE:
+            return Stop("done")
+        if code == ks.HORIZON:
+            return Stop("horizon")
+        if code != ks.STOP:
+            raise InvariantError(f"the fast engine stopped with code {code}")
+        run = self._state.run[0]
+        node, request, candidates = (
+            int(run[name]) for name in ("due_node", "due_request", "candidates")
+        )
+        self._due = Stop(_KINDS[int(run["due"])], node, request, candidates)
+        return self._due
+
+    def features(self, names: Sequence[str], out: NDArray[Any]) -> int:
+        """Writes features of the candidates of the stop that is due to ``out``; see ``Run``."""
+        due = self._asked()
+        reader = "a router" if due.kind == "route" else "a policy"
+        self._features.require(names, reader)
+        lacking = ACCESSORS.lacks(names, reader)
+        if lacking is not None:
+            raise InputError(lacking)
+        rows = min(due.candidates, len(out))
+        self._state = with_rows(self._state, rows)
+        self._show(rows)
+        for column, name in enumerate(names):
+            out[:rows, column] = self._state.rows[name][:rows]
+        return rows
+
+    def answer(self, choice: int | Sequence[int] | NDArray[Any]) -> None:
+        """Answers the stop that is due; see ``Stop``."""
+        due, state = self._asked(), self._state
+        run = state.run[0]
+        if due.kind != "route":
+            self._chosen = answers.places(choice, due)
+            return
+        node = answers.node(choice, len(state.replica))
+        run["answer"], self._due = node, None
+        if node == HOLD:
+            state.asked[due.request] = run["now"] + self._hold_ps
+
+    @property
+    def totals(self) -> Totals:
+        """The integrals up to now."""
+        run = {name: int(self._state.run[0][name]) for name in ks.RUN.names or ()}
+        return Totals(
+            run["now"], run["in_system"],
+            (run["request_high"] << ks.HALF) + run["request_low"],
+            (run["waiting_high"] << ks.HALF) + run["waiting_low"],
+            run["finished"], run["generated"], run["preempted"], run["recomputed"],
+        )  # fmt: skip
+
+    def records(self) -> Records:
+        """The records of a finished run; raises ``InvariantError`` before every request is done."""
+        finished, requests = self.totals.finished, len(self._state.where)
+        if finished != requests:
+            raise InvariantError(f"{finished} of {requests} requests have finished")
+        return _records(self._state, self._inputs, self._log)
+
+    def _asked(self) -> Stop:
+        if self._due is None:
+            raise InputError("nothing waits for an answer: call advance() first")
+        return self._due
+
+    def _show(self, rows: int) -> None:
+        """Has the candidates listed, and features of the first of them written to the rows."""
+        state = self._state
+        run = state.run[0]
+        run["shown"] = rows
+        kept = state.replica[run["due_node"]].copy()  # what the iteration's scores are to see
+        self._calls.bind(state)
+        table = ks.address_table(state)
+        code = self._entries["show_candidates"](table.ctypes.data)
+        _raise_for(code, state, self._calls)
+        if run["due"] != ks.ROUTE:
+            for name in _SEEN:
+                state.replica[name][run["due_node"]] = kept[name]
 
 
 def _prepare(
@@ -109,40 +227,77 @@ def _prepare(
     return prepare(workload, dataclasses.replace(system, nodes=nodes), predictions)
 
 
-def _finish(state: ks.State, calls: ScoreCalls) -> ks.State:
-    """Runs to the end; arrays grow on the way where they must."""
+def _begin(
+    workload: Workload,
+    system: System,
+    predictions: Predictions | ArrayLike | None,
+    seed: int,
+    log: bool,
+    *,
+    stops: bool = False,
+) -> tuple[ks.State, Inputs, ScoreCalls, Features]:
+    """A run that is about to begin, its inputs, its scores and its features."""
+    first, of = kinds_of(system.nodes)
+    inputs = _prepare(workload, system, first, of, predictions)
+    kinds = Kinds(first, tuple(inputs.nodes[of.index(kind)] for kind in range(len(first))), of)
+    features = Features(workload, inputs.predictions, seed)
+    for node in first:
+        features.require(node.policy.score.features, f"policy {node.policy.score.name!r}")
+    routing = system.routing
+    features.require(routing.score.features, f"router {routing.score.name!r}")
+    calls = ScoreCalls([node.policy for node in first], routing, len(of))
+    state = allocate(
+        workload, inputs, kinds, routing, calls, features, seed, log, system.interval_ps, stops
+    )
+    return state, inputs, calls, features
+
+
+def _entries(state: ks.State, *, stops: bool) -> tuple[ks.State, dict[str, Callable[[int], int]]]:
+    """The compiled functions that a run needs; prefixes are numbered by one of them, at once."""
     row, node = state.run[0], state.node
-    clustered = row["replicas"] > 1 or row["closed_loop"]
+    clustered = row["replicas"] > 1 or row["closed_loop"] or stops
     entries = compiled(
         MORE=bool(clustered or node["by_score"].any() or (node["reserve"] > 0).any()),
         POLICY=bool(node["scored"].any() or node["preemption"].any()),
         PREFIX=bool(node["caching"].any()),
         GUARD=bool(node["guarded"].any()),
         ASYNC=bool((node["depth"] > 1).any()),
+        STOPS=stops,
     )
-    run_until = entries["run_until"]
     if node["caching"].any():
         table = ks.address_table(state)
         entries["number_prefixes"](table.ctypes.data)
         state = state._replace(prefix=state.prefix[:0], hashes=state.hashes[:0])
+    return state, entries
+
+
+def _advance(
+    state: ks.State, run_until: Callable[[int], int], calls: ScoreCalls
+) -> tuple[ks.State, int]:
+    """Goes on to a stop or to the end; arrays grow on the way where they must."""
     while True:
         calls.bind(state)
         table = ks.address_table(state)
         code = run_until(table.ctypes.data)
-        if code == ks.DONE:
-            return state
-        if code == ks.GROW:
-            state = grow(state)
-        elif code == ks.ENDLESS:
-            at = int(row["at_replica"])
-            requests = int(state.replica[at]["running"] + state.replica[at]["waiting"])
-            raise endless(requests, at, int(row["now"]))
-        elif code == ks.NAN:
-            raise InputError(f"policy or router {calls.names} gave NaN for a score")
-        elif code == ks.RAISED:
-            calls.reraise()
-        else:
-            raise InvariantError(f"the fast engine stopped with code {code}")
+        if code != ks.GROW:
+            _raise_for(code, state, calls)
+            return state, code
+        state = grow(state)
+
+
+def _raise_for(code: int, state: ks.State, calls: ScoreCalls) -> None:
+    """Raises what a code says went wrong, if it does."""
+    if code == ks.ENDLESS:
+        row = state.run[0]
+        at = int(row["at_replica"])
+        requests = int(state.replica[at]["running"] + state.replica[at]["waiting"])
+        raise endless(requests, at, int(row["now"]))
+    if code == ks.NAN:
+        raise InputError(f"policy or router {calls.names} gave NaN for a score")
+    if code == ks.RAISED:
+        calls.reraise()
+    if code == ks.FAULT:
+        raise InvariantError("the fast engine stopped with a fault")
 
 
 def _records(state: ks.State, inputs: Inputs, log: bool) -> Records:

@@ -30,12 +30,19 @@ def allocate(
     features: Features,
     seed: int,
     log: bool,
+    interval_ps: int,
+    stops: bool,
 ) -> ks.State:
-    """A run that is about to begin."""
+    """A run that is about to begin; ``stops`` if its caller may be asked on the way."""
     n = len(workload)
     closed = inputs.think_ps is not None
     run = _describe(inputs, kinds, routing, n, seed, log)
-    run["router_at"] = calls.router_at
+    run["router_at"], run["interval"] = calls.router_at, interval_ps
+    if stops:  # its caller may read any feature
+        for name in (
+            "reads_times", "reads_request", "reads_replica", "reads_curves", "draws", "weighted"
+        ):  # fmt: skip
+            run[name] = True
     hashes, hashes_at = _none(np.int64), _none(np.int64)
     if kinds.caching:
         hashes, hashes_at = _hashes(run, workload)
@@ -75,9 +82,11 @@ def allocate(
         stored=np.zeros(n if node["swaps"].any() else 0, np.int32),
         think=_none(np.int64) if inputs.think_ps is None else inputs.think_ps,
         first_child=first_child, sibling=sibling,
-        calendar=np.zeros(n if closed else 0, np.int32),
+        calendar=np.zeros(n if closed or stops else 0, np.int32),
         roots=np.flatnonzero(workload["parent"] < 0).astype(np.int32) if closed
         else _none(np.int32),
+        asked=np.zeros(n if stops else 0, np.int64), gave=np.zeros(n if stops else 0, np.int64),
+        candidate=np.zeros(max(n, seats) if stops else 0, np.int32),
         where=np.zeros(n, np.int64), scheduled=np.zeros(n, np.int64),
         first_token=np.zeros(n, np.int64), finish=np.zeros(n, np.int64),
         preemptions=np.zeros(n, np.int64), recomputed=np.zeros(n, np.int64),
@@ -106,6 +115,12 @@ def grow(state: ks.State) -> ks.State:
     room = max(2 * capacity - len(state.stash), 0)
     changed |= {name: _longer(getattr(state, name), room) for name in ("stash", "rows", "out")}
     return state._replace(**changed)
+
+
+def with_rows(state: ks.State, count: int) -> ks.State:
+    """The same state with rows for as many candidates."""
+    room = max(count - len(state.rows), 0)
+    return state._replace(rows=_longer(state.rows, room), out=_longer(state.out, room))
 
 
 def _longer(array: NDArray[Any], room: int) -> NDArray[Any]:

@@ -34,7 +34,10 @@ WHEEL = 1024  # iterations; one that lies further ahead is passed over once a tu
 FEATURE_ROW = np.dtype([(f.name, f.dtype) for f in features.FEATURES.values()])
 
 # What run_until returns.
-DONE, GROW, RAISED, NAN, ENDLESS, FAULT = 0, 1, 2, 3, 4, 5
+DONE, GROW, RAISED, NAN, ENDLESS, FAULT, STOP, HORIZON = 0, 1, 2, 3, 4, 5, 6, 7
+
+# What a run that stands still asks for; NOTHING is due otherwise.
+NOTHING, ROUTE, PREEMPT, ADMIT = 0, 1, 2, 3
 
 
 def _row(*names: str) -> np.dtype[np.void]:
@@ -47,8 +50,16 @@ RUN = _row(
     "draws", "reads_curves", "reads_times", "reads_request", "reads_replica",
     "weighted", "choices", "log", "hash_tokens",
     "router_at", "rows_at", "out_at",  # addresses
+    "interval",  # between two looks of the router at the replicas, 0 if it always sees them
+    "at_route", "at_preempt", "at_admit", "horizon",  # where to stop
     "now", "next_root", "children", "log_rows", "at_replica",
+    # the stop that is due; ``listed`` and ``chosen`` are NONE until it is looked at, answered
+    "due", "due_node", "due_request", "candidates", "listed", "shown", "chosen", "answer",
+    # totals; integrals in two words of which the lower one has HALF bits
+    "in_system", "waiting", "finished", "generated", "preempted", "recomputed",
+    "request_high", "request_low", "waiting_high", "waiting_low",
 )  # fmt: skip
+HALF = 31
 
 # Constants of a node; equal nodes share a row. ``_at``: where its part of a table begins, but for
 # ``score_at``, the address of its score; ``ahead_at`` is NONE where scores are not made ahead.
@@ -82,6 +93,7 @@ REPLICA = _row(
     "running_scored", "waiting_scored",
     "shadow_head", "shadow_tail", "served", "begun", "turns", "longest", "waits", "watched",
     "seen_running", "seen_waiting", "seen_used", "seen_routed", "seen_outstanding",
+    "scraped_running", "scraped_waiting", "scraped_used",
 )  # fmt: skip
 
 # An iteration in flight: two rows a replica, by the parity of its number.
@@ -188,6 +200,10 @@ class State(NamedTuple):
     sibling: NDArray[Any]
     calendar: NDArray[Any]  # heap of children that are to arrive
     roots: NDArray[Any]  # requests without a parent, in order; empty if that is all
+    # stops
+    asked: NDArray[Any]  # when the router asks again for a request that it holds, else 0
+    gave: NDArray[Any]  # the iteration before which a request was told to give way
+    candidate: NDArray[Any]  # slots or waiting requests; what was chosen of them comes first
     # records, (n,) each
     where: NDArray[Any]
     scheduled: NDArray[Any]
@@ -201,6 +217,7 @@ class State(NamedTuple):
 _INT32 = (
     "link", "generated", "reach", "flight", "stored", "first_child", "sibling", "calendar", "roots",
     "shadow", "sent_ahead", "acting", "first", "orphan", "stale", "bucket", "bucket_end", "held",
+    "candidate",
 )  # fmt: skip
 _FLOATS = ("out", "predicted", "curve_data", "deadline", "score", "ahead")
 

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from lengthwise.errors import InputError, InvariantError
 from lengthwise.features import get
 from lengthwise.prediction import Predictions
+from lengthwise.serving import answers
 from lengthwise.serving.draws import sample
 from lengthwise.serving.inputs import prepare
 from lengthwise.serving.records import Iterations, Records
@@ -149,11 +150,9 @@ class ReferenceRun:
         due = self._asked()
         if due.kind != "route":
             candidates = self._candidates(due)
-            self._chosen = [candidates[place] for place in _places(choice, due)]
+            self._chosen = [candidates[place] for place in answers.places(choice, due)]
             return
-        node = int(choice)  # type: ignore[arg-type]  # an array of one is a node too
-        if node != HOLD and not 0 <= node < len(self.nodes):
-            raise InputError(f"node {node} is not one of 0 to {len(self.nodes) - 1}, nor HOLD (-1)")
+        node = answers.node(choice, len(self.nodes))
         self._due = None
         if node == HOLD:
             self._held.setdefault(due.request, self._now_ps - self._reach_ps[due.request])
@@ -381,17 +380,6 @@ class ReferenceRun:
             return None
         rows = np.array(self._logged, dtype=np.int64)
         return Iterations(*(np.ascontiguousarray(column) for column in rows.T))
-
-
-def _places(choice: int | Sequence[int] | NDArray[Any], due: Stop) -> list[int]:
-    """The places among the candidates that an answer names."""
-    places = [int(place) for place in np.atleast_1d(np.asarray(choice)).tolist()]
-    if len(set(places)) < len(places) or not all(0 <= at < due.candidates for at in places):
-        raise InputError(
-            f"{due.kind} at node {due.node}: {places[:8]} is no answer; each must be one of "
-            f"0 to {due.candidates - 1}, once"
-        )
-    return places
 
 
 def _weights(workload: Workload, predicted: NDArray[np.float64] | None) -> list[int]:

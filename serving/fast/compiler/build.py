@@ -26,8 +26,8 @@ FOLDER = Path(__file__).parent.parent
 FLAGS = "flags"
 TABLES = "tables"
 PARTS = (
-    "compiler/jit", "queue", "batch", "guard", "blocks", "curves", "scores", "replica",
-    "cluster",
+    "compiler/jit", "arrivals", "queue", "batch", "guard", "blocks", "curves", "scores",
+    "routing", "replica", "stops", "cluster",
 )  # fmt: skip
 TYPES = (
     "state",
@@ -47,7 +47,11 @@ def compiled(**flags: bool) -> dict[str, Callable[[int], int]]:
         key.update(_file(name).read_bytes())
     on = "".join(name[0].lower() for name, value in flags.items() if value)
     stem = f"run_{on}_{key.hexdigest()[:16]}"
-    names = ("run_until", "number_prefixes") if flags["PREFIX"] else ("run_until",)
+    names = (
+        "run_until",
+        *(("number_prefixes",) if flags["PREFIX"] else ()),
+        *(("show_candidates",) if flags["STOPS"] else ()),
+    )
     found = load(stem, names) or _build(stem, names, flags)
     return {name: ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(found[name]) for name in names}
 

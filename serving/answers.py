@@ -1,0 +1,31 @@
+"""What a caller may answer to a stop, checked alike by both engines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError
+from lengthwise.serving.system import HOLD, Stop
+
+
+def node(choice: int | Sequence[int] | NDArray[Any], count: int) -> int:
+    """The node, of ``count``, that an answer to "route" names, or ``HOLD``."""
+    chosen = int(choice)  # type: ignore[arg-type]  # an array of one is a node too
+    if chosen != HOLD and not 0 <= chosen < count:
+        raise InputError(f"node {chosen} is not one of 0 to {count - 1}, nor HOLD (-1)")
+    return chosen
+
+
+def places(choice: int | Sequence[int] | NDArray[Any], due: Stop) -> list[int]:
+    """The places among the candidates that an answer to any other stop names."""
+    chosen = [int(place) for place in np.atleast_1d(np.asarray(choice)).tolist()]
+    if len(set(chosen)) < len(chosen) or not all(0 <= at < due.candidates for at in chosen):
+        raise InputError(
+            f"{due.kind} at node {due.node}: {chosen[:8]} is no answer; each must be one of "
+            f"0 to {due.candidates - 1}, once"
+        )
+    return chosen
