@@ -65,8 +65,17 @@ def begin(
     predictions: Predictions | ArrayLike | None = None,
     *,
     seed: int = 0,
+    backend: Literal["reference", "fast"] = "reference",
 ) -> Run:
-    """A run that stands at its beginning, for those who decide on the way."""
+    """A run that stands at its beginning, for those who decide on the way.
+
+    Both engines take the same steps; the fast one compiles for seconds when it is new.
+    """
+    if backend == "fast":
+        run: Run = import_module(KERNEL).FastRun(workload, system, predictions, seed=seed)
+        return run
+    if backend != "reference":
+        raise UnknownNameError("backend of a run", str(backend), ("reference", "fast"))
     return ReferenceRun(workload, system, predictions, seed=seed)
 
 

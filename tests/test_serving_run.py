@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lengthwise.curves import CURVES
 from lengthwise.errors import InputError
+from lengthwise.prediction import CURVES
 from lengthwise.serving.fast.features import ACCESSORS
 from lengthwise.serving.fast.run import FastRun
 from lengthwise.serving.reference.run import ReferenceRun

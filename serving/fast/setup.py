@@ -38,7 +38,9 @@ def allocate(
     closed = inputs.think_ps is not None
     run = _describe(inputs, kinds, routing, n, seed, log)
     run["router_at"], run["interval"] = calls.router_at, interval_ps
+    curves = _names(kinds, routing)
     if stops:  # its caller may read any feature
+        curves |= set() if inputs.predictions is None else set(inputs.predictions.curves)
         for name in (
             "reads_times", "reads_request", "reads_replica", "reads_curves", "draws", "weighted"
         ):  # fmt: skip
@@ -72,7 +74,7 @@ def allocate(
         reach_ps=inputs.reach_ps if (node["pipeline"] > 0).any() else _none(np.int64),
         prompt=workload["prompt_tokens"], output=workload["output_tokens"],
         predicted=_none(np.float64) if inputs.predicted is None else inputs.predicted,
-        **curve_arrays(inputs.predictions, _names(kinds, routing)),
+        **curve_arrays(inputs.predictions, curves),
         priority=_column(workload, "priority", np.int64),
         deadline=_column(workload, "deadline_s", np.float64),
         score=np.zeros(n if node["by_score"].any() else 0),
