@@ -101,7 +101,8 @@ def trial(seed, *, unequal=False):
     return {
         "workload": Workload(columns),
         "system": System(
-            tuple(nodes[i % len(nodes)] for i in range(count)), load_router(one(*ROUTERS)),
+            tuple(nodes[i % len(nodes)] for i in range(count)),
+            load_router(one(*ROUTERS)),
             metrics_interval_s=float(one(0.0, 0.0, 0.01, 0.5)),
         ),
         "predictions": np.maximum(1.0, output * np.exp(noise * rng.standard_normal(n))),
