@@ -30,7 +30,7 @@ import numpy as np
 SCHEDULER = "benchmarks.gpu_live_scheduler.scheduler"
 PAIRS, BURST = 5, 500
 SECONDS = 22.0  # of arrivals
-LOAD = 1.3
+LOAD = 1.3  # times what a burst sustained
 LONGEST = 600  # tokens of an answer
 LIMITS = (16, 64, 128)  # max_tokens of those who name one
 HERE = Path(__file__).parent
@@ -193,7 +193,8 @@ def cost(data: Path, out: Path, options: dict[str, Any]) -> None:
 def overload(data: Path, out: Path, options: dict[str, Any]) -> None:
     """The same arrivals under each policy; how long requests take, end to end."""
     rows = json.loads((data / "requests.json").read_text())[: options.pop("requests", 2500)]
-    seconds = options.pop("seconds", SECONDS)
+    seconds, load = options.pop("seconds", SECONDS), options.pop("load", LOAD)
+    wanted = options.pop("runs", None)
     prompts = chats(data, rows)
     share = {"gpu_memory_utilization": 0.9, "max_num_seqs": 64, **options}
     predictor = str(data / "predictor")
@@ -210,14 +211,15 @@ def overload(data: Path, out: Path, options: dict[str, Any]) -> None:
         "mlfq": ({"policy": "mlfq"}, {}),
     }
     arrivals: list[float] = []
-    for name, (settings, sent) in runs.items():
+    for name in wanted or list(runs):
+        settings, sent = runs[name]
         engine = start(data, settings, **share)
 
         async def one(engine: Any = engine, sent: dict[str, Any] = sent) -> list[Any]:
             await burst(engine, rows[:64], prompts)
             if not arrivals:  # the first run tells how much is too much
                 some = rows[:300]
-                rate = LOAD * await burst(engine, some, prompts) / mean_answer(some)
+                rate = load * await burst(engine, some, prompts) / mean_answer(some)
                 rng = np.random.default_rng(0)
                 times = np.cumsum(rng.exponential(1 / rate, len(prompts)))
                 arrivals.extend(times[times < seconds].tolist())
