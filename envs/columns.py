@@ -44,7 +44,14 @@ FEATURES: Provider[Scale] = Provider("an environment", {
     "kv_utilization": (False, 0.5, 0.25),
     "outstanding_tokens": (False, 10_000.0, 10_000.0),
     "routed_requests": (True, 4.0, 1.0),
+    "oldest_request_s": (False, 5.0, 10.0),
+    "prefill_backlog_tokens": (True, 6.0, 2.0),
+    "decode_backlog_tokens": (False, 5_000.0, 5_000.0),
+    "free_seats": (False, 32.0, 32.0),
+    "max_seats": (True, 5.0, 1.0),
+    "decode_tokens_per_s": (True, 8.0, 1.0),
     "random_draw": (False, 0.5, 0.3),
+    "cached_tokens": (True, 4.0, 2.0),
 })  # fmt: skip
 SCALES: Mapping[str, Scale] = {
     **FEATURES,

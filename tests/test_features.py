@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,22 @@ from lengthwise.workload import Workload
 from tests.systems import alike
 
 PROVIDERS = registry.names("provider")
+PAGE = Path(__file__).parent.parent / "docs" / "features.md"
+
+
+def table() -> str:
+    """The features and who can tell them, in Markdown."""
+    told = {name: registry.load("provider", name) for name in PROVIDERS}
+    head = ["feature", "unit", "of", "changes with", "meaning", *PROVIDERS]
+    rows = [head, ["---"] * len(head)]
+    for name, feature in features.FEATURES.items():
+        about = [f"`{name}`", feature.unit, feature.of, feature.changes, feature.meaning]
+        rows.append(about + ["x" if name in told[one] else "" for one in PROVIDERS])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def test_the_page_shows_the_table() -> None:
+    assert f"-->\n{table()}\n<!-- end -->" in PAGE.read_text("utf-8")
 
 
 @pytest.fixture
@@ -89,3 +106,7 @@ def test_every_provider_tells_what_stands_in_the_table(name: str) -> None:
 def test_a_provider_of_an_unknown_name_is_refused_when_it_is_made() -> None:
     with pytest.raises(UnknownNameError, match="'now_ms' of an abacus; did you mean 'now_s'"):
         Provider("an abacus", {"now_ms": 0})
+
+
+if __name__ == "__main__":
+    print(table())

@@ -14,8 +14,10 @@ from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import Preemption, RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.prediction import CURVES, Prediction, Predictions
 from lengthwise.remaining import Pieces
-from lengthwise.serving import Engine, run
+from lengthwise.serving import Engine, Stops, run
+from lengthwise.serving.fast.run import FastRun
 from lengthwise.serving.inputs import predictions_of
+from lengthwise.serving.reference.run import ReferenceRun
 from lengthwise.serving.timing.linear import LinearTiming
 from lengthwise.workload import Workload
 from tests.systems import alike
@@ -195,6 +197,22 @@ def test_routers_read_them_too() -> None:
     )  # fmt: skip
     reference = run(work, predictions=made, backend="reference", **given)
     same(run(work, predictions=made, backend="fast", **given), reference)
+
+
+def test_a_caller_reads_them_at_stops_whatever_the_policy_reads() -> None:
+    work = workload(60, 4)
+    given = alike(
+        policy=load_policy("sjf"), routing=ONE, engine=Engine(max_num_seqs=4, num_gpu_blocks=40),
+        timing=TIMING, predictions=random_predictions(work, np.random.default_rng(4)),
+    )  # fmt: skip
+    seen = []
+    for kind in (ReferenceRun, FastRun):
+        made, rows = kind(work, **given), np.zeros((8, len(CURVES)))
+        seen.append([])
+        while (stop := made.advance(Stops(admit=True, preempt=True))).kind != "done":
+            shown = made.features(tuple(CURVES), rows)
+            seen[-1] += [stop, rows[:shown].tolist()]
+    assert seen[0] == seen[1]
 
 
 @pytest.mark.parametrize("backend", ["reference", "fast"])

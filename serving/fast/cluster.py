@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from lengthwise.serving.fast.arrivals import next_arrival, push_child, reaches, take_arrival
+from lengthwise.serving.fast.backlog import note_sent
 from lengthwise.serving.fast.compiler.jit import as_state, hot, kernel, node_of
 from lengthwise.serving.fast.flags import ASYNC, GUARD, MORE, POLICY, STOPS
 from lengthwise.serving.fast.guard import drop_unwatched
@@ -40,6 +41,7 @@ from lengthwise.serving.fast.state import (
     STOP,
 )
 from lengthwise.serving.fast.stops import stop
+from lengthwise.serving.fast.tables import is_read
 from lengthwise.serving.system import HOLD
 
 # Arrivals
@@ -57,8 +59,9 @@ def send(S: Any, id: int, r: int) -> int:
             if code != DONE:
                 return code
     enqueue(S, r, id)
+    note_sent(S, r, id)
     rep.routed += 1
-    if MORE and run.weighted:
+    if MORE and is_read(run.reads, "outstanding_tokens"):
         rep.outstanding += weight(S, id)
     return DONE
 
@@ -175,8 +178,8 @@ def come(S: Any, id: int) -> None:
 def pass_time(S: Any, to: int) -> None:
     """Lets time pass in which nothing happens."""
     run = S.run
-    if MORE and run.interval > 0 and to // run.interval > run.now // run.interval:
-        scrape(S)
+    if MORE and run.interval > 0 and to // run.interval > run.scraped:
+        scrape(S, to)
     if STOPS:
         high, low = (to - run.now) >> HALF, (to - run.now) & ((1 << HALF) - 1)
         run.request_low += run.in_system * low
@@ -196,6 +199,8 @@ def run_until(table: int) -> int:
     """
     S: Any = as_state(table)
     run = S.run
+    if MORE and run.interval > 0 and run.scraped == NONE:
+        scrape(S, 0)
     if STOPS and run.due != NOTHING:
         code = go_on(S)
         if code != DONE:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.serving.fast.compiler.jit import hot, kernel
+from lengthwise.serving.fast.compiler.jit import kernel
 
 LINEAR, FALLING = 1, 2  # places in lengthwise.curves.BETWEEN
 
@@ -39,15 +39,3 @@ def curve_at(S: Any, which: int, id: int, generated: int) -> float:
     if len(S.limit):
         value = min(value, np.float64(max(S.limit[id] - generated, 1)))
     return value
-
-
-@hot
-def fill_curves(S: Any, row: int, id: int, generated: int) -> None:
-    """Writes those curves that are tabulated."""
-    to = S.rows[row]
-    if S.curve[0].points > 0:
-        to.expected_remaining_tokens = curve_at(S, 0, id, generated)
-    if S.curve[1].points > 0:
-        to.gittins_index = curve_at(S, 1, id, generated)
-    if S.curve[2].points > 0:
-        to.remaining_tokens_p90 = curve_at(S, 2, id, generated)

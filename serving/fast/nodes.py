@@ -13,6 +13,7 @@ from lengthwise.errors import InputError
 from lengthwise.policy import Score
 from lengthwise.serving.fast import state as ks
 from lengthwise.serving.fast.calls import ScoreCalls
+from lengthwise.serving.fast.features import mask
 from lengthwise.serving.inputs import NodeInputs
 from lengthwise.serving.scoring import Features
 from lengthwise.serving.system import Node
@@ -124,7 +125,7 @@ def _constants(node: Node, inputs: NodeInputs, longest: int) -> dict[str, Any]:
         "threshold": engine.long_prefill_token_threshold,
         "chunked": engine.enable_chunked_prefill, "full_isl": engine.scheduler_reserve_full_isl,
         "by_score": policy.queue == "priority", "scored": bool(changes),
-        "every": bool(changes & {"clock", "state"}),
+        "every": bool(changes & {"clock", "state"}), "reads": mask(policy.score.features),
         "preemption": rule.mode != "none", "swaps": rule.mode == "swap",
         "max_per_step": rule.max_per_step,
         "past_preemption": engine.schedule_past_preemption,
@@ -138,6 +139,7 @@ def _constants(node: Node, inputs: NodeInputs, longest: int) -> dict[str, Any]:
         "guarded": guard is not None, "guard_ratio": guard.ratio if guard else 0.0,
         "guard_floor": guard.floor_ps if guard else 0,
         "depth": 2 if engine.async_scheduling else 1,
+        "decode_tokens_per_s": inputs.clock.decode_tokens_per_s(engine),
     }  # fmt: skip
 
 

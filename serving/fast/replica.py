@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from lengthwise.serving.fast.arrivals import push_child
+from lengthwise.serving.fast.backlog import tally
 from lengthwise.serving.fast.batch import (
     blocks_for,
     capped,
@@ -67,7 +68,7 @@ from lengthwise.serving.fast.state import (
     WHEEL,
     YIELDED,
 )
-from lengthwise.serving.fast.tables import sum_of_terms
+from lengthwise.serving.fast.tables import is_read, sum_of_terms
 from lengthwise.serving.reference.replica import FUTILE
 
 # The end of an iteration
@@ -88,7 +89,7 @@ def depart(S: Any, r: int, id: int, seen: int) -> None:
     """A request is done; the client sees its last token at ``seen``."""
     S.finish[id] = seen
     S.where[id] = r
-    if MORE and S.run.weighted:
+    if MORE and is_read(S.run.reads, "outstanding_tokens"):
         S.replica[r].outstanding -= weight(S, id)
     if STOPS:
         S.run.in_system -= 1
@@ -148,6 +149,7 @@ def return_orphans(S: Any, r: int, seen: int) -> None:
     node, rep = node_of(S, r), S.replica[r]
     for place in range(rep.orphans):
         id = S.orphan[2 * rep.seat + place]
+        tally(S, r, id, -1)
         S.generated[id] += 1
         rep.known += 1
         if S.generated[id] == S.output[id]:
@@ -158,7 +160,9 @@ def return_orphans(S: Any, r: int, seen: int) -> None:
             else:
                 unlink(S, r, id)
             depart(S, r, id, seen)
-        elif POLICY and node.scored and node.by_score and not node.every:
+            continue
+        tally(S, r, id, 1)
+        if POLICY and node.scored and node.by_score and not node.every:
             S.stale[rep.queue_at + rep.stale] = id
             rep.stale += 1
     rep.orphans = 0
@@ -227,6 +231,7 @@ def enqueue(S: Any, r: int, id: int) -> None:
         guard_arrival(S, r, id)
     rep.waiting += 1
     rep.known += S.prompt[id]
+    tally(S, r, id, 1)
     if MORE and node.by_score:
         put(S, r, 0.0 if node.every else S.score[id], id)
     else:
@@ -276,6 +281,7 @@ def preempt(S: Any, r: int, s: int, queued: bool) -> None:
     rep.preempted += 1
     rep.waiting += 1
     rep.known += known
+    tally(S, r, id, 1)
     if not (MORE and node.by_score):
         prepend(S, r, id)
         return
@@ -569,6 +575,7 @@ def schedule_waiting(S: Any, r: int, budget: int) -> int:
             guard_admission(S, r, id)
         rep.waiting -= 1
         rep.known -= known
+        tally(S, r, id, -1)
         sl.computed = start
         sl.known = known
         sl.tokens = tokens

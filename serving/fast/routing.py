@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.picoseconds import PS
-from lengthwise.serving.fast.compiler.jit import draw, hot, kernel, node_of, uniform
-from lengthwise.serving.fast.curves import fill_curves
-from lengthwise.serving.fast.scores import evaluate, fill_request
+from lengthwise.serving.fast.compiler.jit import draw, kernel
+from lengthwise.serving.fast.scores import evaluate, fill_replica
 from lengthwise.serving.fast.state import DONE
-from lengthwise.serving.scoring import FRACTION
+from lengthwise.serving.fast.tables import write_features
 
 
 @kernel
@@ -41,34 +39,6 @@ def sample(S: Any, id: int) -> int:
     return run.choices
 
 
-@hot
-def fill_replica(S: Any, row: int, id: int, r: int) -> None:
-    """Writes the features of a replica, and those of a request that arrives now."""
-    run, node, rep, to = S.run, node_of(S, r), S.replica[r], S.rows[row]
-    if run.interval > 0:
-        to.running_requests = rep.scraped_running
-        to.waiting_requests = rep.scraped_waiting
-        to.kv_utilization = rep.scraped_used / node.blocks
-    else:
-        to.running_requests = rep.running
-        to.waiting_requests = rep.waiting
-        to.kv_utilization = (node.blocks - rep.free) / node.blocks
-    to.routed_requests = rep.routed
-    to.outstanding_tokens = rep.outstanding / FRACTION
-    if run.draws:
-        to.random_draw = uniform(np.uint64(run.seed), id, r)
-    if run.reads_request:
-        fill_request(S, row, id)
-    if run.reads_curves:
-        fill_curves(S, row, id, 0)
-    if run.reads_times:
-        to.arrival_s = np.float64(S.arrival[id]) / PS
-        to.now_s = np.float64(run.now) / PS
-    to.generated_tokens = 0
-    to.computed_tokens = 0
-    to.preemptions = 0
-
-
 @kernel
 def route(S: Any, id: int) -> int:
     """The replica with the lowest score, the first of them; -1 - code if the score failed."""
@@ -87,10 +57,9 @@ def route(S: Any, id: int) -> int:
 
 
 @kernel
-def scrape(S: Any) -> None:
+def scrape(S: Any, time: int) -> None:
     """The router sees all replicas anew, as they are before anything happens at this moment."""
-    for r in range(S.run.replicas):
-        rep = S.replica[r]
-        rep.scraped_running = rep.running
-        rep.scraped_waiting = rep.waiting
-        rep.scraped_used = node_of(S, r).blocks - rep.free
+    run = S.run
+    run.scraped = time // run.interval
+    for r in range(run.replicas):
+        write_features(S.scraped[r], S.run.reads, "replica", last=S.replica[r].iteration)

@@ -19,7 +19,7 @@ from lengthwise.serving import answers
 from lengthwise.serving.fast import state as ks
 from lengthwise.serving.fast.calls import ScoreCalls, why_python
 from lengthwise.serving.fast.compiler.build import compiled
-from lengthwise.serving.fast.features import ACCESSORS
+from lengthwise.serving.fast.features import ACCESSORS, mask
 from lengthwise.serving.fast.nodes import Kinds, kinds_of
 from lengthwise.serving.fast.setup import allocate, grow, with_rows
 from lengthwise.serving.inputs import Inputs, prepare
@@ -31,7 +31,6 @@ from lengthwise.workload import Workload
 
 TO_THE_END = Stops()
 _KINDS: dict[int, Any] = {ks.ROUTE: "route", ks.PREEMPT: "preempt", ks.ADMIT: "admit"}
-_SEEN = [name for name in ks.REPLICA.names or () if name.startswith("seen_")]
 LONGEST = 2**30  # tokens of a request: the kernel keeps them in 32 bits
 MOST_BLOCKS = 2**24  # of a request, with prefix caching: part of a block's key
 
@@ -123,7 +122,7 @@ class FastRun:
         if self._due is not None and self._due.kind == "route":
             raise InputError(f"request {self._due.request} waits for a node: call answer() first")
         if self._chosen is not None:
-            self._show(0)
+            self._show((), 0)
             self._state.candidate[: len(self._chosen)] = self._state.candidate[self._chosen]
             run["chosen"] = len(self._chosen)
         self._due, self._chosen, self._hold_ps = None, None, stops.hold_ps
@@ -154,7 +153,7 @@ class FastRun:
             raise InputError(lacking)
         rows = min(due.candidates, len(out))
         self._state = with_rows(self._state, rows)
-        self._show(rows)
+        self._show(names, rows)
         for column, name in enumerate(names):
             out[:rows, column] = self._state.rows[name][:rows]
         return rows
@@ -194,19 +193,21 @@ class FastRun:
             raise InputError("nothing waits for an answer: call advance() first")
         return self._due
 
-    def _show(self, rows: int) -> None:
+    def _show(self, names: Sequence[str], rows: int) -> None:
         """Has the candidates listed, and features of the first of them written to the rows."""
         state = self._state
-        run = state.run[0]
+        run, node = state.run[0], state.node
         run["shown"] = rows
-        kept = state.replica[run["due_node"]].copy()  # what the iteration's scores are to see
+        # what the iteration's scores are to see, and what scores read
+        at, reads, routing_reads = run["due_node"], node["reads"].copy(), run["routing_reads"]
+        seen = state.seen[at].copy()
+        node["reads"] |= mask(names)
+        run["routing_reads"] |= mask(names)
         self._calls.bind(state)
         table = ks.address_table(state)
         code = self._entries["show_candidates"](table.ctypes.data)
+        state.seen[at], node["reads"], run["routing_reads"] = seen, reads, routing_reads
         _raise_for(code, state, self._calls)
-        if run["due"] != ks.ROUTE:
-            for name in _SEEN:
-                state.replica[name][run["due_node"]] = kept[name]
 
 
 def _prepare(

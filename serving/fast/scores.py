@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.picoseconds import PS
 from lengthwise.serving.fast.batch import computed_of, generated_of, next_seat
-from lengthwise.serving.fast.compiler.jit import call_score, hot, kernel, node_of, rint, uniform
-from lengthwise.serving.fast.curves import fill_curves
+from lengthwise.serving.fast.compiler.jit import call_score, hot, kernel, node_of, rint
 from lengthwise.serving.fast.flags import ASYNC, GUARD
 from lengthwise.serving.fast.queue import compact, heapify, push, sort_heap
 from lengthwise.serving.fast.state import AHEAD, DONE, NAN, NONE, RAISED, TAKEN, WAITS
+from lengthwise.serving.fast.tables import (
+    copy_features,
+    is_read_of,
+    write_counted_features,
+    write_features,
+)
 from lengthwise.serving.scoring import FRACTION
 
 
@@ -31,25 +35,8 @@ def weight(S: Any, id: int) -> int:
 @kernel
 def look(S: Any, r: int) -> None:
     """Fixes what the scores of this iteration see of the replica."""
-    rep = S.replica[r]
-    rep.seen_running = rep.running
-    rep.seen_waiting = rep.waiting
-    rep.seen_used = node_of(S, r).blocks - rep.free
-    rep.seen_routed = rep.routed
-    rep.seen_outstanding = rep.outstanding
-
-
-@hot
-def fill_request(S: Any, row: int, id: int) -> None:
-    """Writes the features that a request has from its arrival on."""
-    to = S.rows[row]
-    to.prompt_tokens = S.prompt[id]
-    if len(S.predicted):
-        to.predicted_tokens = S.predicted[id]
-    if len(S.priority):
-        to.priority = S.priority[id]
-    if len(S.deadline):
-        to.deadline_s = S.deadline[id]
+    if is_read_of(node_of(S, r).reads, "replica"):
+        write_features(S.seen[r], node_of(S, r).reads, "replica", last=S.replica[r].iteration - 1)
 
 
 @hot
@@ -57,25 +44,37 @@ def fill(
     S: Any, r: int, row: int, id: int, generated: int, computed: int, preemptions: int
 ) -> None:
     """Writes those features of a request in a replica that are read."""
-    run, rep, to = S.run, S.replica[r], S.rows[row]
-    to.generated_tokens = generated
-    to.computed_tokens = computed
-    to.preemptions = preemptions
-    if run.reads_request:
-        fill_request(S, row, id)
-    if run.reads_curves:
-        fill_curves(S, row, id, generated)
-    if run.reads_times:
-        to.arrival_s = np.float64(S.arrival[id]) / PS
-        to.now_s = np.float64(run.now) / PS
-    if run.reads_replica:
-        to.running_requests = rep.seen_running
-        to.waiting_requests = rep.seen_waiting
-        to.kv_utilization = rep.seen_used / node_of(S, r).blocks
-        to.routed_requests = rep.seen_routed
-        to.outstanding_tokens = rep.seen_outstanding / FRACTION
-    if run.draws:
-        to.random_draw = uniform(np.uint64(run.seed), id, r)
+    write_features(S.rows[row], node_of(S, r).reads, "request")
+    if is_read_of(node_of(S, r).reads, "replica", "pair"):
+        fill_further(S, r, row, id, generated)
+
+
+@kernel
+def fill_further(S: Any, r: int, row: int, id: int, generated: int) -> None:
+    """The same for what is not the request's alone."""
+    write_features(S.rows[row], node_of(S, r).reads, "pair")
+    copy_features(S.rows[row], S.seen[r], node_of(S, r).reads, "replica")
+
+
+@hot
+def fill_replica(S: Any, row: int, id: int, r: int) -> None:
+    """Writes what a router reads of a replica and of a request that arrives now."""
+    if S.run.interval > 0:
+        fill_scraped(S, row, r)
+    else:
+        write_features(S.rows[row], S.run.routing_reads, "replica", last=S.replica[r].iteration)
+    if is_read_of(S.run.routing_reads, "request", "pair"):
+        write_features(
+            S.rows[row], S.run.routing_reads, "request", "pair",
+            generated=0, computed=0, preemptions=0,
+        )  # fmt: skip
+
+
+@kernel
+def fill_scraped(S: Any, row: int, r: int) -> None:
+    """The same of a replica as it was seen last, but for what the router counts itself."""
+    copy_features(S.rows[row], S.scraped[r], S.run.routing_reads, "replica")
+    write_counted_features(S.rows[row], S.run.routing_reads)
 
 
 @kernel

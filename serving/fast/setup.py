@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.features import get
 from lengthwise.policy import RoutingPolicy
 from lengthwise.prediction import CURVES
 from lengthwise.serving.fast import state as ks
 from lengthwise.serving.fast.calls import ScoreCalls
+from lengthwise.serving.fast.features import ACCESSORS, mask
 from lengthwise.serving.fast.nodes import Kinds, describe
 from lengthwise.serving.fast.tabulated import curve_arrays
 from lengthwise.serving.inputs import Inputs
@@ -38,13 +38,12 @@ def allocate(
     closed = inputs.think_ps is not None
     run = _describe(inputs, kinds, routing, n, seed, log)
     run["router_at"], run["interval"] = calls.router_at, interval_ps
-    curves = _names(kinds, routing)
-    if stops:  # its caller may read any feature
-        curves |= set() if inputs.predictions is None else set(inputs.predictions.curves)
-        for name in (
-            "reads_times", "reads_request", "reads_replica", "reads_curves", "draws", "weighted"
-        ):  # fmt: skip
-            run[name] = True
+    run["scraped"] = ks.NONE
+    names = _names(kinds, routing)
+    if stops:  # its caller may read any feature: what is counted all along is counted for all
+        given = () if inputs.predictions is None else inputs.predictions.curves
+        names |= {name for name in ACCESSORS if name not in CURVES or name in given}
+    run["reads"] = mask(names)
     hashes, hashes_at = _none(np.int64), _none(np.int64)
     if kinds.caching:
         hashes, hashes_at = _hashes(run, workload)
@@ -66,6 +65,8 @@ def allocate(
         stale=np.zeros(queues, np.int32),
         **_guard(node, n, replicas, queues),
         log=np.zeros(1024 if log else 0, ks.LOG),
+        seen=np.zeros(replicas, ks.FEATURE_ROW),
+        scraped=np.zeros(replicas if interval_ps else 0, ks.FEATURE_ROW),
         rows=np.zeros(max(largest, replicas), ks.FEATURE_ROW),
         out=np.zeros(max(largest, replicas)), places=np.zeros(replicas, np.int64),
         **_blocks(replica, node, len(hashes)), hashes=hashes, chain_at=hashes_at,
@@ -74,7 +75,7 @@ def allocate(
         reach_ps=inputs.reach_ps if (node["pipeline"] > 0).any() else _none(np.int64),
         prompt=workload["prompt_tokens"], output=workload["output_tokens"],
         predicted=_none(np.float64) if inputs.predicted is None else inputs.predicted,
-        **curve_arrays(inputs.predictions, curves),
+        **curve_arrays(inputs.predictions, names),
         priority=_column(workload, "priority", np.int64),
         deadline=_column(workload, "deadline_s", np.float64),
         score=np.zeros(n if node["by_score"].any() else 0),
@@ -82,6 +83,7 @@ def allocate(
         reach=np.zeros(n, np.int32),
         flight=np.zeros(n if kinds.overlapped else 0, np.int32),
         stored=np.zeros(n if node["swaps"].any() else 0, np.int32),
+        sent=np.zeros(n if run["reads"][0] & mask(["oldest_request_s"]) else 0, np.int32),
         think=_none(np.int64) if inputs.think_ps is None else inputs.think_ps,
         first_child=first_child, sibling=sibling,
         calendar=np.zeros(n if closed or stops else 0, np.int32),
@@ -153,18 +155,11 @@ def _describe(
     inputs: Inputs, kinds: Kinds, routing: RoutingPolicy, requests: int, seed: int, log: bool
 ) -> NDArray[Any]:
     """The constants of a run, shape (1,)."""
-    names = _names(kinds, routing)
     values: dict[str, Any] = {
         "requests": requests, "replicas": len(kinds.of),
         "seed": np.uint64(seed % 2**64).astype(np.int64),
         "closed_loop": inputs.think_ps is not None,
-        "reads_times": bool({"arrival_s", "now_s"} & names),
-        "reads_curves": bool(set(CURVES) & names),
-        "reads_request": bool(
-            {"prompt_tokens", "predicted_tokens", "priority", "deadline_s"} & names
-        ),
-        "reads_replica": any(get(name).changes == "state" for name in names),
-        "draws": "random_draw" in names, "weighted": "outstanding_tokens" in names,
+        "routing_reads": mask(routing.score.features),
         "choices": routing.choices, "log": log,
     }  # fmt: skip
     run = np.zeros(1, ks.RUN)
@@ -178,7 +173,7 @@ def _replicas(kinds: Kinds, node: NDArray[Any]) -> tuple[NDArray[Any], int]:
     rows = np.zeros(len(kinds.of), ks.REPLICA)
     for name in (
         "head", "tail", "queue_head", "queue_tail", "oldest", "newest", "blank", "shadow_head",
-        "shadow_tail",
+        "shadow_tail", "sent_head",
     ):  # fmt: skip
         rows[name] = ks.NONE
     rows["node"] = kinds.of

@@ -47,10 +47,12 @@ def _row(*names: str) -> np.dtype[np.void]:
 # One row a run: its constants and, from ``now`` on, its place in time.
 RUN = _row(
     "requests", "replicas", "seed", "closed_loop",
-    "draws", "reads_curves", "reads_times", "reads_request", "reads_replica",
-    "weighted", "choices", "log", "hash_tokens",
+    "reads", "routing_reads",  # masks of features: anybody's, the router's
+    "choices", "log", "hash_tokens",
     "router_at", "rows_at", "out_at",  # addresses
-    "interval",  # between two looks of the router at the replicas, 0 if it always sees them
+    # between two looks of the router at the replicas, 0 if it always sees them; how many of them
+    # lie behind the last look, NONE before the first
+    "interval", "scraped",
     "at_route", "at_preempt", "at_admit", "horizon",  # where to stop
     "now", "next_root", "children", "log_rows", "at_replica",
     # the stop that is due; ``listed`` and ``chosen`` are NONE until it is looked at, answered
@@ -68,6 +70,7 @@ NODE = np.dtype(
         *((name, np.int64) for name in (
             "max_seqs", "max_tokens", "block_size", "shift", "blocks", "watermark", "threshold",
             "chunked", "full_isl", "by_score", "scored", "every", "at_arrival", "callback",
+            "reads",  # a mask of features
             "preemption", "swaps", "overhead", "max_per_step", "past_preemption", "applies_alone",
             "swap_ps", "caching", "bucket_mask", "longest", "depth", "score_at", "ahead_at",
             "guarded", "guard_floor",
@@ -76,7 +79,7 @@ NODE = np.dtype(
             *(f"{term}_ps" for term in TERMS),
         )),
         *((name, np.float64) for name in (
-            "price", "margin", "protect_after", "reserve", "guard_ratio",
+            "price", "margin", "protect_after", "reserve", "guard_ratio", "decode_tokens_per_s",
         )),
     ]
 )  # fmt: skip
@@ -92,8 +95,9 @@ REPLICA = _row(
     "blank", "oldest", "newest", "hits",
     "running_scored", "waiting_scored",
     "shadow_head", "shadow_tail", "served", "begun", "turns", "longest", "waits", "watched",
-    "seen_running", "seen_waiting", "seen_used", "seen_routed", "seen_outstanding",
-    "scraped_running", "scraped_waiting", "scraped_used",
+    # of ``backlog``: sums over the queue and the batch, the latter as of two iterations; a list
+    "queued_prefill", "queued_decode", "running_decode", "summed_last", "summed_done",
+    "sent_head", "sent_tail",
 )  # fmt: skip
 
 # An iteration in flight: two rows a replica, by the parity of its number.
@@ -156,6 +160,8 @@ class State(NamedTuple):
     decode_context_ps: NDArray[Any]
     mixed_launch_ps: NDArray[Any]
     log: NDArray[Any]  # (iterations,) LOG
+    seen: NDArray[Any]  # (R,) FEATURE_ROW: replicas as the scores of an iteration see them
+    scraped: NDArray[Any]  # (R,) FEATURE_ROW: as the router saw them last, where it looks at times
     rows: NDArray[Any]  # (largest capacity,) FEATURE_ROW
     out: NDArray[Any]  # (largest capacity,)
     places: NDArray[Any]  # (R,) scratch
@@ -195,6 +201,7 @@ class State(NamedTuple):
     since: NDArray[Any]
     owed: NDArray[Any]
     sent_ahead: NDArray[Any]
+    sent: NDArray[Any]  # the next that was sent to the same replica
     think: NDArray[Any]
     first_child: NDArray[Any]
     sibling: NDArray[Any]
@@ -215,9 +222,9 @@ class State(NamedTuple):
 
 
 _INT32 = (
-    "link", "generated", "reach", "flight", "stored", "first_child", "sibling", "calendar", "roots",
-    "shadow", "sent_ahead", "acting", "first", "orphan", "stale", "bucket", "bucket_end", "held",
-    "candidate",
+    "link", "generated", "reach", "flight", "stored", "sent", "first_child", "sibling", "calendar",
+    "roots", "shadow", "sent_ahead",
+    "acting", "first", "orphan", "stale", "bucket", "bucket_end", "held", "candidate",
 )  # fmt: skip
 _FLOATS = ("out", "predicted", "curve_data", "deadline", "score", "ahead")
 
@@ -227,6 +234,7 @@ KINDS: dict[str, tuple[np.dtype[Any], int]] = {
 } | {
     "run": (RUN, 0), "node": (NODE, 1), "replica": (REPLICA, 1), "slot": (SLOT, 1), "log": (LOG, 1),
     "step": (STEP, 2), "heap": (WAITING, 1), "stash": (WAITING, 1), "rows": (FEATURE_ROW, 1),
+    "seen": (FEATURE_ROW, 1), "scraped": (FEATURE_ROW, 1),
     "curve": (CURVE, 1), "block": (BLOCK, 1), "prefix": (np.dtype(np.int64), 2),
     "hist": (np.dtype(np.int64), 2),
     **{name: (np.dtype(np.float64), 1) for name in _FLOATS},

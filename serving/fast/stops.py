@@ -13,8 +13,7 @@ from typing import Any
 from lengthwise.serving.fast.batch import computed_of, generated_of
 from lengthwise.serving.fast.compiler.jit import as_state, hot, kernel, node_of
 from lengthwise.serving.fast.queue import compact, sort_heap
-from lengthwise.serving.fast.routing import fill_replica
-from lengthwise.serving.fast.scores import fill, look, score_waiting
+from lengthwise.serving.fast.scores import fill, fill_replica, look, score_waiting
 from lengthwise.serving.fast.state import (
     ADMIT,
     DONE,
@@ -81,6 +80,7 @@ def show_candidates(table: int) -> int:
         for row in range(run.shown):
             fill_replica(S, row, run.due_request, row)
         return DONE
+    S.replica[r].summed_last = NONE  # whoever gave way is still in the sum
     look(S, r)  # the caller keeps what the iteration's scores are to see
     for row in range(run.shown):
         one = S.candidate[row]

@@ -14,8 +14,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lengthwise.features import FEATURES
 from lengthwise.serving.fast.compiler.native import compile_text, load, machine
 from lengthwise.serving.fast.compiler.translate import translate
+from lengthwise.serving.fast.features import ACCESSORS
 from lengthwise.serving.fast.state import KINDS
 from lengthwise.serving.fast.tables import WRITTEN
 from lengthwise.serving.reference.replica import FUTILE
@@ -26,8 +28,8 @@ FOLDER = Path(__file__).parent.parent
 FLAGS = "flags"
 TABLES = "tables"
 PARTS = (
-    "compiler/jit", "arrivals", "queue", "batch", "guard", "blocks", "curves", "scores",
-    "routing", "replica", "stops", "cluster",
+    "compiler/jit", "arrivals", "queue", "batch", "guard", "blocks", "curves", "backlog",
+    "scores", "routing", "replica", "stops", "cluster",
 )  # fmt: skip
 TYPES = (
     "state",
@@ -41,7 +43,8 @@ INLINED = {f"lengthwise.serving.fast.{name.replace('/', '.')}" for name in (FLAG
 @lru_cache(maxsize=32)
 def compiled(**flags: bool) -> dict[str, Callable[[int], int]]:
     """The entries of the fast engine for these flags; each takes the address of a state."""
-    written = [*TERMS.values(), FOREVER_PS, UNKNOWN_TOKENS, WINDOW]
+    written = [*TERMS.values(), *FEATURES.values(), *ACCESSORS.items()]
+    written += [FOREVER_PS, UNKNOWN_TOKENS, WINDOW]
     key = hashlib.sha256(f"{machine()} {flags} {KINDS} {FUTILE} {written}".encode())
     for name in ("compiler/build", TABLES, *PARTS, *TYPES):
         key.update(_file(name).read_bytes())
