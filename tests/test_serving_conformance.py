@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from lengthwise import registry
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import Preemption, SchedulingPolicy, Score
@@ -20,16 +21,11 @@ from lengthwise.serving.timing import LinearTiming, timing
 from lengthwise.serving.vllm import VERSIONS, Vllm, VllmRun, VllmUnavailable
 from lengthwise.serving.vllm.backend import plugin_settings
 from lengthwise.workload import Workload
-from tests.conformance.cases import random_case
+from tests.conformance.cases import policy_case, random_case
 from tests.conformance.compare import difference
 from tests.conformance.regressions import regressions
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
-
-POLICIES = (
-    "sjf", "priority", "srtf", "srtf+preempt:price=0.0", "hrrn", "mlfq:quantum=2",
-    "mlfq:quantum=2+preempt:price=0.0,max_per_step=2", "srtf+guard:ratio=0.5,floor_s=0.001",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=list(VERSIONS))
@@ -62,9 +58,18 @@ def test_a_difference_is_found(vllm: Vllm) -> None:
     assert "step 1: scheduled, preempted are" in str(found[2])
 
 
-def test_policies_through_the_plugin_schedule_alike(vllm: Vllm) -> None:
-    """SJF, SRTF, MLFQ and HRRN inside the real scheduler, to the picosecond."""
-    for seed, name in enumerate(POLICIES):
+@pytest.mark.parametrize("tens", range(3))
+def test_any_policy_through_the_plugin_schedules_alike(vllm: Vllm, tens: int) -> None:
+    """Every registered one and random scores inside the real scheduler, to the picosecond."""
+    for seed in range(10 * tens, 10 * tens + 10):
+        found = difference(policy_case(seed, vllm.version), vllm)
+        assert found is None, f"vLLM {vllm.version}: {found}"
+
+
+def test_guarded_policies_on_profiles_schedule_alike(vllm: Vllm) -> None:
+    """With the starvation guard, on two clocks."""
+    names = [name for name in registry.names("policy") if load_policy(name).queue == "priority"]
+    for seed, name in enumerate(f"{name}+guard:ratio=0.5,floor_s=0.001" for name in names):
         rng = np.random.default_rng(seed)
         prompt, output = rng.integers(1, 60, 30), rng.integers(1, 40, 30)
         workload = Workload(

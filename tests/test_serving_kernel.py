@@ -15,27 +15,21 @@ from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import Guard, Preemption, SchedulingPolicy, Score
 from lengthwise.serving import Engine
 from lengthwise.serving.fast import run as kernel
+from lengthwise.serving.fast.features import ACCESSORS
 from lengthwise.serving.run import run
 from lengthwise.serving.system import Node, System
 from lengthwise.serving.timing.linear import LinearTiming
 from lengthwise.serving.timing.model import Pipeline
+from lengthwise.serving.timing.terms import TERMS
 from lengthwise.workload import Workload
+from tests.random_policies import random_policy, random_router
 from tests.systems import alike
 
-POLICIES = (
-    "fcfs", "fcfs", "sjf", "priority", "srtf", "mlfq", "hrrn",
-    "sjf+preempt:price=0.0", "srtf+preempt:price=0,margin=2", "srtf+preempt:mode=swap",
-    "mlfq:quantum=4,levels=5+preempt:price=0.01,overhead_tokens=0,max_per_step=2",
-    "srtf+preempt:protect_after=0.5,price=0.001,overhead_tokens=5",
-    "hrrn+preempt:price=0,margin=0.01", "mlfq:quantum=2+preempt:mode=swap,price=0.0",
-    "sjf+admit:reserve=1.0",
-    "srtf+admit:reserve=0.3", "priority+preempt:price=0.0", "mlfq+preempt:mode=none",
-)  # fmt: skip
+SCORES = 24  # random ones; each is compiled once
 GUARDS = (
     "", "", "+guard", "+guard:ratio=0.5,floor_s=0.01", "+guard:ratio=0.1,floor_s=0.001",
     "+guard:ratio=1,floor_s=0", "+guard:ratio=0.01,floor_s=0",
 )  # fmt: skip
-ROUTERS = ("round-robin", "random", "jsq", "least-tokens", "power-of-two", "least-tokens:choices=2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +44,6 @@ class TwoClocks(LinearTiming):
             tables.decode_ps, np.full(max_num_seqs + 1, tables.terms["context"]), tables.mixed_ps,
             tables.mixed_ps // 3, dict(self.terms),
         )  # fmt: skip
-
-
-TERMS = (
-    "mixed_context", "chunk_context", "decode_seq", "prefill_seq", "launch_decode",
-    "launch_decode_seq", "launch_mixed_seq", "launch_prefill_seq", "prepare", "prepare_seq",
-    "schedule", "schedule_seq", "update", "update_seq", "arrival", "arrival_token", "output",
-    "output_seq", "tail",
-)  # fmt: skip
 
 
 def trial(seed, *, unequal=False):
@@ -102,7 +88,7 @@ def trial(seed, *, unequal=False):
         "workload": Workload(columns),
         "system": System(
             tuple(nodes[i % len(nodes)] for i in range(count)),
-            load_router(one(*ROUTERS)),
+            random_router(rng, ACCESSORS, SCORES),
             metrics_interval_s=float(one(0.0, 0.0, 0.01, 0.5)),
         ),
         "predictions": np.maximum(1.0, output * np.exp(noise * rng.standard_normal(n))),
@@ -141,7 +127,7 @@ def node(one, rng, block_size, longest):
         base_s=float(one(0.0, 0.005)), per_prefill_token_s=float(one(0.0, 2e-5, 1e-3)),
         per_sequence_s=float(one(0.0, 4e-5)), per_context_token_s=float(one(0.0, 1e-6)),
     )  # fmt: skip
-    return Node(engine, timing, load_policy(one(*POLICIES) + one(*GUARDS)))
+    return Node(engine, timing, random_policy(rng, ACCESSORS, SCORES, further=one(*GUARDS)))
 
 
 def differences(first, second):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lengthwise.policies.plugins.vllm.driver import VALUES
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.serving import Engine, Node, System
 from lengthwise.serving.timing import LinearTiming
+from lengthwise.serving.vllm.backend import plugin_settings
 from lengthwise.workload import Workload
+from tests.random_policies import random_policy
 
 
 def arrival(arrival_s: Any) -> Any:
@@ -28,6 +32,11 @@ def any_replica(routed_requests: Any) -> Any:
 FCFS = SchedulingPolicy(Score.from_function(arrival), queue="fcfs")
 PRIORITY = SchedulingPolicy(Score.from_function(priority))
 ROUTING = RoutingPolicy(Score.from_function(any_replica))
+SCORES = 24  # random ones
+# What the plugin tells to the last bit: its times count from when it was made (HRRN, registered,
+# reads differences), vLLM's share of blocks in use is 1 - free / all, and a deadline reaches it as
+# the time that is left.
+EXACT = sorted(set(VALUES) - {"arrival_s", "now_s", "kv_utilization", "deadline_s"})
 
 
 @dataclass(frozen=True)
@@ -40,12 +49,14 @@ class Case:
     policy: SchedulingPolicy
     timing: LinearTiming
     replicas: int = 1
+    predictions: NDArray[np.float64] | None = None
+    plugin: dict[str, Any] | None = None  # the plugin's settings; without, vLLM is stock
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of a run beside the workload."""
         node = Node(self.engine, self.timing, self.policy)
         system = System.replicated(node, self.replicas, ROUTING)
-        return {"system": system, "log_iterations": True}
+        return {"system": system, "predictions": self.predictions, "log_iterations": True}
 
 
 def random_case(seed: int, version: str) -> Case:
@@ -92,6 +103,36 @@ def random_case(seed: int, version: str) -> Case:
     policy = PRIORITY if rng.random() < 0.5 else FCFS
     replicas = int(rng.choice([1, 1, 1, 2]))
     return Case(f"seed {seed}", Workload(columns), engine, policy, timing, replicas)
+
+
+def policy_case(seed: int, version: str) -> Case:
+    """The same under a policy that vLLM's plugin follows: any registered one, or a random score."""
+    case = random_case(seed, version)
+    workload = case.workload
+    if "parent" in workload:
+        workload = workload.replace(parent=None, think_s=None)
+    rng = np.random.default_rng([seed, 1])
+    while True:
+        policy = random_policy(rng, EXACT, SCORES, beyond=False)
+        carried = VALUES.lacks(policy.score.features, policy.name) is None
+        if carried and plugin_settings(policy) is not None:  # fcfs is vLLM's own
+            break
+    return replace(
+        case, name=f"seed {seed}, {policy.name}", workload=workload, policy=policy,
+        # the plugin's walk asks for all blocks of a request, as vLLM does by default
+        engine=replace(case.engine, scheduler_reserve_full_isl=True),
+        predictions=noisy_lengths(rng, workload, case.engine),
+        plugin=plugin_settings(policy),
+    )  # fmt: skip
+
+
+def noisy_lengths(rng: np.random.Generator, workload: Workload, engine: Engine) -> Any:
+    """Noisy lengths, within what vLLM lets a request generate: the plugin caps them there."""
+    longest = engine.max_model_len or 1 << 20
+    if not engine.enable_chunked_prefill:
+        longest = min(longest, engine.max_num_batched_tokens)
+    noisy = workload["output_tokens"] * rng.lognormal(0, 0.5, len(workload))
+    return np.clip(noisy, 1.0, longest - workload["prompt_tokens"])
 
 
 def _lengths(rng: np.random.Generator, count: int, longest: int) -> Any:

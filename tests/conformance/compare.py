@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,16 @@ def difference(case: Case, vllm: Vllm) -> str | None:
     """The first difference between the reference and vLLM, None if there is none.
 
     Compared are, step by step, the tokens scheduled for each request and who was preempted, both
-    in order; then the log of iterations (times, batches, queue lengths, KV blocks in use) and the
-    records. What finished at each step is compared by ``VllmScheduler``.
+    in order (but for those whom the plugin preempts, which are a set); then the log of iterations
+    (times, batches, queue lengths, KV blocks in use) and the records. What finished at each step is
+    compared by ``VllmScheduler``.
     """
     try:
         ours = ReferenceRun(case.workload, **case.arguments(), check=True)
-        theirs = VllmRun(vllm, case.workload, **case.arguments())
-        (rows, end), (expected, their_end) = _run(ours), _run(theirs)
+        plugins = [case.plugin] * case.replicas
+        theirs = VllmRun(vllm, case.workload, **case.arguments(), plugins=plugins)
+        order = list if case.plugin is None else sorted
+        (rows, end), (expected, their_end) = _run(ours, order), _run(theirs, order)
     except LengthwiseError as error:
         return f"{case.name}: {error}"
     for step, (row, want) in enumerate(zip(rows, expected, strict=False)):
@@ -36,7 +40,7 @@ def difference(case: Case, vllm: Vllm) -> str | None:
     return None if end else _unequal(case.name, ours, theirs)
 
 
-def _run(made: ReferenceRun) -> tuple[list[Row], str]:
+def _run(made: ReferenceRun, order: Callable[[list[int]], list[int]]) -> tuple[list[Row], str]:
     """What each step did, and why the run was given up, if requests preempt each other forever."""
     made.steps, end = [], ""
     try:
@@ -47,7 +51,7 @@ def _run(made: ReferenceRun) -> tuple[list[Row], str]:
         (
             replica,
             [(request.id, tokens) for request, tokens in step.scheduled.items()],
-            [request.id for request in step.preempted],
+            order([request.id for request in step.preempted]),
         )
         for replica, step in made.steps
     ]

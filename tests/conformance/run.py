@@ -1,5 +1,7 @@
 """Holds the reference engine to vLLM's scheduler on many random workloads.
 
+Each is served by stock vLLM and by vLLM under the plugin, with any policy.
+
     python -m tests.conformance.run [--workloads 1000] [--first 0] [--version 0.26.0 ...]
 
 Exits with 1 and the differences if there are any.
@@ -12,7 +14,7 @@ import sys
 import time
 
 from lengthwise.serving.vllm import VERSIONS, Vllm
-from tests.conformance.cases import random_case
+from tests.conformance.cases import policy_case, random_case
 from tests.conformance.compare import difference
 
 
@@ -27,10 +29,11 @@ def main() -> int:
         started, bad = time.monotonic(), list[str]()
         with Vllm(version) as vllm:
             for seed in range(given.first, given.first + given.workloads):
-                found = difference(random_case(seed, version), vllm)
-                if found is not None:
-                    bad.append(found)
-                    print(f"vLLM {version}: {found}", flush=True)
+                for case in (random_case(seed, version), policy_case(seed, version)):
+                    found = difference(case, vllm)
+                    if found is not None:
+                        bad.append(found)
+                        print(f"vLLM {version}: {found}", flush=True)
                 done = seed + 1 - given.first
                 if done % 100 == 0:
                     print(f"vLLM {version}: {done} of {given.workloads}", file=sys.stderr)

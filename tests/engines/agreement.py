@@ -7,20 +7,38 @@ from typing import Any
 
 import numpy as np
 
+from lengthwise import registry
 from lengthwise.policies import load_policy
+from lengthwise.policies.plugins.vllm.driver import VALUES
+from lengthwise.policy import SchedulingPolicy
 from lengthwise.serving import Node, System
 from lengthwise.serving.records import PS
 from lengthwise.serving.reference.run import ReferenceRun
-from tests.conformance.cases import ROUTING, random_case
+from tests.conformance.cases import ROUTING, noisy_lengths, random_case
+from tests.random_policies import PREEMPTIONS, registered_policy
 
-POLICIES = (
-    "fcfs", "sjf", "srtf", "mlfq:quantum=4", "hrrn", "priority",
-    "sjf+preempt:price=0", "srtf+preempt:price=0",
-    "srtf+preempt:price=0.001,overhead_tokens=9,margin=3,max_per_step=2,protect_after=0.5",
-    "mlfq:quantum=2,levels=4+preempt:price=0", "hrrn+preempt:price=0",
-    "sjf+guard:ratio=1,floor_s=0.001", "hrrn+guard:ratio=0.5,floor_s=0.01",
-    "srtf+preempt:price=0+guard:ratio=0.3,floor_s=0", "mlfq:quantum=2+preempt:price=0+guard",
-)  # fmt: skip
+GUARDS = ("", "+guard", "+guard:ratio=1,floor_s=0.001", "+guard:ratio=0.3,floor_s=0")
+
+
+def policies(count: int) -> list[str]:
+    """Every registered policy that the plugin can carry, and more of them that are drawn.
+
+    Some have other tunables, preemption or a guard; ``count`` are drawn.
+    """
+    names = registry.names("policy")
+    drawn = [_drawn(np.random.default_rng(seed)) for seed in range(count)]
+    return [spec for spec in (*names, *drawn) if _carried(load_policy(spec))]
+
+
+def _drawn(rng: np.random.Generator) -> str:
+    spec = registered_policy(rng)
+    if load_policy(spec).queue == "fcfs":
+        return spec
+    return f"{spec}{PREEMPTIONS[rng.integers(len(PREEMPTIONS))]}{GUARDS[rng.integers(len(GUARDS))]}"
+
+
+def _carried(policy: SchedulingPolicy) -> bool:
+    return VALUES.lacks(policy.score.features, policy.name) is None
 
 
 def case(seed: int, version: str, policy: str) -> dict[str, Any]:
@@ -30,8 +48,8 @@ def case(seed: int, version: str, policy: str) -> dict[str, Any]:
     if "parent" in workload:
         workload = workload.replace(parent=None, think_s=None)
     rng = np.random.default_rng(seed + 10_000)
-    predicted = np.maximum(1, workload["output_tokens"] * rng.lognormal(0, 0.5, len(workload)))
     engine = dataclasses.replace(drawn.engine, scheduler_reserve_full_isl=True)
+    predicted = noisy_lengths(rng, workload, engine)
     node = Node(engine, drawn.timing, load_policy(policy))
     made = ReferenceRun(workload, System((node,), ROUTING), predicted)
     events = _watch(made)
