@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -244,9 +244,7 @@ class Predictions:
                 raise InputError(
                     f"predicted_tokens have shape {tokens.shape}; there are {requests} requests"
                 )
-            plain = cls({"predicted_tokens": tokens})
-            falling = Curve.table([0.0], tokens[:, None], between="falling")
-            predictions = replace(plain, curves=dict.fromkeys(CURVES, falling))
+            predictions = cls({"predicted_tokens": tokens}, Tabulated(Prediction(tokens=tokens)))
         if len(predictions) != requests:
             raise InputError(
                 f"predicted_tokens have shape {(len(predictions),)}; there are {requests} requests"

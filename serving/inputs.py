@@ -40,13 +40,19 @@ class Inputs:
     reach_ps: NDArray[np.int64]  # (n,) from a request's arrival until it can be routed
     think_ps: NDArray[np.int64] | None  # (n,) in closed loops
     predictions: Predictions | None
-    predicted_up: NDArray[np.int64]  # (n,) rounded up; 0 without a prediction
     nodes: tuple[NodeInputs, ...]
 
     @property
     def predicted(self) -> NDArray[np.float64] | None:
         """Predicted answer lengths, (n,), None where nothing was predicted."""
         return None if self.predictions is None else self.predictions.predicted_tokens
+
+    @property
+    def predicted_up(self) -> NDArray[np.int64]:
+        """Predicted answer lengths rounded up, (n,); 0 where nothing was predicted."""
+        if self.predicted is None:
+            return np.zeros(len(self.arrival_ps), dtype=np.int64)
+        return np.ceil(self.predicted).astype(np.int64)
 
 
 def prepare(
@@ -72,11 +78,6 @@ def prepare(
         reach_ps=_reach_ps(workload, arrival_ps, (one.clock for one in made.values())),
         think_ps=_picoseconds(workload, "think_s") if "parent" in workload else None,
         predictions=given,
-        predicted_up=(
-            np.zeros(len(workload), dtype=np.int64)
-            if predicted is None
-            else np.ceil(predicted).astype(np.int64)
-        ),
         nodes=tuple(nodes),
     )
 
