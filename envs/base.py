@@ -16,6 +16,7 @@ from lengthwise import features
 from lengthwise.envs.columns import Columns
 from lengthwise.envs.costs import Cost, cost_of, latency
 from lengthwise.envs.episodes import Source, episode_source
+from lengthwise.envs.picture import picture
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
@@ -29,6 +30,7 @@ from lengthwise.workload import Workload
 
 Observation = dict[str, NDArray[Any]]
 
+RENDER_MODES = ("ansi", "rgb_array")
 FAR = 1e6  # bound of a normalised number; nothing that a score should tell apart lies beyond
 
 
@@ -50,7 +52,7 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
     the same trajectory. Stops with fewer than two candidates are passed over.
     """
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - Gymnasium's own type
+    metadata = {"render_modes": list(RENDER_MODES), "render_fps": 1}  # noqa: RUF012 - Gymnasium's
     action_space: spaces.Discrete
     state_size: int
 
@@ -78,8 +80,8 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
             raise InputError(f"a choice needs at least 2 candidates, not {slots}")
         if reward_scale is not None and not reward_scale > 0:
             raise InputError(f"reward_scale must be positive, not {reward_scale!r}")
-        if render_mode not in (None, "ansi"):
-            raise InputError(f"render_mode must be None or 'ansi', not {render_mode!r}")
+        if render_mode is not None and render_mode not in RENDER_MODES:
+            raise UnknownNameError("render_mode", render_mode, RENDER_MODES)
         self.source = episode_source(workload, requests=requests, rate=rate)
         self.timing = load_timing(timing) if isinstance(timing, str) else timing
         self.engine = engine_of(engine)
@@ -93,6 +95,7 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
         self.render_mode = render_mode
         self._present = 0  # candidates of the choice that is due; 0 before and after a run
         self._normaliser = self.columns.normaliser()
+        self._seen = np.zeros((0, len(self.columns.names)))  # the candidates of that choice
         width = len(self.columns.names)
         self.action_space = spaces.Discrete(slots)
         self.observation_space = spaces.Dict(  # type: ignore[assignment]
@@ -190,8 +193,12 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
         """Which indices have a candidate, (slots,): the name that MaskablePPO looks for."""
         return np.arange(self.action_space.n) < self._present
 
-    def render(self) -> str:
-        """One line: the time, the choice that is due, and what is in the system."""
+    def render(self) -> Any:
+        """A line ("ansi"): the time, the choice that is due, what is in the system; or a picture
+        of the candidates ("rgb_array"), pixels (height, width, 3) uint8: see ``picture``.
+        """
+        if self.render_mode == "rgb_array":
+            return picture(self._seen[: self._present], int(self.action_space.n))
         totals = self.run.totals
         return (
             f"t={totals.now_ps / PS:.6f}s decision {self._decisions}: "
@@ -199,7 +206,7 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
         )
 
     def _observe(self) -> Observation:
-        seen = self._normaliser.normalise(self.candidates())
+        seen = self._seen = self._normaliser.normalise(self.candidates())
         self._present = len(seen)
         observation = self._empty()
         observation["candidates"][: seen.size] = np.clip(seen, -FAR, FAR).ravel()

@@ -14,6 +14,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import lengthwise.envs  # noqa: F401 - registers
 from lengthwise.envs.base import DecisionEnv
+from lengthwise.envs.picture import CELL, picture
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.envs.scheduling import SchedulingEnv
 from lengthwise.errors import InputError, UnknownNameError
@@ -234,3 +235,29 @@ def test_render_is_a_line() -> None:
     env = routing(render_mode="ansi")
     env.reset(seed=0)
     assert "3 candidates" in env.render()
+
+
+def test_render_is_a_picture() -> None:
+    env = routing(render_mode="rgb_array")
+    env.reset(seed=0)
+    image = env.render()
+    features = len(env.columns.names)
+    assert image.shape == (features * CELL, 3 * CELL, 3) and image.dtype == np.uint8
+    seen = np.array([[0.0, 9.0], [-9.0, 0.0]])  # two candidates of two features, on three slots
+    drawn = picture(seen, 3)[CELL // 2 :: CELL, CELL // 2 :: CELL].tolist()
+    white, red, blue, grey = [247] * 3, [178, 24, 43], [33, 102, 172], [200] * 3
+    assert drawn == [[white, blue, grey], [red, white, grey]]
+    with pytest.raises(UnknownNameError, match="render_mode 'rgb'; did you mean 'rgb_array'"):
+        routing(render_mode="rgb")
+
+
+def test_stable_baselines_makes_environments_by_name() -> None:
+    """Its helpers ask for pictures by default."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    small = {"workload": bursty, "timing": TIMING, "replicas": 2}
+    made = make_vec_env("lengthwise/Routing-v0", n_envs=2, env_kwargs=small)
+    assert set(made.reset()) == {"candidates", "mask", "state"}
+    assert made.render("rgb_array") is not None
+    PPO("MultiInputPolicy", "lengthwise/Routing-v0")
