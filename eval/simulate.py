@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lengthwise.errors import InputError
 from lengthwise.eval import metrics
 from lengthwise.eval.alone import Alone
 from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
@@ -21,7 +22,7 @@ from lengthwise.policies import load_policy
 from lengthwise.prediction import Predictions
 from lengthwise.predictors.predict import PredictorLike, predict, predictor_label
 from lengthwise.protocols import TimingModel
-from lengthwise.serving import Engine, Records, System, run
+from lengthwise.serving import Engine, Node, Records, System, run
 from lengthwise.serving.inputs import node_blocks
 from lengthwise.serving.nodes import NodesLike
 from lengthwise.serving.options import DEFAULT_TIMING
@@ -66,6 +67,22 @@ class Result:
         """
         alone = Alone.of(self.workload, self.system)
         return None if alone is None else alone.where_served(self.records.replica)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine options of all nodes; ``InputError`` where nodes differ."""
+        return self._node.engine
+
+    @property
+    def timing(self) -> TimingModel:
+        """The timing of all nodes; ``InputError`` where nodes differ."""
+        return self._node.timing
+
+    @property
+    def _node(self) -> Node:
+        if not self.system.uniform:
+            raise InputError("nodes differ: ask system.nodes[i] for its engine or timing")
+        return self.system.nodes[0]
 
     @property
     def num_gpu_blocks(self) -> NDArray[np.int64]:

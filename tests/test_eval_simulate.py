@@ -167,3 +167,12 @@ def test_limits_of_clients_bind_a_predictor(workload: lw.Workload) -> None:
     assert (found.predicted_tokens <= limited["max_tokens"]).all()
     result = lw.simulate(limited, "sjf", "noisy-oracle:sigma=2.0")
     assert (result.records.predicted_tokens <= limited["max_tokens"]).all()
+
+
+def test_a_result_knows_its_engine_and_timing_where_nodes_are_alike() -> None:
+    workload = lw.Workload.preset("azure-conv-2023", requests=5, rate=1.0)
+    alike = lw.simulate(workload, engine=lw.Engine(max_num_seqs=7), replicas=2)
+    assert alike.engine.max_num_seqs == 7 and alike.timing.name == "h200/llama-3.1-8b"
+    differ = lw.simulate(workload, nodes="h200/llama-3.1-8b,h200/llama-3.2-3b")
+    with pytest.raises(InputError, match=r"nodes differ: ask system.nodes\[i\]"):
+        _ = differ.engine
