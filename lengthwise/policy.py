@@ -21,6 +21,7 @@ from lengthwise.picoseconds import picoseconds
 
 Tunable = bool | int | float
 LONGEST_FLOOR_S = 1e6  # of a guard
+LARGEST = 2**53  # of a tunable: whole numbers are exact up to here in every engine
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,12 @@ def _as_type_of(default: Tunable, value: Any, label: str) -> Tunable:
     kind = type(default)
     if kind is bool and isinstance(value, bool):
         return value
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and abs(value) > LARGEST:
+        raise InputError(f"tunable {label} takes numbers up to {LARGEST}, not {value}")
+    if kind is int and whole:
+        return int(value)
+    if kind is float and (whole or isinstance(value, float)):
         return float(value)
     raise InputError(f"tunable {label} takes {kind.__name__}, not {value!r}")
 

@@ -6,7 +6,21 @@ seed draw the same numbers for the same request, whatever the policy did in betw
 
 from __future__ import annotations
 
+import numpy as np
+
+from lengthwise.errors import InputError
+
 _MASK = (1 << 64) - 1
+
+
+def stream(seed: int, *key: int) -> np.random.Generator:
+    """numpy's generator for one purpose of a seed: streams with different keys are independent.
+
+    Raises ``InputError`` for a seed that is not a whole number of 0 or more.
+    """
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
+        raise InputError(f"seed must be a whole number of 0 or more, not {seed!r}")
+    return np.random.default_rng(np.random.SeedSequence(int(seed), spawn_key=key))
 
 
 def splitmix64(x: int) -> int:

@@ -19,6 +19,7 @@ from lengthwise.serving.records import PS, Records
 
 Role = Literal["both", "prefill", "decode"]
 ROLES: tuple[Role, ...] = ("both", "prefill", "decode")
+MOST_SEATS = 2**23  # each takes about 200 bytes of a run's memory
 HOLD = -1  # the answer to a route stop that leaves the request at the router for now
 
 
@@ -54,6 +55,12 @@ class System:
     def __post_init__(self) -> None:
         if not self.nodes:
             raise InputError("a system needs at least one node")
+        seats = sum(node.engine.max_num_seqs for node in self.nodes)
+        if seats > MOST_SEATS:
+            raise InputError(
+                f"{len(self.nodes)} nodes have {seats} seats (max_num_seqs) in all; a run takes up "
+                f"to {MOST_SEATS}: fewer replicas, or fewer seats each"
+            )
         if not 0 <= self.metrics_interval_s < float("inf"):
             raise InputError(
                 f"metrics_interval_s must be a number of 0 or more, not {self.metrics_interval_s}"

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.serving.draws import stream
 from lengthwise.serving.workload.files import HUGGING_FACE, SUFFIXES
 from lengthwise.serving.workload.readers import read
 from lengthwise.workload import Workload
@@ -144,7 +145,7 @@ def arrivals(spec: Any, n: int, *, rate: float | None = None, seed: int = 0) -> 
     first_rate = own_rate or rate
     if first_rate is None:
         raise InputError(f"arrivals {spec!r} need a rate in requests/s, e.g. {name}:8")
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ARRIVALS,)))
+    rng = stream(seed, ARRIVALS)
     times = process(n, first_rate, rng, **parameters)
     return times if rate is None else np.asarray(times * (first_rate / rate))
 
@@ -159,7 +160,7 @@ def closed_loop(spec: str, n: int, *, seed: int = 0) -> dict[str, NDArray[Any]]:
     if clients is None or clients != int(clients):
         raise InputError(f"arrivals {spec!r} need a whole number of clients, e.g. {CLOSED}:32")
     row = np.arange(n)
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ARRIVALS,)))
+    rng = stream(seed, ARRIVALS)
     think = rng.exponential(1.0, n) * parameters.get("think_s", 0.0)
     return {
         "parent": np.where(row >= clients, row - int(clients), -1),

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.serving.draws import stream
 from lengthwise.serving.workload.arrivals import CLOSED, closed_loop, read_trace
 from lengthwise.serving.workload.arrivals import arrivals as arrival_times
 from lengthwise.serving.workload.table import Table
@@ -79,7 +80,7 @@ def arrival_count(arrivals: Any) -> int | None:
 
 
 def _sample(rows: int, n: int, seed: int, replace: bool) -> NDArray[np.int64]:
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SAMPLING,)))
+    rng = stream(seed, SAMPLING)
     if replace:
         return rng.integers(0, rows, n)
     rounds = [rng.permutation(rows) for _ in range(-(-n // rows))]

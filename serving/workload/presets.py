@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.serving.draws import stream
 from lengthwise.serving.workload.arrivals import arrivals
 from lengthwise.serving.workload.prompts import generate_prompts
 from lengthwise.workload import Workload
@@ -81,14 +82,14 @@ def preset(
     """
     if name not in PRESETS:
         raise UnknownNameError("workload preset", name, PRESETS)
-    if requests < 1:
-        raise InputError(f"requests must be 1 or more, not {requests}")
+    if not 1 <= requests <= MOST:
+        raise InputError(f"requests must be 1 to {MOST}, not {requests}")
     if rate is not None and not (np.isfinite(rate) and rate > 0):
         raise InputError(f"rate must be a positive number of requests/s, not {rate!r}")
     chosen = PRESETS[name]
     if isinstance(chosen, Generated):
         return _generated(name, chosen, requests, rate, seed)
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(LENGTHS,)))
+    rng = stream(seed, LENGTHS)
     columns: dict[str, NDArray[np.generic] | list[object]] = {}
     if chosen.sessions is None:
         z = rng.standard_normal(requests)
@@ -113,6 +114,7 @@ def preset(
     return Workload(columns, name=name)
 
 
+MOST = 10**8  # requests: their columns fill some gigabytes
 LENGTHS = 3  # the stream of random numbers that belongs to lengths
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.serving.draws import stream
 from lengthwise.serving.workload import words
 from lengthwise.serving.workload.readers import Prompts
 from lengthwise.serving.workload.tokens import estimate_tokens
@@ -53,7 +54,7 @@ def generate_prompts(n: int, seed: int = 0, *, ceiling: float = 0.74, sample: in
     prompts = [text for text, _, _ in drafts]
     usual = np.array([log_tokens for _, log_tokens, _ in drafts])
     usual += np.array([own_sd for _, _, own_sd in drafts]) * _own_scores(prompts)
-    noise = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(NOISE, sample)))
+    noise = stream(seed, NOISE, sample)
     log_tokens = usual + noise_sd(ceiling) * noise.standard_normal(n)
     output = np.clip(np.rint(np.exp(log_tokens)), 1, MAX_OUTPUT_TOKENS).astype(np.int64)
     return Prompts(

@@ -216,6 +216,10 @@ seeds_option = click.option(
     metavar="N",
     help="Repetitions with different random numbers, for the confidence intervals.",
 )
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="N",
+    help="Of the random numbers: the same gives the same.",
+)  # fmt: skip
 out_option = click.option("--out", metavar="DIR", help="Folder for the results.")
 
 

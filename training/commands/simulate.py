@@ -9,6 +9,7 @@ import click
 from lengthwise.training.commands.options import (
     engine_options,
     out_option,
+    seed_option,
     system_options,
     take_engine,
     take_source,
@@ -29,7 +30,7 @@ from lengthwise.training.commands.options import (
     "--predictor", metavar="SPEC", help="A name (oracle) or a trained predictor's folder."
 )
 @click.option("--rate", type=float, metavar="R", help="Arrivals in requests/s; stretches time.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@seed_option
 @click.option("--slo", metavar="NAME=S,...", help="Limits a request must meet: ttft=1,tpot=0.05.")
 @click.option(
     "--log-iterations",

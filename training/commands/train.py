@@ -10,6 +10,7 @@ from lengthwise.training.commands.options import (
     Name,
     Settings,
     engine_options,
+    seed_option,
     take_engine,
 )
 from lengthwise.training.groups import NamingGroup
@@ -54,7 +55,7 @@ def train() -> None:
     help="Share of the prompts, by a hash of their text, that is kept for testing.",
 )
 @click.option("--max-rows", type=int, metavar="N", help="Only the first rows of DATA.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@seed_option
 @click.option(
     "--set",
     "settings",
@@ -120,7 +121,7 @@ def predictor(
 @click.option("--timing", default=DEFAULT_TIMING, show_default=True, metavar="NAME")
 @click.option("--steps", type=click.IntRange(1), default=200_000, show_default=True)
 @click.option("--n-envs", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@seed_option
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
 @click.option(
     "--env-set",
