@@ -138,8 +138,10 @@ def test_presets_repeat_by_seed_and_take_a_rate(name: str) -> None:
 def test_bad_presets() -> None:
     with pytest.raises(UnknownNameError, match="'azure-conv'; did you mean 'azure-conv-2023'"):
         preset("azure-conv")
-    with pytest.raises(InputError, match="requests must be 1 or more, not 0"):
+    with pytest.raises(InputError, match="requests must be 1 to 100000000, not 0"):
         preset("sharegpt", requests=0)
+    with pytest.raises(InputError, match="seed must be a whole number of 0 or more, not -1"):
+        preset("sharegpt", seed=-1)
     for rate in (0.0, -1.0, np.nan):
         with pytest.raises(InputError, match="rate must be a positive number"):
             preset("sharegpt", rate=rate)
