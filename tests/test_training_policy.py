@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,22 +129,27 @@ def test_same_seed_same_weights(tmp_path: Path) -> None:
 
 
 class Interrupting:
-    """``burst``, and a Ctrl-C when the given number of episodes has begun."""
+    """``burst``, and what is to happen once ``left`` episodes have begun after the first save."""
 
-    def __init__(self) -> None:
-        self.left = 10**9
+    def __init__(self, out: Path, left: int, then: Callable[[], None]) -> None:
+        self.out, self.left, self.then = out, left, then
 
     def __call__(self, seed: int) -> Workload:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
+        if (self.out / "checkpoint.pt").exists():
+            self.left -= 1
+            if self.left == 0:
+                self.then()
         return burst(seed)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("algo", ["ppo", "dqn"])
 def test_an_interrupted_run_goes_on(algo: str, tmp_path: Path) -> None:
-    workload, out = Interrupting(), tmp_path / "run"
-    workload.left = 170
+    out = tmp_path / "run"
+    workload = Interrupting(out, 60, interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(algo, out, workload=workload)
     state = read_checkpoint(out / "checkpoint.pt")
@@ -234,7 +240,10 @@ def test_exported_decides_like_the_network(algo: str, kind: str, tmp_path: Path)
         )  # fmt: skip
     else:
         env = RoutingEnv(trickle, replicas=12, timing=TIMING, engine=ONE)
-    agent = make_agent(algo, DummyVecEnv([lambda: env]), settings_for(algo, None), (16, 8), 0)
+    agent = make_agent(
+        algo, DummyVecEnv([lambda: env]), len(env.columns.names), settings_for(algo, None),
+        (16, 8), 0,
+    )  # fmt: skip
     generator = torch.Generator().manual_seed(1)
     for weight in agent.policy.parameters():  # far from the near-uniform start
         fan_in = weight.shape[-1]

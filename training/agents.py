@@ -12,17 +12,24 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from lengthwise.errors import UnknownNameError
+from lengthwise.training.guide import GUIDANCE
 from lengthwise.training.masked_dqn import MaskedDQN
-from lengthwise.training.scorer import Flat, MaskableScorerPolicy, ScorerDQNPolicy, ScorerPolicy
+from lengthwise.training.scorer import (
+    Flat,
+    MaskableScorerPolicy,
+    ScorerDQNPolicy,
+    ScorerPolicy,
+    Sizes,
+)
 
-# Large batches: with stable-baselines3's default of 64 the optimiser's calls, not the environment,
-# take nearly all the time of such small networks.
+# Large batches and few epochs: with stable-baselines3's defaults (batches of 64, ten epochs) the
+# optimiser's calls take nearly all the time of such small networks.
 _PPO: dict[str, Any] = {
-    "rollout": 4096,  # transitions gathered between updates, over all environments
-    "batch_size": 2048,
-    "n_epochs": 10,
-    "learning_rate": 1e-3,  # to begin with; it falls linearly to a tenth
-    "gamma": 0.99,
+    "rollout": 16_384,  # transitions gathered between updates, over all environments
+    "batch_size": 4096,
+    "n_epochs": 4,
+    "learning_rate": 2e-3,  # to begin with; it falls linearly to a tenth
+    "gamma": 0.97,
     "gae_lambda": 0.95,
     "ent_coef": 0.0,
 }
@@ -30,25 +37,30 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ppo": _PPO,
     "maskable-ppo": _PPO,
     "dqn": {
-        "buffer_size": 50_000,
-        "learning_starts": 2048,
-        "batch_size": 512,
-        "train_freq": 4,  # steps of all environments between two gradient steps
+        "buffer_size": 100_000,
+        "learning_starts": 4096,
+        "batch_size": 1024,
+        "train_freq": 4,  # steps of all environments between two rounds of gradient steps
         "gradient_steps": 1,
-        "target_update_interval": 2048,
+        "target_update_interval": 4096,
         "exploration_fraction": 0.4,
         "exploration_final_eps": 0.02,
         "learning_rate": 2e-3,
-        "gamma": 0.99,
+        "gamma": 0.97,
     },
 }
 
 
-def settings_for(algo: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The algorithm's settings with ``given`` ones replaced; unknown names are errors."""
+def settings_for(
+    algo: str, given: Mapping[str, Any] | None, guided: bool = False
+) -> dict[str, Any]:
+    """The algorithm's settings with ``given`` ones replaced; unknown names are errors.
+
+    ``guided`` adds those of ``training.guide``.
+    """
     if algo not in SETTINGS:
         raise UnknownNameError("algorithm", algo, SETTINGS)
-    settings = dict(SETTINGS[algo])
+    settings = {**SETTINGS[algo], **(GUIDANCE if guided else {})}
     for name, value in (given or {}).items():
         if name not in settings:
             raise UnknownNameError(f"setting of {algo}", name, settings)
@@ -57,16 +69,25 @@ def settings_for(algo: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def make_agent(
-    algo: str, envs: VecEnv, settings: Mapping[str, Any], hidden: Sequence[int], seed: int
-) -> BaseAlgorithm:
-    """A stable-baselines3 model on the CPU, untrained; ``settings`` from ``settings_for``."""
-    options = dict(settings)
+    algo: str, envs: VecEnv, columns: int, settings: Mapping[str, Any], hidden: Sequence[int],
+    seed: int,
+) -> BaseAlgorithm:  # fmt: skip
+    """A stable-baselines3 model on the CPU, untrained; ``settings`` from ``settings_for``.
+
+    ``columns`` is the number of columns of a candidate.
+    """
+    options = {name: value for name, value in settings.items() if name not in GUIDANCE}
     if algo != "dqn":
         options["n_steps"] = max(2, options.pop("rollout") // envs.num_envs)
         options["batch_size"] = min(options["batch_size"], options["n_steps"] * envs.num_envs)
     rate = options["learning_rate"]
     options["learning_rate"] = LinearSchedule(rate, rate / 10, 1.0)
-    options["policy_kwargs"] = {"net_arch": list(hidden), "features_extractor_class": Flat}
+    sizes = Sizes.of(envs.observation_space, int(envs.action_space.n), columns)  # type: ignore[attr-defined]
+    options["policy_kwargs"] = {
+        "net_arch": list(hidden),
+        "features_extractor_class": Flat,
+        "features_extractor_kwargs": {"sizes": sizes},
+    }
     options |= {"seed": seed, "device": "cpu"}
     if algo == "ppo":
         return PPO(ScorerPolicy, envs, **options)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
 
-from lengthwise.envs.base import DecisionEnv
+from lengthwise.envs.columns import Columns
+from lengthwise.training.masked_dqn import random_legal
+from lengthwise.training.scorer import Sizes
 
-STEPS = 1000  # decisions looked at
+STEPS = 2000  # decisions looked at, over all environments
 
 
 @dataclass(frozen=True)
@@ -19,31 +23,31 @@ class Scales:
     reward: float
 
 
-def calibrate(env: DecisionEnv, gamma: float, seed: int) -> Scales:
+def calibrate(env: VecEnv, columns: Columns, gamma: float, seed: int) -> Scales:
     """Standardises the candidates' columns and brings discounted returns to a spread near 1.
 
-    A column that never varies keeps its scale from the table.
+    ``env`` shows ``columns`` with the scales that they have, and undivided rewards. A column that
+    never varies keeps its scale.
     """
-    rng = np.random.default_rng(seed)
-    log = np.array([column.log for column in env.columns.columns])
-    rows, costs = [], []
-    env.reset(seed=seed)
-    for _ in range(STEPS):
-        rows.append(env.candidates())
-        _, reward, terminated, _, _ = env.step(int(rng.integers(len(rows[-1]))))
-        costs.append(reward * env.scale)
-        if terminated:
-            env.reset()
-    raw = np.concatenate(rows)
-    x = np.where(log, np.sign(raw) * np.log1p(np.abs(raw)), raw)
-    mean, spread = x.mean(axis=0), x.std(axis=0)
+    sizes = Sizes.of(env.observation_space, int(env.action_space.n), len(columns.names))  # type: ignore[attr-defined]
+    np.random.seed(seed)
+    env.seed(seed)
+    observation: Any = env.reset()
+    rows, returns, discounted = [], [], np.zeros(env.num_envs)
+    for _ in range(-(-STEPS // env.num_envs)):
+        mask = sizes.mask(observation)
+        rows.append(sizes.candidates(observation)[mask])
+        observation, rewards, _, _ = env.step(random_legal(mask))
+        discounted = gamma * discounted + rewards
+        returns.append(discounted)
+    seen = np.concatenate(rows).astype(np.float64)
+    mean, spread = seen.mean(axis=0), seen.std(axis=0)
     features = {
-        name: (float(mean[i]), float(spread[i]))
-        for i, name in enumerate(env.columns.names)
+        column.name: (
+            float(column.shift + column.scale * mean[i]),
+            float(column.scale * spread[i]),
+        )
+        for i, column in enumerate(columns.columns)
         if spread[i] > 0
     }
-    discounted, returns = 0.0, []
-    for cost in costs:
-        discounted = gamma * discounted + cost
-        returns.append(discounted)
     return Scales(features, float(np.std(returns)) or 1.0)

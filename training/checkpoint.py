@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from lengthwise.writing import whole_file
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Saves ``state`` (tensors, numbers, strings, lists, dicts) in place of an earlier one."""
+    content = io.BytesIO()  # torch hides what the system says of a full disk
+    torch.save(state, content)
     try:
         with whole_file(path) as fresh:
-            torch.save(state, fresh)
+            fresh.write_bytes(content.getbuffer())
     except OSError as error:
         raise InputError(f"can't write checkpoint {str(path)!r}: {error.strerror}") from error
 

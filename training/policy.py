@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from lengthwise.envs.base import DecisionEnv, engine_of
+from lengthwise.envs.columns import Columns
 from lengthwise.envs.episodes import episode_source
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.errors import InputError, UnknownNameError
@@ -30,13 +33,16 @@ from lengthwise.serving.timing import timing as load_timing
 from lengthwise.training.agents import make_agent, settings_for
 from lengthwise.training.calibration import calibrate
 from lengthwise.training.checkpoint import read_checkpoint, write_checkpoint
-from lengthwise.training.judging import Bench, Judged, baselines, costs, table_row
-from lengthwise.training.monitor import Watch
+from lengthwise.training.commands.show import notices
+from lengthwise.training.guide import Guide, Guided, clone
+from lengthwise.training.judging import Bench, Judged, baselines, table_row
+from lengthwise.training.monitor import NotFiniteError, Stopping, Watch, check_finite, stopping
 from lengthwise.training.runs import (
     BEST,
     BUNDLE,
     CHECKPOINT,
     EVALUATIONS,
+    PolicyRun,
     best_policy,
     best_state,
     described,
@@ -47,47 +53,36 @@ from lengthwise.training.runs import (
     write_config,
 )
 from lengthwise.training.scorer import score_layers
+from lengthwise.training.validation import (
+    CONFIRMATION_SEED,
+    TEST_SEED,
+    VALIDATION_SEED,
+    Validation,
+    told,
+)
+from lengthwise.training.vectors import make_vector
 from lengthwise.workload import Workload
 
-# Episodes draw workload seeds below 2**31; these are out of their reach.
-VALIDATION_SEED, TEST_SEED = 2**31, 2**31 + 10_000
-
-
-@dataclass(frozen=True)
-class PolicyRun:
-    """A finished run: its folder, the exported bundle, and the held-out costs.
-
-    ``evaluations`` are (steps, cost) pairs; ``baselines`` maps a name to its cost on the same
-    workloads. The bundle holds the weights of the lowest cost.
-    """
-
-    folder: Path
-    bundle: Path
-    evaluations: list[tuple[int, float]]
-    baselines: dict[str, float]
-
-    @property
-    def cost(self) -> float:
-        """The lowest held-out cost: that of the bundle."""
-        return min(cost for _, cost in self.evaluations)
+CONFIRMATIONS = 16  # workloads on which a finished run is set beside the best baseline
 
 
 def train_policy(
-    env: str,
+    env: str = "lengthwise/Routing-v0",
     *,
     out: str | Path,
     algo: str = "ppo",
     workload: str | Workload | Callable[[int], Workload] = "azure-conv-2023",
     timing: str | TimingModel = DEFAULT_TIMING,
-    steps: int = 200_000,
-    n_envs: int = 16,
+    steps: int = 500_000,
+    n_envs: int = 64,
     seed: int = 0,
     resume: bool = False,
+    guide: str | SchedulingPolicy | RoutingPolicy | None = None,
     env_options: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     hidden: Sequence[int] = (32, 32),
     eval_every: int | None = None,
-    eval_seeds: int = 4,
+    eval_seeds: int = 8,
     save_every: int | None = None,
     baseline_names: Sequence[str] | None = None,
     progress: bool = True,
@@ -96,17 +91,22 @@ def train_policy(
     """Trains ``algo`` ("ppo", "dqn" or "maskable-ppo") on a registered environment.
 
     ``out`` becomes the run's folder: ``config.json`` (command, versions, seed, every option),
-    ``checkpoint.pt`` (the latest), ``best.pt`` (lowest held-out cost), ``evaluations.json``,
-    ``tensorboard/`` and ``bundle/``, the exported policy. ``env_options`` go to the environment,
-    ``settings`` to the algorithm. ``eval_every`` and ``save_every`` (steps) default to a twentieth.
+    ``checkpoint.pt`` (the latest), ``best.pt`` (the weights, after at least one update, that did
+    best on held-out workloads), ``evaluations.json``, ``tensorboard/`` and ``bundle/``, the
+    exported policy. ``env_options`` go to the environment, ``settings`` to the algorithm.
+    ``eval_every`` and ``save_every`` (steps) default to a twentieth. With ``guide``, a policy or
+    router of the registry, training begins with its demonstrations and goes on with a penalty for
+    leaving it (``training.guide``; its settings stand among ``settings``).
 
     An interrupted run goes on from its checkpoint when called again with ``resume=True`` and the
-    same arguments (``steps`` may grow); episodes in progress and DQN's replay buffer start afresh.
-    Raises ``InputError`` for a folder that holds another run, or for differing arguments.
+    same arguments (``steps`` may grow). SIGTERM and Ctrl-C save before they end the run, as
+    ``KeyboardInterrupt``. A cost, loss or weight that is no finite number ends it with
+    ``InputError`` and leaves the checkpoint of before. Raises ``InputError`` for a folder that
+    holds another run, for differing arguments, or for a disk that is full.
     """
     if not hidden or min(steps, n_envs, eval_seeds, *hidden) < 1:
         raise InputError("steps, n_envs, eval_seeds and the hidden layers must be 1 or more")
-    chosen = settings_for(algo, settings)
+    chosen = settings_for(algo, settings, guided=guide is not None)
     make = load("env", env)
     options = {"workload": workload, "timing": timing, **(env_options or {})}
     allowed = inspect.signature(make).parameters
@@ -117,118 +117,238 @@ def train_policy(
         "env": env, "algo": algo, "env_options": described(options), "settings": chosen,
         "hidden": list(hidden), "n_envs": n_envs, "seed": seed, "steps": steps,
     }  # fmt: skip
+    if guide is not None:
+        config["guide"] = described(guide)
     probe: DecisionEnv = make(**options)
-    judges = baselines(_kind(probe), baseline_names)
-    folder = Path(out)
-    open_run(folder, config, resume=resume)
-    if resume and (folder / CHECKPOINT).exists():
-        state = read_checkpoint(folder / CHECKPOINT)
-    else:
-        scales = calibrate(probe, chosen["gamma"], seed)
-        state = {"steps": 0, "scales": scales.features, "reward_scale": scales.reward}
-        state["evaluations"] = []
-    write_config(folder, config, command)
+    kind = "routing" if isinstance(probe, RoutingEnv) else "scheduling"
+    judges = baselines(kind, baseline_names)
+    guided = None if guide is None else Guide(_loaded(kind, guide), probe.columns.names)
+    names = probe.columns.names if guided is None else guided.features
     # built once, shared by the environments: a trace is read once, and a model loaded once
-    shared = {"workload": probe.source, "timing": probe.timing, "predictor": probe.predictor}
-    options = {
-        "scales": state["scales"], "reward_scale": state["reward_scale"], **options, **shared
+    options |= {
+        "workload": probe.source, "timing": probe.timing, "predictor": probe.predictor,
+        "features": names,
     }  # fmt: skip
+    run = _Run(Path(out), kind, algo, chosen, hidden, seed, steps, judges, progress, [])
+    open_run(run.folder, config, resume=resume)
+    if resume and (run.folder / CHECKPOINT).exists():
+        state = read_checkpoint(run.folder / CHECKPOINT)
+        if state["steps"] < steps:
+            run.say(
+                f"resumed at step {state['steps']:,}: weights, optimiser and scales are those of "
+                "then, episodes under way begin afresh"
+                + (", and so does the replay buffer" if algo == "dqn" else "")
+            )
+    else:
+        state = _begin(make, options, names, chosen["gamma"], seed)
+    given = dict(options.get("scales") or {})
+    columns = Columns.of(names, {**state["scales"], **given})
+    options["scales"] = {c.name: (c.shift, c.scale) for c in columns.columns}
+    options.setdefault("reward_scale", state["reward_scale"])
+    bench = Bench(probe.source, probe.predictor, probe.system)
+    validation = Validation.of(
+        bench, probe.cost, range(VALIDATION_SEED, VALIDATION_SEED + eval_seeds), judges
+    )
+    write_config(run.folder, config, command)
+    if validation.ties:
+        run.say(
+            f"{', '.join(validation.baselines)} cost the same to 1% on held-out workloads: most "
+            "likely no queue forms, and there is nothing to learn (a higher rate, fewer seats or "
+            "fewer replicas make one)"
+        )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the network is too small to gain from more
     try:
-        return _learn(
-            [make(**options) for _ in range(n_envs)],
-            folder,
-            state,
-            algo=algo,
-            settings=chosen,
-            hidden=hidden,
-            seed=seed,
-            steps=steps,
-            eval_every=eval_every or max(1, steps // 20),
-            eval_seeds=eval_seeds,
-            save_every=save_every or max(1, steps // 20),
-            judges=judges,
-            progress=progress,
-        )
+        vector: VecEnv = VecMonitor(make_vector(make, options, n_envs))
+        if guided is not None:
+            vector = Guided(vector, guided, columns, len(probe.columns.names))
+        seen = Columns(columns.columns[: len(probe.columns.names)])
+        return _learn(run, vector, seen, state, validation, eval_every, save_every)
+    except OSError as error:
+        raise InputError(f"can't write the run {str(out)!r}: {error.strerror}") from error
     finally:
         torch.set_num_threads(threads)
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What a run is, for the length of it."""
+
+    folder: Path
+    kind: str
+    algo: str
+    settings: Mapping[str, Any]
+    hidden: Sequence[int]
+    seed: int
+    steps: int
+    judges: Sequence[Judged]
+    progress: bool
+    notices: list[str]
+
+    def say(self, line: str) -> None:
+        """One line of what a reader should know."""
+        self.notices.append(line)
+        if self.progress:
+            notices([line])
+
+
+def _loaded(kind: str, policy: str | SchedulingPolicy | RoutingPolicy) -> Any:
+    if not isinstance(policy, str):
+        return policy
+    return load_router(policy) if kind == "routing" else load_policy(policy)
+
+
+def _begin(
+    make: Any, options: Mapping[str, Any], names: Sequence[str], gamma: float, seed: int
+) -> dict[str, Any]:
+    """The state of a run before its first step: scales, measured on random decisions."""
+    plain = make_vector(make, {**options, "reward_scale": 1.0}, 4)
+    scales = calibrate(plain, Columns.of(names, options.get("scales")), gamma, seed)
+    plain.close()
+    if not np.isfinite(scales.reward):
+        raise InputError("the cost is not finite under random decisions: a cost must be a number")
+    return {
+        "steps": 0, "scales": scales.features, "reward_scale": scales.reward, "evaluations": [],
+    }  # fmt: skip
+
+
 def _learn(
-    envs: list[DecisionEnv],
-    folder: Path,
+    run: _Run,
+    vector: VecEnv,
+    columns: Columns,
     state: dict[str, Any],
-    *,
-    algo: str,
-    settings: Mapping[str, Any],
-    hidden: Sequence[int],
-    seed: int,
-    steps: int,
-    eval_every: int,
-    eval_seeds: int,
-    save_every: int,
-    judges: Sequence[Judged],
-    progress: bool,
+    validation: Validation,
+    eval_every: int | None,
+    save_every: int | None,
 ) -> PolicyRun:
-    env = envs[0]
-    kind = _kind(env)
-    seeds = range(VALIDATION_SEED, VALIDATION_SEED + eval_seeds)
-    bench = Bench(env.source, env.predictor, env.system)
-    against = {
-        judged.name: float(np.mean(costs(bench, judged, env.cost, seeds))) for judged in judges
-    }
-    vector = VecMonitor(DummyVecEnv([lambda made=made: made for made in envs]))  # type: ignore[misc]
-    agent = make_agent(algo, vector, settings, hidden, seed)
+    folder, steps = run.folder, run.steps
+    agent = make_agent(run.algo, vector, len(columns.names), run.settings, run.hidden, run.seed)
     if "policy" in state:
         agent.policy.load_state_dict(state["policy"])
         agent.policy.optimizer.load_state_dict(state["optimizer"])
+        agent._n_updates = state.get("updates", 1)
     agent.num_timesteps = state["steps"]
     # a resumed run must not see again the episodes that it saw before
-    draws = np.random.SeedSequence((seed, state["steps"])).generate_state(1)
+    draws = np.random.SeedSequence((run.seed, state["steps"])).generate_state(1)
     agent.set_random_seed(int(draws[0] >> 1))
     agent.set_logger(configure(str(folder / "tensorboard"), ["tensorboard"]))
+    best, means = validation.best, validation.means
 
     def save(step: int) -> None:
-        state["steps"] = step
+        check_finite(agent)
+        state["steps"], state["updates"] = step, int(agent._n_updates)
         state["policy"] = agent.policy.state_dict()
         state["optimizer"] = agent.policy.optimizer.state_dict()
         write_checkpoint(folder / CHECKPOINT, state)
 
-    def evaluate(step: int) -> float:
+    def evaluate(step: int) -> str:
+        check_finite(agent)
         layers = score_layers(agent.policy)
-        judged = learned(kind, env.columns, layers)
-        cost = float(np.mean(costs(bench, judged, env.cost, seeds)))
-        if all(cost < earlier for _, earlier in state["evaluations"]):
-            write_checkpoint(folder / BEST, best_state(kind, env.columns, layers, cost))
+        found = validation.costs(learned(run.kind, columns, layers))
+        cost = float(np.mean(found))
+        # an untrained network, however lucky, is no result
+        trained = agent._n_updates > 0 or isinstance(vector, Guided)
+        if trained and ("best" not in state or validation.better(found, state["best"][1])):
+            state["best"] = [step, found]
+            write_checkpoint(folder / BEST, best_state(run.kind, columns, layers, cost))
+        if not state["evaluations"]:
+            state["start"] = found
         state["evaluations"].append([step, cost])
-        kept = {"evaluations": state["evaluations"], "baselines": against}
+        kept = {"evaluations": state["evaluations"], "baselines": means}
         replace_json(folder / EVALUATIONS, kept)
         agent.logger.record("eval/cost", cost)
-        for name, value in against.items():
+        ratio = validation.ratio(found, best)
+        if ratio is not None:
+            agent.logger.record("eval/ratio_to_the_best_baseline", ratio.mean)
+        for name, value in means.items():
             agent.logger.record(f"eval/cost_of_{name}", value)
         agent.logger.dump(step)
-        return cost
+        return f"cost {cost:.4g} ({best} {means[best]:.4g})"
 
-    watch = Watch(
-        steps=steps, evaluate=evaluate, evaluate_every=eval_every, save=save,
-        save_every=save_every, baselines=against, show=progress,
-    )  # fmt: skip
-    if not state["evaluations"]:
-        evaluate(agent.num_timesteps)
-    save(agent.num_timesteps)
-    try:
-        if agent.num_timesteps < steps:
-            agent.learn(steps - agent.num_timesteps, watch, reset_num_timesteps=False)
-            if state["evaluations"][-1][0] != agent.num_timesteps:
+    def at(step: int) -> None:
+        if isinstance(vector, Guided):
+            until = run.settings["penalty_until"] * steps
+            vector.penalty = run.settings["penalty"] * max(0.0, 1 - step / max(until, 1))
+
+    with stopping() as stop:
+        watch = Watch(
+            steps=steps, evaluate=evaluate, evaluate_every=eval_every or max(1, steps // 20),
+            save=save, save_every=save_every or max(1, steps // 20), stop=stop, at=at,
+            show=run.progress,
+        )  # fmt: skip
+        try:
+            if not state["evaluations"]:
+                if isinstance(vector, Guided):
+                    agree = clone(agent, vector, run.settings["gamma"], run.settings, run.seed)
+                    run.say(
+                        f"the network chooses as {vector.guide.policy.name} does in {agree:.0%} "
+                        "of its demonstrations"
+                    )
                 evaluate(agent.num_timesteps)
-    finally:
-        watch.close()
-        save(agent.num_timesteps)
-        agent.logger.close()
-    bundle = write_bundle(best_policy(folder), folder / BUNDLE)
-    evaluations = [(int(step), float(cost)) for step, cost in state["evaluations"]]
-    return PolicyRun(folder, bundle, evaluations, against)
+            save(agent.num_timesteps)
+            if agent.num_timesteps < steps and stop.signal is None:
+                agent.learn(steps - agent.num_timesteps, watch, reset_num_timesteps=False)
+                if stop.signal is None and state["evaluations"][-1][0] != agent.num_timesteps:
+                    evaluate(agent.num_timesteps)
+            save(agent.num_timesteps)
+        except NotFiniteError as error:
+            raise _not_finite(folder, agent, error) from None
+        except InputError:  # a full disk, a cost on held-out workloads: nothing more is written
+            raise
+        except BaseException as error:
+            try:
+                save(agent.num_timesteps)
+            except NotFiniteError as worse:  # torch stumbles over NaN in words of its own
+                if isinstance(error, Exception):
+                    raise _not_finite(folder, agent, worse) from error
+            raise
+        finally:
+            watch.close()
+            agent.logger.close()
+            vector.close()
+        if stop.signal is not None:
+            raise _stopped(folder, agent, stop)
+    return _finished(run, state, validation)
+
+
+def _not_finite(folder: Path, agent: BaseAlgorithm, error: NotFiniteError) -> InputError:
+    kept = folder / CHECKPOINT
+    since = f"{str(kept)!r} is that of before" if kept.exists() else "nothing was saved"
+    return InputError(f"training stopped at step {agent.num_timesteps:,}: {error}; {since}")
+
+
+def _stopped(folder: Path, agent: BaseAlgorithm, stop: Stopping) -> KeyboardInterrupt:
+    name = signal.Signals(stop.signal or signal.SIGINT).name
+    return KeyboardInterrupt(
+        f"{name}: saved {str(folder)!r} at step {agent.num_timesteps:,}; the same command with "
+        "--resume goes on"
+    )
+
+
+def _finished(run: _Run, state: dict[str, Any], validation: Validation) -> PolicyRun:
+    """Exports the best weights and measures them on workloads that nothing was chosen on."""
+    policy = best_policy(run.folder)
+    bundle = write_bundle(policy, run.folder / BUNDLE)
+    step, found = state.get("best") or (0, validation.costs(policy))
+    if step == 0:
+        run.say("no update beat the demonstrations, which the bundle now holds")
+    elif not validation.better(found, state["start"]):
+        run.say("no update beat the start: on held-out workloads the untrained network is as good")
+    best = validation.best
+    confirmation = Validation.of(
+        validation.bench, validation.cost,
+        range(CONFIRMATION_SEED, CONFIRMATION_SEED + CONFIRMATIONS),
+        [judged for judged in run.judges if judged.name == best],
+    )  # fmt: skip
+    ratio = confirmation.ratio(confirmation.costs(policy), best)
+    if ratio is not None and ratio.mean >= 1:
+        run.say(f"no update beat the best baseline: {told(ratio, best)}")
+    evaluations = [(int(at), float(cost)) for at, cost in state["evaluations"]]
+    return PolicyRun(
+        run.folder, bundle, evaluations, validation.means,
+        best=(int(step), float(np.mean(found))), best_baseline=best, ratio=ratio,
+        notices=tuple(run.notices),
+    )  # fmt: skip
 
 
 def export_run(run: str | Path, to: str | Path) -> Path:
@@ -301,7 +421,3 @@ def _read(path: str | Path) -> SchedulingPolicy | RoutingPolicy:
         if is_bundle(str(folder)):
             return read_bundle(folder)
     raise InputError(f"{str(path)!r} is neither a bundle nor a finished training run")
-
-
-def _kind(env: DecisionEnv) -> str:
-    return "routing" if isinstance(env, RoutingEnv) else "scheduling"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from lengthwise.envs.columns import Columns
 from lengthwise.errors import InputError
 from lengthwise.eval.output import CONFIG, provenance, write_json
+from lengthwise.eval.statistics import Interval
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.serving import Engine
 from lengthwise.training.checkpoint import read_checkpoint
@@ -23,6 +25,32 @@ from lengthwise.writing import whole_file
 
 CHECKPOINT, BEST, BUNDLE, EVALUATIONS = "checkpoint.pt", "best.pt", "bundle", "evaluations.json"
 _PACKAGES = ("gymnasium", "stable-baselines3", "sb3-contrib")
+
+
+@dataclass(frozen=True)
+class PolicyRun:
+    """A finished run: its folder, the exported bundle, and the held-out costs.
+
+    ``evaluations`` are (steps, cost) pairs; ``baselines`` maps a name to its cost on the same
+    workloads. ``best`` is the pair of what the bundle holds, which the first evaluation, of an
+    untrained network, never is. ``ratio`` is the bundle's cost over the best baseline's, on
+    workloads on which neither training nor the choice of the weights depends; None where costs are
+    not positive. ``notices`` were said on the way.
+    """
+
+    folder: Path
+    bundle: Path
+    evaluations: list[tuple[int, float]]
+    baselines: dict[str, float]
+    best: tuple[int, float] | None = None
+    best_baseline: str = ""
+    ratio: Interval | None = None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def cost(self) -> float:
+        """The held-out cost of the bundle."""
+        return min(cost for _, cost in self.evaluations) if self.best is None else self.best[1]
 
 
 def open_run(folder: Path, config: Mapping[str, Any], *, resume: bool) -> None:
@@ -106,6 +134,8 @@ def learned(
 
 def best_policy(folder: Path) -> SchedulingPolicy | RoutingPolicy:
     """The policy of a run with the lowest held-out cost so far."""
+    if not (folder / BEST).exists():
+        raise InputError(f"training run {str(folder)!r} has no update yet that was evaluated")
     best = read_checkpoint(folder / BEST)
     columns = Columns.of(best["features"], best["scales"])
     layers = [(weight.numpy(), bias.numpy()) for weight, bias in best["layers"]]

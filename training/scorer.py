@@ -8,6 +8,8 @@ permutation-invariant critic.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -23,30 +25,71 @@ from torch import Tensor, nn
 ILLEGAL = -1e8  # logit or value of a slot without a candidate
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """How an observation is laid out as one vector: candidates (slots * F), mask (slots), state
+    (S)."""
+
+    slots: int
+    columns: int  # F
+    state: int  # S
+
+    @classmethod
+    def of(cls, space: spaces.Space[Any], slots: int, columns: int) -> Sizes:
+        """Of an environment's observation space, a dict or that vector itself."""
+        length = slots * (columns + 1)
+        if isinstance(space, spaces.Dict):
+            return cls(slots, columns, int(np.prod(space["state"].shape or ())))
+        return cls(slots, columns, int(np.prod(space.shape or ())) - length)
+
+    @property
+    def length(self) -> int:
+        """Numbers of an observation."""
+        return self.slots * (self.columns + 1) + self.state
+
+    def mask(self, observation: Any) -> Any:
+        """Where there are candidates, (..., slots), in a batch of observations of either form."""
+        if isinstance(observation, dict):
+            return observation["mask"] > 0.5
+        start = self.slots * self.columns
+        return observation[..., start : start + self.slots] > 0.5
+
+    def candidates(self, observation: Any) -> Any:
+        """The candidates' columns, (..., slots, F)."""
+        if isinstance(observation, dict):
+            rows = observation["candidates"]
+        else:
+            rows = observation[..., : self.slots * self.columns]
+        return rows.reshape(*rows.shape[:-1], self.slots, self.columns)
+
+
 class Flat(BaseFeaturesExtractor):
-    """The observation as one vector: candidates (slots * F), mask (slots), state (S)."""
+    """The observation as one vector, from a dict or as it comes."""
 
-    def __init__(self, observation_space: spaces.Dict) -> None:
-        super().__init__(observation_space, sum(_sizes(observation_space)))
+    def __init__(self, observation_space: spaces.Space[Any], sizes: Sizes) -> None:
+        super().__init__(observation_space, sizes.length)
+        self.sizes = sizes
 
-    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+    def forward(self, observations: Any) -> Tensor:
         """(B, slots * F + slots + S)"""
+        if isinstance(observations, Tensor):
+            return observations
         parts = [observations[name] for name in ("candidates", "mask", "state")]
         return torch.cat([part.float() for part in parts], dim=1)
 
 
 class CandidateNet(nn.Module):
-    """Actor and critic over a ``Flat`` vector."""
+    """Actor and critic over a ``Flat`` vector. Slots without a candidate are not computed."""
 
-    def __init__(self, space: spaces.Dict, hidden: list[int]) -> None:
+    def __init__(self, sizes: Sizes, hidden: list[int]) -> None:
         super().__init__()
-        self.candidates, self.slots, self.state = _sizes(space)
-        width = self.candidates // self.slots
-        self.score = _tanh_mlp([width, *hidden], _linear(hidden[-1], 1, 0.01))  # near uniform
-        self.embed = nn.Sequential(_linear(width, hidden[0]), nn.ReLU())
-        pooled = 2 * hidden[0] + self.state
+        self.sizes = sizes
+        # near uniform to begin with
+        self.score = _tanh_mlp([sizes.columns, *hidden], _linear(hidden[-1], 1, 0.01))
+        self.embed = nn.Sequential(_linear(sizes.columns, hidden[0]), nn.ReLU())
+        pooled = 2 * hidden[0] + sizes.state
         self.pool = nn.Sequential(_linear(pooled, hidden[-1]), nn.ReLU())
-        self.latent_dim_pi, self.latent_dim_vf = self.slots, hidden[-1]
+        self.latent_dim_pi, self.latent_dim_vf = sizes.slots, hidden[-1]
 
     def forward(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, slots) and the critic's latent vector (B, hidden[-1])."""
@@ -54,22 +97,26 @@ class CandidateNet(nn.Module):
 
     def forward_actor(self, flat: Tensor) -> Tensor:
         """Minus the scores (B, slots); ``ILLEGAL`` where there is no candidate."""
-        rows, mask = self._split(flat)
-        return torch.where(mask, -self.score(rows)[..., 0], ILLEGAL)
+        return self._spread(flat, lambda rows: -self.score(rows), ILLEGAL)[..., 0]
 
     def forward_critic(self, flat: Tensor) -> Tensor:
         """The candidates pooled by mean and maximum, with the state: (B, hidden[-1])."""
-        rows, mask = self._split(flat)
-        seen = mask[..., None]
-        embedded = self.embed(rows) * seen
-        mean = embedded.sum(1) / seen.sum(1).clamp(min=1)
+        embedded = self._spread(flat, self.embed, 0.0)
+        count = self.sizes.mask(flat).sum(1, keepdim=True)
+        mean = embedded.sum(1) / count.clamp(min=1)
         most = embedded.amax(1)  # a rectified number is never below 0
-        latent: Tensor = self.pool(torch.cat([mean, most, flat[:, -self.state :]], dim=1))
+        state = flat[:, flat.shape[1] - self.sizes.state :]
+        latent: Tensor = self.pool(torch.cat([mean, most, state], dim=1))
         return latent
 
-    def _split(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        rows = flat[:, : self.candidates].reshape(len(flat), self.slots, -1)
-        return rows, flat[:, self.candidates : self.candidates + self.slots] > 0.5
+    def _spread(self, flat: Tensor, net: Callable[[Tensor], Tensor], nothing: float) -> Tensor:
+        """``net`` of each candidate, (B, slots, outputs), and ``nothing`` where there is none."""
+        rows, mask = self.sizes.candidates(flat), self.sizes.mask(flat)
+        if bool(mask.all()):
+            return net(rows)
+        found = net(rows[mask])
+        out = found.new_full((*mask.shape, found.shape[-1]), nothing)
+        return out.masked_scatter(mask[..., None].expand_as(out), found)
 
 
 class ScorerPolicy(ActorCriticPolicy):
@@ -88,7 +135,7 @@ class MaskableScorerPolicy(MaskableActorCriticPolicy):
 
 def _build(policy: Any, lr_schedule: Any) -> None:
     """Puts ``CandidateNet`` where stable-baselines3 has its own networks."""
-    policy.mlp_extractor = CandidateNet(policy.observation_space, policy.net_arch)
+    policy.mlp_extractor = CandidateNet(policy.features_extractor.sizes, policy.net_arch)
     policy.action_net = nn.Identity()
     policy.value_net = _linear(policy.mlp_extractor.latent_dim_vf, 1, 1.0)
     policy.optimizer = policy.optimizer_class(
@@ -99,9 +146,9 @@ def _build(policy: Any, lr_schedule: Any) -> None:
 class _Dueling(nn.Module):
     """Q(s, a) = V(s) - (score of a - mean score): its greedy choice is the lowest score."""
 
-    def __init__(self, space: spaces.Dict, hidden: list[int]) -> None:
+    def __init__(self, sizes: Sizes, hidden: list[int]) -> None:
         super().__init__()
-        self.net = CandidateNet(space, hidden)
+        self.net = CandidateNet(sizes, hidden)
         self.value = _linear(self.net.latent_dim_vf, 1, 1.0)
 
     def forward(self, flat: Tensor) -> Tensor:
@@ -118,7 +165,7 @@ class ScorerQNetwork(QNetwork):
         hidden = options.pop("net_arch")
         super().__init__(net_arch=[], **options)
         self.net_arch = hidden
-        self.q_net = _Dueling(options["observation_space"], hidden)  # type: ignore[assignment]
+        self.q_net = _Dueling(options["features_extractor"].sizes, hidden)  # type: ignore[assignment]
 
 
 class ScorerDQNPolicy(DQNPolicy):
@@ -138,10 +185,6 @@ def score_layers(policy: nn.Module) -> list[tuple[Any, Any]]:
          m.bias.detach().cpu().numpy().astype(np.float64))
         for m in found.score if isinstance(m, nn.Linear)
     ]  # fmt: skip
-
-
-def _sizes(space: spaces.Dict) -> tuple[int, int, int]:
-    return tuple(int(np.prod(space[n].shape)) for n in ("candidates", "mask", "state"))  # type: ignore[return-value,arg-type]
 
 
 def _tanh_mlp(sizes: list[int], last: nn.Linear) -> nn.Sequential:

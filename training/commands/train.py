@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import click
 
 from lengthwise import registry
@@ -119,8 +122,13 @@ def predictor(
 @click.option("--workload", default="azure-conv-2023", show_default=True, metavar="WORKLOAD")
 @click.option("--out", required=True, metavar="DIR", help="Folder of the run.")
 @click.option("--timing", default=DEFAULT_TIMING, show_default=True, metavar="NAME")
-@click.option("--steps", type=click.IntRange(1), default=200_000, show_default=True)
-@click.option("--n-envs", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=500_000, show_default=True)
+@click.option("--n-envs", type=click.IntRange(1), default=64, show_default=True)
+@click.option(
+    "--guide",
+    metavar="SPEC",
+    help="A policy or router to begin from: its choices are cloned, leaving it costs at first.",
+)
 @seed_option
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
 @click.option(
@@ -150,6 +158,7 @@ def policy(
     timing: str,
     steps: int,
     n_envs: int,
+    guide: str | None,
     seed: int,
     resume: bool,
     env_set: dict[str, object],
@@ -162,22 +171,30 @@ def policy(
     lengthwise train policy --env lengthwise/Scheduling-v0 --algo maskable-ppo --out runs/ppo
     """
     from lengthwise.training.policy import train_policy
+    from lengthwise.training.validation import told
 
     environment = {**env_set, "engine": take_engine(options)}
-    run = train_policy(
-        env,
-        out=out,
-        algo=algo,
-        workload=workload,
-        timing=timing,
-        steps=steps,
-        n_envs=n_envs,
-        seed=seed,
-        resume=resume,
-        env_options=environment,
-        settings=settings,
-        command=command,
-    )
+    try:
+        run = train_policy(
+            env,
+            out=out,
+            algo=algo,
+            workload=workload,
+            timing=timing,
+            steps=steps,
+            n_envs=n_envs,
+            guide=guide,
+            seed=seed,
+            resume=resume,
+            env_options=environment,
+            settings=settings,
+            command=command,
+        )
+    except KeyboardInterrupt as stopped:
+        number = signal.SIGTERM if "SIGTERM" in str(stopped) else signal.SIGINT
+        click.echo(f"lengthwise: {stopped or 'interrupted'}", err=True)
+        sys.exit(128 + number)
     listed = ", ".join(f"{name} {cost:.4g}" for name, cost in run.baselines.items())
     click.echo(f"held-out cost {run.cost:.4g} (baselines: {listed})")
+    click.echo(f"on workloads that nothing was chosen on: {told(run.ratio, run.best_baseline)}")
     click.echo(f"wrote {run.bundle}")

@@ -1,0 +1,334 @@
+"""What a training run does when something goes wrong, and what it says when nothing was gained."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lengthwise.envs.base import DecisionEnv
+from lengthwise.envs.columns import Columns
+from lengthwise.envs.scheduling import SchedulingEnv
+from lengthwise.errors import InputError
+from lengthwise.policies import load_policy, load_router
+from lengthwise.serving import Totals
+from lengthwise.serving.records import PS
+from lengthwise.serving.timing import LinearTiming
+from lengthwise.training.agents import make_agent, settings_for
+from lengthwise.training.checkpoint import read_checkpoint
+from lengthwise.training.guide import GUIDANCE, Guide, Guided
+from lengthwise.training.policy import PolicyRun, export_run, train_policy
+from lengthwise.training.validation import CONFIRMATION_SEED, VALIDATION_SEED, Validation
+from lengthwise.training.vectors import make_vector
+from lengthwise.workload import Workload
+
+TIMING = LinearTiming(base_s=1.0, num_gpu_blocks=1000)
+ONE = {"max_num_seqs": 1}
+
+
+def burst(seed: int) -> Workload:
+    """Jobs of 1 and of 5 tokens, all at time 0, on one machine: shortest first is optimal."""
+    output = np.repeat([1, 5], 6)
+    np.random.default_rng(seed).shuffle(output)
+    return Workload(
+        {"arrival_s": np.zeros(12), "prompt_tokens": np.full(12, 8), "output_tokens": output},
+        name="burst",
+    )
+
+
+def mixed(seed: int) -> Workload:
+    """Requests that differ in all that an environment shows."""
+    draw = np.random.default_rng(seed)
+    return Workload(
+        {
+            "arrival_s": np.cumsum(draw.exponential(2.0, 40)),
+            "prompt_tokens": draw.integers(1, 900, 40),
+            "output_tokens": draw.integers(1, 9, 40),
+        },
+        name="mixed",
+    )
+
+
+def train(out: Path, **changed: Any) -> PolicyRun:
+    options: dict[str, Any] = {
+        "env": "lengthwise/Scheduling-v0", "workload": burst, "timing": TIMING, "steps": 1024,
+        "n_envs": 4, "settings": {"rollout": 256, "batch_size": 128, "gamma": 0.9},
+        "eval_every": 256, "save_every": 256, "eval_seeds": 2, "progress": False, **changed,
+        "env_options": {"engine": ONE, "slots": 12, **changed.get("env_options", {})},
+    }  # fmt: skip
+    return train_policy(out=out, **options)
+
+
+class Spoiled:
+    """Latency, and NaN once a checkpoint of at least ``steps`` steps has been saved."""
+
+    def __init__(self, out: Path, steps: int) -> None:
+        self.out, self.steps, self.kept = out, steps, b""
+
+    def __call__(self, totals: Totals) -> float:
+        checkpoint = self.out / "checkpoint.pt"
+        if not self.kept and checkpoint.exists():
+            if read_checkpoint(checkpoint)["steps"] >= self.steps:
+                self.kept = checkpoint.read_bytes()
+        return float("nan") if self.kept else totals.request_ps / PS
+
+
+def test_a_cost_that_is_no_number_leaves_the_checkpoint(tmp_path: Path) -> None:
+    cost = Spoiled(tmp_path / "run", 256)
+    with pytest.raises(InputError, match=r"at step \d+: a step's cost is nan.*is that of before"):
+        train(tmp_path / "run", env_options={"cost": cost})
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == cost.kept
+    state = read_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert all(torch.isfinite(weights).all() for weights in state["policy"].values())
+    with pytest.raises(InputError, match="cost is not finite under random decisions"):
+        train(tmp_path / "other", env_options={"cost": lambda totals: float("inf")})
+
+
+@pytest.mark.parametrize("algo", ["ppo", "maskable-ppo", "dqn"])
+def test_weights_that_are_no_numbers_are_never_saved(algo: str, tmp_path: Path) -> None:
+    """A learning rate beyond all bounds: the first update breaks the network."""
+    small = {"learning_starts": 64, "batch_size": 64} if algo == "dqn" else {"rollout": 256}
+    with pytest.raises(InputError, match=r"training stopped at step .*'.*checkpoint.pt' is that"):
+        train(tmp_path / "run", algo=algo, settings={**small, "learning_rate": 1e30})
+    state = read_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert state["updates"] == 0
+    assert all(torch.isfinite(weights).all() for weights in state["policy"].values())
+    with pytest.raises(InputError, match="no update yet that was evaluated"):
+        export_run(tmp_path / "run", tmp_path / "bundle")  # an untrained network is no policy
+
+
+def command(out: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-c", "from lengthwise.training.cli import main; main()",
+        "train", "policy", "--out", str(out), "--steps", "200000", "--n-envs", "4",
+        "--max-num-seqs", "4", "--env-set", "rate=14,requests=60,replicas=2",
+        "--set", "rollout=256,batch_size=128", *more,
+    ]  # fmt: skip
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    running = subprocess.Popen(command(out), stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "checkpoint.pt").exists() and running.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.5)
+        running.send_signal(signal.SIGTERM)
+        _, said = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM: saved" in said and "--resume goes on" in said
+    assert "Traceback" not in said
+    state = read_checkpoint(out / "checkpoint.pt")
+    assert 0 < state["steps"] < 200_000
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as on a full disk: an error, not the end
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+from lengthwise.training.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    warm = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    arguments = command(out)[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, *arguments], capture_output=True, text=True, env=warm
+    )
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("lengthwise: can't write")
+    assert "Traceback" not in done.stderr
+    assert not [path for path in out.rglob("*") if path.name.startswith(".")]
+    assert not (out / "checkpoint.pt").exists()
+
+
+def test_progress_without_a_terminal_is_a_line_each_twentieth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "run", progress=True)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "1,024 steps" in line]
+    assert 15 <= len(lines) <= 20
+    assert "cost" in lines[-1] and "sjf" in lines[-1]
+
+
+def test_where_nothing_waits_there_is_nothing_to_learn(tmp_path: Path) -> None:
+    """One request at a time finds both replicas free: every router costs the same."""
+
+    def quiet(seed: int) -> Workload:
+        return Workload(
+            {
+                "arrival_s": np.arange(30) * 100.0,
+                "prompt_tokens": np.full(30, 8),
+                "output_tokens": np.random.default_rng(seed).integers(1, 9, 30),
+            },
+            name="quiet",
+        )
+
+    run = train_policy(
+        "lengthwise/Routing-v0", out=tmp_path / "run", workload=quiet, timing=TIMING, steps=256,
+        n_envs=4, env_options={"replicas": 2, "engine": ONE}, eval_seeds=2, progress=False,
+        settings={"rollout": 128, "batch_size": 64},
+    )  # fmt: skip
+    assert any("nothing to learn" in line for line in run.notices)
+    assert any("no update beat the start" in line for line in run.notices)
+    assert any("no update beat the best baseline: 1 of round-robin" in line for line in run.notices)
+
+
+def test_what_a_finished_run_says_was_measured_elsewhere(tmp_path: Path) -> None:
+    """The ratio is to the best baseline, on seeds that the choice of weights never saw."""
+    asked: list[int] = []
+
+    def counted(seed: int) -> Workload:
+        asked.append(seed)
+        return burst(seed)
+
+    run = train(tmp_path / "run", workload=counted, steps=1536)
+    assert not any("nothing to learn" in line for line in run.notices)
+    assert run.best_baseline == "sjf"
+    assert run.ratio is not None and run.ratio.count == 16
+    assert run.ratio.mean == pytest.approx(1.0, abs=0.05)  # shortest first is optimal
+    held_out = {seed for seed in asked if seed >= 2**31}
+    assert held_out == {VALIDATION_SEED, VALIDATION_SEED + 1} | {
+        CONFIRMATION_SEED + i for i in range(16)
+    }
+    kept = json.loads((run.folder / "evaluations.json").read_text())
+    assert run.best is not None and run.best[0] > 0
+    assert list(run.best) in [[step, pytest.approx(cost)] for step, cost in kept["evaluations"]]
+
+
+def test_the_best_baseline_is_the_one_with_the_lowest_geometric_mean() -> None:
+    made = Validation(None, None, range(2), {"a": [1.0, 16.0], "b": [3.0, 6.0], "c": [9.0, 1.0]})  # type: ignore[arg-type]
+    assert made.best == "c"  # geometric means 4, 4.24 and 3
+    assert made.better([2.0, 2.0], [1.0, 9.0]) and not made.better([9.0, 1.1], [9.0, 1.0])
+    ratio = made.ratio([4.5, 2.0], "c")
+    assert ratio is not None and ratio.mean == pytest.approx(1.0)
+    assert made.ratio([-1.0, 2.0], "c") is None
+    assert not made.ties
+    close = {"a": [1.0, 2.0], "b": [1.005, 2.0]}
+    assert Validation(None, None, range(2), close).ties  # type: ignore[arg-type]
+
+
+def test_the_double_target_is_the_target_networks_value_of_the_online_networks_choice() -> None:
+    """Against the formula written out transition by transition, and unlike the plain maximum."""
+    vector = make_vector(
+        SchedulingEnv, {"workload": mixed, "timing": TIMING, "engine": ONE, "slots": 12}, 4
+    )
+    agent: Any = make_agent(
+        "dqn", vector, 3, settings_for("dqn", {"learning_starts": 64, "buffer_size": 512}), (8,), 0
+    )
+    agent.learn(256)
+    for parameters in (agent.q_net, agent.q_net_target):
+        for weights in parameters.parameters():
+            weights.data = torch.randn(weights.shape)
+    replay = agent.replay_buffer.sample(200)
+    found = agent.targets(replay)[:, 0].numpy()
+    online = agent.q_net(replay.next_observations).detach().numpy()
+    target = agent.q_net_target(replay.next_observations).detach().numpy()
+    dones, rewards = replay.dones.numpy()[:, 0], replay.rewards.numpy()[:, 0]
+    legal = replay.next_observations["mask"].numpy() > 0
+    for i in range(200):
+        chosen = max(np.flatnonzero(legal[i]), key=lambda a: online[i, a], default=0)
+        expected = rewards[i] + (0.0 if dones[i] else agent.gamma * target[i, chosen])
+        assert found[i] == pytest.approx(expected, rel=1e-5)
+    plain = rewards + agent.gamma * np.where(dones > 0, 0.0, target.max(axis=1))
+    assert (found <= plain + 1e-4).all() and (found < plain - 1e-3).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [
+        ("sjf", ("prompt_tokens",)),
+        ("fcfs", ("predicted_tokens",)),
+        ("hrrn", ("prompt_tokens", "waited_s")),
+    ],
+)
+def test_a_guide_chooses_as_it_would_in_the_engine(name: str, seen: tuple[str, ...]) -> None:
+    """From what the environments show, held against the policy's own score of the raw features."""
+    rng = np.random.default_rng(0)
+
+    guide = Guide(load_policy(name), seen)
+    columns = Columns.of(guide.features)
+    options = {
+        "workload": mixed, "timing": TIMING, "engine": ONE, "slots": 6, "features": guide.features,
+    }  # fmt: skip
+    vector = Guided(make_vector(SchedulingEnv, options, 3), guide, columns, len(seen))
+    vector.seed(0)
+    observation = vector.reset()
+    assert observation["candidates"].shape == (3, 6 * len(seen))
+    score, differs = load_policy(name).score, 0
+    for _ in range(60):
+        envs: list[DecisionEnv] = vector.venv.env.envs  # type: ignore[attr-defined]
+        wanted = []
+        for env in envs:
+            count = int(env.action_masks().sum())
+            read = {**env._features((*score.features, "now_s", "arrival_s"), 40)}
+            rows = env._left[:count]  # type: ignore[attr-defined]
+            wanted.append(np.asarray(score.evaluate({k: v[rows] for k, v in read.items()})))
+        for i, scores in enumerate(wanted):
+            assert scores[vector.choices[i]] == pytest.approx(scores.min(), rel=1e-5, abs=1e-5)
+            differs += int(scores.argmin() > 0)
+        observation, *_ = vector.step(np.array([rng.integers(len(scores)) for scores in wanted]))
+    assert differs > 10 or name == "fcfs"
+
+
+def test_leaving_the_guide_costs_and_following_does_not() -> None:
+    guide = Guide(load_policy("sjf"), ("prompt_tokens",))
+    options = {
+        "workload": burst, "timing": TIMING, "engine": ONE, "slots": 12,
+        "features": guide.features,
+    }  # fmt: skip
+    rewards = []
+    for penalty in (0.0, 0.5):
+        vector = Guided(
+            make_vector(SchedulingEnv, options, 2), guide, Columns.of(guide.features), 1
+        )
+        vector.penalty = penalty
+        vector.seed(0)
+        vector.reset()
+        longest = vector._scores.copy()
+        longest[~np.isfinite(longest)] = -1.0
+        _, first, *_ = vector.step(np.array([vector.choices[0], longest[1].argmax()]))
+        rewards.append(first)
+    assert rewards[1][0] == rewards[0][0]
+    assert rewards[1][1] == pytest.approx(rewards[0][1] - 0.5)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "maskable-ppo", "dqn"])
+def test_a_guided_run_begins_where_its_guide_is(algo: str, tmp_path: Path) -> None:
+    small: dict[str, Any] = {"demonstrations": 4096, "gamma": 0.9}
+    if algo != "dqn":
+        small |= {"rollout": 256, "batch_size": 128}
+    run = train(tmp_path / "run", algo=algo, guide="sjf", steps=256, settings=small)
+    assert run.evaluations[0][0] == 0
+    assert run.evaluations[0][1] == pytest.approx(run.baselines["sjf"], rel=0.02)
+    assert any("chooses as sjf does" in line for line in run.notices)
+    config = json.loads((run.folder / "config.json").read_text())
+    assert config["guide"] == "sjf"
+    assert set(GUIDANCE) <= set(config["settings"])
+
+
+def test_guides_that_cannot_be_followed_are_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'sjf'"):
+        train(tmp_path, guide="sjff")
+    with pytest.raises(InputError, match="looks at random replicas only"):
+        Guide(load_router("power-of-two"), ("running_requests",))
+    with pytest.raises(InputError, match="unknown setting 'penalty'"):
+        train(tmp_path, settings={"penalty": 0.1})

@@ -1,0 +1,19 @@
+"""The environments of a training run, as stable-baselines3 wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from lengthwise.envs.base import DecisionEnv
+from lengthwise.envs.sb3 import SB3VecEnv
+
+
+def make_vector(
+    make: Callable[..., DecisionEnv], options: Mapping[str, Any], count: int
+) -> SB3VecEnv:
+    """``count`` environments that begin a new episode in the step that ends one."""
+    one = [lambda: make(**options)] * count
+    return SB3VecEnv(SyncVectorEnv(one, copy=False, autoreset_mode=AutoresetMode.SAME_STEP))
