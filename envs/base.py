@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from lengthwise import features
 from lengthwise.envs.columns import Columns
 from lengthwise.envs.costs import Cost, cost_of, latency
-from lengthwise.envs.episodes import Source, episode_source
+from lengthwise.envs.episodes import Workloads, engine_of, episode_source
 from lengthwise.envs.picture import picture
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies import load_policy, load_router
@@ -58,7 +57,7 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
 
     def __init__(
         self,
-        workload: str | Workload | Source,
+        workload: str | Workload | Workloads,
         *,
         slots: int,
         requests: int,
@@ -224,14 +223,3 @@ class DecisionEnv(gym.Env[Observation, np.int64]):
 
     def _info(self) -> dict[str, Any]:
         return {"now_s": self.run.totals.now_ps / PS, "illegal_actions": self._illegal}
-
-
-def engine_of(engine: Engine | Mapping[str, Any] | None) -> Engine:
-    """An engine from its options by name; unknown ones are errors."""
-    if isinstance(engine, Engine):
-        return engine
-    allowed = [field.name for field in fields(Engine)]
-    for name in engine or {}:
-        if name not in allowed:
-            raise UnknownNameError("engine option", name, allowed)
-    return Engine(**(engine or {}))

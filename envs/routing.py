@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.costs import Cost
-from lengthwise.envs.episodes import Source
+from lengthwise.envs.episodes import Workloads
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.protocols import Predictor, TimingModel
 from lengthwise.serving import Engine, Stops
@@ -31,7 +31,7 @@ class RoutingEnv(DecisionEnv):
 
     def __init__(
         self,
-        workload: str | Workload | Source = "azure-conv-2023",
+        workload: str | Workload | Workloads = "azure-conv-2023",
         *,
         replicas: int = 4,
         requests: int = 500,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.costs import Cost
-from lengthwise.envs.episodes import Source
+from lengthwise.envs.episodes import Workloads
 from lengthwise.policy import RoutingPolicy
 from lengthwise.protocols import Predictor, TimingModel
 from lengthwise.serving import Engine, Stop, Stops
@@ -33,7 +33,7 @@ class SchedulingEnv(DecisionEnv):
 
     def __init__(
         self,
-        workload: str | Workload | Source = "azure-conv-2023",
+        workload: str | Workload | Workloads = "azure-conv-2023",
         *,
         slots: int = 32,
         replicas: int = 1,

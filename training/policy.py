@@ -15,9 +15,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from lengthwise.envs.base import DecisionEnv, engine_of
+from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.columns import Columns
-from lengthwise.envs.episodes import episode_source
+from lengthwise.envs.episodes import engine_of, episode_source
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval.statistics import paired_ratio, t_interval
