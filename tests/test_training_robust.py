@@ -17,6 +17,7 @@ import torch
 
 from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.columns import Columns
+from lengthwise.envs.costs import latency
 from lengthwise.envs.scheduling import SchedulingEnv
 from lengthwise.errors import InputError
 from lengthwise.policies import load_policy, load_router
@@ -215,7 +216,7 @@ def test_what_a_finished_run_says_was_measured_elsewhere(tmp_path: Path) -> None
 
 
 def test_the_best_baseline_is_the_one_with_the_lowest_geometric_mean() -> None:
-    made = Validation(None, None, range(2), {"a": [1.0, 16.0], "b": [3.0, 6.0], "c": [9.0, 1.0]})  # type: ignore[arg-type]
+    made = Validation([], latency, {"a": [1.0, 16.0], "b": [3.0, 6.0], "c": [9.0, 1.0]})
     assert made.best == "c"  # geometric means 4, 4.24 and 3
     assert made.better([2.0, 2.0], [1.0, 9.0]) and not made.better([9.0, 1.1], [9.0, 1.0])
     ratio = made.ratio([4.5, 2.0], "c")
@@ -223,7 +224,7 @@ def test_the_best_baseline_is_the_one_with_the_lowest_geometric_mean() -> None:
     assert made.ratio([-1.0, 2.0], "c") is None
     assert not made.ties
     close = {"a": [1.0, 2.0], "b": [1.005, 2.0]}
-    assert Validation(None, None, range(2), close).ties  # type: ignore[arg-type]
+    assert Validation([], latency, close).ties
 
 
 def test_the_double_target_is_the_target_networks_value_of_the_online_networks_choice() -> None:

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.envs.costs import Cost, latency
 from lengthwise.eval import metrics
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.predictors.predict import PredictorLike, predict
-from lengthwise.serving import Records, System, begin, run
+from lengthwise.serving import Records, System, run
 from lengthwise.workload import Workload
 
 Judged = SchedulingPolicy | RoutingPolicy
@@ -55,21 +54,6 @@ def baselines(kind: str, given: Sequence[str] | None = None) -> list[Judged]:
     """The named baselines of "scheduling" or "routing", or the usual ones."""
     loader: Callable[[str], Any] = load_policy if kind == "scheduling" else load_router
     return [loader(name) for name in (BASELINES[kind] if given is None else given)]
-
-
-def costs(bench: Bench, judged: Judged, cost: Cost, seeds: Sequence[int]) -> list[float]:
-    """The cost a request of each held-out workload: the mean latency in s for cost "latency"."""
-    return [_cost(bench, judged, cost, seed) for seed in seeds]
-
-
-def _cost(bench: Bench, judged: Judged, cost: Cost, seed: int) -> float:
-    if cost is latency:  # known from the records, so the fast engine will do
-        return float(metrics.e2e_s(bench.run(judged, seed)).mean())
-    workload = bench.source(seed)
-    predicted = predict(bench.predictor, workload, seed)
-    made = begin(workload, bench.system(judged), predicted, seed=seed)
-    made.advance()
-    return cost(made.totals) / len(workload)
 
 
 def table_row(bench: Bench, judged: Judged, seeds: Sequence[int]) -> dict[str, list[float]]:

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.columns import Columns
-from lengthwise.envs.episodes import engine_of, episode_source
+from lengthwise.envs.episodes import Source, engine_of, episode_source
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval.statistics import paired_ratio, t_interval
@@ -60,7 +60,7 @@ from lengthwise.training.validation import (
     Validation,
     told,
 )
-from lengthwise.training.vectors import make_vector
+from lengthwise.training.vectors import episodes, make_vector
 from lengthwise.workload import Workload
 
 CONFIRMATIONS = 16  # workloads on which a finished run is set beside the best baseline
@@ -145,9 +145,9 @@ def train_policy(
     columns = Columns.of(names, {**state["scales"], **given})
     options["scales"] = {c.name: (c.shift, c.scale) for c in columns.columns}
     options.setdefault("reward_scale", state["reward_scale"])
-    bench = Bench(probe.source, probe.predictor, probe.system)
+    source = episodes(probe)
     validation = Validation.of(
-        bench, probe.cost, range(VALIDATION_SEED, VALIDATION_SEED + eval_seeds), judges
+        source, probe.cost, range(VALIDATION_SEED, VALIDATION_SEED + eval_seeds), judges
     )
     write_config(run.folder, config, command)
     if validation.ties:
@@ -163,7 +163,8 @@ def train_policy(
         if guided is not None:
             vector = Guided(vector, guided, columns, len(probe.columns.names))
         seen = Columns(columns.columns[: len(probe.columns.names)])
-        return _learn(run, vector, seen, state, validation, eval_every, save_every)
+        _learn(run, vector, seen, state, validation, eval_every, save_every)
+        return _finished(run, state, source, validation)
     except OSError as error:
         raise InputError(f"can't write the run {str(out)!r}: {error.strerror}") from error
     finally:
@@ -220,7 +221,7 @@ def _learn(
     validation: Validation,
     eval_every: int | None,
     save_every: int | None,
-) -> PolicyRun:
+) -> None:
     folder, steps = run.folder, run.steps
     agent = make_agent(run.algo, vector, len(columns.names), run.settings, run.hidden, run.seed)
     if "policy" in state:
@@ -308,7 +309,6 @@ def _learn(
             vector.close()
         if stop.signal is not None:
             raise _stopped(folder, agent, stop)
-    return _finished(run, state, validation)
 
 
 def _not_finite(folder: Path, agent: BaseAlgorithm, error: NotFiniteError) -> InputError:
@@ -325,7 +325,9 @@ def _stopped(folder: Path, agent: BaseAlgorithm, stop: Stopping) -> KeyboardInte
     )
 
 
-def _finished(run: _Run, state: dict[str, Any], validation: Validation) -> PolicyRun:
+def _finished(
+    run: _Run, state: dict[str, Any], source: Source, validation: Validation
+) -> PolicyRun:
     """Exports the best weights and measures them on workloads that nothing was chosen on."""
     policy = best_policy(run.folder)
     bundle = write_bundle(policy, run.folder / BUNDLE)
@@ -336,7 +338,7 @@ def _finished(run: _Run, state: dict[str, Any], validation: Validation) -> Polic
         run.say("no update beat the start: on held-out workloads the untrained network is as good")
     best = validation.best
     confirmation = Validation.of(
-        validation.bench, validation.cost,
+        source, validation.cost,
         range(CONFIRMATION_SEED, CONFIRMATION_SEED + CONFIRMATIONS),
         [judged for judged in run.judges if judged.name == best],
     )  # fmt: skip

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lengthwise.envs.costs import Cost
+from lengthwise.envs.costs import Cost, latency
+from lengthwise.envs.episodes import Episode, Source
 from lengthwise.errors import InputError
+from lengthwise.eval import metrics
 from lengthwise.eval.statistics import Interval, paired_ratio
-from lengthwise.training.judging import Bench, Judged, costs
+from lengthwise.policy import RoutingPolicy
+from lengthwise.serving import begin, run
+from lengthwise.training.judging import Judged
 
 # Episodes draw workload seeds below 2**31; these are out of their reach. Which weights are best is
 # chosen on the first; what a finished run says of them is measured on the second.
@@ -20,24 +24,26 @@ TIE = 0.01  # baselines whose costs differ by no more than this share are as goo
 
 @dataclass(frozen=True)
 class Validation:
-    """Held-out workloads, by seed, and what each baseline costs on them (per request)."""
+    """Held-out episodes, and what each baseline costs on each of them (per request)."""
 
-    bench: Bench
+    episodes: Sequence[Episode]
     cost: Cost
-    seeds: range
     baselines: dict[str, list[float]]
 
     @classmethod
-    def of(cls, bench: Bench, cost: Cost, seeds: range, judges: Sequence[Judged]) -> Validation:
-        """Runs the baselines. Raises ``InputError`` where a cost is not a finite number."""
-        made = cls(bench, cost, seeds, {})
+    def of(cls, source: Source, cost: Cost, seeds: range, judges: Sequence[Judged]) -> Validation:
+        """Draws the episodes and runs the baselines.
+
+        Raises ``InputError`` where a cost is not a finite number.
+        """
+        made = cls([source(seed) for seed in seeds], cost, {})
         for judged in judges:
             made.baselines[judged.name] = made.costs(judged)
         return made
 
     def costs(self, judged: Judged) -> list[float]:
-        """The cost a request of each workload under a policy or router."""
-        found = costs(self.bench, judged, self.cost, self.seeds)
+        """The cost a request of each episode under a policy or router."""
+        found = [_cost(episode, judged, self.cost) for episode in self.episodes]
         if not np.isfinite(found).all():
             raise InputError(
                 f"the cost of {judged.name} is {found[int(np.argmin(np.isfinite(found)))]} on a "
@@ -77,6 +83,20 @@ class Validation:
         if min(min(costs) for costs in (found, *self.baselines.values())) > 0:
             return float(np.log(found).mean())
         return float(np.mean(found))
+
+
+def _cost(episode: Episode, judged: Judged, cost: Cost) -> float:
+    system = episode.system
+    if isinstance(judged, RoutingPolicy):
+        system = replace(system, routing=judged)
+    else:
+        system = replace(system, nodes=tuple(replace(n, policy=judged) for n in system.nodes))
+    workload, predictions, seed = episode.workload, episode.predictions, episode.seed
+    if cost is latency:  # known from the records, so the fast engine will do
+        return float(metrics.e2e_s(run(workload, system, predictions, seed=seed)).mean())
+    made = begin(workload, system, predictions, seed=seed)
+    made.advance()
+    return cost(made.totals) / len(workload)
 
 
 def told(ratio: Interval | None, baseline: str) -> str:

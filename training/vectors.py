@@ -8,7 +8,21 @@ from typing import Any
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from lengthwise.envs.base import DecisionEnv
+from lengthwise.envs.episodes import Episode, Source
 from lengthwise.envs.sb3 import SB3VecEnv
+from lengthwise.predictors.predict import predict
+
+
+def episodes(env: DecisionEnv) -> Source:
+    """What an environment draws its episodes from."""
+
+    def episode(seed: int) -> Episode:
+        workload = env.source(seed)
+        scale = float(len(workload)) if env.reward_scale is None else env.reward_scale
+        predictions = predict(env.predictor, workload, seed)
+        return Episode(workload, env.system, predictions, seed, scale, workload.name)
+
+    return episode
 
 
 def make_vector(
