@@ -23,7 +23,12 @@ from lengthwise.eval.source import Source, as_source
 from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
 from lengthwise.policies import load_policy
 from lengthwise.predictors import load_predictor
-from lengthwise.predictors.predict import PredictorLike, predict, predictor_label
+from lengthwise.predictors.predict import (
+    PredictorLike,
+    abstention_notice,
+    predict,
+    predictor_label,
+)
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
 from lengthwise.serving.nodes import NodesLike
@@ -157,11 +162,14 @@ def compare(
     rows: list[Row] = []
     drawn: dict[tuple[float | None, str], list[NDArray[np.float64]]] = {}
     notices: dict[str, None] = {}
+    abstained: dict[str, list[float]] = {}
     prints: set[int] = set()
-    for done, (made, quantiles, said, mark) in enumerate(
+    for done, (made, quantiles, said, mark, unordered) in enumerate(
         over_cores(task, tasks, processes), start=1
     ):
         rows += made
+        for name, share in unordered.items():
+            abstained.setdefault(name, []).append(share)
         notices |= dict.fromkeys(said)
         prints.add(mark)
         for key, values in quantiles.items():
@@ -171,6 +179,9 @@ def compare(
     import pandas as pd
 
     runs = pd.DataFrame(rows)
+    for name, shares in abstained.items():
+        if said_once := abstention_notice(float(np.mean(shares)), name):
+            notices[said_once] = None
     if not loaded.alike:
         notices["no lower bound is known for nodes that differ"] = None
     if seeds > 1 and len(prints) == 1:
@@ -228,8 +239,11 @@ def _one_seed(
     backend: Backend,
     slo: dict[str, float],
     seed: int,
-) -> tuple[list[Row], Quantiles, tuple[str, ...], int]:
-    """All contenders at all rates on the workload that one seed draws."""
+) -> tuple[list[Row], Quantiles, tuple[str, ...], int, dict[str, float]]:
+    """All contenders at all rates on the workload that one seed draws.
+
+    Also what is to be said of it, and the share of its requests that each predictor did not order.
+    """
     drawn = source.load(rates[0] if rates else None, seed)
     loaded = setting.load()
     alone = Alone.of(drawn, loaded.system(BASELINE))
@@ -257,7 +271,10 @@ def _one_seed(
         bound = _bound(workload, loaded, alone)
         rows.append({**base, "policy": BOUND, "predictor": "none", "e2e_mean_s": bound})
     mark = crc32(drawn["arrival_s"].tobytes() + drawn["output_tokens"].tobytes())
-    return rows, quantiles, drawn.notices, mark
+    unordered = {
+        name: made.abstained_share for name, made in predictions.items() if made is not None
+    }
+    return rows, quantiles, drawn.notices, mark, unordered
 
 
 def _bound(workload: Workload, loaded: Loaded, alone: Alone | None) -> float:

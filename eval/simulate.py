@@ -20,7 +20,12 @@ from lengthwise.eval.predict import check_prediction
 from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
 from lengthwise.policies import load_policy
 from lengthwise.prediction import Predictions
-from lengthwise.predictors.predict import PredictorLike, predict, predictor_label
+from lengthwise.predictors.predict import (
+    PredictorLike,
+    abstention_notice,
+    predict,
+    predictor_label,
+)
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine, Node, Records, System, run
 from lengthwise.serving.inputs import node_blocks
@@ -35,12 +40,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run returns; ``config`` names everything that went into it."""
+    """What a run returns; ``config`` names everything that went into it.
+
+    ``notices`` are lines to be said once, such as how many requests the predictor did not order.
+    """
 
     workload: Workload
     records: Records
     system: System
     config: Mapping[str, Any]
+    notices: tuple[str, ...] = ()
 
     @cached_property
     def requests(self) -> pd.DataFrame:
@@ -151,9 +160,12 @@ def simulate(
         workload, loaded, policy, predicted_tokens, seed=seed, backend=backend,
         log_iterations=log_iterations,
     )  # fmt: skip
-    return dataclasses.replace(
-        found, config={**found.config, "predictor": predictor_label(predictor)}
-    )
+    label = predictor_label(predictor)
+    config, notices = {**found.config, "predictor": label}, found.notices
+    share = predicted_tokens.abstained_share if isinstance(predicted_tokens, Predictions) else 0.0
+    if said := abstention_notice(share, label):
+        config["abstained_share"], notices = share, (*notices, said)
+    return dataclasses.replace(found, config=config, notices=notices)
 
 
 def simulate_on(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.remaining import Pieces
 
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 # Features that change with every generated token, and how a distribution of lengths gives them.
 CURVES: dict[str, Callable[[Pieces, Floats], Floats]] = {
@@ -35,7 +36,8 @@ class Prediction:
 
     Build one with ``exact``, ``bucketed``, ``ranked`` or ``distribution``; the other fields are
     then None. ``tokens`` is the point estimate in tokens, shape (n,); for ranks it is there only
-    once they were calibrated.
+    once they were calibrated. ``abstained`` marks requests that the predictor knows too little of
+    to order: they all say the same, see ``abstaining``.
     """
 
     tokens: Floats | None = None  # (n,)
@@ -46,6 +48,7 @@ class Prediction:
     rank: Floats | None = None  # (n,) higher = longer
     quantiles: Floats | None = None  # (n, levels) tokens, ascending along the row
     levels: Floats | None = None  # (levels,) in (0, 1), ascending
+    abstained: Mask | None = None  # (n,), None where every request is predicted
 
     @classmethod
     def exact(cls, tokens: ArrayLike) -> Prediction:
@@ -86,6 +89,22 @@ class Prediction:
             raise InputError("levels must ascend within (0, 1), one for each column of quantiles")
         q = np.maximum.accumulate(q, axis=1)  # crossing quantiles are an artefact of separate fits
         return cls(tokens=q @ _quantile_weights(at), quantiles=q, levels=at)
+
+    def abstaining(self, mask: ArrayLike, neutral: Prediction) -> Prediction:
+        """The same, but requests marked in ``mask`` (n,) say what ``neutral``, of one, says.
+
+        So policies that sort by length serve these first come, first served among each other.
+        """
+        out = np.asarray(mask, dtype=bool)
+        if out.shape != (len(self),):
+            raise InputError(f"mask has shape {out.shape}, the predictions {(len(self),)}")
+        changed: dict[str, Any] = {}
+        for name in ("tokens", "bucket", "probabilities", "rank", "quantiles"):
+            own, other = getattr(self, name), getattr(neutral, name)
+            if own is not None:
+                at = out[:, None] if own.ndim == 2 else out
+                changed[name] = np.where(at, other[0], own)
+        return replace(self, **changed, abstained=out)
 
     def __len__(self) -> int:
         for values in (self.tokens, self.rank):
@@ -164,7 +183,8 @@ class Prediction:
 
     def of_run(self) -> Predictions:
         """What a run reads: ``predicted_tokens``, and curves, tabulated when one is asked for."""
-        return Predictions({"predicted_tokens": self.predicted_tokens}, Tabulated(self))
+        columns = {"predicted_tokens": self.predicted_tokens}
+        return Predictions(columns, Tabulated(self), abstained=self.abstained)
 
     def select(self, index: Any) -> Prediction:
         """The predictions of some of the requests, by numpy index or mask."""
@@ -175,7 +195,7 @@ class Prediction:
         return Prediction(
             tokens=pick(self.tokens), bucket=pick(self.bucket), edges=self.edges,
             probabilities=pick(self.probabilities), means=self.means, rank=pick(self.rank),
-            quantiles=pick(self.quantiles), levels=self.levels,
+            quantiles=pick(self.quantiles), levels=self.levels, abstained=pick(self.abstained),
         )  # fmt: skip
 
 
@@ -209,15 +229,18 @@ class Predictions:
 
     ``columns``: (n,) tokens by feature name, ``predicted_tokens`` among them. ``curves``: features
     that change while a request generates. ``max_tokens`` (n,): the clients' own limits, which no
-    prediction exceeds.
+    prediction exceeds. ``abstained`` (n,): requests that the predictor did not order.
     """
 
     columns: Mapping[str, Floats]
     curves: Mapping[str, Curve] = field(default_factory=dict)
     max_tokens: NDArray[np.int64] | None = None
+    abstained: Mask | None = None
 
     def __post_init__(self) -> None:
         n = len(self)
+        if self.abstained is not None and self.abstained.shape != (n,):
+            raise InputError(f"abstained has shape {self.abstained.shape}, not {(n,)}")
         for name, values in self.columns.items():
             if values.shape != (n,):
                 raise InputError(f"{name} have shape {values.shape}, not {(n,)}")
@@ -264,6 +287,11 @@ class Predictions:
         """The features that these predictions give."""
         return frozenset(self.columns) | frozenset(self.curves)
 
+    @property
+    def abstained_share(self) -> float:
+        """Share of the requests that the predictor did not order, 0 to 1."""
+        return 0.0 if self.abstained is None or not len(self) else float(self.abstained.mean())
+
     def at(self, feature: str, requests: Any, generated_tokens: ArrayLike) -> Floats:
         """A feature of ``requests`` (numpy index) that have generated so many tokens each."""
         if feature in self.columns:
@@ -278,7 +306,7 @@ class Predictions:
         """The same, but nothing beyond the clients' limits (n,)."""
         limit = np.asarray(max_tokens, dtype=np.int64)
         columns = {name: np.minimum(values, limit) for name, values in self.columns.items()}
-        return Predictions(columns, self.curves, limit)
+        return replace(self, columns=columns, max_tokens=limit)
 
     def select(self, index: Any) -> Predictions:
         """Those of some of the requests, by numpy index or mask."""
@@ -291,6 +319,7 @@ class Predictions:
             {name: values[index] for name, values in self.columns.items()},
             curves,
             None if self.max_tokens is None else self.max_tokens[index],
+            None if self.abstained is None else self.abstained[index],
         )
 
 

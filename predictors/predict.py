@@ -26,6 +26,17 @@ def predictor_label(predictor: PredictorLike) -> str:
     return type(predictor).__name__.lower()
 
 
+def abstention_notice(share: float, label: str) -> str:
+    """What is said once of a predictor that did not order a share of the requests; "" for none."""
+    if share <= 0:
+        return ""
+    told = "fewer than 1%" if share < 0.005 else f"{share:.0%}"
+    return (
+        f"{label} abstained from {told} of the requests, too unlike what it was trained on; they "
+        "count as of typical length, in the order of arrival"
+    )
+
+
 def predict(predictor: PredictorLike, workload: Workload, seed: int = 0) -> Predictions | None:
     """Predicted answer lengths of a workload's n requests, or None without a predictor.
 

@@ -66,6 +66,22 @@ def until(done: Callable[[], bool], lengths: Lengths, most_s: float = 20.0) -> N
         time.sleep(0.01)
 
 
+def test_what_the_predictor_does_not_know_is_counted_and_is_no_error_of_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with asked(monkeypatch, "abstains", predict_timeout_s=20.0) as (made, counters):
+        unknown = [entry(sequence, 7) for sequence in range(2)]
+        for one in unknown:
+            made.ask(one, None, needed=True)
+        until(lambda: all(one.state == "ready" for one in unknown), made)
+        assert [(one.predicted_tokens, one.abstained) for one in unknown] == [(14.0, True)] * 2
+        for one in unknown:
+            made.finished(one)
+        assert counters.counts["abstained", "predictor"] == 2
+        assert not counters.gauges.keys() & {("recent_tau", "predictor")}
+    assert caplog.text.count("too unlike what the predictor was trained on") == 1
+
+
 def test_the_client_is_asked_first_then_the_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
     with asked(monkeypatch, "works", predict_timeout_s=20.0) as (made, counters):
         told, guessed = entry(0, 5), entry(1, 7)

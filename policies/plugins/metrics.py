@@ -34,6 +34,11 @@ COUNTERS = {
         "Requests served first come, first served because the policy gave them no score (policy) "
         "or the predictor no length (the other reasons)",
     ),
+    "abstained": Metric(
+        "by", ("predictor",),
+        "Predicted requests that got the typical length, in the order of arrival, because the "
+        "predictor knows too little of their like",
+    ),
     "ignored": Metric(
         "value", ("predicted_tokens", "deadline_s"),
         "Values sent by clients that are no such thing; their requests went on without",

@@ -19,11 +19,14 @@ import threading
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-from lengthwise.policies.plugins.saved import saved_predictor
+import numpy as np
+
+from lengthwise.policies.plugins.saved import abstained, saved_predictor
 from lengthwise.served_text import PromptReader
 
 ASK = struct.Struct("<qq")  # sequence, tokens that follow as int32
-TELL = struct.Struct("<qd")  # sequence, predicted tokens; NaN where the predictor failed
+# sequence, predicted tokens: negative where the predictor abstained, NaN where it failed
+TELL = struct.Struct("<qd")
 BATCH = 64
 
 
@@ -96,7 +99,8 @@ def _predict(
 ) -> list[float]:
     texts = ["" if read is None else read.asked(prompt) for prompt in prompts]
     predicted = predictor.predict(texts, prompt_tokens=[len(p) for p in prompts])
-    return [float(tokens) for tokens in predicted.predicted_tokens]
+    tokens = predicted.predicted_tokens
+    return np.where(abstained(predicted), -tokens, tokens).tolist()  # type: ignore[no-any-return]
 
 
 def _predict_each(

@@ -34,7 +34,7 @@ LONGEST_LINE = 65536  # bytes of what the process says when it is ready
 
 
 class Answer(NamedTuple):
-    """One prediction; ``tokens`` is NaN where there will be none."""
+    """One prediction; ``tokens`` is negative where the predictor abstained, NaN where it failed."""
 
     sequence: int
     tokens: float

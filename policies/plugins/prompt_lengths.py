@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from lengthwise.policies.plugins.calls import Call
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.saved import saved_predictor
+from lengthwise.policies.plugins.saved import abstained, count_abstained, saved_predictor
 
 CHARACTERS_PER_TOKEN = 4.0  # where nothing better is known of a prompt
 
@@ -31,7 +31,10 @@ class PromptLengths:
         default_tokens: float,
         counters: Counters,
     ) -> None:
-        self._predict = predict if predict is None or callable(predict) else _saved(predict)
+        if predict is None or callable(predict):
+            self._predict = predict
+        else:
+            self._predict = _saved(predict, counters)
         self._timeout_s = timeout_s
         self._default = default_tokens
         self._counters = counters
@@ -70,11 +73,12 @@ def _estimate(text: str) -> float:
     return max(len(text) / CHARACTERS_PER_TOKEN, 1.0)
 
 
-def _saved(folder: str | os.PathLike[str]) -> Predict:
+def _saved(folder: str | os.PathLike[str], counters: Counters) -> Predict:
     predictor = saved_predictor(folder)
 
     def predict(text: str) -> float:
         found = predictor.predict([text], prompt_tokens=[_estimate(text)])
+        count_abstained(counters, int(abstained(found).sum()))
         return float(found.predicted_tokens[0])
 
     return predict

@@ -102,7 +102,7 @@ class Recorder:
             told = client.length(sent.get("predicted_tokens")) if self._believed else None
             by = None if told is None else "client"
         elif entry.predicted:
-            told, by = entry.predicted_tokens, entry.source
+            told, by = entry.predicted_tokens, "abstained" if entry.abstained else entry.source
         limit = getattr(request.sampling_params, "max_tokens", None)
         self._queue.put(
             {

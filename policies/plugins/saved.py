@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lengthwise.errors import InputError
+from lengthwise.policies.plugins.metrics import Counters
+from lengthwise.prediction import Prediction
 from lengthwise.protocols import Predictor
 from lengthwise.registry import loader
 
@@ -21,3 +26,20 @@ def saved_predictor(folder: str | os.PathLike[str]) -> Predictor:
             "knows"
         )
     return predictor
+
+
+def abstained(prediction: Prediction) -> NDArray[np.bool_]:
+    """Which of the n requests the predictor did not order, (n,)."""
+    none = np.zeros(len(prediction), dtype=bool)
+    return none if prediction.abstained is None else prediction.abstained
+
+
+def count_abstained(counters: Counters, requests: int) -> None:
+    """Counts requests that a predictor did not order; the first of them are said."""
+    if requests:
+        counters.add("abstained", "predictor", requests)
+        counters.warn(
+            "abstained",
+            "a request is too unlike what the predictor was trained on, and counts as of typical "
+            "length",
+        )

@@ -27,17 +27,17 @@ from lengthwise.errors import InputError
 from lengthwise.features import reads_prediction
 from lengthwise.policies.load import load_policy
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.saved import saved_predictor
+from lengthwise.policies.plugins.saved import abstained, count_abstained, saved_predictor
 from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policies.plugins.transformers_guard import BatchGuard
 from lengthwise.policy import Guard, SchedulingPolicy
-from lengthwise.prediction import CURVES
+from lengthwise.prediction import CURVES, Prediction
 from lengthwise.preemption import Demand, Victims, exchanges
 from lengthwise.provider import Provider
 from lengthwise.served_text import PromptReader
 from lengthwise.starvation import UNKNOWN_TOKENS
 
-Predict = Callable[[list[list[int]]], Sequence[float]]
+Predict = Callable[[list[list[int]]], Sequence[float] | Prediction]
 
 # Values of one request (its state in transformers), or of all requests (its scheduler).
 REQUEST: Mapping[str, Callable[[Any], float]] = {
@@ -69,9 +69,10 @@ def register(
 ) -> type[Any]:
     """Adds a scheduler class under ``name`` to transformers' table, and returns it.
 
-    ``predict`` maps the token ids of n prompts to n predicted lengths, or is the folder of a saved
-    predictor, which reads them through the model's ``tokenizer``; it is called in the generation
-    thread, once for each request, and no length exceeds the request's ``max_new_tokens``.
+    ``predict`` maps the token ids of n prompts to n predicted lengths, or to a ``Prediction``, or
+    is the folder of a saved predictor, which reads them through the model's ``tokenizer``; it is
+    called in the generation thread, once for each request, and no length exceeds the request's
+    ``max_new_tokens``.
 
     ``guard`` and ``guard_floor_s`` are a ``policy.Guard`` for a policy that says nothing of one: 0
     is off, there as here. Raises
@@ -109,10 +110,9 @@ def _saved(folder: str | os.PathLike[str], tokenizer: Any) -> Predict:
         raise InputError(f"predictor {os.fspath(folder)!r} reads texts: give the model's tokenizer")
     reader = PromptReader(tokenizer)
 
-    def predict(prompts: list[list[int]]) -> list[float]:
+    def predict(prompts: list[list[int]]) -> Prediction:
         texts = [reader.asked(prompt) for prompt in prompts]
-        said = predictor.predict(texts, prompt_tokens=[len(prompt) for prompt in prompts])
-        return [float(tokens) for tokens in said.predicted_tokens]
+        return predictor.predict(texts, prompt_tokens=[len(prompt) for prompt in prompts])
 
     return predict
 
@@ -200,7 +200,11 @@ class PolicyOrder:
         if self.predict is None or not reads_prediction(self.policy.score.features):
             return
         try:
-            predicted = float(self.predict([state.initial_tokens])[0])
+            said = self.predict([state.initial_tokens])
+            if isinstance(said, Prediction):
+                count_abstained(self.lengthwise_counters, int(abstained(said).sum()))
+                said = said.predicted_tokens.tolist()
+            predicted = float(said[0])
             if not (math.isfinite(predicted) and predicted > 0):
                 raise ValueError(f"it predicted {predicted!r} tokens")
             predicted = min(predicted, limit)

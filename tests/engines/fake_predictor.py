@@ -2,6 +2,7 @@
 
 Predicts twice the prompt's length. "raises" fails for prompts of 13 tokens, "hangs" stops answering
 after the first prompt, "dies" exits at the first prompt, "babbles" answers what is no length,
+"abstains" says that it does not know,
 "half-line" never finishes saying that it is ready, and "half-frame" its first answer.
 """
 
@@ -32,7 +33,9 @@ while len(frame := pipe.read(16)) == 16:
         time.sleep(3600)
     said = 2.0 * len(tokens)
     if how == "babbles":
-        said = -1.0
+        said = 0.0
+    if how == "abstains":
+        said = -said
     if how == "raises" and len(tokens) == 13:
         said = math.nan
     answer = struct.pack("<qd", sequence, said)

@@ -81,6 +81,7 @@ def simulate(
         log_iterations=log_iterations,
         **options,
     )
+    notices(result.notices)
     title = f"{result.config['policy']} on {workload.name}: {len(workload):,} requests"
     console().print(run_view(title, result.summary(limits)))
     if out is not None:

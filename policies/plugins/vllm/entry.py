@@ -26,6 +26,7 @@ class Entry(Waiter):
     # "ready" is scored by the policy; "pending" awaits its prediction; "failed" is served FCFS
     state: Literal["ready", "pending", "failed"] = "ready"
     source: str = "default"  # who predicted: "client", "predictor", or nobody
+    abstained: bool = False  # the predictor gave the typical length, for it knows no better
     score: float = 0.0
     turn: bool = False  # FCFS would have started it by now
     version: int = 0  # of its place in the queue

@@ -17,6 +17,7 @@ from lengthwise.policies.plugins.accuracy import Accuracy
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.predicting import command
 from lengthwise.policies.plugins.predictor_process import PredictorProcess
+from lengthwise.policies.plugins.saved import count_abstained
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.vllm.entry import Entry
 
@@ -86,7 +87,9 @@ class Lengths:
             entry, since = self._asked.pop(sequence, (None, 0.0))
             if entry is None:
                 continue  # late: the request is already served first come, first served
-            if (found := client.length(tokens)) is not None:
+            if (found := client.length(abs(tokens))) is not None:
+                entry.abstained = tokens < 0
+                count_abstained(self._counters, int(entry.abstained))
                 self._take(entry, found, "predictor")
                 self._counters.observe("prediction_seconds", "predictor", at_s - since)
             else:
@@ -105,7 +108,7 @@ class Lengths:
         if self._asked.pop(entry.sequence, None) is not None:
             self._fail(entry, "predictor-timeout", needed=False)
         request = entry.request
-        if entry.predicted and request.status.name in ENDED:
+        if entry.predicted and not entry.abstained and request.status.name in ENDED:
             self._accuracy.finished(entry.source, entry.predicted_tokens, request.num_output_tokens)
 
     def close(self) -> None:
