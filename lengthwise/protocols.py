@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from numpy.typing import ArrayLike
 
+from lengthwise.context import Context
 from lengthwise.prediction import Prediction
 
 
@@ -33,6 +34,10 @@ class Predictor(Protocol):
 
     ``needs`` names the workload columns that ``predict`` reads: "prompt" (the text, passed as
     ``prompts``), "prompt_tokens", and, for oracles alone, "output_tokens".
+
+    A predictor that can use more of a request than that also has ``uses``, a frozenset of the
+    columns of ``Context``, and only then is it passed a ``context`` (``lengthwise.context.given``):
+    one without ``uses`` need not take that argument.
     """
 
     needs: frozenset[str]
@@ -44,6 +49,7 @@ class Predictor(Protocol):
         *,
         prompt_tokens: ArrayLike | None = None,
         censored: ArrayLike | None = None,
+        context: Context | None = None,
     ) -> Self:
         """Learns from n prompts and answer lengths; ``censored`` marks those cut at max_tokens."""
         ...
@@ -54,8 +60,12 @@ class Predictor(Protocol):
         *,
         prompt_tokens: ArrayLike | None = None,
         output_tokens: ArrayLike | None = None,
+        context: Context | None = None,
     ) -> Prediction:
-        """Predictions for n requests; ``output_tokens`` comes only if ``needs`` names it."""
+        """Predictions for n requests; ``output_tokens`` comes only if ``needs`` names it.
+
+        With a ``context`` that names ``max_tokens``, none exceeds them.
+        """
         ...
 
     def save(self, folder: Any) -> None:

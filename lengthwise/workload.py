@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.context import MOST_TOKENS as MOST_TOKENS
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.registry import loader
 
@@ -26,13 +27,19 @@ OPTIONAL: dict[str, str] = {
     "deadline_s": "float64",
     "priority": "int64",
     "model": "object",
+    "task": "object",  # the application's own name of what is asked
+    "system_hash": "object",  # of the system prompt
+    "temperature": "float64",  # NaN where the client named none, as in the next three
+    "top_p": "float64",
+    "tools": "float64",  # 1 where the client offers tools, else 0
+    "json_schema": "float64",  # 1 where the answer must follow a schema, else 0
     "max_tokens": "int64",  # the client's limit of the answer, MOST_TOKENS where it named none
     "parent": "int64",  # index of the request that must finish first, -1 for none (closed loop)
     "think_s": "float64",  # time from the parent's finish to this request's arrival
 }
 
 TOKENS = ("prompt_tokens", "output_tokens", "hash_block_tokens", "max_tokens")
-MOST_TOKENS = 2**30  # of one request: sums over a workload stay far within 64 bits
+MAY_LACK = ("temperature", "top_p", "tools", "json_schema")  # in some rows
 MOST = 2**62
 
 
@@ -197,6 +204,9 @@ def check_column(
         raise InputError(f"{name}: {where}; it must be a number") from None
     if numbers.ndim != 1:
         raise InputError(f"{name}: column {key!r} must be one-dimensional, not {numbers.shape}")
+    if key in MAY_LACK:
+        _reject(name, key, np.isinf(numbers) | (numbers < 0), numbers, at, "0 or more, or NaN")
+        return numbers
     _reject(name, key, ~np.isfinite(numbers), numbers, at, "a finite number")
     if key in TOKENS:
         _reject(name, key, numbers < 1, numbers, at, "1 or more")

@@ -9,16 +9,19 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lengthwise.context import Context
 from lengthwise.errors import InputError
 from lengthwise.prediction import Prediction
 from lengthwise.predictors import columns, folder
 from lengthwise.predictors.censoring import expected_logs
+from lengthwise.predictors.shifting import capped
 
 
 class Constant:
     """Predicts ``tokens`` for every request; ``fit`` replaces it by the typical (median) length."""
 
     needs: frozenset[str] = frozenset()
+    uses = frozenset({"max_tokens"})
 
     def __init__(self, tokens: float = 200.0) -> None:
         self.tokens = columns.number(tokens, name="tokens", of="constant")
@@ -33,6 +36,7 @@ class Constant:
         *,
         prompt_tokens: ArrayLike | None = None,
         censored: ArrayLike | None = None,
+        context: Context | None = None,
     ) -> Self:
         """Takes the median; with censored lengths, that of a log-normal fitted to them."""
         rows = columns.count(prompts, output_tokens, of="constant")
@@ -51,10 +55,11 @@ class Constant:
         *,
         prompt_tokens: ArrayLike | None = None,
         output_tokens: ArrayLike | None = None,
+        context: Context | None = None,
     ) -> Prediction:
         """The same length for each request."""
         rows = columns.count(prompts, prompt_tokens, output_tokens, of="constant")
-        return Prediction.exact(np.full(rows, self.tokens_))
+        return capped(Prediction.exact(np.full(rows, self.tokens_)), context)
 
     def save(self, path: str | Path) -> None:
         """Writes the folder that ``load_predictor`` reads."""
@@ -76,6 +81,7 @@ class PromptLength:
     """
 
     needs = frozenset({"prompt_tokens"})
+    uses = frozenset({"max_tokens"})
 
     def __init__(self) -> None:
         self.intercept_, self.slope_ = 0.0, 1.0
@@ -88,6 +94,7 @@ class PromptLength:
         *,
         prompt_tokens: ArrayLike | None = None,
         censored: ArrayLike | None = None,
+        context: Context | None = None,
     ) -> Self:
         """Least squares of log length on log prompt length."""
         x = self._logs(prompts, prompt_tokens)
@@ -113,11 +120,12 @@ class PromptLength:
         *,
         prompt_tokens: ArrayLike | None = None,
         output_tokens: ArrayLike | None = None,
+        context: Context | None = None,
     ) -> Prediction:
         """One length for each request; ``prompts`` may be empty."""
         logs = self._logs(prompts, prompt_tokens)
         said = np.exp(self.intercept_ + self.slope_ * logs)
-        return Prediction.exact(np.clip(said, *self.range_))
+        return capped(Prediction.exact(np.clip(said, *self.range_)), context)
 
     def save(self, path: str | Path) -> None:
         """Writes the folder that ``load_predictor`` reads."""

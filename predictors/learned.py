@@ -14,10 +14,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lengthwise.context import Context
 from lengthwise.errors import InputError
 from lengthwise.prediction import Floats, Prediction
 from lengthwise.predictors import columns, folder, targets
 from lengthwise.predictors.censoring import drawn_logs, expected_logs
+from lengthwise.predictors.shifting import capped
 
 FOLDS = 5
 
@@ -31,6 +33,7 @@ class Learned(ABC):
 
     name: ClassVar[str]  # in the registry
     needs = frozenset({"prompt"})
+    uses = frozenset({"max_tokens"})
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class Learned(ABC):
         *,
         prompt_tokens: ArrayLike | None = None,
         censored: ArrayLike | None = None,
+        context: Context | None = None,
     ) -> Self:
         """Learns from prompts and answer lengths, n each; ``censored`` marks lengths cut short."""
         text, length, cut = columns.fit_columns(prompts, output_tokens, censored, of=self.name)
@@ -67,9 +71,11 @@ class Learned(ABC):
         *,
         prompt_tokens: ArrayLike | None = None,
         output_tokens: ArrayLike | None = None,
+        context: Context | None = None,
     ) -> Prediction:
-        """Predictions for n prompts."""
-        return self._fitted().prediction(self._raw(columns.texts(prompts, of=self.name)))
+        """Predictions for n prompts; none exceeds the ``max_tokens`` of its context."""
+        text = columns.texts(prompts, of=self.name)
+        return capped(self._fitted().prediction(self._raw(text)), context)
 
     def save(self, path: str | Path) -> None:
         """Writes the folder that ``load_predictor`` reads."""

@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lengthwise.context import Context
 from lengthwise.errors import InputError
 from lengthwise.prediction import Floats, Prediction
 from lengthwise.predictors import columns, folder
@@ -30,6 +31,7 @@ class Oracle:
         *,
         prompt_tokens: ArrayLike | None = None,
         censored: ArrayLike | None = None,
+        context: Context | None = None,
     ) -> Self:
         """Learns nothing."""
         return self
@@ -40,6 +42,7 @@ class Oracle:
         *,
         prompt_tokens: ArrayLike | None = None,
         output_tokens: ArrayLike | None = None,
+        context: Context | None = None,
     ) -> Prediction:
         """The lengths themselves; ``prompts`` may be empty."""
         return Prediction.exact(_truth(prompts, output_tokens, "oracle"))
@@ -97,6 +100,7 @@ class NoisyOracle:
         *,
         prompt_tokens: ArrayLike | None = None,
         censored: ArrayLike | None = None,
+        context: Context | None = None,
     ) -> Self:
         """Calibrates the noise on these lengths, for all later predictions."""
         if self.tau is not None:
@@ -109,6 +113,7 @@ class NoisyOracle:
         *,
         prompt_tokens: ArrayLike | None = None,
         output_tokens: ArrayLike | None = None,
+        context: Context | None = None,
     ) -> Prediction:
         """The lengths with noise; ``prompts`` may be empty."""
         truth = _truth(prompts, output_tokens, "noisy-oracle")

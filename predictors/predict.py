@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lengthwise.context import Context, given
 from lengthwise.errors import InputError
 from lengthwise.prediction import Predictions
 from lengthwise.predictors.load import load_predictor
@@ -63,6 +64,7 @@ def predict(predictor: PredictorLike, workload: Workload, seed: int = 0) -> Pred
         asked_texts(workload.columns) if "prompt" in loaded.needs else [],
         prompt_tokens=workload["prompt_tokens"],
         output_tokens=workload["output_tokens"] if "output_tokens" in loaded.needs else None,
+        **given(loaded, Context.of(workload.columns)),
     )
     found = made.of_run()
     return found.capped(workload["max_tokens"]) if "max_tokens" in workload else found

@@ -296,6 +296,7 @@ CONVERSATION = ("conversations", "conversation", "messages")
 NATIVE = (
     "arrival_s", "prompt_tokens", "output_tokens", "prompt", "session_id", "tenant",
     "prefix_hashes", "hash_block_tokens", "deadline_s", "priority", "model", "parent", "think_s",
+    "task", "system_hash", "temperature", "top_p", "tools", "json_schema",
     "max_tokens", "censored", "response", "hash_ids", "client_id", "ended_with_eos",
     "finish_reason",
 )  # fmt: skip
