@@ -13,6 +13,7 @@ from lengthwise import remaining
 from lengthwise.curves import Curve
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.remaining import Pieces
+from lengthwise.spread import Spread
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -28,6 +29,7 @@ EDGES = np.array(
     [0, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192,
      12288, 16384, 32768], dtype=np.float64,
 )  # fmt: skip
+TABULATED = 1 << 16  # requests tabulated at a time, which bounds the memory it takes
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class Prediction:
 
     Build one with ``exact``, ``bucketed``, ``ranked`` or ``distribution``; the other fields are
     then None. ``tokens`` is the point estimate in tokens, shape (n,); for ranks it is there only
-    once they were calibrated. ``abstained`` marks requests that the predictor knows too little of
-    to order: they all say the same, see ``abstaining``.
+    once they were calibrated. With a ``spread`` lengths are distributed as it says: around a
+    length, within buckets, between quantiles. ``abstained`` marks requests that the predictor knows
+    too little of to order: they all say the same, see ``abstaining``.
     """
 
     tokens: Floats | None = None  # (n,)
@@ -49,16 +52,18 @@ class Prediction:
     quantiles: Floats | None = None  # (n, levels) tokens, ascending along the row
     levels: Floats | None = None  # (levels,) in (0, 1), ascending
     abstained: Mask | None = None  # (n,), None where every request is predicted
+    spread: Spread | None = None
 
     @classmethod
-    def exact(cls, tokens: ArrayLike) -> Prediction:
+    def exact(cls, tokens: ArrayLike, *, spread: Spread | None = None) -> Prediction:
         """Lengths in tokens, shape (n,)."""
-        return cls(tokens=_finite("tokens", tokens, 1))
+        return cls(tokens=_finite("tokens", tokens, 1), spread=spread)
 
     @classmethod
     def bucketed(
-        cls, probabilities: ArrayLike, edges: ArrayLike, means: ArrayLike | None = None
-    ) -> Prediction:
+        cls, probabilities: ArrayLike, edges: ArrayLike, means: ArrayLike | None = None,
+        *, spread: Spread | None = None,
+    ) -> Prediction:  # fmt: skip
         """Bucket probabilities (n, buckets) between ``edges`` (buckets + 1,), in tokens.
 
         ``means`` (buckets,) are the mean lengths seen in each bucket; midpoints stand in for them.
@@ -73,22 +78,28 @@ class Prediction:
         m = (e[:-1] + e[1:]) / 2 if means is None else _finite("means", means, 1)
         if m.shape != (p.shape[1],) or (m < e[:-1]).any() or (m > e[1:]).any():
             raise InputError("bucket means must lie within their buckets, one for each")
-        return cls(tokens=p @ m, bucket=p.argmax(axis=1), edges=e, probabilities=p, means=m)
+        return cls(
+            tokens=p @ m, bucket=p.argmax(axis=1), edges=e, probabilities=p, means=m, spread=spread
+        )
 
     @classmethod
-    def ranked(cls, rank: ArrayLike, tokens: ArrayLike | None = None) -> Prediction:
+    def ranked(
+        cls, rank: ArrayLike, tokens: ArrayLike | None = None, *, spread: Spread | None = None
+    ) -> Prediction:
         """Relative order, shape (n,), higher = longer; ``tokens`` if the ranks were calibrated."""
         calibrated = None if tokens is None else _finite("tokens", tokens, 1)
-        return cls(rank=_finite("rank", rank, 1), tokens=calibrated)
+        return cls(rank=_finite("rank", rank, 1), tokens=calibrated, spread=spread)
 
     @classmethod
-    def distribution(cls, quantiles: ArrayLike, levels: ArrayLike) -> Prediction:
+    def distribution(
+        cls, quantiles: ArrayLike, levels: ArrayLike, *, spread: Spread | None = None
+    ) -> Prediction:
         """Quantiles (n, levels) in tokens at ``levels`` (levels,), e.g. 0.1, 0.5, 0.9."""
         q, at = _finite("quantiles", quantiles, 2), _finite("levels", levels, 1)
         if q.shape[1] != len(at) or (np.diff(at) <= 0).any() or at[0] <= 0 or at[-1] >= 1:
             raise InputError("levels must ascend within (0, 1), one for each column of quantiles")
         q = np.maximum.accumulate(q, axis=1)  # crossing quantiles are an artefact of separate fits
-        return cls(tokens=q @ _quantile_weights(at), quantiles=q, levels=at)
+        return cls(tokens=q @ _quantile_weights(at), quantiles=q, levels=at, spread=spread)
 
     def abstaining(self, mask: ArrayLike, neutral: Prediction) -> Prediction:
         """The same, but requests marked in ``mask`` (n,) say what ``neutral``, of one, says.
@@ -144,15 +155,26 @@ class Prediction:
     def refresh(self, generated_tokens: ArrayLike) -> Floats:
         """Expected tokens still to come, given those generated already, both of shape (n,).
 
-        Buckets and quantiles are conditioned on having outlived ``generated_tokens``: lengths are
-        uniform below and above a bucket's mean, and stand at their quantiles. A length that was
+        They are conditioned on having outlived ``generated_tokens``. Without a ``spread`` lengths
+        are uniform below and above a bucket's mean, and stand at their quantiles. A length that was
         outlived leaves 1 token, the least that a running request still owes.
         """
         return remaining.expected(self.pieces, np.asarray(generated_tokens, dtype=np.float64))
 
     @property
+    def certain(self) -> bool:
+        """Whether each request has one length, and no distribution of it."""
+        return self.spread is None and self.probabilities is None and self.quantiles is None
+
+    @property
     def pieces(self) -> Pieces:
         """The distributions of the lengths; one length with certainty where that is predicted."""
+        if self.spread is not None:
+            if self.probabilities is not None:
+                return self.spread.within(self.probabilities)
+            if self.quantiles is not None and self.levels is not None:
+                return self.spread.between(self.quantiles, self.levels)
+            return self.spread.around(self.predicted_tokens)
         if self.probabilities is not None and self.edges is not None and self.means is not None:
             cuts, shares = _halves(self.edges, self.means)
             mass = np.repeat(self.probabilities, 2, axis=1) * shares
@@ -173,13 +195,17 @@ class Prediction:
             of = CURVES[feature]
         except KeyError:
             raise UnknownNameError("curve", feature, CURVES) from None
-        if self.probabilities is None and self.quantiles is None:
+        if self.certain:
             return Curve.table([0.0], self.predicted_tokens[:, None], between="falling")
-        pieces, row = self.pieces.distinct()
         at = EDGES if edges is None else np.asarray(edges, dtype=np.float64)
-        n = len(pieces.mass)
-        values = [of(pieces, np.full(n, edge)) for edge in at]
-        return Curve.table(at, np.stack(values, axis=1), row)
+        rows, tables, begun = [], [np.empty((0, len(at)))], 0
+        for start in range(0, len(self), TABULATED):
+            pieces, row = self.select(slice(start, start + TABULATED)).pieces.distinct()
+            n = len(pieces.mass)
+            tables.append(np.stack([of(pieces, np.full(n, edge)) for edge in at], axis=1))
+            rows.append(row + begun)
+            begun += n
+        return Curve.table(at, np.concatenate(tables), np.concatenate(rows or [np.zeros(0, int)]))
 
     def of_run(self) -> Predictions:
         """What a run reads: ``predicted_tokens``, and curves, tabulated when one is asked for."""
@@ -196,6 +222,7 @@ class Prediction:
             tokens=pick(self.tokens), bucket=pick(self.bucket), edges=self.edges,
             probabilities=pick(self.probabilities), means=self.means, rank=pick(self.rank),
             quantiles=pick(self.quantiles), levels=self.levels, abstained=pick(self.abstained),
+            spread=self.spread,
         )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ TABLES: dict[str, dict[str, str]] = {
         "fcfs": "lengthwise.policies.fcfs:FCFS",
         "sjf": "lengthwise.policies.sjf:SJF",
         "srtf": "lengthwise.policies.srtf:SRTF",
-        "srtf-refreshed": "lengthwise.policies.srtf_refreshed:SRTF_REFRESHED",
+        "srtf-refreshed": "lengthwise.policies.srtf:SRTF_REFRESHED",
         "mlfq": "lengthwise.policies.mlfq:MLFQ",
         "hrrn": "lengthwise.policies.hrrn:HRRN",
         "priority": "lengthwise.policies.priority:PRIORITY",

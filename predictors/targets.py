@@ -10,6 +10,9 @@ for rows that the model did not see:
 - rank: raw (n, 1) is a score, higher = longer; tokens by isotonic regression.
 - quantile: raw (n, levels) are log lengths; calibrated by a shift of each level (conformalized
   quantile regression: Romano et al., NeurIPS 2019); tokens are the mean of the distribution.
+
+Each also learns how lengths lie around what it says (``spreads``), from which what is still to come
+of an answer is expected while it grows.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.prediction import Prediction
+from lengthwise.predictors import spreads
 from lengthwise.predictors.isotonic import Isotonic
+from lengthwise.spread import Spread
 
 Floats = NDArray[np.float64]
 
@@ -63,16 +68,18 @@ class Exact:
     low: float  # tokens
     high: float
     outputs: int = 1
+    spread: Spread | None = None
 
     def calibrated(self, raw: Floats, tokens: Floats) -> Self:
-        return self
+        said = self.prediction(raw).predicted_tokens
+        return replace(self, spread=spreads.of_ratios(said, tokens, self.high))
 
     def prediction(self, raw: Floats) -> Prediction:
         logs = np.clip(raw[:, 0], np.log(self.low), np.log(self.high))
-        return Prediction.exact(np.exp(logs))
+        return Prediction.exact(np.exp(logs), spread=self.spread)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        return {"range": np.array([self.low, self.high])}
+        return {"range": np.array([self.low, self.high]), **spreads.arrays(self.spread)}
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ class Bucket:
     edges: Floats  # (buckets + 1,) tokens
     means: Floats  # (buckets,) tokens
     temperature: float = 1.0
+    spread: Spread | None = None
 
     @property
     def outputs(self) -> int:
@@ -98,13 +106,15 @@ class Bucket:
         return replace(self, temperature=float(tried[int(np.argmin(losses))]))
 
     def prediction(self, raw: Floats) -> Prediction:
-        return Prediction.bucketed(_tempered(raw, self.temperature), self.edges, self.means)
+        said = _tempered(raw, self.temperature)
+        return Prediction.bucketed(said, self.edges, self.means, spread=self.spread)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {
             "edges": self.edges,
             "means": self.means,
             "temperature": np.array([self.temperature]),
+            **spreads.arrays(self.spread),
         }
 
 
@@ -114,6 +124,7 @@ class Rank:
 
     curve: Isotonic | None = None
     outputs: int = 1
+    spread: Spread | None = None
 
     def labels(self, tokens: Floats) -> Floats:
         """Each length's place among the lengths, in (0, 1), ties at their middle, (n,)."""
@@ -122,10 +133,13 @@ class Rank:
         return np.asarray((below[inverse] + counts[inverse] / 2) / len(tokens))
 
     def calibrated(self, raw: Floats, tokens: Floats) -> Self:
-        return replace(self, curve=Isotonic.fit(raw[:, 0], tokens))
+        curve = Isotonic.fit(raw[:, 0], tokens)
+        said = np.maximum(curve(raw[:, 0]), 1.0)
+        return replace(self, curve=curve, spread=spreads.of_ratios(said, tokens, curve.high))
 
     def prediction(self, raw: Floats) -> Prediction:
-        return Prediction.ranked(raw[:, 0], None if self.curve is None else self.curve(raw[:, 0]))
+        tokens = None if self.curve is None else self.curve(raw[:, 0])
+        return Prediction.ranked(raw[:, 0], tokens, spread=self.spread)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         assert self.curve is not None  # fit always calibrates
@@ -133,6 +147,7 @@ class Rank:
             "knots": self.curve.knots,
             "values": self.curve.values,
             "range": np.array([self.curve.low, self.curve.high]),
+            **spreads.arrays(self.spread),
         }
 
 
@@ -142,6 +157,7 @@ class Quantile:
 
     levels: Floats
     shift: Floats = field(default_factory=lambda: np.zeros(0))  # (levels,) log tokens
+    spread: Spread | None = None
 
     @property
     def outputs(self) -> int:
@@ -150,14 +166,18 @@ class Quantile:
     def calibrated(self, raw: Floats, tokens: Floats) -> Self:
         missed = np.log(tokens)[:, None] - raw  # (n, levels)
         found = [np.quantile(missed[:, k], level) for k, level in enumerate(self.levels)]
-        return replace(self, shift=np.array(found))
+        shifted = replace(self, shift=np.array(found))
+        quantiles = shifted.prediction(raw).quantiles
+        assert quantiles is not None
+        return replace(shifted, spread=spreads.of_quantiles(quantiles, tokens))
 
     def prediction(self, raw: Floats) -> Prediction:
         logs = raw + (self.shift if len(self.shift) else 0.0)
-        return Prediction.distribution(np.exp(np.clip(logs, 0.0, 20.0)), self.levels)
+        quantiles = np.exp(np.clip(logs, 0.0, 20.0))
+        return Prediction.distribution(quantiles, self.levels, spread=self.spread)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        return {"levels": self.levels, "shift": self.shift}
+        return {"levels": self.levels, "shift": self.shift, **spreads.arrays(self.spread)}
 
 
 AnyTarget = Exact | Bucket | Rank | Quantile
@@ -177,7 +197,8 @@ def make_target(
         case "bucket":
             edges = bucket_edges(tokens, buckets)
             labels = bucket_of(tokens, edges)
-            return Bucket(edges, np.bincount(labels, tokens) / np.bincount(labels))
+            means = np.bincount(labels, tokens) / np.bincount(labels)
+            return Bucket(edges, means, spread=spreads.of_buckets(edges, labels, tokens))
         case "rank":
             return Rank()
         case _:
@@ -186,17 +207,18 @@ def make_target(
 
 def restored(name: str, arrays: Arrays) -> AnyTarget:
     """The target that ``arrays()`` described."""
+    spread = spreads.restored(arrays)
     match check_target(name):
         case "exact":
             low, high = (float(value) for value in arrays["range"])
-            return Exact(low, high)
+            return Exact(low, high, spread=spread)
         case "bucket":
-            return Bucket(arrays["edges"], arrays["means"], arrays["temperature"].item())
+            return Bucket(arrays["edges"], arrays["means"], arrays["temperature"].item(), spread)
         case "rank":
             low, high = (float(value) for value in arrays["range"])
-            return Rank(Isotonic(arrays["knots"], arrays["values"], low, high))
+            return Rank(Isotonic(arrays["knots"], arrays["values"], low, high), spread=spread)
         case _:
-            return Quantile(arrays["levels"], arrays["shift"])
+            return Quantile(arrays["levels"], arrays["shift"], spread)
 
 
 def regression_labels(target: AnyTarget, tokens: Floats) -> Floats:

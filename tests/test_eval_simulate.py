@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 import lengthwise as lw
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval.output import check_writable, replaced_folder
+from lengthwise.policies.srtf import SRTF
+from lengthwise.policy import SchedulingPolicy, Score
 from lengthwise.prediction import Prediction
 from lengthwise.predictors.predict import predict
 
@@ -141,6 +143,10 @@ def test_folders_of_others_are_not_replaced(tmp_path: Path) -> None:
         check_writable(tmp_path / "thesis.tex" / "below")
 
 
+def frozen(predicted_tokens: Any, generated_tokens: Any) -> Any:
+    return predicted_tokens - generated_tokens
+
+
 class TwoLengths:
     """Foretells 5 or 400 tokens, whatever it is asked."""
 
@@ -151,10 +157,10 @@ class TwoLengths:
 
 
 def test_a_predictor_s_distribution_reaches_the_engine(workload: lw.Workload) -> None:
-    """Its curves are what ``srtf-refreshed`` orders by, not its mean less what was generated."""
+    """Its curves are what ``srtf`` orders by, not its mean less what was generated."""
     refreshed, plain = (
         lw.simulate(workload, policy, TwoLengths(), engine=lw.Engine(max_num_seqs=2))  # type: ignore[arg-type]
-        for policy in ("srtf-refreshed", "srtf")
+        for policy in ("srtf", SchedulingPolicy(Score.from_function(frozen), SRTF.preemption))
     )
     assert refreshed.config["backend"] == "fast"
     assert (refreshed.records.finish_ps != plain.records.finish_ps).any()

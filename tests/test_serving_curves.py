@@ -51,13 +51,21 @@ def same(one: Any, other: Any) -> None:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
 
 
+def left(predicted_tokens: Any, generated_tokens: Any) -> Any:
+    return predicted_tokens - generated_tokens
+
+
+LEFT = SchedulingPolicy(Score.from_function(left), load_policy("srtf").preemption)
+
+
 def test_with_exact_lengths_it_is_srtf() -> None:
     work = workload(300, 0)
     exact = Prediction.exact(work["output_tokens"]).of_run()
     plain = served(work, "srtf", exact)
     assert plain.preemptions.sum() > 0
-    same(served(work, "srtf-refreshed", exact), plain)
-    same(served(work, "srtf-refreshed", work["output_tokens"]), plain)  # an array says as much
+    same(served(work, LEFT, exact), plain)
+    same(served(work, "srtf-refreshed+preempt:price=0.01,protect_after=1", exact), plain)
+    same(served(work, "srtf", work["output_tokens"]), plain)  # an array says as much
 
 
 def gittins(gittins_index: Any) -> Any:
@@ -88,13 +96,11 @@ def test_a_refreshed_prediction_lets_the_outlived_give_way() -> None:
     made = Predictions(
         {"predicted_tokens": two.predicted_tokens}, {"expected_remaining_tokens": curve}
     )
-    free = load_policy("srtf-refreshed+preempt:price=0,overhead_tokens=0")
+    free = load_policy("srtf+preempt:price=0,overhead_tokens=0")
     found = served(work, free, made, max_num_seqs=1)
     assert found.preemptions.tolist() == [1, 0]  # 37 to come against 21
-    first = served(
-        work, load_policy("srtf+preempt:price=0,overhead_tokens=0"), made, max_num_seqs=1
-    )
-    assert first.preemptions.tolist() == [0, 0]  # 21 - 3 against 21
+    frozen = SchedulingPolicy(Score.from_function(left), free.preemption)
+    assert served(work, frozen, made, max_num_seqs=1).preemptions.tolist() == [0, 0]  # 21 - 3
 
 
 def two_lengths(n: int, short: float, long: float, share: float) -> Predictions:

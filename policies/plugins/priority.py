@@ -11,6 +11,7 @@ from collections.abc import Callable
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies.load import load_policy
 from lengthwise.policy import SchedulingPolicy
+from lengthwise.prediction import CURVES
 from lengthwise.provider import Provider
 
 LARGEST = 2**31 - 1
@@ -31,6 +32,7 @@ def priority_for(
     """The priority of a request that arrives, from its features; ``per_unit`` steps per score unit.
 
     Scores of whole tokens need no more than the default; finer ones want a larger ``per_unit``.
+    ``predicted_tokens`` also gives what a prediction's curve says: what is left of that length.
     The priority can't change later, so a score that moves with the clock or with the replica's
     state is refused. Raises ``InputError`` for that, and for a feature that is not given.
     """
@@ -41,10 +43,16 @@ def priority_for(
             f"policy {score.name!r} changes with the {' and the '.join(sorted(moving))}; "
             "a priority is given once"
         )
-    values = {**AT_ARRIVAL, **features}
+    values: dict[str, float] = {**AT_ARRIVAL, **features}
+    allowed = set(score.features)
+    if allowed & set(CURVES):
+        allowed |= {"predicted_tokens", "generated_tokens"}
+        if "predicted_tokens" in features:
+            left = max(features["predicted_tokens"] - values["generated_tokens"], 1.0)
+            values = {**dict.fromkeys(CURVES, left), **values}
     for name in features:
-        if name not in score.features:
-            raise UnknownNameError(f"feature of policy {score.name!r}", name, score.features)
+        if name not in allowed:
+            raise UnknownNameError(f"feature of policy {score.name!r}", name, sorted(allowed))
     for name in score.features:
         if name not in values:
             raise InputError(f"policy {score.name!r} reads {name}, which is not given")
