@@ -61,9 +61,12 @@ class ScoreCalls:
 
     def _address(self, score: Score) -> tuple[int, str | None]:
         try:
-            return self._keep(compile_score(score).call), None
+            compiled = compile_score(score)
         except NotCompilable as reason:
             why = str(reason)
+        else:
+            self._kept.append(compiled)  # and its numbers, which only it holds
+            return self._keep(compiled.call), None
 
         def call(rows: int, count: int, out: int, numbers: int) -> int:
             try:

@@ -1,8 +1,9 @@
 """From a score written in Python to machine code: a generated module, compiled by numba.
 
 A numba function can take neither keyword-only parameters nor closures. So the score is written
-out with its tunables bound as constants, to a module named by the hash of its content; a second
-process loads machine code.
+out to a module named by the hash of its content; a second process loads machine code. Tunables that
+are whole numbers or bools are bound as constants, which loops are unrolled by; fractions are read
+where a network's numbers are, so that a search over them compiles once.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class CompiledScore:
 
     ``call`` holds two addresses: that of a C function ``int64 (FEATURE_ROW *rows, int64 n, double
     *out, double *numbers)``, which returns something other than 0 if the score raised, and that of
-    the numbers it takes: a network's, whose code is that of all networks of its shape.
+    the numbers it takes: a network's, or tunables. The code is that of all networks of its shape,
+    or of all values of these tunables.
     """
 
     call: NDArray[np.int64]
@@ -104,9 +106,14 @@ def compile_score(score: Score) -> CompiledScore:
         return _network(score.function, score.features)
     functions: dict[str, str] = {}
     entry = _collect(score, functions)
-    arguments = ", ".join(f"row.{name}" for name in score.features)
+    fractions = [value for value in score.tunables.values() if isinstance(value, float)]
+    arguments = ", ".join(
+        [*(f"row.{name}" for name in score.features),
+         *(f"get(numbers, {place})" for place in range(len(fractions)))]
+    )  # fmt: skip
     body = EVERY.format(entry=entry, arguments=arguments)
-    return _load(score, _stem(score.name, functions, body), functions, body, np.zeros(0))
+    numbers = np.array(fractions, dtype=np.float64)
+    return _load(score, _stem(score.name, functions, body), functions, body, numbers)
 
 
 @lru_cache(maxsize=32)
@@ -196,7 +203,9 @@ def _collect(score: Score, functions: dict[str, str]) -> str:
 
 
 def _rewrite(function: Any, bound: dict[str, Any], functions: dict[str, str]) -> str:
-    """One function's source: plain parameters, tunables and globals bound as constants."""
+    """One function's source: plain parameters, those of ``bound`` that are fractions after them,
+    and all other numbers that it knows as constants.
+    """
     name = function.__name__
     where = f"function {name!r}"
     try:
@@ -214,12 +223,15 @@ def _rewrite(function: Any, bound: dict[str, Any], functions: dict[str, str]) ->
     for node in ast.walk(found):
         if isinstance(node, ast.Import | ast.ImportFrom | ast.Global | ast.Nonlocal):
             raise NotCompilable(f"{where} uses {type(node).__name__.lower()}")
-    found.returns, found.args = None, _plain(positional)
+    fractions = [key for key, value in bound.items() if isinstance(value, float)]
+    found.returns, found.args = None, _plain([*(a.arg for a in positional), *fractions])
     body = _Globals(where, function, local, free, functions).visit(found).body
     if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
         body = body[1:]
     constants = [
-        ast.parse(f"{key} = {_literal(where, key, v)}").body[0] for key, v in bound.items()
+        ast.parse(f"{key} = {_literal(where, key, value)}").body[0]
+        for key, value in bound.items()
+        if key not in fractions
     ]
     found.name, found.body = f"_{name}", [*constants, *body]
     source = ast.unparse(ast.fix_missing_locations(found))
@@ -229,9 +241,9 @@ def _rewrite(function: Any, bound: dict[str, Any], functions: dict[str, str]) ->
     return f"_{name}"
 
 
-def _plain(parameters: list[ast.arg]) -> ast.arguments:
+def _plain(parameters: list[str]) -> ast.arguments:
     return ast.arguments(
-        posonlyargs=[], args=[ast.arg(a.arg) for a in parameters], kwonlyargs=[],
+        posonlyargs=[], args=[ast.arg(name) for name in parameters], kwonlyargs=[],
         kw_defaults=[], defaults=[],
     )  # fmt: skip
 
@@ -319,7 +331,9 @@ def _compare(score: Score, compiled: CompiledScore) -> None:
     values = zip(*(rows[name].tolist() for name in names), strict=True)
     try:
         with np.errstate(all="ignore"):
-            if len(compiled.numbers):  # a network is the same on arrays, and a hundred times faster
+            if isinstance(
+                score.function, Layered
+            ):  # it is the same on arrays, and a hundred times faster
                 expected = np.asarray(score.evaluate({name: rows[name] for name in names}))
             else:
                 expected = np.array([float(score(*row)) for row in values])
