@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -75,3 +77,26 @@ class Curve:
     def select(self, index: Any) -> Curve:
         """The curves of some of the requests, by numpy index or mask."""
         return Curve(self.edges, self.values, self.row[index], self.between)
+
+
+class RequestCurve:
+    """The linear curve of one request, for an engine that asks for one number at a time.
+
+    ``edges`` and ``values`` (K,) are as of ``Curve``, which gives the same bits.
+    """
+
+    __slots__ = ("_edges", "_values")
+
+    def __init__(self, edges: Sequence[float], values: Sequence[float]) -> None:
+        self._edges, self._values = edges, values
+
+    def at(self, generated_tokens: int) -> float:
+        """The value after so many tokens."""
+        edges, values = self._edges, self._values
+        place = bisect_right(edges, generated_tokens) - 1
+        value = values[place]
+        if place + 1 < len(edges):
+            edge = edges[place]
+            slope = (values[place + 1] - value) / (edges[place + 1] - edge)
+            value = value + slope * (generated_tokens - edge)
+        return value if value > 1.0 else 1.0

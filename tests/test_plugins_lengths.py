@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lengthwise.curves import RequestCurve
 from lengthwise.errors import InputError
 from lengthwise.policies.plugins import budget, predictor_process
 from lengthwise.policies.plugins.metrics import Counters
@@ -23,6 +24,7 @@ from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.vllm import lengths
 from lengthwise.policies.plugins.vllm.entry import Entry
 from lengthwise.policies.plugins.vllm.lengths import Lengths
+from lengthwise.prediction import CURVES
 from lengthwise.predictors import make_predictor
 from tests import word_tokenizer
 
@@ -286,25 +288,46 @@ def test_a_predictor_that_can_t_be_loaded_is_named_at_the_start() -> None:
         PredictorProcess(command("/nowhere", tokenizer="none"), Counters())
 
 
-def test_a_saved_predictor_answers_as_it_does_here(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["exact", "bucket"])
+def test_a_saved_predictor_answers_as_it_does_here(tmp_path: Path, target: str) -> None:
+    """Its lengths, and the curves that were asked for."""
     prompts = [f"{'word ' * n}please" for n in range(1, 41)]
-    made = make_predictor("ridge").fit(prompts, np.arange(1, 41) * 5)
+    made = make_predictor("ridge", target=target).fit(prompts, np.arange(1, 41) * 5)
     made.save(tmp_path / "predictor")
     tokenizer = word_tokenizer.save(tmp_path / "tokenizer", ["word", "please"])
     ids = [[0] * 3 + [1], [0] * 30 + [1]]
     process = PredictorProcess(
-        command(str(tmp_path / "predictor"), tokenizer=str(tokenizer)), Counters()
+        command(str(tmp_path / "predictor"), tokenizer=str(tokenizer), curves=list(CURVES)[:2]),
+        Counters(),
     )
     try:
         for sequence, prompt in enumerate(ids):
             process.send(sequence, prompt)
-        answers: dict[int, float] = {}
+        answers: dict[int, Any] = {}
         deadline = time.monotonic() + 60
         while len(answers) < 2 and time.monotonic() < deadline:
-            answers.update((a.sequence, a.tokens) for a in process.received())
+            answers.update((a.sequence, a) for a in process.received())
             time.sleep(0.01)
     finally:
         process.close()
     texts = ["word " * n + "please" for n in (3, 30)]
-    wanted = made.predict(texts, prompt_tokens=[4, 31]).predicted_tokens
-    np.testing.assert_allclose([answers[0], answers[1]], wanted, rtol=1e-9)
+    wanted = made.predict(texts, prompt_tokens=[4, 31])
+    np.testing.assert_allclose(
+        [answers[0].tokens, answers[1].tokens], wanted.predicted_tokens, rtol=1e-9
+    )
+    run = wanted.of_run()
+    for request in range(2):
+        assert list(answers[request].curves) == list(CURVES)[:2]
+        for name, curve in answers[request].curves.items():
+            told = [curve.at(done) for done in (0, 30, 77, 150, 999)]
+            there = run.at(name, [request] * 5, [0, 30, 77, 150, 999])
+            np.testing.assert_allclose(told, there, rtol=1e-9, err_msg=name)
+
+
+def test_what_a_client_allows_bounds_what_is_left() -> None:
+    one = entry(0, 5, num_output_tokens=30)
+    one.curves, one.limit = {"gittins_index": RequestCurve([0.0, 60.0], [100.0, 40.0])}, 90
+    assert one.left("gittins_index") == 60.0  # 70, of which 60 may come
+    assert one.left("expected_remaining_tokens") == 226.0  # no curve: what is left of the length
+    one.request.num_output_tokens = 95
+    assert one.left("gittins_index") == 1.0

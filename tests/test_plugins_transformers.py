@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ transformers = pytest.importorskip("transformers", minversion="5.17")
 from lengthwise.errors import InputError  # noqa: E402
 from lengthwise.policies.plugins.transformers import register  # noqa: E402
 from lengthwise.policy import Guard  # noqa: E402
+from lengthwise.prediction import Prediction  # noqa: E402
 
 PROMPTS = [[(7 * i + j) % 100 + 3 for j in range(4 + i)] for i in range(6)]
 OUTPUTS = [20, 3, 11, 7, 15, 5]
@@ -90,6 +92,30 @@ def test_every_policy_gives_the_same_tokens_in_its_own_order(
     tokens, finished = serve(model, "lengthwise")
     assert tokens == stock[0]
     assert finished == order
+
+
+def outlived(prompts: list[list[int]]) -> Prediction:
+    """Of 3 or of 40 tokens; request 2 says 6."""
+    lengths = [[6.0, 6.0] if len(prompt) == 6 else [3.0, 40.0] for prompt in prompts]
+    return Prediction.distribution(lengths, [0.5, 0.9])
+
+
+def test_a_distribution_is_asked_anew_with_every_token(
+    model: Any, stock: tuple[dict[str, list[int]], list[int]], tmp_path: Path
+) -> None:
+    """The index of 3 or 40 tokens begins at 4.3 and passes 6 as the 3 are outlived.
+
+    Requests 1 and 5 may have 3 and 5 tokens only, and end first. Requests 0, 3 and 4 begin before
+    request 2; 0 and 4 pass its 6 and give way, while 3, which may have but 7 tokens, never does.
+    """
+    (tmp_path / "gittins.py").write_text("def score(gittins_index):\n    return gittins_index\n")
+    policy = f"{tmp_path / 'gittins.py'}:score+preempt:mode=recompute,protect_after=1e9"
+    register(policy, predict=outlived, guard=0)
+    tokens, finished = serve(model, "lengthwise")
+    assert tokens == stock[0]
+    assert finished == [1, 5, 3, 2, 4, 0]
+    register(policy, predict=lambda prompts: outlived(prompts).predicted_tokens, guard=0)
+    assert serve(model, "lengthwise")[1][:4] == [1, 5, 2, 3]  # 14 is never less than 6
 
 
 def test_several_seats_give_the_same_tokens(

@@ -45,12 +45,18 @@ def _tasks(version: str) -> dict[str, tuple[str, dict[str, Any]]]:
     }
     if version in REFERENCE:
         tasks["agree"] = ("agree", {"cases": _agreement(version)})
+        tasks["agree by curves"] = ("agree", {"cases": _curved(version)})
     return tasks
 
 
 def _agreement(version: str) -> list[dict[str, Any]]:
     specs = [*agreement.policies(DRAWN), _bundles()["learned"]]
     return [agreement.case(seed, version, spec) for seed, spec in enumerate(specs)]
+
+
+def _curved(version: str) -> list[dict[str, Any]]:
+    specs = enumerate(agreement.by_curves(DRAWN))
+    return [agreement.case(seed, version, spec, curved=True) for seed, spec in specs]
 
 
 @functools.cache
@@ -132,6 +138,13 @@ def test_no_request_is_lost_and_no_block_leaks(version: str) -> None:
 def test_every_decision_is_the_reference_engine_s(version: str) -> None:
     result = found(version, "agree")
     assert result["cases"] == len(agreement.policies(DRAWN)) + 1
+    assert result["preempted"] > 50
+
+
+@pytest.mark.parametrize("version", BOTH)
+def test_every_decision_by_a_predictor_s_curves_is_the_reference_engine_s(version: str) -> None:
+    result = found(version, "agree by curves")
+    assert result["cases"] == len(agreement.by_curves(DRAWN)) > 10
     assert result["preempted"] > 50
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lengthwise import remaining
-from lengthwise.curves import Curve
+from lengthwise.curves import Curve, RequestCurve
 from lengthwise.errors import InputError
 from lengthwise.prediction import CURVES, EDGES, Prediction, Predictions
 from lengthwise.remaining import Pieces
@@ -24,6 +24,20 @@ def test_between_the_edges_by_hand() -> None:
     linear = Curve.table(edges, values, row, "linear")
     np.testing.assert_allclose(linear.at(asked, done), [100, 55, 50, 70, 7.05])
     np.testing.assert_array_equal(linear.select([2, 1]).at([0, 1], [10, 30]), [50, 7])
+
+
+def test_one_request_s_curve_gives_the_bits_of_the_table() -> None:
+    rng = np.random.default_rng(6)
+    for points in (1, 2, 7):
+        edges = np.concatenate(([0.0], np.cumsum(rng.integers(1, 40, points - 1))))
+        values = rng.uniform(-5, 300, (20, points))
+        table = Curve.table(edges, values)
+        done = rng.integers(0, 400, 20)
+        alone = [
+            RequestCurve(edges.tolist(), row.tolist()).at(int(at))
+            for row, at in zip(values, done, strict=True)
+        ]
+        np.testing.assert_array_equal(table.at(np.arange(20), done), alone)
 
 
 def test_one_length_falls_by_one_a_token_to_one() -> None:

@@ -1,8 +1,8 @@
 """The process that a predictor runs in, beside an engine; ``predictor_process`` is who talks to it.
 
 ``python -m lengthwise.policies.plugins.predicting DIR ...`` says one JSON line when it is ready,
-``{"needs": [...]}`` or ``{"error": "..."}``; then it reads frames of a request's prompt tokens,
-takes whatever has arrived as one batch, and writes a frame for each prediction.
+``{"needs": [...], "curves": [...]}`` or ``{"error": "..."}``; then it reads frames of a request's
+prompt tokens, takes whatever has arrived as one batch, and writes a frame for each prediction.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import array
 import json
-import math
 import os
 import queue
 import struct
@@ -20,24 +19,36 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lengthwise.policies.plugins.saved import abstained, saved_predictor
+from lengthwise.prediction import EDGES
 from lengthwise.served_text import PromptReader
 
 ASK = struct.Struct("<qq")  # sequence, tokens that follow as int32
 # sequence, predicted tokens: negative where the predictor abstained, NaN where it failed
 TELL = struct.Struct("<qd")
+# Behind it, for each of the curves, the float64 values at ``EDGES``; NaN where there is none, for a
+# length without a distribution and where the predictor failed.
+POINTS = len(EDGES)
 BATCH = 64
 
 
 def command(
-    folder: str, *, tokenizer: str, revision: str | None = None, trust_remote_code: bool = False
+    folder: str,
+    *,
+    tokenizer: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    curves: Sequence[str] = (),
 ) -> list[str]:
-    """How the process of a saved predictor is started."""
+    """How the process of a saved predictor is started; ``curves`` are features that it tells."""
     line = [sys.executable, "-m", "lengthwise.policies.plugins.predicting", folder]
     line += ["--tokenizer", tokenizer]
     if revision:
         line += ["--revision", revision]
+    if curves:
+        line += ["--curves", ",".join(curves)]
     return [*line, "--trust-remote-code"] if trust_remote_code else line
 
 
@@ -48,17 +59,18 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--revision")
     parser.add_argument("--trust-remote-code", action="store_true")
+    parser.add_argument("--curves", type=lambda names: names.split(","), default=[])
     given = parser.parse_args()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not get between the frames
     try:
         predictor = saved_predictor(given.folder)
         read = _reader(given) if "prompt" in predictor.needs else None
-        _predict(predictor, read, [[0]])
+        _predict(predictor, read, [[0]], given.curves)
     except Exception as error:
         _say(out, {"error": f"{error}" or repr(error)})
         return
-    _say(out, {"needs": sorted(predictor.needs)})
+    _say(out, {"needs": sorted(predictor.needs), "curves": given.curves})
     asked: queue.SimpleQueue[tuple[int, Sequence[int]] | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(asked,), daemon=True).start()
     while (first := asked.get()) is not None:
@@ -68,9 +80,9 @@ def main() -> None:
             if more is None:
                 break
             batch.append(more)
-        tokens = _predict_each(predictor, read, [prompt for _, prompt in batch])
-        for (sequence, _), predicted in zip(batch, tokens, strict=True):
-            out.write(TELL.pack(sequence, predicted))
+        said = _predict_each(predictor, read, [prompt for _, prompt in batch], given.curves)
+        for (sequence, _), row in zip(batch, said, strict=True):
+            out.write(TELL.pack(sequence, row[0]) + row[1:].tobytes())
         out.flush()
 
 
@@ -95,25 +107,33 @@ def _reader(given: argparse.Namespace) -> PromptReader:
 
 
 def _predict(
-    predictor: Any, read: PromptReader | None, prompts: list[Sequence[int]]
-) -> list[float]:
+    predictor: Any, read: PromptReader | None, prompts: list[Sequence[int]], curves: Sequence[str]
+) -> NDArray[np.float64]:
+    """What is said of n prompts: the tokens, and behind them the curves, (n, 1 + curves x K)."""
     texts = ["" if read is None else read.asked(prompt) for prompt in prompts]
     predicted = predictor.predict(texts, prompt_tokens=[len(p) for p in prompts])
     tokens = predicted.predicted_tokens
-    return np.where(abstained(predicted), -tokens, tokens).tolist()  # type: ignore[no-any-return]
+    said = np.full((len(prompts), 1 + len(curves) * POINTS), np.nan)
+    said[:, 0] = np.where(abstained(predicted), -tokens, tokens)
+    if not predicted.certain:
+        for k, name in enumerate(curves):
+            curve = predicted.curve(name)
+            said[:, 1 + k * POINTS : 1 + (k + 1) * POINTS] = curve.values[curve.row]
+    return said
 
 
 def _predict_each(
-    predictor: Any, read: PromptReader | None, prompts: list[Sequence[int]]
-) -> list[float]:
+    predictor: Any, read: PromptReader | None, prompts: list[Sequence[int]], curves: Sequence[str]
+) -> NDArray[np.float64]:
     """A batch; should it fail, one by one, so that a bad prompt spoils no other's prediction."""
     try:
-        return _predict(predictor, read, prompts)
+        return _predict(predictor, read, prompts, curves)
     except Exception as error:
         if len(prompts) == 1:
             print(f"lengthwise predictor: {error!r}", file=sys.stderr)
-            return [math.nan]
-        return [_predict_each(predictor, read, [prompt])[0] for prompt in prompts]
+            return np.full((1, 1 + len(curves) * POINTS), np.nan)
+        each = [_predict_each(predictor, read, [prompt], curves) for prompt in prompts]
+        return np.concatenate(each)
 
 
 if __name__ == "__main__":

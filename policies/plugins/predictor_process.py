@@ -16,21 +16,26 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import NamedTuple
 
+from lengthwise.curves import RequestCurve
 from lengthwise.errors import InputError
 from lengthwise.policies.plugins.budget import Budget
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.predicting import ASK, TELL
+from lengthwise.policies.plugins.predicting import ASK, POINTS, TELL
 from lengthwise.policies.plugins.threads import keep
+from lengthwise.prediction import EDGES
 
 START_S = 120.0  # to import libraries and read a model
 STUCK_S = 10.0  # without an answer to what it was asked: the process is started again
 BACKLOG = 4096  # prompts; more than that are not even sent
 LOOK_S = 0.2  # how often the threads look up from waiting
 LONGEST_LINE = 65536  # bytes of what the process says when it is ready
+AT = EDGES.tolist()
+NO_CURVES: Mapping[str, RequestCurve] = MappingProxyType({})
 
 
 class Answer(NamedTuple):
@@ -39,6 +44,7 @@ class Answer(NamedTuple):
     sequence: int
     tokens: float
     at_s: float  # on the process's clock
+    curves: Mapping[str, RequestCurve] = NO_CURVES  # by feature, where it gave a distribution
 
 
 class PredictorProcess:
@@ -64,6 +70,7 @@ class PredictorProcess:
         self._owed: dict[int, float] = {}  # sequence -> since when, oldest first
         self._lock = threading.Lock()  # over what is owed
         self._closed = threading.Event()
+        self._curves: list[str] = []  # features that each answer ends with
         self._child: subprocess.Popen[bytes] | None = self._start()
         self.up = True
         self._counters.set("predictor_up", "predictor", 1.0)
@@ -91,8 +98,10 @@ class PredictorProcess:
             child.kill()
         self._thread.join(timeout=STUCK_S)
 
-    def _answer(self, sequence: int, tokens: float) -> None:
-        self._answers.append(Answer(sequence, tokens, self._clock()))
+    def _answer(
+        self, sequence: int, tokens: float, curves: Mapping[str, RequestCurve] = NO_CURVES
+    ) -> None:
+        self._answers.append(Answer(sequence, tokens, self._clock(), curves))
 
     # The thread that reads
 
@@ -117,18 +126,29 @@ class PredictorProcess:
         """Takes answers until the process ends, or is stuck."""
         assert child.stdout is not None
         pipe, heard = child.stdout.fileno(), bytearray()
+        size = TELL.size + 8 * POINTS * len(self._curves)
         while not self._closed.is_set() and not self._stuck():
             if not _readable(pipe, LOOK_S):
                 continue
             if not (data := os.read(pipe, 1 << 16)):
                 return
             heard += data
-            whole = len(heard) // TELL.size * TELL.size
-            for sequence, tokens in TELL.iter_unpack(bytes(heard[:whole])):
+            whole = len(heard) // size * size
+            for start in range(0, whole, size):
+                sequence, tokens = TELL.unpack_from(heard, start)
                 with self._lock:
                     self._owed.pop(sequence, None)
-                self._answer(sequence, tokens)
+                self._answer(sequence, tokens, self._told(heard[start + TELL.size : start + size]))
             del heard[:whole]
+
+    def _told(self, data: bytearray) -> Mapping[str, RequestCurve]:
+        """The curves that an answer ends with; none where a length has no distribution."""
+        if not data or math.isnan((values := array.array("d", bytes(data)).tolist())[0]):
+            return NO_CURVES
+        return {
+            name: RequestCurve(AT, values[k * POINTS : (k + 1) * POINTS])
+            for k, name in enumerate(self._curves)
+        }
 
     def _stuck(self) -> bool:
         with self._lock:
@@ -172,6 +192,7 @@ class PredictorProcess:
         if not isinstance(said, dict) or "error" in said:
             _end(child)
             raise InputError(f"predictor: {said['error'] if isinstance(said, dict) else said!r}")
+        self._curves = list(said.get("curves", ()))
         return child
 
     def _first_line(self, child: subprocess.Popen[bytes]) -> bytes:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.curves import RequestCurve
 from lengthwise.errors import InputError
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.prediction import Prediction
+from lengthwise.prediction import CURVES, Prediction
 from lengthwise.protocols import Predictor
 from lengthwise.registry import loader
 
@@ -32,6 +34,17 @@ def abstained(prediction: Prediction) -> NDArray[np.bool_]:
     """Which of the n requests the predictor did not order, (n,)."""
     none = np.zeros(len(prediction), dtype=bool)
     return none if prediction.abstained is None else prediction.abstained
+
+
+def curves_of(prediction: Prediction, features: Iterable[str]) -> dict[str, RequestCurve]:
+    """Those of a prediction of one request by feature; none of a length without a distribution."""
+    if prediction.certain:
+        return {}
+    curves = {name: prediction.curve(name) for name in features if name in CURVES}
+    return {
+        name: RequestCurve(curve.edges.tolist(), curve.values[curve.row[0]].tolist())
+        for name, curve in curves.items()
+    }
 
 
 def count_abstained(counters: Counters, requests: int) -> None:

@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any, cast
 
@@ -27,7 +28,7 @@ from lengthwise.errors import InputError
 from lengthwise.features import reads_prediction
 from lengthwise.policies.load import load_policy
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.saved import abstained, count_abstained, saved_predictor
+from lengthwise.policies.plugins.saved import abstained, count_abstained, curves_of, saved_predictor
 from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policies.plugins.transformers_guard import BatchGuard
 from lengthwise.policy import Guard, SchedulingPolicy
@@ -39,13 +40,21 @@ from lengthwise.starvation import UNKNOWN_TOKENS
 
 Predict = Callable[[list[list[int]]], Sequence[float] | Prediction]
 
+
+def _left(state: Any, feature: str) -> float:
+    """What a curve of a request's prediction says now; of a single length, what is left of it."""
+    done = len(state.generated_tokens)
+    if (curve := state.lengthwise_curves.get(feature)) is None:
+        return max(float(state.lengthwise_predicted) - done, 1.0)
+    return float(min(curve.at(done), max(state.lengthwise_limit - done, 1.0)))
+
+
 # Values of one request (its state in transformers), or of all requests (its scheduler).
 REQUEST: Mapping[str, Callable[[Any], float]] = {
     "arrival_s": lambda s: s.created_time,
     "prompt_tokens": lambda s: s.lengthwise_prompt_tokens,
     "predicted_tokens": lambda s: s.lengthwise_predicted,
-    # a length is one number here, and what is left of it
-    **dict.fromkeys(CURVES, lambda s: max(s.lengthwise_predicted - len(s.generated_tokens), 1.0)),
+    **{name: partial(_left, feature=name) for name in CURVES},
     "generated_tokens": lambda s: len(s.generated_tokens),
     "computed_tokens": lambda s: s.position_offset,
 }
@@ -196,6 +205,7 @@ class PolicyOrder:
         """Notes the predicted length, and whether the request is served FCFS for want of one."""
         limit = max(float(getattr(state, "max_new_tokens", None) or math.inf), 1.0)
         state.lengthwise_predicted, state.lengthwise_fcfs = min(self.default_tokens, limit), False
+        state.lengthwise_curves, state.lengthwise_limit = {}, limit
         state.lengthwise_whole = 0  # the predicted length, rounded up; 0 while it is the default
         if self.predict is None or not reads_prediction(self.policy.score.features):
             return
@@ -203,6 +213,7 @@ class PolicyOrder:
             said = self.predict([state.initial_tokens])
             if isinstance(said, Prediction):
                 count_abstained(self.lengthwise_counters, int(abstained(said).sum()))
+                state.lengthwise_curves = curves_of(said, self.policy.score.features)
                 said = said.predicted_tokens.tolist()
             predicted = float(said[0])
             if not (math.isfinite(predicted) and predicted > 0):

@@ -128,11 +128,14 @@ def policy_case(seed: int, version: str) -> Case:
 
 def noisy_lengths(rng: np.random.Generator, workload: Workload, engine: Engine) -> Any:
     """Noisy lengths, within what vLLM lets a request generate: the plugin caps them there."""
-    longest = engine.max_model_len or 1 << 20
-    if not engine.enable_chunked_prefill:
-        longest = min(longest, engine.max_num_batched_tokens)
     noisy = workload["output_tokens"] * rng.lognormal(0, 0.5, len(workload))
-    return np.clip(noisy, 1.0, longest - workload["prompt_tokens"])
+    return np.clip(noisy, 1.0, longest(engine) - workload["prompt_tokens"])
+
+
+def longest(engine: Engine) -> int:
+    """The tokens that vLLM's configuration lets a request have, its prompt's among them."""
+    most = engine.max_model_len or 1 << 20
+    return most if engine.enable_chunked_prefill else min(most, engine.max_num_batched_tokens)
 
 
 def _lengths(rng: np.random.Generator, count: int, longest: int) -> Any:

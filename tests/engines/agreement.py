@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 
 from lengthwise import registry
+from lengthwise.curves import Curve
 from lengthwise.policies import load_policy
 from lengthwise.policies.plugins.vllm.driver import VALUES
 from lengthwise.policy import SchedulingPolicy
+from lengthwise.prediction import CURVES, EDGES, Predictions
 from lengthwise.serving import Node, System
 from lengthwise.serving.records import PS
 from lengthwise.serving.reference.run import ReferenceRun
-from tests.conformance.cases import ROUTING, noisy_lengths, random_case
-from tests.random_policies import PREEMPTIONS, registered_policy
+from tests.conformance.cases import ROUTING, longest, noisy_lengths, random_case
+from tests.random_policies import PREEMPTIONS, random_score, registered_policy
 
 GUARDS = ("", "+guard", "+guard:ratio=1,floor_s=0.001", "+guard:ratio=0.3,floor_s=0")
 
@@ -41,8 +43,26 @@ def _carried(policy: SchedulingPolicy) -> bool:
     return VALUES.lacks(policy.score.features, policy.name) is None
 
 
-def case(seed: int, version: str, policy: str) -> dict[str, Any]:
-    """A random workload on random options under a policy, as ``checks.agree`` takes it."""
+def by_curves(count: int) -> list[str]:
+    """Policies that read the curves of predictions: those registered, and scores that are drawn."""
+    told = [*CURVES, "predicted_tokens", "generated_tokens", "arrival_s", "now_s"]
+    drawn = (random_score(number, told) for number in range(count))
+    specs = ("srtf", "srtf-refreshed", *drawn)
+    reading = [spec for spec in specs if set(load_policy(spec).score.features) & set(CURVES)]
+    return [f"{spec}{PREEMPTIONS[k % len(PREEMPTIONS)]}" for k, spec in enumerate(reading)]
+
+
+def curves(rng: np.random.Generator, requests: int) -> dict[str, Curve]:
+    """Tables of any shape; they rise and fall, each request by its own."""
+    shape = (requests, len(EDGES))
+    return {name: Curve.table(EDGES, rng.uniform(0, 120, shape)) for name in CURVES}
+
+
+def case(seed: int, version: str, policy: str, *, curved: bool = False) -> dict[str, Any]:
+    """A random workload on random options under a policy, as ``checks.agree`` takes it.
+
+    ``curved``: lengths are a predictor's, with curves, and not the clients' own.
+    """
     drawn = random_case(seed, version)
     workload = drawn.workload
     if "parent" in workload:
@@ -51,7 +71,12 @@ def case(seed: int, version: str, policy: str) -> dict[str, Any]:
     engine = dataclasses.replace(drawn.engine, scheduler_reserve_full_isl=True)
     predicted = noisy_lengths(rng, workload, engine)
     node = Node(engine, drawn.timing, load_policy(policy))
-    made = ReferenceRun(workload, System((node,), ROUTING), predicted)
+    tables = curves(rng, len(workload)) if curved else {}
+    predictions: Any = predicted
+    if curved:
+        plain = Predictions({"predicted_tokens": predicted}, tables)
+        predictions = plain.capped(longest(engine) - workload["prompt_tokens"])
+    made = ReferenceRun(workload, System((node,), ROUTING), predictions)
     events = _watch(made)
     made.advance()
     jobs = [
@@ -60,7 +85,7 @@ def case(seed: int, version: str, policy: str) -> dict[str, Any]:
             "prompt": int(workload["prompt_tokens"][row]),
             "output": int(workload["output_tokens"][row]),
             "priority": int(workload["priority"][row]),
-            "extra": {"predicted_tokens": float(predicted[row])},
+            "extra": {} if curved else {"predicted_tokens": float(predicted[row])},
             "tokens": _tokens(workload, row),
         }
         for row, arrival_ps in enumerate(made.records().arrival_ps.tolist())
@@ -69,7 +94,12 @@ def case(seed: int, version: str, policy: str) -> dict[str, Any]:
     assert options["num_gpu_blocks"] is not None
     options["blocks"] = options.pop("num_gpu_blocks")
     options["lengthwise"] = {"policy": policy} | ({} if "+guard" in policy else {"guard": 0})
-    return {"name": f"seed {seed}, {policy}", "jobs": jobs, "options": options, "events": events}
+    made_up = {"name": f"seed {seed}, {policy}", "jobs": jobs, "options": options, "events": events}
+    if curved:
+        options["lengthwise"] |= {"predictor": "told", "predict_timeout_s": 600.0}
+        values = {name: curve.values.tolist() for name, curve in tables.items()}
+        made_up["told"] = {"tokens": predicted.tolist(), "curves": values}
+    return made_up
 
 
 def _tokens(workload: Any, row: int) -> list[int]:

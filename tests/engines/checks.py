@@ -14,6 +14,8 @@ import os
 import random
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from stepping import Engine, Job, NotDone, Run, make_config, make_scheduler, nam
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from lengthwise.curves import RequestCurve
+from lengthwise.policies.plugins.predictor_process import AT, Answer
 from lengthwise.policies.plugins.vllm import lengths
 
 POLICIES = (
@@ -198,12 +202,53 @@ def said(lengthwise: dict[str, Any], **options: Any) -> dict[str, Any]:
     return {"lines": [line for line in lines if "lengthwise" in line]}
 
 
+class Told:
+    """Stands in for a predictor's process: answers at once, from a table by job.
+
+    Jobs are asked for in the order in which they are added.
+    """
+
+    up = True
+
+    def __init__(self, table: dict[str, Any], added: list[int]) -> None:
+        self._table, self._added = table, added
+        self._answers: list[Answer] = []
+
+    def send(self, sequence: int, prompt: list[int]) -> None:
+        job = self._added[sequence]
+        curves = {
+            name: RequestCurve(AT, values[job]) for name, values in self._table["curves"].items()
+        }
+        self._answers.append(Answer(sequence, self._table["tokens"][job], 0.0, curves))
+
+    def received(self) -> list[Answer]:
+        found, self._answers = self._answers, []
+        return found
+
+    def close(self) -> None:
+        pass
+
+
+@contextmanager
+def told(table: dict[str, Any] | None, added: list[int]) -> Iterator[None]:
+    """Drivers that are made here are told lengths and curves from a table, if there is one."""
+    real = lengths.PredictorProcess
+    if table is not None:
+        lengths.PredictorProcess = lambda *_: Told(table, added)
+    try:
+        yield
+    finally:
+        lengths.PredictorProcess = real
+
+
 def agree(cases: list[dict[str, Any]]) -> dict[str, int]:
     """Replays what the reference engine did, event by event, and compares every decision."""
     steps = preempted = 0
     for case in cases:
         jobs = [Job(**job) for job in case["jobs"]]
-        engine = Engine(make_scheduler(make_config(**case["options"])), jobs)
+        added = [given[0] for event, *given in case["events"] if event == "add"]
+        with told(case.get("told"), added):
+            engine = Engine(make_scheduler(make_config(**case["options"])), jobs)
         for event, *given in case["events"]:
             if event == "add":
                 engine.add(given[0])

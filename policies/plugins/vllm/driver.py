@@ -11,6 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -42,8 +43,7 @@ REQUEST: Mapping[str, Callable[[Entry], float]] = {
     "arrival_s": lambda e: e.arrival_s,
     "prompt_tokens": lambda e: e.request.num_prompt_tokens,
     "predicted_tokens": lambda e: e.predicted_tokens,
-    # a length is one number here, and what is left of it
-    **dict.fromkeys(CURVES, lambda e: max(e.predicted_tokens - e.request.num_output_tokens, 1.0)),
+    **{name: partial(Entry.left, feature=name) for name in CURVES},
     "priority": lambda e: e.priority,
     "deadline_s": lambda e: e.deadline_s,
     "generated_tokens": lambda e: e.request.num_output_tokens,
@@ -114,7 +114,8 @@ class Driver:
         self._waiting = self.queues[0]
         self._groups = len(scheduler.kv_cache_config.kv_cache_groups)
         self._pool = scheduler.kv_cache_manager.block_pool
-        self._lengths = Lengths(settings, scheduler.vllm_config.model_config, self.counters)
+        curves = [name for name in policy.score.features if name in CURVES]
+        self._lengths = Lengths(settings, scheduler.vllm_config.model_config, counters, curves)
         self._waits = Waits(counters)
 
     def _make_queue(self) -> ScoredQueue:

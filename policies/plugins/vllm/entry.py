@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lengthwise.curves import RequestCurve
 from lengthwise.picoseconds import picoseconds
 from lengthwise.policies.plugins import client
 from lengthwise.policies.plugins.metrics import Counters
@@ -26,6 +28,9 @@ class Entry(Waiter):
     # "ready" is scored by the policy; "pending" awaits its prediction; "failed" is served FCFS
     state: Literal["ready", "pending", "failed"] = "ready"
     source: str = "default"  # who predicted: "client", "predictor", or nobody
+    # by feature, where its length is a distribution
+    curves: Mapping[str, RequestCurve] = field(default_factory=dict)
+    limit: float = math.inf  # tokens that it may generate
     abstained: bool = False  # the predictor gave the typical length, for it knows no better
     score: float = 0.0
     turn: bool = False  # FCFS would have started it by now
@@ -36,6 +41,13 @@ class Entry(Waiter):
     def predicted(self) -> bool:
         """Whether ``predicted_tokens`` is anything but the default."""
         return self.source != "default"
+
+    def left(self, feature: str) -> float:
+        """What a curve of its prediction says now; of a single length, what is left of it."""
+        done: int = self.request.num_output_tokens
+        if (curve := self.curves.get(feature)) is None:
+            return max(self.predicted_tokens - done, 1.0)
+        return min(curve.at(done), max(self.limit - done, 1.0))
 
     @property
     def gone(self) -> bool:

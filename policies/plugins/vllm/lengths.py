@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from lengthwise.policies.plugins import client
@@ -25,9 +26,18 @@ ENDED = ("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED", "FINISHED_REPETITION")  #
 
 
 class Lengths:
-    """Sets ``predicted_tokens`` of entries, at once or later, and says how it turned out."""
+    """Sets ``predicted_tokens`` of entries, at once or later, and says how it turned out.
 
-    def __init__(self, settings: Settings, model_config: Any, counters: Counters) -> None:
+    ``curves`` are the features whose curves a policy reads: the predictor tells them too.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model_config: Any,
+        counters: Counters,
+        curves: Sequence[str] = (),
+    ) -> None:
         self._default = settings.default_tokens
         self._believed = settings.client_lengths
         self._longest = int(model_config.max_model_len)
@@ -43,6 +53,7 @@ class Lengths:
                 tokenizer=str(model_config.tokenizer),
                 revision=model_config.tokenizer_revision,
                 trust_remote_code=bool(model_config.trust_remote_code),
+                curves=curves,
             )
             self._process = PredictorProcess(line, counters)
 
@@ -83,7 +94,7 @@ class Lengths:
         if self._process is None:
             return []
         changed: list[Entry] = []
-        for sequence, tokens, at_s in self._process.received():
+        for sequence, tokens, at_s, curves in self._process.received():
             entry, since = self._asked.pop(sequence, (None, 0.0))
             if entry is None:
                 continue  # late: the request is already served first come, first served
@@ -91,6 +102,7 @@ class Lengths:
                 entry.abstained = tokens < 0
                 count_abstained(self._counters, int(entry.abstained))
                 self._take(entry, found, "predictor")
+                entry.curves, entry.limit = curves, self._limit(entry)
                 self._counters.observe("prediction_seconds", "predictor", at_s - since)
             else:
                 self._fail(entry, "predictor-error", entry.state == "pending")
@@ -125,10 +137,13 @@ class Lengths:
 
     def _capped(self, entry: Entry, tokens: float) -> float:
         """At least one token, and no more than the request may generate."""
-        request = entry.request
-        limit = getattr(request.sampling_params, "max_tokens", None)
-        room = self._longest - int(request.num_prompt_tokens)
-        return max(min(tokens, room if limit is None else min(limit, room)), 1.0)
+        return max(min(tokens, self._limit(entry)), 1.0)
+
+    def _limit(self, entry: Entry) -> float:
+        """Tokens that the request may generate."""
+        limit = getattr(entry.request.sampling_params, "max_tokens", None)
+        room = self._longest - int(entry.request.num_prompt_tokens)
+        return room if limit is None else min(limit, room)
 
     def _fail(self, entry: Entry, reason: str, needed: bool) -> None:
         self._counters.add("fallbacks", reason)
