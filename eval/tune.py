@@ -1,0 +1,189 @@
+"""Tuning a baseline: the numbers of a policy's score that serve best on workloads for tuning.
+
+A learned policy is compared with what a careful operator would run, so baselines are tuned on what
+the learner was trained on, by a budget of simulated runs, and judged on other workloads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.eval import metrics
+from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Tunable
+from lengthwise.serving import Records, System, run
+from lengthwise.workload import Workload
+
+Judged = TypeVar("Judged", SchedulingPolicy, RoutingPolicy)
+Metric = Callable[[Records], float]
+Tunables = dict[str, Tunable]
+
+METRICS: dict[str, Metric] = {
+    "mean latency": lambda records: float(metrics.e2e_s(records).mean()),
+    "P99 latency": lambda records: float(np.percentile(metrics.e2e_s(records), 99)),
+    "mean TTFT": lambda records: float(metrics.ttft_s(records).mean()),
+    "normalized latency": lambda records: float(metrics.normalized_latency_s(records).mean()),
+}
+BUDGET = 64  # simulated runs for one policy
+WIDE, NEAR = math.log(8.0), math.log(1.6)  # how far candidates lie from the default, from the best
+
+
+class Case(Protocol):
+    """A run to judge on: an ``Episode`` of the environments is one."""
+
+    @property
+    def workload(self) -> Workload: ...
+    @property
+    def system(self) -> System: ...
+    @property
+    def predictions(self) -> Any: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def placed(system: System, judged: SchedulingPolicy | RoutingPolicy) -> System:
+    """The system with a policy in all nodes, or a router before them."""
+    if isinstance(judged, RoutingPolicy):
+        return replace(system, routing=judged)
+    return replace(system, nodes=tuple(replace(node, policy=judged) for node in system.nodes))
+
+
+def records_of(case: Case, judged: SchedulingPolicy | RoutingPolicy) -> Records:
+    """One run of a case under a policy or a router."""
+    system = placed(case.system, judged)
+    return run(case.workload, system, case.predictions, seed=case.seed)
+
+
+def tune(
+    policy: Judged,
+    runs: Sequence[Case],
+    *,
+    metric: str | Metric = "mean latency",
+    budget: int = BUDGET,
+    seed: int = 0,
+) -> Judged:
+    """The policy with the tunables that have the lowest metric over ``runs``; lower is better.
+
+    Random search with successive halving (Jamieson and Talwalkar, AISTATS 2016), twice: candidates
+    around the defaults on a few runs, half of which go on to twice as many; then the same around
+    the best. Candidates are compared by the geometric mean over runs, so that each run counts
+    alike. At most ``budget`` runs are simulated. The defaults are a candidate that always goes on,
+    so the result is no worse than they on ``runs``. A policy without tunables is returned as it is.
+    Raises ``InputError`` for a metric that is not positive, and for a budget below 4 runs of each.
+    """
+    measure = _metric(metric)
+    if not runs:
+        raise InputError("tuning needs at least one run")
+    if budget < 4 * len(runs):
+        raise InputError(f"a budget of {budget} runs is less than 4 for each of {len(runs)}")
+    defaults = dict(policy.score.tunables)
+    if not defaults:
+        return policy
+    search = _Search(policy, runs, measure, np.random.default_rng(seed))
+    best = search.halve([defaults], WIDE, budget // 2)
+    best = search.halve([defaults, best], NEAR, budget)
+    return policy if best == defaults else with_tunables(policy, best)
+
+
+def with_tunables(policy: Judged, found: Tunables) -> Judged:
+    """The policy with these tunables, which its name then says as one would type it."""
+    given = [f"{name}={_spelled(value)}" for name, value in found.items()]
+    head, plus, parts = (policy.label or policy.score.name).partition("+")
+    file, py, function = head.partition(".py:")
+    name, _, options = (function if py else head).partition(":")
+    given += [option for option in options.split(",") if option.startswith("choices=")]
+    return replace(
+        policy,
+        score=policy.score.with_tunables(found),
+        label=f"{file + py if py else ''}{name}:{','.join(given)}{plus}{parts}",
+    )
+
+
+class _Search:
+    """Values of the metric by candidate and run; each is simulated once."""
+
+    def __init__(
+        self,
+        policy: SchedulingPolicy | RoutingPolicy,
+        runs: Sequence[Case],
+        measure: Metric,
+        rng: np.random.Generator,
+    ) -> None:
+        self.policy, self.runs, self.measure, self.rng = policy, runs, measure, rng
+        self.known: dict[tuple[tuple[Tunable, ...], int], float] = {}
+        self.order = rng.permutation(len(runs)).tolist()
+        self.rungs = [*(2**k for k in range(len(runs).bit_length()) if 2**k < len(runs)), len(runs)]
+
+    def halve(self, kept: list[Tunables], spread: float, budget: int) -> Tunables:
+        """The best of ``kept`` and of candidates around the last of them.
+
+        As many are drawn as ``budget``, of simulated runs in all since the beginning, allows.
+        """
+        for candidate in kept:
+            self.level(candidate, self.order)
+        count, left = 0, budget - len(self.known)
+        while self._price(count + 1) <= left:
+            count += 1
+        drawn = [_near(kept[-1], spread, self.rng) for _ in range(count)]
+        for runs in self.rungs:
+            drawn.sort(key=lambda c: self.level(c, self.order[:runs]))
+            drawn = drawn[: _half(len(drawn))]
+        return min((*kept, *drawn), key=lambda c: self.level(c, self.order))
+
+    def _price(self, count: int) -> int:
+        """The runs that halving ``count`` candidates takes."""
+        price, before = 0, 0
+        for runs in self.rungs:
+            price += count * (runs - before)
+            count, before = _half(count), runs
+        return price
+
+    def level(self, candidate: Tunables, at: Sequence[int]) -> float:
+        """The mean logarithm of the metric over some of the runs."""
+        return float(np.mean([math.log(self._value(candidate, index)) for index in at]))
+
+    def _value(self, candidate: Tunables, index: int) -> float:
+        key = tuple(candidate.values()), index
+        if key not in self.known:
+            judged = replace(self.policy, score=self.policy.score.with_tunables(candidate))
+            value = self.measure(records_of(self.runs[index], judged))
+            if not 0 < value < math.inf:
+                raise InputError(f"tuning needs a metric above 0, not {value} of {judged.name}")
+            self.known[key] = value
+        return self.known[key]
+
+
+def _half(count: int) -> int:
+    return min(count, max(1, count // 2))
+
+
+def _near(centre: Tunables, spread: float, rng: np.random.Generator) -> Tunables:
+    """Random tunables: factors of the centre's values, bools by a coin, 0 by up to 1 around it."""
+    found: Tunables = {}
+    for name, value in centre.items():
+        draw = float(rng.uniform(-spread, spread))
+        if isinstance(value, bool):
+            found[name] = bool(rng.random() < 0.5)
+        elif isinstance(value, int):
+            found[name] = max(1, round(value * math.exp(draw))) if value > 0 else value
+        else:
+            number = value * math.exp(draw) if value else draw / WIDE
+            found[name] = float(f"{number:.3g}")  # what a table can say
+    return found
+
+
+def _spelled(value: Tunable) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _metric(metric: str | Metric) -> Metric:
+    if not isinstance(metric, str):
+        return metric
+    if metric not in METRICS:
+        raise UnknownNameError("metric", metric, METRICS)
+    return METRICS[metric]

@@ -1,0 +1,126 @@
+"""Tuning: what it finds where the best is known, what it costs, and what it never looks at."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.eval import tune as tuning
+from lengthwise.eval.tune import METRICS, Case, records_of, tune
+from lengthwise.policies import load_policy, load_router
+from lengthwise.serving import Engine, Node, System
+from lengthwise.serving.timing import LinearTiming
+from lengthwise.workload import Workload
+
+
+@dataclass(frozen=True)
+class Window:
+    workload: Workload
+    system: System
+    predictions: Any
+    seed: int
+
+
+def window(seed: int, requests: int = 60) -> Window:
+    """All at once on one seat: prompt tokens take half as long as an answer's."""
+    rng = np.random.default_rng(seed)
+    prompt, output = rng.integers(1, 400, requests), rng.integers(1, 200, requests)
+    workload = Workload(
+        {"arrival_s": np.zeros(requests), "prompt_tokens": prompt, "output_tokens": output}
+    )
+    node = Node(
+        Engine(max_num_seqs=1, max_num_batched_tokens=4096, num_gpu_blocks=200),
+        LinearTiming(base_s=0.01, per_prefill_token_s=0.005), load_policy("fcfs"),
+    )  # fmt: skip
+    system = System((node, node), load_router("round-robin"))
+    return Window(workload, system, output * 1.0, seed)
+
+
+RUNS = [window(seed) for seed in range(3)]
+
+
+def level(policy: Any, runs: list[Window], metric: str = "mean latency") -> float:
+    values = [METRICS[metric](records_of(case, policy)) for case in runs]
+    return float(np.mean(np.log(values)))
+
+
+def test_the_best_weight_is_found() -> None:
+    """On one seat, shortest processing time first is best: b is the ratio of the two times."""
+    found = tune(load_policy("work"), RUNS, budget=60, seed=0)
+    exact = load_policy("work:b=0.5")
+    default = level(load_policy("work"), RUNS)
+    assert level(found, RUNS) - level(exact, RUNS) < 0.1 * (default - level(exact, RUNS))
+    assert 0.3 < found.score.tunables["b"] < 0.8
+    assert found.name == f"work:b={found.score.tunables['b']:g}"
+    assert load_policy(found.name).score == found.score  # what the table says can be typed in
+
+
+def test_on_runs_that_it_did_not_see_as_well() -> None:
+    found = tune(load_policy("work"), RUNS, budget=60, seed=0)
+    unseen = [window(seed) for seed in range(100, 104)]
+    assert level(found, unseen) < level(load_policy("work"), unseen)
+
+
+@pytest.mark.parametrize("budget", [12, 13, 40, 64])
+def test_the_budget_is_kept_and_used(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated: list[tuple[int, str]] = []
+
+    def counted(case: Case, judged: Any) -> Any:
+        simulated.append((case.seed, repr(judged.score.tunables)))
+        return records_of(case, judged)
+
+    monkeypatch.setattr(tuning, "records_of", counted)
+    tune(load_policy("work"), RUNS, budget=budget, seed=1)
+    assert 0.75 * budget - 3 <= len(simulated) <= budget
+    assert len(set(simulated)) == len(simulated)  # nothing twice
+
+
+def test_the_same_seed_finds_the_same_and_no_worse_than_the_defaults() -> None:
+    for spec in ("hrrn", "mlfq", "weighted-sjf"):
+        policy = load_policy(spec)
+        runs: list[Any] = RUNS[:2]
+        if spec == "weighted-sjf":
+            runs = [
+                Window(
+                    case.workload.replace(priority=np.arange(60) % 3), case.system,
+                    case.predictions, case.seed,
+                )
+                for case in runs
+            ]  # fmt: skip
+        first, again = (tune(policy, runs, budget=12, seed=5) for _ in range(2))
+        assert first == again
+        assert level(first, runs) <= level(policy, runs)
+    router = load_router("jsew")
+    tuned = tune(router, RUNS[:2], metric="P99 latency", budget=12, seed=2)
+    assert level(tuned, RUNS[:2], "P99 latency") <= level(router, RUNS[:2], "P99 latency")
+
+
+def test_what_has_no_tunables_is_as_it_was() -> None:
+    policy = load_policy("sjf+preempt:margin=3")
+    assert tune(policy, RUNS, budget=12) is policy
+
+
+def test_what_stands_beside_the_score_stays() -> None:
+    policy = load_policy("work:b=0.02+preempt:margin=7+guard:ratio=2")
+    found = tune(policy, RUNS, budget=40)
+    assert (found.preemption, found.guard) == (policy.preemption, policy.guard)
+    assert load_policy(found.name) == found
+    router = load_router("least-load:choices=1,penalty=2.0")
+    tuned = tune(router, RUNS, budget=12)
+    assert load_router(tuned.name) == tuned
+
+
+def test_bad_input_is_told() -> None:
+    with pytest.raises(InputError, match="less than 4 for each of 3"):
+        tune(load_policy("work"), RUNS, budget=11)
+    with pytest.raises(InputError, match="at least one run"):
+        tune(load_policy("work"), [], budget=11)
+    with pytest.raises(UnknownNameError, match="did you mean 'mean latency'"):
+        tune(load_policy("work"), RUNS, metric="mean latencies")
+    with pytest.raises(InputError, match="above 0, not nan"):
+        tune(load_policy("work"), RUNS, metric=lambda records: math.nan)
