@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ Ints = NDArray[np.int64]
 ITERATIONS = 100  # the most that are tried
 QUANTILE_ITERATIONS = 60
 MANY_ROWS = 10_000
+MOST_ROWS = 30_000  # that buckets and quantiles are boosted on: drawn at random from more
 OPTIONS: dict[str, Any] = {
     "learning_rate": 0.08,
     "max_leaf_nodes": 8,
@@ -24,36 +26,48 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def boosted(
-    columns: Floats, length: Floats, target: targets.AnyTarget, folds: Ints, seed: int
-) -> tuple[list[Trees], Floats]:
-    """Ensembles for the target fitted to columns (n, c), and held-out raw outputs (n, outputs).
+@dataclass(frozen=True)
+class Rowwise:
+    """What ensembles are fitted to: n rows.
 
     The first column is a guess, of places for ranks and of the log length otherwise, made without
-    the row's own length. Trees start from it: they learn what it leaves, and then, for quantiles,
+    the row's own length. ``values`` are lengths for buckets and quantiles, else labels.
+    """
+
+    columns: Floats  # (n, c)
+    values: Floats  # (n,)
+    folds: Ints  # (n,)
+    weights: Floats | None = None  # (n,); None where all are the same
+
+    def part(self, mask: Any) -> tuple[Floats, Floats | None]:
+        """Columns and weights of some of the rows."""
+        return self.columns[mask], None if self.weights is None else self.weights[mask]
+
+
+def boosted(data: Rowwise, target: targets.AnyTarget, seed: int) -> tuple[list[Trees], Floats]:
+    """Ensembles for the target fitted to n rows, and held-out raw outputs (n, outputs).
+
+    Trees start from the guess: they learn what it leaves, and then, for quantiles,
     one ensemble each what that leaves. Buckets are classified from all columns.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     # on few rows, threads cost more than they bring
-    with threadpool_limits(1 if len(length) < MANY_ROWS else None):
-        return _boosted(columns, length, target, folds, seed)
+    with threadpool_limits(1 if len(data.values) < MANY_ROWS else None):
+        return _boosted(data, target, seed)
 
 
-def _boosted(
-    columns: Floats, length: Floats, target: targets.AnyTarget, folds: Ints, seed: int
-) -> tuple[list[Trees], Floats]:
+def _boosted(data: Rowwise, target: targets.AnyTarget, seed: int) -> tuple[list[Trees], Floats]:
     if isinstance(target, targets.Quantile):
-        centre, middle = _regression(columns, np.log(length), folds, seed)
-        left = np.log(length) - middle
-        fits = [_quantile(columns, left, level, folds, seed) for level in target.levels]
+        logs = np.log(data.values)
+        centre, middle = _regression(data, logs, seed)
+        fits = [_quantile(data, logs - middle, level, seed) for level in target.levels]
         unseen = np.stack([middle + far for _, far in fits], axis=1)
         return [centre, *(trees for trees, _ in fits)], unseen
     if isinstance(target, targets.Bucket):
-        trees, unseen = _buckets(columns, target.labels(length), target.outputs, folds, seed)
+        trees, unseen = _buckets(data, target.labels(data.values), target.outputs, seed)
         return [trees], unseen
-    labels = targets.regression_labels(target, length)[:, 0]
-    trees, held = _regression(columns, labels, folds, seed)
+    trees, held = _regression(data, data.values, seed)
     return [trees], held[:, None]
 
 
@@ -75,54 +89,67 @@ def probabilities(sums: Floats) -> Floats:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
-def _regression(columns: Floats, labels: Floats, folds: Ints, seed: int) -> tuple[Trees, Floats]:
+def _regression(data: Rowwise, labels: Floats, seed: int) -> tuple[Trees, Floats]:
     from sklearn.ensemble import HistGradientBoostingRegressor as Regressor
 
+    columns, folds = data.columns, data.folds
     left = labels - columns[:, 0]
-    staged = np.empty((ITERATIONS, len(left)))
+    staged = np.empty((ITERATIONS, len(left)), dtype=np.float32 if len(left) > MANY_ROWS else None)
     for fold in range(int(folds.max()) + 1):
         out = folds == fold
         model = Regressor(max_iter=ITERATIONS, random_state=seed, **OPTIONS)
-        model.fit(columns[~out], left[~out])
-        staged[:, out] = list(model.staged_predict(columns[out]))
-    best = int(((staged - left) ** 2).mean(axis=1).argmin())
-    model = Regressor(max_iter=best + 1, random_state=seed, **OPTIONS).fit(columns, left)
+        seen, weights = data.part(~out)
+        model.fit(seen, left[~out], sample_weight=weights)
+        at = np.flatnonzero(out)
+        for k, said in enumerate(model.staged_predict(columns[out])):
+            staged[k, at] = said
+    errors = [float(np.average((said - left) ** 2, weights=data.weights)) for said in staged]
+    best = int(np.argmin(errors))
+    model = Regressor(max_iter=best + 1, random_state=seed, **OPTIONS)
+    model.fit(columns, left, sample_weight=data.weights)
     return Trees.of(model), columns[:, 0] + staged[best]
 
 
-def _buckets(
-    columns: Floats, labels: Ints, buckets: int, folds: Ints, seed: int
-) -> tuple[Trees, Floats]:
+def _buckets(data: Rowwise, labels: Ints, buckets: int, seed: int) -> tuple[Trees, Floats]:
     from sklearn.ensemble import HistGradientBoostingClassifier as Classifier
 
-    staged = np.zeros((ITERATIONS, len(labels), buckets))
+    columns, folds = data.columns, data.folds
+    many = len(labels) > MANY_ROWS
+    staged = np.zeros((ITERATIONS, len(labels), buckets), dtype=np.float32 if many else None)
     for fold in range(int(folds.max()) + 1):
         out = folds == fold
         if len(np.unique(labels[~out])) < 2:
             staged[:, out, labels[~out][0]] = 1.0
             continue
         model = Classifier(max_iter=ITERATIONS, random_state=seed, **OPTIONS)
-        model.fit(columns[~out], labels[~out])
+        seen, weights = data.part(~out)
+        model.fit(seen, labels[~out], sample_weight=weights)
+        at = np.ix_(np.flatnonzero(out), model.classes_)
         # a fold may lack a rare bucket, which then has no probability
-        staged[np.ix_(np.arange(ITERATIONS), np.flatnonzero(out), model.classes_)] = list(
-            model.staged_predict_proba(columns[out])
-        )
-    right = staged[:, np.arange(len(labels)), labels]  # (iterations, n)
-    best = int(np.log(np.maximum(right, 1e-4)).mean(axis=1).argmax())
-    model = Classifier(max_iter=best + 1, random_state=seed, **OPTIONS).fit(columns, labels)
-    return Trees.of(model), staged[best]
+        for k, said in enumerate(model.staged_predict_proba(columns[out])):
+            staged[k][at] = said
+    rows = np.arange(len(labels))
+    right = [
+        np.average(np.log(np.maximum(said[rows, labels], 1e-4)), weights=data.weights)
+        for said in staged
+    ]
+    best = int(np.argmax(right))
+    model = Classifier(max_iter=best + 1, random_state=seed, **OPTIONS)
+    model.fit(columns, labels, sample_weight=data.weights)
+    return Trees.of(model), staged[best].astype(np.float64)
 
 
-def _quantile(
-    columns: Floats, labels: Floats, level: float, folds: Ints, seed: int
-) -> tuple[Trees, Floats]:
+def _quantile(data: Rowwise, labels: Floats, level: float, seed: int) -> tuple[Trees, Floats]:
     from sklearn.ensemble import HistGradientBoostingRegressor as Regressor
 
     options = {**OPTIONS, "max_iter": QUANTILE_ITERATIONS, "random_state": seed}
     unseen = np.empty(len(labels))
     for part in (0, 1):  # two folds are enough to calibrate, and every level is fitted again
-        out = folds % 2 == part
+        out = data.folds % 2 == part
         model = Regressor(loss="quantile", quantile=level, **options)
-        unseen[out] = model.fit(columns[~out], labels[~out]).predict(columns[out])
-    model = Regressor(loss="quantile", quantile=level, **options).fit(columns, labels)
-    return Trees.of(model), unseen
+        seen, weights = data.part(~out)
+        unseen[out] = model.fit(seen, labels[~out], sample_weight=weights).predict(
+            data.columns[out]
+        )
+    model = Regressor(loss="quantile", quantile=level, **options)
+    return Trees.of(model.fit(data.columns, labels, sample_weight=data.weights)), unseen

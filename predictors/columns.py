@@ -59,6 +59,27 @@ def mask(values: ArrayLike | None, *, rows: int, of: str) -> Mask:
     return cut
 
 
+def weights(values: ArrayLike | None, *, rows: int, of: str) -> Floats:
+    """How much each row counts, (rows,), of mean 1; all the same where nothing is said."""
+    if values is None:
+        return np.ones(rows)
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{of}: weights hold values that are not numbers") from None
+    _shape(array, rows, "weights", of)
+    if not (np.isfinite(array) & (array >= 0)).all() or not array.any():
+        raise InputError(f"{of}: weights must be finite numbers, 0 or more, and not all 0")
+    return np.asarray(array / array.mean())
+
+
+def resampled(heavy: Floats, seed: int) -> NDArray[np.int64]:
+    """As many rows, each as often as its weight says, rounded up or down at random."""
+    n = len(heavy)
+    steps = np.random.default_rng(seed).random() + np.arange(n)
+    return np.searchsorted(np.cumsum(heavy) * n / heavy.sum(), steps, side="right").clip(0, n - 1)
+
+
 def number(value: object, *, name: str, of: str) -> float:
     """An option that must be a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):

@@ -19,7 +19,8 @@ from lengthwise.errors import InputError
 from lengthwise.prediction import Floats, Prediction
 from lengthwise.predictors import columns, folder, targets
 from lengthwise.predictors.censoring import drawn_logs, expected_logs
-from lengthwise.predictors.shifting import capped
+from lengthwise.predictors.effects import USED, Effects
+from lengthwise.predictors.shifting import capped, rebucketed, shifted
 
 FOLDS = 5
 
@@ -33,7 +34,8 @@ class Learned(ABC):
 
     name: ClassVar[str]  # in the registry
     needs = frozenset({"prompt"})
-    uses = frozenset({"max_tokens"})
+    uses: frozenset[str] = USED  # once it is fitted, what makes a difference to it
+    weighs: ClassVar[bool] = False  # whether ``_learn`` reads ``_row_weights``; else rows are drawn
 
     def __init__(
         self,
@@ -46,6 +48,8 @@ class Learned(ABC):
         self.target = targets.check_target(target)
         self.buckets, self.levels, self.seed = buckets, levels, seed
         self.target_: targets.AnyTarget | None = None
+        self.effects_: Effects | None = None  # of context, where it was fitted with some
+        self.shown_: targets.AnyTarget | None = None  # buckets as they are told, with effects
 
     def fit(
         self,
@@ -55,14 +59,43 @@ class Learned(ABC):
         prompt_tokens: ArrayLike | None = None,
         censored: ArrayLike | None = None,
         context: Context | None = None,
+        weights: ArrayLike | None = None,
     ) -> Self:
-        """Learns from prompts and answer lengths, n each; ``censored`` marks lengths cut short."""
+        """Learns from prompts and answer lengths, n each; ``censored`` marks lengths cut short.
+
+        ``context`` (of the same n requests) tells whose lengths they are, ``weights`` (n,) how much
+        each row counts, 1 by default.
+        """
         text, length, cut = columns.fit_columns(prompts, output_tokens, censored, of=self.name)
-        if cut.any():
-            length = self._uncensored(text, length, cut)
-        target = targets.make_target(self.target, length, buckets=self.buckets, levels=self.levels)
-        raw, rows = self._learn(text, length, target)
-        self.target_ = target.calibrated(raw, length[rows])
+        heavy = columns.weights(weights, rows=len(text), of=self.name)
+        if context is not None and len(context) not in (0, len(text)):
+            raise InputError(
+                f"{self.name}: the context has {len(context)} rows, the prompts {len(text)}"
+            )
+        if not self.weighs and weights is not None:
+            rows = columns.resampled(heavy, self.seed)
+            text, length, cut = [text[row] for row in rows], length[rows], cut[rows]
+            context = context.select(rows) if context else None
+            heavy = np.ones(len(rows))
+        self._row_weights = heavy
+        self.effects_, length = self._centred(text, length, cut, context)
+        logs = np.log(length)
+        names = np.zeros(len(text))
+        if self.effects_ is not None:
+            names = self.effects_.of_names(context, len(text))
+        own = np.exp(logs - names)
+        target = targets.make_target(self.target, own, buckets=self._buckets(), levels=self.levels)
+        raw, rows = self._learn(text, own, target)
+        self.target_ = target.calibrated(raw, own[rows])
+        if self.effects_ is not None and context is not None:
+            seen, weight = context.select(rows), heavy[rows]
+            said = np.log(self.target_.prediction(raw).predicted_tokens) + names[rows]
+            self.effects_ = self.effects_.with_line(logs[rows], said, seen, weight)
+            drawn = names[rows] + self.effects_.of_line(seen, said)
+            self.target_ = target.calibrated(raw, np.maximum(np.exp(logs[rows] - drawn), 1e-3))
+            self.shown_ = targets.make_target(self.target, length, buckets=self.buckets)
+            self._declare()
+        del self._row_weights
         return self
 
     def predict(
@@ -75,12 +108,28 @@ class Learned(ABC):
     ) -> Prediction:
         """Predictions for n prompts; none exceeds the ``max_tokens`` of its context."""
         text = columns.texts(prompts, of=self.name)
-        return capped(self._fitted().prediction(self._raw(text)), context)
+        if context is not None and len(context) not in (0, len(text)):
+            raise InputError(
+                f"{self.name}: the context has {len(context)} rows, the prompts {len(text)}"
+            )
+        found = self._fitted().prediction(self._raw(text))
+        if self.effects_ is None:
+            return capped(found, context)
+        shift = self.effects_.of_names(context, len(text))
+        shift = shift + self.effects_.of_line(context, np.log(found.predicted_tokens) + shift)
+        if isinstance(self.shown_, targets.Bucket):
+            return capped(rebucketed(found, shift, self.shown_.edges, self.shown_.means), context)
+        return capped(shifted(found, shift), context)
 
     def save(self, path: str | Path) -> None:
         """Writes the folder that ``load_predictor`` reads."""
         state, arrays = self._state()
         arrays |= {f"target.{key}": value for key, value in self._fitted().arrays().items()}
+        if self.effects_ is not None:
+            state |= {"context": self.effects_.state()}
+            arrays |= {f"context.{key}": value for key, value in self.effects_.arrays().items()}
+            if isinstance(self.shown_, targets.Bucket):
+                arrays |= {f"shown.{key}": value for key, value in self.shown_.arrays().items()}
         saved = folder.Saved(self.name, self._options(), state, arrays)
         folder.write(saved, path, self._write_extra)
 
@@ -88,12 +137,14 @@ class Learned(ABC):
     def restore(cls, saved: folder.Saved, path: Path) -> Self:
         """The predictor in a saved folder."""
         made = cls(**saved.options)
-        arrays = {
-            key.removeprefix("target."): value
-            for key, value in saved.arrays.items()
-            if key.startswith("target.")
-        }
-        made.target_ = targets.restored(made.target, arrays)
+        made.target_ = targets.restored(made.target, _under("target.", saved.arrays))
+        if "context" in saved.state:
+            made.effects_ = Effects.restored(
+                saved.state["context"], _under("context.", saved.arrays)
+            )
+            if made.target == "bucket":
+                made.shown_ = targets.restored("bucket", _under("shown.", saved.arrays))
+        made._declare()
         made._restore(saved.state, saved.arrays, path)
         return made
 
@@ -137,6 +188,32 @@ class Learned(ABC):
             )
         return self.target_
 
+    def _declare(self) -> None:
+        """What it uses, now that it is fitted."""
+        self.uses = frozenset({"max_tokens"}) | (self.effects_.uses if self.effects_ else set())
+
+    def _buckets(self) -> int | Sequence[float] | None:
+        """Of lengths without the effects, whose edges are not those that were asked for."""
+        if self.effects_ is None or self.buckets is None or isinstance(self.buckets, int):
+            return self.buckets
+        return len(self.buckets) + 1
+
+    def _centred(
+        self, text: list[str], length: Floats, cut: columns.Mask, context: Context | None
+    ) -> tuple[Effects | None, Floats]:
+        """Effects of names, and lengths (n,) of which those that were cut are filled."""
+        if context is None or not context.columns.keys() & USED:
+            return None, self._uncensored(text, length, cut) if cut.any() else length
+        from lengthwise.predictors.text import Design
+
+        unseen = Design.of(text, self.seed, self._row_weights).held_out_mean
+        effects = Effects.fit(np.log(length), context, unseen, self._row_weights)
+        if cut.any():
+            names = np.exp(effects.of_names(context, len(text)))
+            length = self._uncensored(text, length / names, cut) * names
+            effects = Effects.fit(np.log(length), context, unseen, self._row_weights)
+        return effects, length
+
     def _uncensored(self, prompts: list[str], length: Floats, cut: columns.Mask) -> Floats:
         """Lengths (n,) with the censored ones filled by a ridge on the same prompts.
 
@@ -144,13 +221,20 @@ class Learned(ABC):
         """
         from lengthwise.predictors.text import Design
 
-        design = Design.of(prompts, self.seed)
+        design = Design.of(prompts, self.seed, self._row_weights)
         logs = np.log(length)
         filled, mu, sigma = expected_logs(logs, cut, design.held_out_mean)
         if self.target in ("bucket", "quantile"):
             rng = np.random.default_rng(self.seed)
             filled = drawn_logs(logs, cut, mu, sigma, rng)
         return np.exp(filled)
+
+
+def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays whose names begin so, without that."""
+    return {
+        key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
+    }
 
 
 def folds_of(prompts: Sequence[str], seed: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lengthwise.prediction import Floats
 from lengthwise.predictors import targets
-from lengthwise.predictors.boosting import boosted, raw_outputs
+from lengthwise.predictors.boosting import MOST_ROWS, Rowwise, boosted, raw_outputs
 from lengthwise.predictors.features import SHAPE, Rows, TextFeatures
 from lengthwise.predictors.learned import Learned, folds_of
 from lengthwise.predictors.trees import Trees
@@ -26,17 +26,35 @@ COMPONENTS = 48  # of the TF-IDF columns, for trees
 
 @dataclass(frozen=True)
 class Design:
-    """Training prompts as rows, and the folds that hold some of them out."""
+    """Training prompts as rows, and the folds that hold some of them out.
+
+    Prompts that come several times, with several answers, are one row, with the mean of their
+    labels and the sum of their weights: what least squares makes of them is the same.
+    """
 
     features: TextFeatures
-    rows: Rows
-    folds: NDArray[np.int64]
+    rows: Rows  # of each distinct prompt
+    folds: NDArray[np.int64]  # (n,) of each prompt as given
+    row: NDArray[np.int64]  # (n,) where its distinct prompt is
+    first: NDArray[np.int64]  # (rows,) where each distinct prompt comes first
+    given: Floats  # (n,) weights
+    weights: Floats | None  # (rows,) of the rows; None where all are the same
 
     @classmethod
-    def of(cls, prompts: Sequence[str], seed: int) -> Design:
-        """Features fitted to the prompts, which are rows of them."""
-        features = TextFeatures.fit(prompts)
-        return cls(features, features.rows(prompts), folds_of(prompts, seed))
+    def of(cls, prompts: Sequence[str], seed: int, weights: Floats | None = None) -> Design:
+        """Features fitted to the prompts, which are rows of them; ``weights`` (n,)."""
+        places: dict[str, int] = {}
+        row = np.array([places.setdefault(prompt, len(places)) for prompt in prompts])
+        first = np.unique(row, return_index=True)[1]
+        given = np.ones(len(row)) if weights is None else weights
+        sums = np.bincount(row, given)
+        even = bool((sums == sums[0]).all())
+        distinct = list(places)
+        features = TextFeatures.fit(distinct)
+        return cls(
+            features, features.rows(distinct), folds_of(prompts, seed), row, first, given,
+            None if even else sums / sums.mean(),
+        )  # fmt: skip
 
     @property
     def matrix(self) -> Any:
@@ -48,32 +66,49 @@ class Design:
             shape=(len(self.rows), self.rows.width),
         )
 
+    def mean(self, labels: Floats) -> Floats:
+        """Labels (n, k) as those of the rows, (rows, k)."""
+        if len(self.rows) == len(labels):
+            return labels
+        sums = [np.bincount(self.row, self.given * column) for column in labels.T]
+        weight = np.maximum(np.bincount(self.row, self.given), 1e-12)
+        return np.stack(sums, axis=1) / weight[:, None]
+
+    def solve(self, labels: Floats, alpha: float) -> tuple[Floats, Floats]:
+        """A ridge on all rows, for labels (n, k): weights (width, k), intercept (k,)."""
+        return solve(self.matrix, self.mean(labels), alpha, self.weights)
+
     def held_out(self, labels: Floats, alpha: float) -> Floats:
-        """For each row, what a ridge fitted to the other folds says; like ``labels`` (n, k)."""
-        matrix, out = self.matrix, np.empty_like(labels)
+        """For each prompt, what a ridge fitted to the other folds says; like ``labels`` (n, k)."""
+        matrix, means, folds = self.matrix, self.mean(labels), self.folds[self.first]
+        out = np.empty_like(means)
         for fold in range(int(self.folds.max()) + 1):
-            unseen = self.folds == fold
-            weights, intercept = solve(matrix[~unseen], labels[~unseen], alpha)
+            unseen = folds == fold
+            heavy = None if self.weights is None else self.weights[~unseen]
+            weights, intercept = solve(matrix[~unseen], means[~unseen], alpha, heavy)
             out[unseen] = matrix[unseen] @ weights + intercept
-        return out
+        return out[self.row]
 
     def best_alpha(self, labels: Floats) -> tuple[float, Floats]:
         """The penalty with the least held-out squared error, and its held-out outputs."""
         tried = {alpha: self.held_out(labels, alpha) for alpha in ALPHAS}
-        best = min(tried, key=lambda alpha: float(((tried[alpha] - labels) ** 2).sum()))
+        heavy = self.given[:, None]
+        best = min(tried, key=lambda alpha: float((heavy * (tried[alpha] - labels) ** 2).sum()))
         return best, tried[best]
 
     def held_out_mean(self, labels: Floats) -> Floats:
-        """Held-out outputs for one label a row, (n,), at a middling penalty."""
+        """Held-out outputs for one label a prompt, (n,), at a middling penalty."""
         return self.held_out(labels[:, None], 3.0)[:, 0]
 
 
-def solve(matrix: Any, labels: Floats, alpha: float) -> tuple[Floats, Floats]:
+def solve(
+    matrix: Any, labels: Floats, alpha: float, heavy: Floats | None = None
+) -> tuple[Floats, Floats]:
     """Ridge regression with an unpenalised intercept: weights (width, k), intercept (k,)."""
     from sklearn.linear_model import Ridge as Solver
 
     solver = Solver(alpha=alpha, solver="sparse_cg", tol=1e-6)
-    solver.fit(matrix, labels)
+    solver.fit(matrix, labels, sample_weight=heavy)
     k = labels.shape[1]
     return np.ascontiguousarray(solver.coef_.reshape(k, -1).T), np.reshape(solver.intercept_, k)
 
@@ -86,6 +121,7 @@ class Ridge(Learned):
     """
 
     name = "ridge"
+    weighs = True
 
     def __init__(
         self,
@@ -102,14 +138,14 @@ class Ridge(Learned):
     def _learn(
         self, prompts: list[str], length: Floats, target: targets.AnyTarget
     ) -> tuple[Floats, NDArray[np.int64]]:
-        design = Design.of(prompts, self.seed)
+        design = Design.of(prompts, self.seed, self._row_weights)
         labels = targets.regression_labels(target, length)
         if self.alpha is None:
             alpha, unseen = design.best_alpha(labels)
         else:
             alpha, unseen = self.alpha, design.held_out(labels, self.alpha)
         self.features_ = design.features
-        self.weights_, self.intercept_ = solve(design.matrix, labels, alpha)
+        self.weights_, self.intercept_ = design.solve(labels, alpha)
         return targets.from_regression(target, unseen), np.arange(len(prompts))
 
     def _raw(self, prompts: list[str]) -> Floats:
@@ -138,23 +174,35 @@ class GBDT(Learned):
     """
 
     name = "gbdt"
+    weighs = True
 
     def _learn(
         self, prompts: list[str], length: Floats, target: targets.AnyTarget
     ) -> tuple[Floats, NDArray[np.int64]]:
-        design = Design.of(prompts, self.seed)
+        design = Design.of(prompts, self.seed, self._row_weights)
         labels = targets.regression_labels(target, length)
         if isinstance(target, targets.Bucket):  # classified; the guess is one column for it
             labels = np.log(length)[:, None]
         alpha, guess = design.best_alpha(labels)
-        weights, intercept = solve(design.matrix, labels, alpha)
+        weights, intercept = design.solve(labels, alpha)
         self.features_ = design.features
         self.weights_ = np.concatenate((weights, self._components(design)), axis=1)
         self.intercept_ = intercept
         columns = self._columns(design.rows)
-        columns[:, 0] = guess[:, 0]
-        self.ensembles_, unseen = boosted(columns, length, target, design.folds, self.seed)
-        return unseen, np.arange(len(prompts))
+        columns[:, 0] = guess[design.first, 0]
+        rows = np.arange(len(prompts))
+        if isinstance(target, targets.Exact | targets.Rank):  # one label a prompt says it all
+            data = Rowwise(columns, design.mean(labels)[:, 0], design.folds[design.first],
+                           design.weights)  # fmt: skip
+            self.ensembles_, unseen = boosted(data, target, self.seed)
+            return unseen[design.row], rows
+        heavy = None if design.weights is None else self._row_weights
+        if len(rows) > MOST_ROWS:
+            rows = np.sort(np.random.default_rng(self.seed).permutation(rows)[:MOST_ROWS])
+        data = Rowwise(columns[design.row[rows]], length[rows], design.folds[rows],
+                       None if heavy is None else heavy[rows])  # fmt: skip
+        self.ensembles_, unseen = boosted(data, target, self.seed)
+        return unseen, rows
 
     def _raw(self, prompts: list[str]) -> Floats:
         columns = self._columns(self.features_.rows(prompts))
