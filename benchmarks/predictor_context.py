@@ -1,6 +1,6 @@
 """What context is worth: one predictor for all models of a file, unseen models, sessions.
 
-    python benchmarks/predictor_context.py [DATA] [--models ridge,gbdt] [--only fleet,unseen,sessions]
+    python benchmarks/predictor_context.py [DATA] [--models ridge,gbdt] [--only fleet]
 
 DATA is the folder with ``prompts/`` and ``sessions/`` (default ../shared/data). Prompts are split
 in halves by a hash of their text. Kendall's tau_b over all rows of all models pooled; intervals are
@@ -45,13 +45,13 @@ def fleet(data: Path, source: str, most: int, seed: int = 0) -> dict[str, np.nda
 
 def sessions(data: Path) -> dict[str, np.ndarray]:
     """Every answer of the multi-turn sessions whose texts are there, what was asked before it."""
+    import pandas as pd
+
     from lengthwise.chat import asked, messages
     from lengthwise.sessions import Answers
 
-    import pandas as pd
-
     turns = pd.read_csv(data / "sessions/mint_turns.csv.gz")
-    length = {(s, t): n for s, t, n in zip(turns.session_id, turns.turn, turns.output_tokens)}
+    length = turns.set_index(["session_id", "turn"]).output_tokens.to_dict()
     columns: dict[str, list] = {}
     with gzip.open(data / "sessions/mint_messages.jsonl.gz", "rt") as lines:
         for session in map(json.loads, lines):
@@ -63,14 +63,20 @@ def sessions(data: Path) -> dict[str, np.ndarray]:
                 if tokens is None or tokens < 1:
                     break
                 row = {
-                    "prompt": asked(chat[:place]), "first": chat[0].text, "output_tokens": tokens,
-                    "model": session["model"], "task": session["task"], **before.row(),
+                    "prompt": asked(chat[:place]),
+                    "first": chat[0].text,
+                    "output_tokens": tokens,
+                    "model": session["model"],
+                    "task": session["task"],
+                    **before.row(),
                 }
                 for name, value in row.items():
                     columns.setdefault(name, []).append(value)
                 before, turn = before.then(tokens), turn + 1
-    return {name: np.array(v, object if name in ("prompt", "first", "model", "task") else float)
-            for name, v in columns.items()}
+    return {
+        name: np.array(v, object if name in ("prompt", "first", "model", "task") else float)
+        for name, v in columns.items()
+    }
 
 
 def fitted(model: str, rows: dict, names: tuple[str, ...], train: np.ndarray):
@@ -144,8 +150,10 @@ def main() -> None:
                 made, _ = fitted("ridge", rows, names, ~test & ~its)
                 told = said(made, rows, names, test & its)
                 found.append(kendalltau(told, rows["output_tokens"][test & its])[0])
-            print(f"unseen models, ridge {'+'.join(names) or 'prompt alone'}: tau median "
-                  f"{np.median(found):.3f}, {min(found):.3f} to {max(found):.3f} of {UNSEEN}")
+            print(
+                f"unseen models, ridge {'+'.join(names) or 'prompt alone'}: tau median "
+                f"{np.median(found):.3f}, {min(found):.3f} to {max(found):.3f} of {UNSEEN}"
+            )
     if "sessions" in parts:
         rows = sessions(given.data)
         test = in_split(rows["first"], "test")

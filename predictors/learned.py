@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -93,6 +94,9 @@ class Learned(ABC):
             self.effects_ = self.effects_.with_line(logs[rows], said, seen, weight)
             drawn = names[rows] + self.effects_.of_line(seen, said)
             self.target_ = target.calibrated(raw, np.maximum(np.exp(logs[rows] - drawn), 1e-3))
+            if self.target_.spread is not None:  # of what comes, with the effects in it
+                spread = replace(self.target_.spread, longest=float(length.max()))
+                self.target_ = replace(self.target_, spread=spread)
             self.shown_ = targets.make_target(self.target, length, buckets=self.buckets)
             self._declare()
         del self._row_weights
@@ -118,7 +122,7 @@ class Learned(ABC):
         shift = self.effects_.of_names(context, len(text))
         shift = shift + self.effects_.of_line(context, np.log(found.predicted_tokens) + shift)
         if isinstance(self.shown_, targets.Bucket):
-            return capped(rebucketed(found, shift, self.shown_.edges, self.shown_.means), context)
+            return capped(rebucketed(found, shift, self.shown_), context)
         return capped(shifted(found, shift), context)
 
     def save(self, path: str | Path) -> None:

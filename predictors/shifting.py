@@ -8,6 +8,7 @@ import numpy as np
 
 from lengthwise.context import Context
 from lengthwise.prediction import Floats, Prediction
+from lengthwise.predictors.targets import Bucket
 
 
 def capped(prediction: Prediction, context: Context | None) -> Prediction:
@@ -41,18 +42,16 @@ def shifted(prediction: Prediction, logs: Floats) -> Prediction:
     return replace(prediction, tokens=tokens)
 
 
-def rebucketed(prediction: Prediction, logs: Floats, edges: Floats, means: Floats) -> Prediction:
-    """Buckets times exp(``logs``), (n,), as probabilities of other ones, (k,) between ``edges``.
+def rebucketed(prediction: Prediction, logs: Floats, told: Bucket) -> Prediction:
+    """Buckets times exp(``logs``), (n,), as probabilities of the buckets ``told``.
 
-    Within a bucket the logarithm of the length counts as uniform. ``means`` (k,) are in tokens.
+    Within a bucket the logarithm of the length counts as uniform.
     """
     assert prediction.edges is not None and prediction.probabilities is not None
     rows = len(prediction.probabilities)
     below = np.concatenate((np.zeros((rows, 1)), prediction.probabilities.cumsum(axis=1)), axis=1)
     below[:, -1] = 1.0
-    at, asked = np.log(np.maximum(prediction.edges, 0.5)), np.log(np.maximum(edges, 0.5))
+    at, asked = np.log(np.maximum(prediction.edges, 0.5)), np.log(np.maximum(told.edges, 0.5))
     reached = np.stack([np.interp(asked - logs[i], at, below[i]) for i in range(rows)])
     reached[:, 0], reached[:, -1] = 0.0, 1.0
-    made = Prediction.bucketed(np.diff(reached, axis=1), edges, means)
-    return replace(prediction, tokens=made.tokens, bucket=made.bucket, edges=made.edges,
-                   probabilities=made.probabilities, means=made.means)  # fmt: skip
+    return Prediction.bucketed(np.diff(reached, axis=1), told.edges, told.means, spread=told.spread)
