@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from lengthwise.errors import InputError
 from lengthwise.eval import metrics
 from lengthwise.eval.alone import Alone
+from lengthwise.eval.ground import beyond_training
 from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.predict import check_prediction
 from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
@@ -201,4 +202,5 @@ def simulate_on(
         "backend_reason": records.backend_reason,
         "seed": seed,
     }
-    return Result(workload, records, system, config)
+    known = predicted_tokens if isinstance(predicted_tokens, Predictions) else None
+    return Result(workload, records, system, config, beyond_training(workload, system, known))

@@ -18,6 +18,7 @@ from lengthwise import features
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.features import Changes
 from lengthwise.picoseconds import picoseconds
+from lengthwise.trained import TrainedOn
 
 Tunable = bool | int | float
 LONGEST_FLOOR_S = 1e6  # of a guard
@@ -100,6 +101,20 @@ class Layered(Protocol):
 
     @property
     def layers(self) -> Sequence[tuple[NDArray[Any], NDArray[Any]]]: ...
+
+    @property
+    def skip(self) -> NDArray[Any] | None: ...
+
+
+@runtime_checkable
+class Weighted(Protocol):
+    """A score function that is data: what ``policies.blend.Blend`` says, an engine compiles."""
+
+    @property
+    def parts(self) -> Sequence[Score]: ...
+
+    @property
+    def weights(self) -> Sequence[float]: ...
 
 
 def _as_type_of(default: Tunable, value: Any, label: str) -> Tunable:
@@ -219,6 +234,7 @@ class SchedulingPolicy:
     # under KV pressure; "fcfs" is vLLM's own, where a preempted request returns to the front.
     queue: Literal["fcfs", "priority"] = "priority"
     label: str = ""  # as the user spelled it; the score's name when empty
+    trained_on: TrainedOn | None = None  # of a learned one
 
     @property
     def name(self) -> str:
@@ -239,6 +255,7 @@ class RoutingPolicy:
     score: Score
     choices: int = 0
     label: str = ""
+    trained_on: TrainedOn | None = None  # of a learned one
 
     @property
     def name(self) -> str:

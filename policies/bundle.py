@@ -15,6 +15,7 @@ import numpy as np
 
 from lengthwise import features
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.policies.blend import Blend
 from lengthwise.policies.learned import MLP
 from lengthwise.policy import (
     Admission,
@@ -25,9 +26,12 @@ from lengthwise.policy import (
     Score,
 )
 from lengthwise.registry import load as load_registered
+from lengthwise.trained import TrainedOn
 from lengthwise.writing import whole_folder
 
-FORMAT = 2  # 1 said "ratio 0" of a guard where the policy said nothing of one
+# 1 said "ratio 0" of a guard where the policy said nothing of one; 2 knew neither blends, nor a
+# network's linear part, nor what a policy was trained on
+FORMAT = 3
 POLICY, WEIGHTS, PREDICTOR = "policy.json", "weights.safetensors", "predictor"
 LARGEST = 64 * 2**20  # bytes of one file: far above any policy, far below a serving host's memory
 
@@ -59,12 +63,26 @@ def write_bundle(policy: SchedulingPolicy | RoutingPolicy, folder: str | Path) -
         described["queue"] = policy.queue
     else:
         described["choices"] = policy.choices
+    if policy.trained_on is not None:
+        described["trained_on"] = {
+            "ranges": {name: [low, high] for name, low, high in policy.trained_on.ranges},
+            "workloads": list(policy.trained_on.workloads),
+        }
     target = Path(folder)
     try:
         with whole_folder(target) as here:
             if isinstance(score.function, MLP):
-                described["score"] = {"type": "mlp", "layers": len(score.function.layers)}
-                save_file(_tensors(score.function), here / WEIGHTS)
+                net = score.function
+                described["score"] = {
+                    "type": "mlp", "layers": len(net.layers), "skip": net.skip is not None,
+                }  # fmt: skip
+                save_file(_tensors(net), here / WEIGHTS)
+            elif isinstance(score.function, Blend):
+                terms = zip(score.function.terms, score.function.weights, strict=True)
+                described["score"] = {
+                    "type": "blend",
+                    "terms": [{"name": name, "weight": weight} for name, weight in terms],
+                }
             else:
                 described["score"] = {"type": "registered", "name": _registered(policy)}
             (here / POLICY).write_text(json.dumps(described, indent=2) + "\n")
@@ -109,7 +127,7 @@ def _constant(name: str) -> float:
 
 
 def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingPolicy:
-    if described["format"] not in (1, FORMAT):
+    if described["format"] not in range(1, FORMAT + 1):
         raise InputError(
             f"bundle {str(path)!r} has format {described['format']!r}; "
             f"this version reads 1 to {FORMAT}"
@@ -129,7 +147,15 @@ def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingP
     if kind not in ("scheduling", "routing"):
         raise UnknownNameError("bundle kind", str(kind), ("scheduling", "routing"))
     if how["type"] == "mlp":
-        score = Score(described["name"], _read_mlp(path, how["layers"], len(names)), names)
+        skip = how.get("skip", False)
+        score = Score(described["name"], _read_mlp(path, how["layers"], len(names), skip), names)
+    elif how["type"] == "blend":
+        score = _read_blend(path, how["terms"]).score(described["name"])
+        if score.features != names:
+            raise InputError(
+                f"bundle {str(path)!r}: its terms read {', '.join(score.features)}, "
+                f"not {', '.join(names)}"
+            )
     elif how["type"] == "registered":
         found = load_registered("policy" if kind == "scheduling" else "router", how["name"]).score
         if found.features != names:
@@ -139,10 +165,11 @@ def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingP
             )
         score = found.with_tunables(described["tunables"])
     else:
-        raise UnknownNameError("score type", str(how["type"]), ("mlp", "registered"))
+        raise UnknownNameError("score type", str(how["type"]), ("mlp", "blend", "registered"))
+    trained_on = _trained_on(path, described.get("trained_on"))
     if kind == "routing":
         _types(described, choices=int)
-        return RoutingPolicy(score, described["choices"], label=str(path))
+        return RoutingPolicy(score, described["choices"], str(path), trained_on)
     preemption, admission = described["preemption"], described["admission"]
     _types(
         preemption, mode=str, price=float, overhead_tokens=int, margin=float, max_per_step=int,
@@ -163,7 +190,36 @@ def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingP
         None if guard is None else Guard(**guard),
         queue=described["queue"],
         label=str(path),
+        trained_on=trained_on,
     )
+
+
+def _read_blend(path: Path, terms: list[dict[str, Any]]) -> Blend:
+    for term in terms:
+        _types(term, name=str, weight=float)
+    try:
+        return Blend(
+            tuple(term["name"] for term in terms), tuple(float(term["weight"]) for term in terms)
+        )
+    except UnknownNameError:
+        raise
+    except (InputError, OverflowError) as error:
+        raise InputError(f"bundle {str(path)!r}: {error}") from None
+
+
+def _trained_on(path: Path, said: dict[str, Any] | None) -> TrainedOn | None:
+    if said is None:
+        return None
+    for name, limits in said["ranges"].items():
+        if not isinstance(limits, list) or len(limits) != 2:
+            raise TypeError(f"the range of {name} must be two numbers, not {limits!r}")
+        _types(dict(zip(("low", "high"), limits, strict=True)), low=float, high=float)
+    for name in said["workloads"]:
+        _types({"workload": name}, workload=str)
+    try:
+        return TrainedOn.of({k: (v[0], v[1]) for k, v in said["ranges"].items()}, said["workloads"])
+    except InputError as error:
+        raise InputError(f"bundle {str(path)!r}: {error}") from None
 
 
 def _types(values: dict[str, Any], **wanted: type) -> None:
@@ -191,12 +247,14 @@ def _registered(policy: SchedulingPolicy | RoutingPolicy) -> str:
 
 def _tensors(mlp: MLP) -> dict[str, Any]:
     tensors: dict[str, Any] = {"shift": mlp.shift, "scale": mlp.scale, "log": mlp.log}
+    if mlp.skip is not None:
+        tensors["skip"] = mlp.skip
     for i, (weight, bias) in enumerate(mlp.layers):
         tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"] = weight, bias
     return {key: np.ascontiguousarray(value) for key, value in tensors.items()}
 
 
-def _read_mlp(path: Path, layers: int, width: int) -> MLP:
+def _read_mlp(path: Path, layers: int, width: int, skip: bool) -> MLP:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -213,6 +271,7 @@ def _read_mlp(path: Path, layers: int, width: int) -> MLP:
                 )
                 for i in range(layers)
             ),
+            tensors["skip"].astype(np.float64) if skip else None,
         )
     except (OSError, SafetensorError, KeyError) as error:
         raise InputError(f"bundle {str(path)!r}: bad {WEIGHTS}: {error}") from error
@@ -220,10 +279,11 @@ def _read_mlp(path: Path, layers: int, width: int) -> MLP:
     for weight, bias in mlp.layers:
         fits &= weight.ndim == 2 and weight.shape[1] == inputs and bias.shape == weight.shape[:1]
         inputs = weight.shape[0] if weight.ndim == 2 else -1
-    fits &= all(t.shape == (width,) for t in (mlp.shift, mlp.scale, mlp.log))
+    linear = () if mlp.skip is None else (mlp.skip,)
+    fits &= all(t.shape == (width,) for t in (mlp.shift, mlp.scale, mlp.log, *linear))
     if not fits or inputs != 1:
         raise InputError(f"bundle {str(path)!r}: {WEIGHTS} does not fit {width} features")
-    if not all(np.isfinite(t).all() for t in (mlp.shift, mlp.scale, *sum(mlp.layers, ()))):
+    if not all(np.isfinite(t).all() for t in (mlp.shift, mlp.scale, *sum(mlp.layers, ()), *linear)):
         raise InputError(f"bundle {str(path)!r}: {WEIGHTS} holds NaN or infinite values")
     if not mlp.scale.all():
         raise InputError(f"bundle {str(path)!r}: {WEIGHTS} has a scale of 0")

@@ -22,10 +22,13 @@ class MLP:
     the feature: sign(x) log(1 + |x|).
 
     ``layers`` is a sequence of (weight (out, in), bias (out,)) pairs, as torch's ``Linear`` stores
-    them; tanh between them, none after the last, whose output is one number: the score.
+    them; tanh between them, none after the last, whose output is one number: the score. ``skip``
+    (F,) adds ``skip @ ((x - shift) / scale)``, which has no bound: beyond what a network was
+    trained on tanh is flat, and order is the linear part's.
 
     The order of operations is part of the contract: a neuron begins with its bias and adds one
-    input's product after the other, each rounded. Engines compile the network (``policy.Layered``)
+    input's product after the other, each rounded; the linear part is summed likewise, from 0, and
+    added last. Engines compile the network (``policy.Layered``)
     and give the same bits, whatever stands beside a row. Networks of equal numbers are equal.
     """
 
@@ -33,6 +36,7 @@ class MLP:
     scale: Floats  # (F,)
     log: NDArray[np.bool_]  # (F,)
     layers: tuple[tuple[Floats, Floats], ...]
+    skip: Floats | None = None  # (F,)
 
     def __call__(self, *values: Any) -> Any:
         """The score of each request or replica: scalars in, float out; (n,) arrays in, (n,) out."""
@@ -52,15 +56,18 @@ class MLP:
 
     def _rows(self, x: Floats) -> Floats:
         """Scores (n,) of raw features (n, F)."""
-        h = np.ascontiguousarray(self.normalise(x).T)
+        seen = h = np.ascontiguousarray(self.normalise(x).T)
         for weight, bias in self.layers[:-1]:
             h = tanh(_linear(weight, bias, h))
         scores: Floats = _linear(*self.layers[-1], h)[0]
+        if self.skip is not None:
+            scores += _linear(self.skip[None], np.zeros(1), seen)[0]
         return scores
 
     @cached_property
     def _content(self) -> tuple[Any, ...]:
-        arrays = (self.shift, self.scale, self.log, *sum(self.layers, ()))
+        skip = () if self.skip is None else (self.skip,)
+        arrays = (self.shift, self.scale, self.log, *sum(self.layers, ()), *skip)
         return tuple((array.shape, array.dtype.str, array.tobytes()) for array in arrays)
 
     def __eq__(self, other: object) -> bool:

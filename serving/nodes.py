@@ -1,8 +1,9 @@
 """From what a user writes to nodes: ``2xh200/llama-3.1-8b,roofline:l40s/llama-3.1-8b``, or a file.
 
 Spelled, nodes are timings between commas, each after how many there are (``2x``; one without). A
-``.yaml`` or ``.json`` file is a list of nodes with the keys ``count``, ``timing``, ``role``,
-``name``, ``policy`` and any option of ``Engine``. What it leaves out is the run's.
+``.yaml`` or ``.json`` file is a list of nodes with the keys ``count``, ``timing``, ``speed`` (a
+factor: 0.5 takes twice as long), ``role``, ``name``, ``policy`` and any option of ``Engine``.
+What it leaves out is the run's.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from lengthwise.registry import loader
 from lengthwise.serving.options import Engine
 from lengthwise.serving.system import Node, Role
 from lengthwise.serving.timing import timing as load_timing
+from lengthwise.serving.timing.speed import at_speed
 
 NodesLike = str | Path | Sequence[Node | Mapping[str, Any]]
 OPTIONS = tuple(field.name for field in fields(Engine))
-KEYS = ("count", "timing", "role", "name", "policy", *OPTIONS)
+KEYS = ("count", "timing", "speed", "role", "name", "policy", *OPTIONS)
 YAML = (".yaml", ".yml")
 
 
@@ -111,7 +113,8 @@ def _kind(
     try:
         own = replace(engine, **{name: row[name] for name in OPTIONS if name in row})
         kind = Kind(
-            row.get("count", 1), own, model(row.get("timing", timing)), policy,
+            row.get("count", 1), own,
+            at_speed(model(row.get("timing", timing)), row.get("speed", 1)), policy,
             row.get("role", "both"), row.get("name", ""),
         )  # fmt: skip
         nodes_of((kind,), policy or loader("policy")("fcfs"))  # the role is told now

@@ -1,5 +1,6 @@
 """Every score gives the same bits on scalars, on arrays and compiled."""
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 
 from lengthwise import registry
-from lengthwise.policies import load_policy
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.policies import load_policy, load_router
+from lengthwise.policies.blend import Blend, blend
 from lengthwise.policies.learned import MLP
+from lengthwise.policies.terms import TERMS
 from lengthwise.policy import Score
 from lengthwise.serving.fast.compiler.score import (
     FEATURE_ROW,
@@ -142,6 +146,71 @@ def test_a_network_gives_the_same_bits_everywhere(hidden):
     assert scalars.tobytes() == arrays.tobytes() == machine.tobytes()
     alone = [compile_score(score).evaluate(rows[i : i + 1])[0] for i in range(20)]
     assert alone == machine[:20].tolist()
+
+
+def test_a_network_with_a_linear_part_gives_the_same_bits_and_has_no_bound():
+    net = dataclasses.replace(network(8), skip=np.array([1.0, 0, 0.5, 0, 0.25]))
+    score, rows = Score("net", net, NAMES), sample_rows(700, seed=5)
+    scalars, arrays, machine = three_ways(score, rows)
+    assert scalars.tobytes() == arrays.tobytes() == machine.tobytes()
+    parts = arrays - three_ways(Score("net", network(8), NAMES), rows)[1]
+    seen = net.normalise(np.stack([rows[name].astype(float) for name in NAMES], axis=1))
+    np.testing.assert_allclose(parts, seen @ net.skip, rtol=1e-9, atol=1e-9)
+    assert net != network(8)
+    rows = sample_rows(3, seed=5)
+    rows[:] = rows[0]
+    rows["predicted_tokens"] = 3e3, 3e4, 3e5
+    with_skip = compile_score(score).evaluate(rows)
+    assert with_skip[0] < with_skip[1] < with_skip[2]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_blend_of_all_terms_gives_the_same_bits_everywhere(seed):
+    weights = np.random.default_rng(seed).normal(size=len(TERMS))
+    score, rows = Blend(tuple(TERMS), tuple(weights.tolist())).score(), sample_rows(700, seed=seed)
+    rows["max_seats"][:5] = 0
+    scalars, arrays, machine = three_ways(score, rows)
+    assert scalars.tobytes() == arrays.tobytes() == machine.tobytes()
+    by_hand = sum(w * TERMS[name].evaluate(rows) for w, name in zip(weights, TERMS, strict=True))
+    np.testing.assert_allclose(arrays, by_hand, rtol=1e-9, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "spec"),
+    [
+        ({"predicted": 1.0}, "sjf"),
+        ({"predicted": 1.0, "prompt": 0.3}, "work:b=0.3"),
+        ({"arrival": 1.0}, "fcfs"),
+        ({"requests": 1.0}, "jsq"),
+        ({"outstanding": 1.0}, "least-tokens"),
+        ({"turn": 1.0}, "weighted-round-robin"),
+        ({"prefill_s": 0.3, "seat_wait_s": 1.0, "decode_s": 0.1}, "jsew:b=0.3,crowding=0.1"),
+    ],
+)
+def test_strong_baselines_are_blends(weights, spec):
+    """Another order of operations moves the last bit, no more; the order of requests follows."""
+    baseline = (load_router if set(weights) & ROUTING else load_policy)(spec).score
+    rows = sample_rows(500, seed=7)
+    mine, theirs = blend(weights).evaluate(rows), np.asarray(baseline.evaluate(rows), float)
+    scale = 1000.0 if "turn" in weights else 1.0
+    np.testing.assert_allclose(mine, scale * theirs, rtol=1e-12, atol=1e-9)
+
+
+ROUTING = {"requests", "outstanding", "turn", "prefill_s"}
+
+
+def test_blends_of_the_same_terms_share_their_code_and_say_what_is_wrong():
+    first, second = (compile_score(blend({"predicted": 1, "prompt": b})) for b in (0.1, 0.2))
+    assert first.stem == second.stem
+    rows = sample_rows(50, seed=6)
+    assert first.evaluate(rows).tobytes() != second.evaluate(rows).tobytes()
+    assert first.stem != compile_score(blend({"predicted": 1, "footprint": 0.1})).stem
+    with pytest.raises(UnknownNameError, match=r"term of a score.*predicted"):
+        blend({"predicte": 1.0})
+    with pytest.raises(InputError, match="finite number"):
+        blend({"predicted": float("nan")})
+    with pytest.raises(InputError, match="2 terms can't have 1 weights"):
+        Blend(("predicted", "prompt"), (1.0,))
 
 
 def test_networks_of_a_shape_share_their_code_and_nothing_else():

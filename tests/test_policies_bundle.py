@@ -1,6 +1,8 @@
 """Bundles: the round trip, and what a malformed or hostile one is told. No bundle runs code."""
 
+import dataclasses
 import json
+import logging
 import os
 import pickle
 from collections.abc import Callable
@@ -14,9 +16,11 @@ from safetensors.numpy import load_file, save_file
 from lengthwise import registry
 from lengthwise.errors import InputError
 from lengthwise.policies import load_policy, load_router
+from lengthwise.policies.blend import blend
 from lengthwise.policies.bundle import read_bundle, write_bundle
 from lengthwise.policies.learned import MLP
-from lengthwise.policy import Admission, Preemption, SchedulingPolicy, Score
+from lengthwise.policy import Admission, Preemption, RoutingPolicy, SchedulingPolicy, Score
+from lengthwise.trained import TrainedOn
 
 NAMES = ("predicted_tokens", "generated_tokens")
 
@@ -255,3 +259,98 @@ def test_a_bundle_too_large_to_be_a_policy_is_refused(bundle: Path) -> None:
         file.truncate(65 * 2**20)  # sparse: takes no disk
     with pytest.raises(InputError, match="larger than"):
         read_bundle(bundle)
+
+
+GROUND = TrainedOn.of({"prompt_tokens": (1, 4096), "nodes": (4, 4)}, ["azure-conv-2023"])
+
+
+@pytest.mark.parametrize("kind", [SchedulingPolicy, RoutingPolicy])
+def test_a_blend_and_what_it_was_trained_on_come_back(tmp_path: Path, kind: Any) -> None:
+    terms = {"predicted": 1.0, "prompt": 0.1 + 0.2} if kind is SchedulingPolicy else {"kv": 1 / 3}
+    made = kind(blend(terms), trained_on=GROUND)
+    back = read_bundle(write_bundle(made, tmp_path / "b"))
+    assert back.score == made.score and back.trained_on == GROUND
+    assert sorted(file.name for file in (tmp_path / "b").iterdir()) == ["policy.json"]
+
+
+def test_a_network_with_a_linear_part_comes_back(tmp_path: Path) -> None:
+    net = dataclasses.replace(network(), skip=np.array([0.1, -3.0]))
+    back = read_bundle(write_bundle(SchedulingPolicy(Score("net", net, NAMES)), tmp_path / "b"))
+    assert back.score.function == net
+    change_weights(tmp_path / "b", lambda t: t.update({"skip": np.zeros(3)}))
+    with pytest.raises(InputError, match="does not fit"):
+        read_bundle(tmp_path / "b")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_bundles_of_older_formats_load(bundle: Path, number: int) -> None:
+    def older(described: dict[str, Any]) -> None:
+        described["format"] = number
+        del described["score"]["skip"]
+
+    change(bundle, older)
+    back = read_bundle(bundle)
+    assert back.score == learned().score and back.trained_on is None
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda d: d["score"]["terms"][0].update(name="predictd"), "predicted"),
+        (lambda d: d["score"]["terms"][0].update(weight="1"), "malformed"),
+        (lambda d: d["score"]["terms"][0].update(weight=True), "malformed"),
+        (lambda d: d["score"]["terms"][0].update(weight=1e999), "finite number"),
+        (lambda d: d["score"].update(terms=[]), "0 terms"),
+        (lambda d: d["score"]["terms"].pop(), "its terms read"),
+        (lambda d: d["trained_on"]["ranges"].update(nodes=[4]), "malformed"),
+        (lambda d: d["trained_on"]["ranges"].update(nodes=[4, "5"]), "malformed"),
+        (lambda d: d["trained_on"]["ranges"].update(nodes=[5, 4]), "that is no range"),
+        (lambda d: d["trained_on"].update(workloads=[1]), "malformed"),
+    ],
+)
+def test_a_malformed_blend_is_told(tmp_path: Path, edit: Any, message: str) -> None:
+    made = SchedulingPolicy(blend({"predicted": 1, "prompt": 0.1}), trained_on=GROUND)
+    folder = write_bundle(made, tmp_path / "b")
+    change(folder, edit)
+    with pytest.raises(InputError, match=message):
+        read_bundle(folder)
+
+
+def test_leaving_the_ground_is_said_once(tmp_path: Path) -> None:
+    from lengthwise.eval.simulate import simulate
+    from lengthwise.policies.plugins.metrics import Counters
+    from lengthwise.policies.plugins.scorer import Scorer
+    from lengthwise.workload import Workload
+
+    made = SchedulingPolicy(blend({"prompt": 1.0}), trained_on=GROUND)
+    folder = str(write_bundle(made, tmp_path / "b"))
+    columns = {"arrival_s": [0.0, 1.0], "prompt_tokens": [9, 5000], "output_tokens": [2, 2]}
+    workload = Workload({name: np.array(values) for name, values in columns.items()})
+    (said,) = simulate(workload, folder, replicas=2).notices
+    assert said == (
+        f"{folder} is used beyond what it was trained on: prompt_tokens 9 to 5,000 "
+        "(trained on 1 to 4,096), nodes 2 (trained on 4)"
+    )
+    assert not simulate(workload.head(1), folder, replicas=4).notices
+
+    counters = Counters()
+    heard: list[str] = []
+    counters.log.addHandler(handler := _Hears(heard))
+    try:
+        scorer = Scorer(made.score, counters, 1.0, GROUND)
+        assert scorer.one({"prompt_tokens": 4000}) == 4000 and not heard
+        for tokens in (5000, 6000):
+            assert scorer.one({"prompt_tokens": tokens}) == tokens
+            assert scorer.many({"prompt_tokens": np.array([tokens])}, 1) == [tokens]
+    finally:
+        counters.log.removeHandler(handler)
+    assert len(heard) == 1 and "5,000 (trained on 1 to 4,096)" in heard[0]
+
+
+class _Hears(logging.Handler):
+    def __init__(self, heard: list[str]) -> None:
+        super().__init__()
+        self.heard = heard
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(record.getMessage())

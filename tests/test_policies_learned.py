@@ -9,6 +9,7 @@ from lengthwise.envs.columns import Columns
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.envs.scheduling import SchedulingEnv
 from lengthwise.policies import load_policy, load_router
+from lengthwise.policies.blend import blend
 from lengthwise.policies.bundle import write_bundle
 from lengthwise.policies.learned import MLP
 from lengthwise.policies.plugins.routing import ReplicaRouter
@@ -24,6 +25,7 @@ TIMING = LinearTiming(
     base_s=0.01, per_prefill_token_s=1e-4, per_sequence_s=0.001, num_gpu_blocks=10_000
 )
 ENGINE = Engine(max_num_seqs=5, max_num_batched_tokens=256)
+ROUTER = {"blend": "blend router"}
 SEEN = {
     "scheduling": ("remaining_tokens", "prompt_tokens", "waited_s"),
     "routing": ("outstanding_tokens", "waiting_requests", "prompt_tokens", "kv_utilization"),
@@ -51,6 +53,10 @@ def bundles(tmp_path_factory):
         "scheduling": SchedulingPolicy(scores["scheduling"]),
         "preempting": SchedulingPolicy(scores["scheduling"], Preemption("recompute", price=1e-4)),
         "routing": RoutingPolicy(scores["routing"]),
+        "blend": SchedulingPolicy(blend({"predicted": 1, "prompt": 0.3, "footprint": 0.2})),
+        "blend router": RoutingPolicy(
+            blend({"seat_wait_s": 1, "prefill_s": 0.1, "outstanding_s": 0.7, "own_s": 0.5})
+        ),
     }
     return {name: str(write_bundle(made, folder / name)) for name, made in policies.items()}
 
@@ -78,12 +84,12 @@ def assert_same(a, b):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["scheduling", "preempting"])
+@pytest.mark.parametrize("kind", ["scheduling", "preempting", "blend"])
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_the_twin_schedules_as_the_reference(bundles, kind, asynchronous):
     engine = Engine(max_num_seqs=5, max_num_batched_tokens=256, async_scheduling=asynchronous)
     for seed in range(3):
-        given = {"engine": engine, "replicas": 2, "router": bundles["routing"]}
+        given = {"engine": engine, "replicas": 2, "router": bundles[ROUTER.get(kind, "routing")]}
         slow, fast = (
             simulated(seed, bundles[kind], backend=backend, **given)
             for backend in ("reference", "fast")
@@ -121,7 +127,7 @@ def test_the_gym_shows_what_the_bundle_sees(bundles):
 
 @pytest.mark.vllm
 @pytest.mark.timeout(3000)  # the first test that needs the environment makes it
-@pytest.mark.parametrize("kind", ["scheduling", "preempting"])
+@pytest.mark.parametrize("kind", ["scheduling", "preempting", "blend"])
 def test_vllm_s_scheduler_with_the_plugin_decides_the_same(bundles, kind):
     try:
         real = simulated(0, bundles[kind], backend="vllm")

@@ -14,12 +14,14 @@ from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval.compare import compare
 from lengthwise.eval.tables import bound_row, footnote, subtitle
 from lengthwise.policies import load_policy, load_router
+from lengthwise.protocols import Batch
 from lengthwise.serving import Engine, Node, Stops, System, run
 from lengthwise.serving.nodes import nodes_of, read_nodes
 from lengthwise.serving.records import PS
 from lengthwise.serving.reference.run import ReferenceRun
 from lengthwise.serving.run import Backend
 from lengthwise.serving.timing import LinearTiming
+from lengthwise.serving.timing import timing as load_timing
 from lengthwise.training.cli import main
 
 FCFS = load_policy("fcfs")
@@ -259,3 +261,20 @@ def test_what_a_system_refuses() -> None:
         with pytest.raises(InputError, match="metrics_interval_s must be"):
             two(metrics_interval_s=bad)
     assert two().interval_ps == 0 and two(metrics_interval_s=0.02).interval_ps == PS // 50
+
+
+def test_a_node_at_half_speed_takes_twice_as_long():
+    timing = load_timing("h200/llama-3.1-8b")
+    (kind,) = read_nodes([{"speed": 0.5}], Engine(), timing)
+    slow = kind.timing
+    assert slow.name == "h200/llama-3.1-8b at 0.5" and slow.num_gpu_blocks == timing.num_gpu_blocks
+    for batch in (Batch(0, 0, 30, 30_000, 0), Batch(512, 2, 10, 9_000, 100_000)):
+        ratio = slow.iteration_time(batch) / timing.iteration_time(batch)
+        assert ratio == pytest.approx(2.0, rel=1e-9)
+        tables = [one.tables(2048, 64).iteration_ps(batch) for one in (slow, timing)]
+        assert tables[0] / tables[1] == pytest.approx(2.0, rel=1e-3)
+        clocks = [one.pipeline(2048, 64).gpu_ps(batch) for one in (slow, timing)]
+        assert clocks[0] / clocks[1] == pytest.approx(2.0, rel=1e-3)
+    assert read_nodes([{"speed": 1}], Engine(), timing)[0].timing is timing
+    with pytest.raises(InputError, match="speed must be a number above 0, not 0"):
+        read_nodes([{"speed": 0}], Engine(), timing)

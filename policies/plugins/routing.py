@@ -108,7 +108,9 @@ class ReplicaRouter:
     ) -> None:
         self.policy = load_router(policy)
         self.counters = Counters()
-        self._scorer = Scorer(self.policy.score, self.counters, policy_timeout_s)
+        self._scorer = Scorer(
+            self.policy.score, self.counters, policy_timeout_s, self.policy.trained_on
+        )
         unknown = [name for name in reports if name not in REPORTED]
         if unknown:
             raise InputError(f"replicas report {', '.join(REPORTED)}, not {', '.join(unknown)}")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policy import Score
 from lengthwise.provider import Provider
+from lengthwise.trained import TrainedOn
 
 # whatever a user's function raises; sys.exit() in it is not the engine's end
 RAISED = (Exception, SystemExit)
@@ -22,10 +23,17 @@ class Scorer:
     """Evaluates one score; a request whose score fails gets NaN, and is then served FCFS.
 
     ``off`` is set when evaluations keep taking longer than ``timeout_s``: a policy can't be
-    interrupted, but it need not be called again.
+    interrupted, but it need not be called again. The first feature that lies beyond ``trained_on``
+    is said once.
     """
 
-    def __init__(self, score: Score, counters: Counters, timeout_s: float) -> None:
+    def __init__(
+        self,
+        score: Score,
+        counters: Counters,
+        timeout_s: float,
+        trained_on: TrainedOn | None = None,
+    ) -> None:
         self.score = score
         self.names = score.features
         self.by_clock = bool(score.changes & {"clock", "state"})  # changes while a request waits
@@ -34,6 +42,7 @@ class Scorer:
         self._counters = counters
         self._timeout_s = timeout_s
         self._slow = 0
+        self._trained_on = trained_on  # None once it has been left
 
     def require(self, provider: Provider[Any]) -> None:
         """Raises ``InputError`` if the score reads a feature that ``provider`` can't tell."""
@@ -43,6 +52,7 @@ class Scorer:
         """The score of one request; NaN where the policy fails."""
         if self.off:
             return np.nan
+        self._look(values)
         start = time.perf_counter()
         score = np.nan
         try:
@@ -58,6 +68,8 @@ class Scorer:
         """The scores of ``count`` requests, from arrays (count,) or scalars by feature name."""
         if self.off:
             return np.full(count, np.nan)
+        if count:
+            self._look(values)
         start = time.perf_counter()
         try:
             scores = np.asarray(self.score.evaluate(values), dtype=np.float64)
@@ -74,6 +86,19 @@ class Scorer:
         if np.isnan(scores).any():
             self._unscored(np.nan)
         return scores
+
+    def _look(self, values: Mapping[str, Any]) -> None:
+        """Says once where a feature lies beyond what the policy was trained on."""
+        if self._trained_on is None:
+            return
+        seen = {
+            name: (float(np.min(values[name])), float(np.max(values[name])))
+            for name, _, _ in self._trained_on.ranges
+            if name in values
+        }
+        if said := self._trained_on.notice(f"policy {self.score.name!r}", seen):
+            self._counters.warn("policy-beyond-training", said)
+            self._trained_on = None
 
     def _number(self, found: Any) -> float:
         """A score as a number; NaN for what is none."""

@@ -98,7 +98,7 @@ class Priorities:
         if settings.predictor_folder:
             self.counters.warn("sglang-predictor", "the bundle's predictor is not used in SGLang")
         # a rank that is slower than the others must not switch its policy off alone
-        self._scorer = Scorer(policy.score, self.counters, math.inf)
+        self._scorer = Scorer(policy.score, self.counters, math.inf, policy.trained_on)
         self._scorer.require(VALUES)
         self._default = settings.default_tokens
         self._believed = settings.client_lengths

@@ -143,7 +143,9 @@ class PolicyOrder:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.lengthwise_counters = Counters()
-        self._lengthwise_scorer = Scorer(self.policy.score, self.lengthwise_counters, 0.1)
+        self._lengthwise_scorer = Scorer(
+            self.policy.score, self.lengthwise_counters, 0.1, self.policy.trained_on
+        )
         self._lengthwise_sequence = count()
         self._lengthwise_seated: set[str] = set()  # ids in the last batch
         guarded = self.rule.ratio > 0 and self.policy.queue == "priority"

@@ -94,7 +94,9 @@ class Driver:
         self.counters = counters
         self.gave_way: list[str] = []  # ids preempted by policy in this step
         self.clock = Clock()
-        self._scorer = Scorer(policy.score, self.counters, settings.policy_timeout_s)
+        self._scorer = Scorer(
+            policy.score, self.counters, settings.policy_timeout_s, policy.trained_on
+        )
         self._scorer.require(VALUES)
         self._reads_length = features.reads_prediction(policy.score.features)
         self.now_s = 0.0

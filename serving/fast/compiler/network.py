@@ -1,17 +1,18 @@
-"""A learned score as generated source: one text for all networks of a shape, numbers apart.
+"""A learned score as generated source: one text for all scores of a shape, numbers apart.
 
 A training run exports networks by the dozen, of one shape: only the first is compiled.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.policy import Layered
+from lengthwise.policy import Layered, Score
 
 WIDEST = 4096  # neurons of a layer: two layers lie on the stack
 
@@ -25,6 +26,11 @@ def body(net: Layered, names: tuple[str, ...]) -> str:
     for i, (name, log) in enumerate(zip(names, net.log.tolist(), strict=True)):
         value = f"_symlog(float(row.{name}))" if log else f"float(row.{name})"
         lines.append(f"    put(x, {i}, ({value} - get(numbers, {i})) / get(numbers, {width + i}))")
+    if net.skip is not None:
+        first = 2 * width + sum((inputs + 1) * outputs for inputs, outputs in pairwise(widths))
+        lines.append("    skip = 0.0")
+        for i in range(width):
+            lines.append(f"    skip = skip + get(numbers, {first + i}) * get(x, {i})")
     at, x, y = 2 * width, "x", "y"
     for layer, (inputs, outputs) in enumerate(pairwise(widths), start=1):
         lines.append(f"    linear(numbers, {at}, {x}, {y}, {inputs}, {outputs})")
@@ -32,7 +38,8 @@ def body(net: Layered, names: tuple[str, ...]) -> str:
             lines.append(f"    for j in range({outputs}):")
             lines.append(f"        put({y}, j, _tanh(get({y}, j)))")
         at, x, y = at + (inputs + 1) * outputs, y, x
-    lines.append(f"    put(out, i, get({x}, 0))")
+    total = f"get({x}, 0)" if net.skip is None else f"get({x}, 0) + skip"
+    lines.append(f"    put(out, i, {total})")
     return "\n".join(f"    {line}" for line in lines)
 
 
@@ -41,4 +48,17 @@ def numbers(net: Layered) -> NDArray[np.float64]:
     parts: list[Any] = [net.shift, net.scale]
     for weight, bias in net.layers:
         parts += [weight.T.ravel(), bias]
+    if net.skip is not None:
+        parts.append(net.skip)
     return np.ascontiguousarray(np.concatenate(parts), np.float64)
+
+
+def weighted(parts: Sequence[Score], entries: list[str]) -> str:
+    """The statements of ``evaluate`` for a sum of scores, of which each is ``entries``' function,
+    in the order of operations of ``policies.blend.Blend``."""
+    lines = ["for i in range(n):", "    row = feature_row(rows, i)", "    total = 0.0"]
+    for i, (part, entry) in enumerate(zip(parts, entries, strict=True)):
+        values = ", ".join(f"row.{name}" for name in part.features)
+        lines.append(f"    total = total + get(numbers, {i}) * float({entry}({values}))")
+    lines.append("    put(out, i, total)")
+    return "\n".join(f"    {line}" for line in lines)

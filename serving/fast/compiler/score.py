@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from lengthwise import exact, features
 from lengthwise.errors import InputError
-from lengthwise.policy import Layered, Score
+from lengthwise.policy import Layered, Score, Weighted
 from lengthwise.serving.fast.compiler import network
 from lengthwise.serving.fast.compiler.native import build, load, machine
 from lengthwise.serving.fast.state import FEATURE_ROW
@@ -104,6 +104,8 @@ def compile_score(score: Score) -> CompiledScore:
     """The score, compiled; raises ``NotCompilable`` with the reason for one that can't be."""
     if isinstance(score.function, Layered):
         return _network(score.function, score.features)
+    if isinstance(score.function, Weighted):
+        return _weighted(score.function, score.features)
     functions: dict[str, str] = {}
     entry = _collect(score, functions)
     fractions = [value for value in score.tunables.values() if isinstance(value, float)]
@@ -129,6 +131,22 @@ def _network(net: Layered, names: tuple[str, ...]) -> CompiledScore:
     body = network.body(net, names)
     score = Score("network", net, names)  # type: ignore[arg-type]
     return _load(score, _stem("network", functions, body), functions, body, network.numbers(net))
+
+
+@lru_cache(maxsize=32)
+def _weighted(blend: Weighted, names: tuple[str, ...]) -> CompiledScore:
+    functions, body, stem = _sum_of(tuple((p.function, p.features) for p in blend.parts))
+    score = Score("blend", blend, names)  # type: ignore[arg-type]
+    return _load(score, stem, functions, body, np.array(blend.weights, np.float64))
+
+
+@lru_cache(maxsize=32)
+def _sum_of(parts: tuple[tuple[Any, tuple[str, ...]], ...]) -> tuple[dict[str, str], str, str]:
+    """The functions, the body and the name of the code of a sum of scores: of all its weights."""
+    functions: dict[str, str] = {}
+    scores = [Score(function.__name__, function, names) for function, names in parts]
+    body = network.weighted(scores, [_collect(one, functions) for one in scores])
+    return functions, body, _stem("blend", functions, body)
 
 
 def _stem(name: str, functions: dict[str, str], body: str) -> str:
@@ -331,8 +349,8 @@ def _compare(score: Score, compiled: CompiledScore) -> None:
     values = zip(*(rows[name].tolist() for name in names), strict=True)
     try:
         with np.errstate(all="ignore"):
-            # a network is the same on arrays, and a hundred times faster
-            if isinstance(score.function, Layered):
+            # what is data is the same on arrays, and a hundred times faster
+            if isinstance(score.function, Layered | Weighted):
                 expected = np.asarray(score.evaluate({name: rows[name] for name in names}))
             else:
                 expected = np.array([float(score(*row)) for row in values])

@@ -1,0 +1,46 @@
+"""Whether a run asks learned policies about something that they were not trained on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lengthwise.policy import RoutingPolicy, SchedulingPolicy
+from lengthwise.prediction import Predictions
+from lengthwise.serving import System
+from lengthwise.trained import Range
+from lengthwise.workload import Workload
+
+
+def beyond_training(
+    workload: Workload, system: System, predictions: Predictions | None
+) -> tuple[str, ...]:
+    """One line for each learned policy that a run takes beyond what its bundle records.
+
+    Told from what a run is given: lengths, predicted lengths, nodes and seats. What comes about
+    while it runs, such as its load, is not looked at.
+    """
+    policies: list[SchedulingPolicy | RoutingPolicy] = [node.policy for node in system.nodes]
+    policies.append(system.routing)
+    learned = {id(policy): policy for policy in policies if policy.trained_on is not None}
+    if not learned:
+        return ()
+    seats = [node.engine.max_num_seqs for node in system.nodes]
+    nodes = float(len(system.nodes))
+    seen: dict[str, Range] = {
+        "prompt_tokens": _range(workload["prompt_tokens"]),
+        "nodes": (nodes, nodes),
+        "seats": _range(np.array(seats)),
+    }
+    if predictions is not None and "predicted_tokens" in predictions.columns:
+        seen["predicted_tokens"] = _range(predictions.columns["predicted_tokens"])
+    said = [
+        policy.trained_on.notice(policy.name, seen)
+        for policy in learned.values()
+        if policy.trained_on is not None
+    ]
+    return tuple(dict.fromkeys(filter(None, said)))
+
+
+def _range(values: object) -> Range:
+    found = np.asarray(values, np.float64)
+    return float(found.min()), float(found.max())
