@@ -44,12 +44,26 @@ class Vllm:
     """An ``AsyncLLM`` with the shape of a known model."""
 
     def __init__(self, model: str, options: dict[str, Any]) -> None:
-        from lengthwise.serving.timing import measure_vllm
+        import torch
+        import vllm
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
         from lengthwise.serving.timing.vllm_model import model_folder
 
         with model_folder(model) as folder:
-            self._engine = measure_vllm.start(folder, scheduler=None, **options)
-        self.about = measure_vllm.about(self._engine)
+            given = {"load_format": "dummy", "skip_tokenizer_init": True, **options}
+            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(folder), **given))
+        config = self._engine.vllm_config
+        self.about = {
+            "gpu": torch.cuda.get_device_name(0),
+            "engine": {"name": "vllm", "version": vllm.__version__},
+            "num_gpu_blocks": config.cache_config.num_gpu_blocks,
+            "block_size": config.cache_config.block_size,
+            "max_num_seqs": config.scheduler_config.max_num_seqs,
+            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+            "async_scheduling": bool(config.scheduler_config.async_scheduling),
+        }
         self._vocabulary = self._engine.vllm_config.model_config.get_vocab_size()
         self._draws = np.random.default_rng(0)
 
