@@ -78,19 +78,20 @@ class Effects:
         for rows that were not seen.
         """
         columns = _line(context, said)
-        varies = {k: v for k, v in columns.items() if np.nanstd(v) > 1e-6 and np.isfinite(v).any()}
+        varies = _varying(columns)
         if not varies:
             return self
         table = np.stack(list(varies.values()), axis=1)
         shift: Floats = np.nanmean(table, axis=0)
         scale: Floats = np.nanstd(table, axis=0)
-        made = Effects(self.intercepts, tuple(varies), shift, scale, np.zeros(len(varies)))
+        nothing: Floats = np.zeros(len(varies))
+        made = Effects(self.intercepts, tuple(varies), shift, scale, nothing)
         x = made._standard(columns)
         heavy = x * weights[:, None]
         left = logs - said
         left = left - np.average(left, weights=weights)
         solved = np.linalg.solve(heavy.T @ x + PENALTY * np.eye(x.shape[1]), heavy.T @ left)
-        return Effects(self.intercepts, tuple(varies), shift, scale, solved)
+        return Effects(self.intercepts, tuple(varies), shift, scale, np.asarray(solved, np.float64))
 
     def of_names(self, context: Context | None, rows: int) -> Floats:
         """The sum of each row's intercepts, (rows,)."""
@@ -184,6 +185,23 @@ def _line(context: Context, said: Floats) -> dict[str, Floats]:
             apart = np.nan_to_num(np.log(np.maximum(last, 1.0)) - said, nan=0.0)
             found["from_last"] = np.where(known > 0, apart, 0.0)
     return found
+
+
+def tells_apart(context: Context) -> bool:
+    """Whether any column of the context differs from row to row, so that there is what to learn."""
+    columns = (getattr(context, name) for name in GROUPS)
+    if any(column is not None and len(_frequent(column)) > 1 for column in columns):
+        return True
+    return bool(_varying(_line(context, np.zeros(len(context)))))
+
+
+def _varying(columns: Mapping[str, Floats]) -> dict[str, Floats]:
+    """The columns that hold more than one value."""
+    return {
+        name: values
+        for name, values in columns.items()
+        if len(np.unique(values[np.isfinite(values)])) > 1
+    }
 
 
 def _frequent(column: NDArray[Any]) -> dict[str, int]:

@@ -20,7 +20,7 @@ from lengthwise.errors import InputError
 from lengthwise.prediction import Floats, Prediction
 from lengthwise.predictors import columns, folder, targets
 from lengthwise.predictors.censoring import drawn_logs, expected_logs
-from lengthwise.predictors.effects import USED, Effects
+from lengthwise.predictors.effects import USED, Effects, tells_apart
 from lengthwise.predictors.shifting import capped, rebucketed, shifted
 
 FOLDS = 5
@@ -206,7 +206,7 @@ class Learned(ABC):
         self, text: list[str], length: Floats, cut: columns.Mask, context: Context | None
     ) -> tuple[Effects | None, Floats]:
         """Effects of names, and lengths (n,) of which those that were cut are filled."""
-        if context is None or not context.columns.keys() & USED:
+        if context is None or not tells_apart(context):
             return None, self._uncensored(text, length, cut) if cut.any() else length
         from lengthwise.predictors.text import Design
 

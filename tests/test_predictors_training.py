@@ -155,3 +155,64 @@ def test_nothing_is_lost_where_results_cannot_go(data: Path, tmp_path: Path) -> 
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     with pytest.raises(InputError, match="no predictor to evaluate"):
         evaluate_predictor("none", data)
+
+
+def test_a_test_share_of_zero_trains_on_everything(data: Path, tmp_path: Path) -> None:
+    report = train_predictor(data, answers_by="chatty", test_share=0, out=tmp_path / "p")
+    assert report["train"]["rows"] == 300 and report["test"]["rows"] == 0
+    assert "metrics" not in report
+    assert evaluate_predictor(tmp_path / "p", data)["split"] == "all"
+    with pytest.raises(InputError, match="trained on all prompts: there is no test split"):
+        evaluate_predictor(tmp_path / "p", data, split="test")
+
+
+def test_all_of_another_file_is_evaluated_and_half_of_a_copy(data: Path, tmp_path: Path) -> None:
+    train_predictor(data, answers_by="chatty", out=tmp_path / "p")
+    (tmp_path / "copy.jsonl.gz").write_bytes(data.read_bytes())
+    copied = evaluate_predictor(tmp_path / "p", tmp_path / "copy.jsonl.gz")
+    assert copied["split"] == "test" and copied["test"]["rows"] < 200
+    other = evaluate_predictor(tmp_path / "p", prompts(50))
+    assert other["split"] == "all" and other["test"]["rows"] == 50
+
+
+def test_empty_answers_are_left_out_and_told(tmp_path: Path) -> None:
+    rows = [{"prompt": f"say {i}", "response": "word " * (i % 9 + 1)} for i in range(60)]
+    rows += [{"prompt": "say nothing", "response": None}, {"prompt": "nor now", "response": ""}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    report = train_predictor(path)
+    assert report["train"]["rows"] + report["test"]["rows"] == 60
+    assert any("dropped 2 requests without output" in told for told in report["notices"])
+    found = train_predictor(prompts(60, output_tokens=np.arange(60)))
+    assert "prompts: left out 1 empty answers" in found["notices"]
+
+
+def test_several_sources_count_alike_or_as_they_are_told_to() -> None:
+    few = prompts(40, output_tokens=np.arange(40) % 3 + 400, name="few")
+    many = prompts(400, output_tokens=np.arange(400) % 3 + 4, name="many")
+    for weights, low, high in ((None, 25, 60), ([1, 99], 4, 6), ([99, 1], 350, 402)):
+        assert low <= _typical([few, many], weights) <= high
+    assert set(train_predictor([few, many])["by_source"]) == {"few", "many"}
+    with pytest.raises(InputError, match="source_weights has 1 numbers, for 2 sources"):
+        train_predictor([few, many], source_weights=[1])
+
+
+def _typical(parts: list[Prompts], weights: list[float] | None) -> float:
+    """What a predictor says that can but learn one length."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        train_predictor(
+            parts, test_share=0, source_weights=weights, out=f"{folder}/p", options={"alpha": 1e6}
+        )
+        predictor = load_predictor(f"{folder}/p")
+        assert predictor is not None
+        return float(np.median(predictor.predict(["something else"]).predicted_tokens))
+
+
+def test_all_models_of_a_file_are_learned_each_with_its_effect(data: Path) -> None:
+    pooled = train_predictor(data, answers_by="all")["metrics"]["kendall_tau"]
+    blind = read_prompts(data)
+    without = train_predictor(Prompts(blind.prompt, blind.prompt_tokens, blind.output_tokens,
+                                      blind.censored))  # fmt: skip
+    assert pooled["value"] > without["metrics"]["kendall_tau"]["value"] + 0.05

@@ -5,34 +5,49 @@ Prompts are split by a hash of their text, so no prompt is both trained and test
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lengthwise import registry
+from lengthwise.context import given
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval.output import check_writable, provenance, replaced_folder
 from lengthwise.eval.prediction_metrics import prediction_metrics
 from lengthwise.prediction import Prediction
 from lengthwise.predictors import load_predictor, make_predictor
+from lengthwise.predictors.columns import resampled
 from lengthwise.predictors.targets import bucket_edges, check_target
 from lengthwise.protocols import Predictor
 from lengthwise.serving.workload import Prompts, read_prompts
+from lengthwise.serving.workload.split import in_split
+from lengthwise.training.sources import (
+    row_weights,
+    shares_prompts,
+    sketch,
+    together,
+    with_answers,
+)
 
 CONFIG, REPORT = "config.json", "report.json"
 ALL = "all"  # of ``answers_by``: every model's answers
 UNTRAINED = ("oracle", "noisy-oracle")
 
+OF_DATA = ("metrics", "by_source", "edges", "sketch")  # of a report, not of the configuration
+
 Report = dict[str, Any]
 
 
 def train_predictor(
-    data: str | Path | Prompts,
+    data: str | Path | Prompts | Sequence[str | Path | Prompts],
     *,
     target: str = "exact",
     model: str = "ridge",
@@ -41,16 +56,19 @@ def train_predictor(
     test_share: float = 0.5,
     max_rows: int | None = None,
     answers_by: str | None = None,
+    source_weights: Sequence[float] | None = None,
     options: Mapping[str, Any] | None = None,
     command: str | None = None,
 ) -> Report:
     """Trains on the train split of ``data``, evaluates on the test split, saves to ``out``.
 
-    ``data`` is what ``read_prompts`` reads (a file, ``hf:NAME``) or what it returns; ``model`` a
-    registered predictor, or a folder or hub name of a pretrained encoder; ``answers_by`` the model
-    whose answers to learn, in data of several ("all" for every one's); ``max_rows`` draws
-    so many rows at random; ``options`` are more arguments of the predictor, such as ``buckets``
-    or ``epochs``.
+    ``data`` is what ``read_prompts`` reads (a file, ``hf:NAME``) or what it returns, or several of
+    these, which then count alike or as ``source_weights`` say, whatever their numbers of rows;
+    ``model`` a registered predictor, or a folder or hub name of a pretrained encoder;
+    ``answers_by`` the model whose answers to learn, in data of several ("all" for every one's, each
+    with an effect of its own); ``max_rows`` draws so many rows of each at random; ``options`` are
+    more arguments of the predictor, such as ``buckets`` or ``epochs``. With a ``test_share`` of 0 all
+    prompts are trained on, and none tested.
 
     A predictor that trains in epochs keeps checkpoints in ``out``.checkpoint until it is done: the
     same call after an interruption goes on from there.
@@ -62,21 +80,25 @@ def train_predictor(
         raise InputError(f"test_share must lie in [0, 1), not {test_share!r}")
     if out is not None:
         check_writable(out)
-    given = dict(options or {})
-    predictor = _unfitted(model, target, seed, given)
+    settings = dict(options or {})
+    predictor = _unfitted(model, target, seed, settings)
     if out is not None and getattr(predictor, "checkpoint", "") is None:
-        predictor = _unfitted(model, target, seed, {**given, "checkpoint": f"{out}.checkpoint"})
-    rows = _rows(data, answers_by, max_rows, seed)
-    train = rows.split("train", test_share)
-    test = rows.split("test", test_share)
+        predictor = _unfitted(model, target, seed, {**settings, "checkpoint": f"{out}.checkpoint"})
+    given_sources = [data] if isinstance(data, str | Path | Prompts) else list(data)
+    if not given_sources:
+        raise InputError("there are no data to train on")
+    parts = [_rows(source, answers_by, max_rows, seed) for source in given_sources]
+    rows, source = together(parts)
+    seen = np.ones(len(rows), bool)
+    if test_share > 0:
+        seen = in_split(rows.prompt, "train", test_share)
+    train, test = rows.select(seen), rows.select(~seen)
     if not len(train):
         raise InputError(f"{rows.name}: no prompt falls into the train split")
 
     started = time.perf_counter()
-    predictor.fit(
-        list(train.prompt), train.output_tokens,
-        prompt_tokens=train.prompt_tokens, censored=train.censored,
-    )  # fmt: skip
+    weights = row_weights(source[seen], source_weights, len(parts))
+    _fit(predictor, train, weights, seed)
     fitted = time.perf_counter()
     edges = _edges(train)
     report: Report = {
@@ -90,19 +112,25 @@ def train_predictor(
         "train": _counts(train),
         "test": _counts(test),
         "edges": edges,
+        "sketch": sketch(rows.prompt),
     }
+    if len(parts) > 1:
+        report["sources"] = {part.name: _counts(part) for part in parts}
+        report["source_weights"] = None if source_weights is None else list(source_weights)
     predicted_s = 0.0
     if (~test.censored).sum() >= 2:  # fewer make no metrics
         begun = time.perf_counter()
         prediction = _predict(predictor, test)
         predicted_s = time.perf_counter() - begun
         report["metrics"] = _metrics(prediction, test, edges, seed)
+        if len(parts) > 1:
+            report["by_source"] = _by_source(prediction, test, source[~seen], parts, edges, seed)
     if out is not None:
         with replaced_folder(out) as fresh:
             predictor.save(fresh)
             _write(fresh / REPORT, report)
-            config = {**report, "options": given, "max_rows": max_rows}
-            config = {k: v for k, v in config.items() if k not in ("metrics", "edges")}
+            config = {**report, "options": settings, "max_rows": max_rows}
+            config = {k: v for k, v in config.items() if k not in OF_DATA}
             _write(fresh / CONFIG, provenance(config, command))
         report["folder"] = str(out)
     return {**report, "seconds": {"fit": fitted - started, "predict": predicted_s}}
@@ -112,7 +140,7 @@ def evaluate_predictor(
     folder: str | Path | Predictor,
     data: str | Path | Prompts,
     *,
-    split: str = "test",
+    split: str | None = None,
     test_share: float | None = None,
     max_rows: int | None = None,
     answers_by: str | None = None,
@@ -120,18 +148,29 @@ def evaluate_predictor(
 ) -> Report:
     """Evaluates a saved predictor (or one by its spelling) on a split of ``data``.
 
-    ``split`` is "train", "test" or "all"; ``test_share`` defaults to what it was trained with, so
-    that on the data it was trained on the test split is what it has not seen. Rows whose length
-    was cut short are left out, and counted.
+    ``split`` is "train", "test" or "all": by default "all" of data that share no prompt with those
+    that the predictor was trained on, and otherwise "test", which it has not seen; ``test_share``
+    defaults to what it was trained with. Rows whose length was cut short are left out, and counted.
     """
     predictor = load_predictor(folder)
     if predictor is None:
         raise InputError("there is no predictor to evaluate: 'none'")
     trained = _trained(folder)
     share = float(trained.get("test_share", 0.5)) if test_share is None else test_share
-    if split not in ("train", "test", ALL):
-        raise UnknownNameError("split", split, ("train", "test", ALL))
-    rows = _rows(data, answers_by or trained.get("answers_by"), max_rows, seed)
+    if split not in (None, "train", "test", ALL):
+        raise UnknownNameError("split", str(split), ("train", "test", ALL))
+    by = answers_by or trained.get("answers_by")
+    rows = _rows(data, by, max_rows, seed, trained="answers_by" in trained and not answers_by)
+    if split is None:
+        held = trained.get("sketch")
+        told = held is not None  # older reports know the name alone
+        split = "test"
+        if told and (share == 0 or not shares_prompts(rows.prompt, held)):
+            split = ALL
+        elif not told and trained.get("data") != rows.name:
+            split = ALL
+    if share == 0 and split != ALL:
+        raise InputError(f"the predictor was trained on all prompts: there is no {split} split")
     rows = rows if split == ALL else rows.split(split, share)
     if (~rows.censored).sum() < 2:
         raise InputError(
@@ -146,6 +185,7 @@ def evaluate_predictor(
         "data": rows.name,
         "split": split,
         "test_share": share,
+        "notices": list(rows.notices),
         "test": _counts(rows),
         "metrics": _metrics(prediction, rows, trained.get("edges") or _edges(rows), seed),
         "seconds": {"predict": predicted_s},
@@ -169,28 +209,51 @@ def _unfitted(model: str, target: str, seed: int, options: Mapping[str, Any]) ->
     raise UnknownNameError("predictor model", model, names)
 
 
+def _fit(
+    predictor: Predictor, train: Prompts, weights: NDArray[np.float64] | None, seed: int
+) -> None:
+    """Fits it, with weights of the rows; one that knows none gets rows as often as they weigh."""
+    more: dict[str, Any] = {}
+    if weights is not None and "weights" in inspect.signature(predictor.fit).parameters:
+        more["weights"] = weights
+    elif weights is not None:
+        train = train.select(resampled(weights, seed))
+    predictor.fit(
+        list(train.prompt), train.output_tokens,
+        prompt_tokens=train.prompt_tokens, censored=train.censored,
+        **given(predictor, train.context), **more,
+    )  # fmt: skip
+
+
 def _rows(
-    data: str | Path | Prompts, answers_by: str | None, max_rows: int | None, seed: int
-) -> Prompts:
+    data: str | Path | Prompts, answers_by: str | None, max_rows: int | None, seed: int,
+    *, trained: bool = False,
+) -> Prompts:  # fmt: skip
+    """The rows of one source; ``trained`` says that ``answers_by`` is only what was learned from,
+    and that others may be asked about where it has no answers.
+    """
     if max_rows is not None and max_rows < 1:
         raise InputError(f"max_rows must be 1 or more, not {max_rows}")
     by = None if answers_by == ALL else answers_by
-    if not isinstance(data, Prompts):
-        rows = read_prompts(data, model=by, drop_zero=True)  # no answer, nothing to learn
-    else:
-        rows = data
-        if by is not None:
-            held = [] if rows.model is None else sorted({str(name) for name in rows.model})
-            if by not in held:
-                raise UnknownNameError(f"model in {rows.name}", by, held)
-            rows = rows.select(np.flatnonzero(rows.model == by))
-    if answers_by is None and rows.model is not None:
-        held = sorted({str(name) for name in rows.model})
-        if len(held) > 1:
-            raise InputError(
-                f"{rows.name} holds answers of {len(held)} models ({', '.join(held)}); name the "
-                f"one to learn, or {ALL}"
-            )
+    rows = data
+    if not isinstance(rows, Prompts):
+        rows = read_prompts(rows, drop_zero=True)  # no answer, nothing to learn
+    held = [] if rows.model is None else sorted({str(name) for name in rows.model})
+    if by is not None and (by in held or not trained):
+        if by not in held:
+            raise UnknownNameError(f"model in {rows.name}", by, held)
+        assert rows.model is not None
+        rows = rows.select(np.array([str(name) == by for name in rows.model]))
+        held = [by]
+    elif by is not None and held:
+        told = f"{rows.name}: has no answers of {by}, which were learned; all others are scored"
+        rows = replace(rows, notices=(*rows.notices, told))
+    rows = with_answers(rows)
+    if len(held) > 1 and answers_by is None:
+        raise InputError(
+            f"{rows.name} holds answers of {len(held)} models ({', '.join(held)}); name the "
+            f"one to learn, or {ALL}"
+        )
     if max_rows is not None and max_rows < len(rows):
         drawn = np.random.default_rng(seed).permutation(len(rows))[:max_rows]
         rows = rows.select(np.sort(drawn))
@@ -202,7 +265,26 @@ def _predict(predictor: Predictor, rows: Prompts) -> Prediction:
         list(rows.prompt),
         prompt_tokens=rows.prompt_tokens,
         output_tokens=rows.output_tokens if "output_tokens" in predictor.needs else None,
+        **given(predictor, rows.context),
     )
+
+
+def _by_source(
+    prediction: Prediction,
+    rows: Prompts,
+    source: NDArray[np.int64],
+    parts: Sequence[Prompts],
+    edges: list[float] | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Metrics within each source that has enough whole answers to make them."""
+    found = {}
+    for number, part in enumerate(parts):
+        its = source == number
+        if (~rows.censored[its]).sum() >= 2:
+            chosen = prediction.select(its), rows.select(its)
+            found[part.name] = _metrics(*chosen, edges, seed)
+    return found
 
 
 def _metrics(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.context import Context
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.served_text import asked_texts
 from lengthwise.serving.workload.files import Columns, read_columns, source_name
@@ -31,6 +32,7 @@ class Prompts:
     model: NDArray[Any] | None = None  # str: who answered
     name: str = "prompts"
     notices: tuple[str, ...] = ()
+    context: Context | None = None  # of the same rows
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -40,7 +42,7 @@ class Prompts:
         return Prompts(
             self.prompt[index], self.prompt_tokens[index], self.output_tokens[index],
             self.censored[index], None if self.model is None else self.model[index],
-            self.name, self.notices,
+            self.name, self.notices, None if self.context is None else self.context.select(index),
         )  # fmt: skip
 
     def split(self, split: str, test_share: float = 0.5) -> Prompts:
@@ -72,6 +74,7 @@ def read_prompts(path: Any, **options: Any) -> Prompts:
         model=table.columns.get("model"),
         name=table.name,
         notices=table.notices,
+        context=Context.of(table.columns),
     )
 
 
@@ -262,6 +265,8 @@ def _with_tokens(table: Table, rows: NDArray[np.int64]) -> Table:
     for text, count in (("prompt", "prompt_tokens"), ("response", "output_tokens")):
         if text not in columns:
             continue
+        if text == "response":  # none at all is an empty one
+            columns[text] = np.array([_told(value) for value in columns[text]], dtype=object)
         for row, value in zip(rows, columns[text], strict=True):
             if not isinstance(value, str):
                 raise InputError(f"{table.name}: row {row}: {text} is {value!r}, not a text")
@@ -273,6 +278,11 @@ def _with_tokens(table: Table, rows: NDArray[np.int64]) -> Table:
     if estimated:
         notices += (f"{table.name}: {' and '.join(estimated)} estimated from the texts",)
     return replace(table, columns=columns, notices=notices)
+
+
+def _told(value: Any) -> Any:
+    """An answer, which is empty where there is none."""
+    return "" if value is None or (isinstance(value, float) and np.isnan(value)) else value
 
 
 def _with_output(

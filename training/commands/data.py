@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lengthwise.errors import InputError
 from lengthwise.serving.workload import Prompts, generate_prompts
 
 GENERATED = "synthetic-chat"
@@ -13,3 +14,13 @@ def prompts_of(data: str, max_rows: int | None, seed: int) -> str | Prompts:
     if data != GENERATED:
         return data
     return generate_prompts(max_rows or GENERATED_ROWS, seed)
+
+
+def weights_of(text: str | None) -> list[float] | None:
+    """Numbers with commas between them."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--source-weights takes numbers such as 2,1,1, not {text!r}") from None

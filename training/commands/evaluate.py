@@ -25,22 +25,25 @@ def evaluate() -> None:
 @click.option(
     "--split",
     type=Name("split", ("test", "train", "all")),
-    default="test",
-    show_default=True,
-    help="Part of the prompts; test is what training left out.",
+    help="Part of the prompts: by default all of DATA that were not trained on, else test, which "
+    "is what training left out.",
 )
 @click.option("--answers-by", metavar="NAME", help="The model whose answers are predicted.")
-@click.option("--max-rows", type=int, metavar="N", help="Only the first rows of DATA.")
+@click.option(
+    "--max-rows", type=int, metavar="N", help="At most so many rows of DATA, drawn at random."
+)
 def predictor(
-    folder: str, data: str, split: str, answers_by: str | None, max_rows: int | None
+    folder: str, data: str, split: str | None, answers_by: str | None, max_rows: int | None
 ) -> None:
     """Measures a predictor (DIR, or a name such as prompt-length) on DATA's prompts."""
     from lengthwise.eval.terminal import console, prediction_view
     from lengthwise.training.commands.data import prompts_of
+    from lengthwise.training.commands.show import notices
     from lengthwise.training.predictor import evaluate_predictor
 
     rows = prompts_of(data, max_rows, 0)
     report = evaluate_predictor(folder, rows, split=split, answers_by=answers_by, max_rows=max_rows)
+    notices(report["notices"])
     console().print(prediction_view(report))
 
 

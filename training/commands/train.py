@@ -28,7 +28,7 @@ def train() -> None:
 
 
 @train.command()
-@click.argument("data", metavar="DATA")
+@click.argument("data", metavar="DATA...", nargs=-1, required=True)
 @click.option(
     "--target",
     type=Name("target", TARGETS),
@@ -57,7 +57,14 @@ def train() -> None:
     show_default=True,
     help="Share of the prompts, by a hash of their text, that is kept for testing.",
 )
-@click.option("--max-rows", type=int, metavar="N", help="Only the first rows of DATA.")
+@click.option(
+    "--max-rows", type=int, metavar="N", help="At most so many rows of DATA, drawn by --seed."
+)
+@click.option(
+    "--source-weights",
+    metavar="W,W,...",
+    help="What each of several DATA counts for; by default all count alike.",
+)
 @seed_option
 @click.option(
     "--set",
@@ -71,31 +78,32 @@ def train() -> None:
 def predictor(
     command: str,
     /,
-    data: str,
+    data: tuple[str, ...],
     target: str,
     model: str,
     out: str,
     answers_by: str | None,
     test_share: float,
     max_rows: int | None,
+    source_weights: str | None,
     seed: int,
     settings: dict[str, object],
 ) -> None:
     """Trains on half of the prompts of DATA, tests on the other half, saves to --out.
 
-    DATA holds prompts with answers or their lengths: CSV, JSONL, Parquet (or .gz), hf:NAME, or
-    synthetic-chat for generated ones.
+    Several DATA are learned together. Each holds prompts with answers or their lengths: CSV,
+    JSONL, Parquet (or .gz), hf:NAME, or synthetic-chat for generated ones.
 
     \b
     lengthwise train predictor responses.jsonl.gz --answers-by Mistral-7B-Instruct-v0.2 --out p
     """
     from lengthwise.eval.terminal import console, prediction_view
-    from lengthwise.training.commands.data import prompts_of
+    from lengthwise.training.commands.data import prompts_of, weights_of
     from lengthwise.training.commands.show import notices
     from lengthwise.training.predictor import train_predictor
 
     report = train_predictor(
-        prompts_of(data, max_rows, seed),
+        [prompts_of(one, max_rows, seed) for one in data],
         target=target,
         model=model,
         out=out,
@@ -103,6 +111,7 @@ def predictor(
         test_share=test_share,
         max_rows=max_rows,
         answers_by=answers_by,
+        source_weights=weights_of(source_weights),
         options=settings,
         command=command,
     )
