@@ -211,25 +211,46 @@ def capacity_view(policy: str, slo: Mapping[str, float], found: Capacity) -> Ren
     return Group(Text(total, style="bold"), Text(), table)
 
 
+JUDGED = (  # heading, column of lengthwise.eval.judge
+    ("mean latency, s", "mean_latency_s"),
+    ("P99 latency, s", "p99_latency_s"),
+    ("mean TTFT, s", "mean_ttft_s"),
+    ("s/token", "mean_normalized_latency_s"),
+)
+TO_BEST = (
+    ("mean × best", "ratio_best"),
+    ("P99 × best", "p99_latency_s_ratio_best"),
+    ("s/token × best", "mean_normalized_latency_s_ratio_best"),
+)
+
+
 def judged_view(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """A trained policy beside baselines: rows of lengthwise.training.policy.evaluate_policy."""
-    shown = (
-        ("mean latency, s", "mean_latency_s"),
-        ("P99 latency, s", "p99_latency_s"),
-        ("mean TTFT, s", "mean_ttft_s"),
-        ("s/token", "mean_normalized_latency_s"),
-    )
+    """Trained policies beside baselines, a table for each workload and load: rows of
+    lengthwise.training.judging.evaluate_policy.
+    """
+    parts: list[RenderableType] = []
+    for key in dict.fromkeys((row_["workload"], row_["load"]) for row_ in rows):
+        group = [row_ for row_ in rows if (row_["workload"], row_["load"]) == key]
+        workload, load = key
+        at = f"{group[0]['rate_requests_per_s']:.3g} requests/s"
+        at = f"load {load:g}: {at}" if load is not None else at
+        title = f"{workload}, {at}; best baseline: {group[0]['best']}"
+        parts += [Text(title, style="bold"), _judged_table(group), Text()]
+    return Group(*parts[:-1])
+
+
+def _judged_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("policy", style="bold")
-    for head, _ in shown:
+    table.add_column("policy", style="bold", overflow="fold")
+    ratios = ((f"mean × {rows[0]['policy']}", "ratio"), *TO_BEST)
+    for head, _ in (*JUDGED, *ratios):
         table.add_column(head, justify="right")
-    table.add_column(f"mean × {rows[0]['policy']}", justify="right")
     for row_ in rows:
-        ratio = ratio_cell(_interval(row_, "ratio"))
+        cells = [ratio_cell(_interval(row_, name)) for _, name in ratios]
         table.add_row(
             str(row_["policy"]),
-            *(with_interval(_interval(row_, name)) for _, name in shown),
-            Text(ratio.text, STYLES[ratio.verdict]),
+            *(with_interval(_interval(row_, name)) for _, name in JUDGED),
+            *(Text(cell.text, STYLES[cell.verdict]) for cell in cells),
         )
     return table
 

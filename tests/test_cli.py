@@ -119,6 +119,10 @@ REFUSED = [
     ("train predictor trace.csv --out trace.csv/p", "can't write"),
     ("evaluate predictor ./none trace.csv", "does not exist"),
     ("train policy --env lengthwise/Routing-v1 --out r", "did you mean 'lengthwise/Routing-v0'"),
+    ("evaluate policy bundle", "no workload after 'bundle'"),
+    ("evaluate policy ./none trace.csv", "neither a bundle"),
+    ("evaluate policy bundle trace.csv --load 0.8,x", "--load takes numbers of shares"),
+    ("evaluate policy bundle trace.csv --baselines fcfs,srft", "did you mean"),
     ("export ./none --to b", "neither a bundle"),
     ("profile --engine vlm --out p.json", "did you mean 'vllm'"),
     ("profile --out p.json", "GPU"),
@@ -282,6 +286,14 @@ def test_train_evaluate_and_export_a_policy(run: object, tmp_path: Path) -> None
     judged = run("evaluate policy b lmsys-chat --requests 40 --seeds 2")  # type: ignore[operator]
     assert judged.code == 0, judged.err
     assert "round-robin" in judged.out
+    assert "mean × best" in judged.out
+    several = run(  # type: ignore[operator]
+        "evaluate policy b r lmsys-chat azure-code-2023 --requests 20 --seeds 2 --load 0.7,1.1 "
+        "--baselines round-robin,least-load --tune --budget 16 --max-num-seqs 4 --replicas 2"
+    )
+    assert several.code == 0, several.err
+    assert several.out.count("mean of 2") == several.out.count("best baseline: ") == 4
+    assert several.out.count("least-load:penalty=") == 4 or "least-load: nothing" in several.err
     routed = run("simulate trace.csv --replicas 2 --router b --predictor oracle")  # type: ignore[operator]
     assert routed.code == 0, routed.err
 

@@ -1,72 +1,184 @@
-"""Judging a policy on held-out workloads, in the simulator it will run in, beside baselines."""
+"""Judging trained policies on workloads that they were not trained on, beside baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lengthwise.eval import metrics
+from lengthwise.envs.episodes import engine_of
+from lengthwise.errors import InputError
+from lengthwise.eval.judge import Policy, Trial, judge
+from lengthwise.eval.setting import Setting
+from lengthwise.eval.tune import BUDGET, tune
+from lengthwise.eval.windows import Window, WorkloadLike, windows_of
 from lengthwise.policies import load_policy, load_router
+from lengthwise.policies.bundle import is_bundle, read_bundle
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
+from lengthwise.predictors import load_predictor
 from lengthwise.predictors.predict import PredictorLike, predict
-from lengthwise.serving import Records, System, run
+from lengthwise.protocols import TimingModel
+from lengthwise.serving import Engine, System
+from lengthwise.serving.nodes import NodesLike
+from lengthwise.serving.options import DEFAULT_TIMING
+from lengthwise.serving.saturation import saturation_rate
 from lengthwise.workload import Workload
 
-Judged = SchedulingPolicy | RoutingPolicy
+Judged = Policy
+PolicyLike = str | Path | SchedulingPolicy | RoutingPolicy
 
+# What training compares with on held-out workloads.
 BASELINES = {
     "scheduling": ("fcfs", "sjf"),
     "routing": ("round-robin", "jsq", "least-tokens"),
 }
-
-
-@dataclass(frozen=True)
-class Bench:
-    """The system that policies are judged on, and the workloads by seed.
-
-    ``beside`` has the policy beside a router that is judged, and the router beside a policy.
-    """
-
-    source: Callable[[int], Workload]
-    predictor: PredictorLike
-    beside: System
-
-    def system(self, judged: Judged) -> System:
-        """The system with the judged policy in all nodes, or the judged router before them."""
-        if isinstance(judged, RoutingPolicy):
-            return replace(self.beside, routing=judged)
-        return replace(
-            self.beside,
-            nodes=tuple(replace(node, policy=judged) for node in self.beside.nodes),
-        )
-
-    def run(self, judged: Judged, seed: int) -> Records:
-        """One run of the held-out workload ``seed`` under the judged policy or router."""
-        workload = self.source(seed)
-        predicted = predict(self.predictor, workload, seed)
-        return run(workload, self.system(judged), predicted, seed=seed)
+# What a finished policy is judged beside: the first is what everybody runs.
+BESIDE = {
+    "scheduling": ("fcfs", "sjf", "work"),
+    "routing": ("round-robin", "jsq", "least-tokens", "jsq-tokens", "least-load", "jsew"),
+}
+BUNDLE = "bundle"  # in the folder of a training run
 
 
 def baselines(kind: str, given: Sequence[str] | None = None) -> list[Judged]:
-    """The named baselines of "scheduling" or "routing", or the usual ones."""
+    """The named baselines of "scheduling" or "routing", or the usual ones of training."""
     loader: Callable[[str], Any] = load_policy if kind == "scheduling" else load_router
     return [loader(name) for name in (BASELINES[kind] if given is None else given)]
 
 
-def table_row(bench: Bench, judged: Judged, seeds: Sequence[int]) -> dict[str, list[float]]:
-    """Metrics of a policy over seeds, one list entry a seed (s, or s/token)."""
-    found: dict[str, list[float]] = {}
-    for seed in seeds:
-        records = bench.run(judged, seed)
-        e2e, first = metrics.e2e_s(records), metrics.ttft_s(records)
-        for name, value in (
-            ("mean_latency_s", e2e.mean()),
-            ("p99_latency_s", np.percentile(e2e, 99)),
-            ("mean_ttft_s", first.mean()),
-            ("mean_normalized_latency_s", metrics.normalized_latency_s(records).mean()),
-        ):
-            found.setdefault(name, []).append(float(value))
+def evaluate_policy(
+    policy: PolicyLike | Sequence[PolicyLike],
+    workload: WorkloadLike | Sequence[WorkloadLike],
+    *,
+    requests: int = 1000,
+    rate: float | None = None,
+    seeds: int = 5,
+    timing: str | TimingModel = DEFAULT_TIMING,
+    engine: Engine | Mapping[str, Any] | None = None,
+    predictor: PredictorLike = "oracle",
+    replicas: int | None = None,
+    beside: str = "",
+    baseline_names: Sequence[str] | None = None,
+    loads: Sequence[float] = (),
+    nodes: NodesLike | None = None,
+    metrics_interval_s: float = 0.0,
+    tuning: bool = False,
+    budget: int = BUDGET,
+    say: Callable[[str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Bundles (or runs' folders) beside baselines on the same unseen workloads.
+
+    One row a policy, workload and load, as ``lengthwise.eval.judge.judge`` describes them: means
+    over ``seeds`` windows of ``requests`` requests (``eval.windows``: of a trace they share
+    nothing), the ratio to the first and to the best baseline. Several policies are taken for one
+    method's training seeds, and get a row together. ``loads`` are shares of what the system serves
+    at most of each workload (``serving.saturation``); each window arrives at that rate. With
+    ``tuning``, baselines with tunables stand a second time, as ``eval.tune`` sets them on the first
+    windows of all workloads at all loads by ``budget`` simulated runs each.
+
+    ``beside`` is the router (default round-robin) or scheduling policy (default fcfs) that runs
+    with what is judged; ``replicas`` defaults to 1 for a scheduling policy, 4 for a router;
+    ``nodes`` stand in for them. ``say`` is called with notices.
+    """
+    judged = [_read(one) for one in _several(policy)]
+    kind = _kind_of(judged)
+    workloads = _several(workload)
+    if loads and rate is not None:
+        raise InputError("give a rate or loads, not both")
+    if seeds < 1 or requests < 1:
+        raise InputError("judging needs 1 seed and 1 request or more")
+    for load in loads:
+        if not 0 < load < float("inf"):
+            raise InputError(f"a load is a positive share of the capacity, not {load}")
+    names = BESIDE[kind] if baseline_names is None else baseline_names
+    beaten = baselines(kind, names)
+    system = _system(
+        kind, beside, timing, engine, replicas, nodes, metrics_interval_s
+    )  # fmt: skip
+    known = load_predictor(predictor)
+    groups: list[tuple[dict[str, Any], list[Trial]]] = []
+    practice: list[Trial] = []
+    for one in workloads:
+        made = windows_of(
+            one, requests=requests, rate=rate, test=seeds, tuning=seeds if tuning else 0
+        )
+        for notice in made.notices if say is not None else ():
+            say(notice)  # type: ignore[misc]
+        windows = (*made.tuning, *made.test)
+        most = saturation_rate(windows[0].workload, system) if loads else 0.0
+        for share in loads or (None,):
+            at = None if share is None else share * most
+            practice += [_trial(window, at, system, known) for window in made.tuning]
+            trials = [_trial(window, at, system, known) for window in made.test]
+            arrived = float(sum(t.workload.rate for t in trials) / len(trials))
+            said = {"workload": made.name, "load": share, "rate_requests_per_s": arrived}
+            groups.append((said, trials))
+    if tuning:
+        least = max(budget, 4 * len(practice))
+        if least > budget and say is not None:
+            say(f"{len(practice)} windows to tune on: {least} runs for each baseline, not {budget}")
+        tuned = [_tuned(each, practice, least) for each in beaten]
+        for new, old in list(zip(tuned, beaten, strict=True)):
+            if new is not old:
+                beaten.append(new)
+            elif old.score.tunables and say is not None:
+                say(f"{old.name}: nothing was found that is better than its defaults")
+    return [
+        {**said, **row} for said, trials in groups for row in judge(beaten, judged, trials)
+    ]  # fmt: skip
+
+
+def _tuned(judged: Judged, practice: Sequence[Trial], budget: int) -> Judged:
+    if isinstance(judged, RoutingPolicy):
+        return tune(judged, practice, budget=budget)
+    return tune(judged, practice, budget=budget)
+
+
+def _trial(window: Window, rate: float | None, system: System, predictor: Any) -> Trial:
+    workload = window.workload if rate is None else window.workload.at_rate(rate)
+    predicted = predict(predictor, workload, window.seed)
+    return Trial(workload, system, predicted, window.seed)
+
+
+def _system(
+    kind: str,
+    beside: str,
+    timing: str | TimingModel,
+    engine: Engine | Mapping[str, Any] | None,
+    replicas: int | None,
+    nodes: NodesLike | None,
+    metrics_interval_s: float,
+) -> System:
+    """What serves; nodes that bring a policy of their own are judged under the same one."""
+    router = (beside or "round-robin") if kind == "scheduling" else "jsq"
+    policy = (beside or "fcfs") if kind == "routing" else "fcfs"
+    count = replicas or (1 if kind == "scheduling" or nodes is not None else 4)
+    loaded = Setting(
+        engine_of(engine), timing, count, router, nodes, metrics_interval_s
+    ).load()  # fmt: skip
+    return loaded.system(policy)
+
+
+def _several(given: Any) -> list[Any]:
+    one = isinstance(given, str | Path | Workload | SchedulingPolicy | RoutingPolicy)
+    found = [given] if one or callable(given) else list(given)
+    if not found:
+        raise InputError("judging needs a policy and a workload")
     return found
+
+
+def _kind_of(judged: Sequence[Judged]) -> str:
+    kinds = {"scheduling" if isinstance(j, SchedulingPolicy) else "routing" for j in judged}
+    if len(kinds) > 1:
+        raise InputError("scheduling policies and routers are judged apart, not in one table")
+    return kinds.pop()
+
+
+def _read(given: PolicyLike) -> Judged:
+    if isinstance(given, SchedulingPolicy | RoutingPolicy):
+        return given
+    for folder in (Path(given), Path(given) / BUNDLE):
+        if is_bundle(str(folder)):
+            return replace(read_bundle(folder), label=str(given))
+    raise InputError(f"{str(given)!r} is neither a bundle nor a finished training run")

@@ -17,25 +17,22 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.columns import Columns
-from lengthwise.envs.episodes import Source, engine_of, episode_source
+from lengthwise.envs.episodes import Source
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.errors import InputError, UnknownNameError
-from lengthwise.eval.statistics import paired_ratio, t_interval
 from lengthwise.policies import load_policy, load_router
-from lengthwise.policies.bundle import is_bundle, read_bundle, write_bundle
+from lengthwise.policies.bundle import write_bundle
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
-from lengthwise.predictors.predict import PredictorLike
 from lengthwise.protocols import TimingModel
 from lengthwise.registry import load
-from lengthwise.serving import Engine, Node, System
 from lengthwise.serving.options import DEFAULT_TIMING
-from lengthwise.serving.timing import timing as load_timing
 from lengthwise.training.agents import make_agent, settings_for
 from lengthwise.training.calibration import calibrate
 from lengthwise.training.checkpoint import read_checkpoint, write_checkpoint
 from lengthwise.training.commands.show import notices
 from lengthwise.training.guide import Guide, Guided, clone
-from lengthwise.training.judging import Bench, Judged, baselines, table_row
+from lengthwise.training.judging import Judged, baselines
+from lengthwise.training.judging import evaluate_policy as evaluate_policy
 from lengthwise.training.monitor import NotFiniteError, Stopping, Watch, check_finite, stopping
 from lengthwise.training.runs import (
     BEST,
@@ -55,7 +52,6 @@ from lengthwise.training.runs import (
 from lengthwise.training.scorer import score_layers
 from lengthwise.training.validation import (
     CONFIRMATION_SEED,
-    TEST_SEED,
     VALIDATION_SEED,
     Validation,
     told,
@@ -360,66 +356,3 @@ def export_run(run: str | Path, to: str | Path) -> Path:
     """
     read_config(Path(run))
     return write_bundle(best_policy(Path(run)), to)
-
-
-def evaluate_policy(
-    policy: str | Path | SchedulingPolicy | RoutingPolicy,
-    workload: str | Workload | Callable[[int], Workload],
-    *,
-    requests: int = 1000,
-    rate: float | None = None,
-    seeds: int = 5,
-    timing: str | TimingModel = DEFAULT_TIMING,
-    engine: Engine | Mapping[str, Any] | None = None,
-    predictor: PredictorLike = "oracle",
-    replicas: int | None = None,
-    beside: str = "",
-    baseline_names: Sequence[str] | None = None,
-) -> list[dict[str, Any]]:
-    """A bundle (or a run's folder) beside baselines on the same workloads, one row a policy.
-
-    Each metric comes as its mean over ``seeds`` workloads of ``requests`` requests, with ``_low``
-    and ``_high``, a 95% t-interval; ``ratio`` is the mean latency over the first baseline's, paired
-    by workload. ``beside`` is the router (default round-robin) or scheduling policy (default fcfs)
-    that runs with what is judged; ``replicas`` defaults to 1 for a scheduling policy, 4 for a
-    router.
-    """
-    judged = policy if isinstance(policy, SchedulingPolicy | RoutingPolicy) else _read(policy)
-    kind = "scheduling" if isinstance(judged, SchedulingPolicy) else "routing"
-    node = Node(
-        engine_of(engine),
-        load_timing(timing) if isinstance(timing, str) else timing,
-        load_policy(beside or "fcfs") if kind == "routing" else load_policy("fcfs"),
-    )
-    router = load_router(beside or "round-robin") if kind == "scheduling" else load_router("jsq")
-    system = System.replicated(node, replicas or (1 if kind == "scheduling" else 4), router)
-    bench = Bench(episode_source(workload, requests=requests, rate=rate), predictor, system)
-    numbers = range(TEST_SEED, TEST_SEED + seeds)
-    judges = [*baselines(kind, baseline_names), judged]
-    rows = [table_row(bench, each, numbers) for each in judges]
-    return [
-        {"policy": each.name, **_summary(found, rows[0])}
-        for each, found in zip(judges, rows, strict=True)
-    ]
-
-
-def _summary(
-    found: Mapping[str, list[float]], first: Mapping[str, list[float]]
-) -> dict[str, float]:
-    summary: dict[str, float] = {}
-    for name, values in found.items():
-        interval = t_interval(values)
-        summary[name] = interval.mean
-        summary[f"{name}_low"], summary[f"{name}_high"] = interval.low, interval.high
-    ratio = paired_ratio(found["mean_latency_s"], first["mean_latency_s"])
-    summary["ratio"], summary["ratio_low"], summary["ratio_high"] = (
-        ratio.mean, ratio.low, ratio.high,
-    )  # fmt: skip
-    return summary
-
-
-def _read(path: str | Path) -> SchedulingPolicy | RoutingPolicy:
-    for folder in (Path(path), Path(path) / BUNDLE):
-        if is_bundle(str(folder)):
-            return read_bundle(folder)
-    raise InputError(f"{str(path)!r} is neither a bundle nor a finished training run")

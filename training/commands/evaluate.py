@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 
+from lengthwise.errors import InputError
 from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.training.commands.options import (
     Name,
+    Rates,
+    Specs,
     engine_options,
     seeds_option,
     take_engine,
@@ -48,39 +54,65 @@ def predictor(
 
 
 @evaluate.command()
-@click.argument("policy", metavar="DIR")
-@click.argument("workload", metavar="WORKLOAD")
+@click.argument("items", metavar="DIR... WORKLOAD...", nargs=-1, required=True)
 @click.option("--requests", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--rate", type=float, metavar="R", help="Arrivals in requests/s; stretches time.")
+@click.option(
+    "--load", "loads", type=Rates("--load", "shares of capacity", "load"), default=(),
+    metavar="L,L,...", help="Arrivals as shares of what the system can serve of each workload.",
+)  # fmt: skip
+@click.option(
+    "--baselines", "baseline_names", type=Specs(), metavar="A,B,...",
+    help="What to judge beside; the first is what ratios are to, as those to the best.",
+)  # fmt: skip
+@click.option(
+    "--tune", "tuning", is_flag=True,
+    help="Baselines with tunables also as tuned on other windows of the workloads.",
+)  # fmt: skip
+@click.option(
+    "--budget", type=click.IntRange(4), default=64, show_default=True, metavar="N",
+    help="Simulated runs to tune each baseline.",
+)  # fmt: skip
 @click.option("--predictor", default="oracle", show_default=True, metavar="SPEC")
 @click.option("--replicas", type=click.IntRange(1), help="Default: 1, or 4 for a router.")
+@click.option("--nodes", metavar="SPEC|FILE", help="Nodes that differ, as for `simulate`.")
+@click.option(
+    "--metrics-interval", "metrics_interval_s", type=float, default=0.0, metavar="S",
+    help="How old the router's view of nodes gets; 0 is always new.",
+)  # fmt: skip
 @click.option("--timing", default=DEFAULT_TIMING, show_default=True, metavar="NAME")
 @seeds_option
 @engine_options
-def policy(
-    policy: str,
-    workload: str,
-    requests: int,
-    rate: float | None,
-    predictor: str,
-    replicas: int | None,
-    timing: str,
-    seeds: int,
-    **options: object,
-) -> None:
-    """Judges a trained policy (a bundle or a run's folder) beside the usual baselines."""
-    from lengthwise.eval.terminal import console, judged_view
-    from lengthwise.training.policy import evaluate_policy
+def policy(items: tuple[str, ...], **options: Any) -> None:
+    """Judges trained policies (bundles or runs' folders) beside baselines on unseen workloads.
 
+    Several DIRs are one method's training seeds. Of each WORKLOAD (a preset or a trace) --seeds
+    windows of --requests requests are judged, which share no request.
+
+    \b
+    lengthwise evaluate policy ./router azure-conv-2023 --load 0.8,1.0
+    lengthwise evaluate policy run0 run1 run2 code.csv.gz chat.csv.gz --load 0.9 --tune
+    """
+    from lengthwise.eval.terminal import console, judged_view
+    from lengthwise.training.commands.show import notices
+    from lengthwise.training.judging import evaluate_policy
+
+    folders, workloads = _sorted(items)
     rows = evaluate_policy(
-        policy,
-        workload,
-        requests=requests,
-        rate=rate,
-        seeds=seeds,
-        timing=timing,
-        engine=take_engine(options),
-        predictor=predictor,
-        replicas=replicas,
-    )
+        folders, workloads, engine=take_engine(options), say=lambda line: notices([line]),
+        **options,
+    )  # fmt: skip
     console().print(judged_view(rows))
+
+
+def _sorted(items: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """The policies, which are folders, and the workloads, which come after."""
+    count = 1
+    while count < len(items) and Path(items[count]).is_dir():
+        count += 1
+    if count == len(items):
+        raise InputError(
+            f"evaluate policy takes folders, then workloads, and there is no workload after "
+            f"{items[-1]!r}"
+        )
+    return list(items[:count]), list(items[count:])

@@ -37,9 +37,12 @@ class Name(Typed):
 
 
 class Rates(Typed):
-    """``4,8,12``: positive numbers of requests a second."""
+    """``4,8,12``: positive numbers, of requests a second where nothing else is said."""
 
     name = "R,R,..."
+
+    def __init__(self, option: str = "--rates", unit: str = "requests/s", one: str = "rate"):
+        self.option, self.unit, self.one = option, unit, one
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -50,13 +53,15 @@ class Rates(Typed):
             rates = tuple(float(item) for item in str(value).split(","))
         except ValueError:
             raise InputError(
-                f"--rates takes numbers of requests/s between commas, not {value!r}"
+                f"{self.option} takes numbers of {self.unit} between commas, not {value!r}"
             ) from None
         for rate in rates:
             if not 0 < rate < float("inf"):
-                raise InputError(f"--rates takes positive numbers of requests/s, not {rate:g}")
+                raise InputError(
+                    f"{self.option} takes positive numbers of {self.unit}, not {rate:g}"
+                )
         if len(set(rates)) < len(rates):
-            raise InputError(f"--rates names a rate twice: {value!r}")
+            raise InputError(f"{self.option} names a {self.one} twice: {value!r}")
         return rates
 
 

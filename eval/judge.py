@@ -1,0 +1,120 @@
+"""Policies judged side by side: on the same unseen runs, against the first and the best baseline.
+
+A policy that was trained several times is judged as one: what differs between training seeds is
+noise of training, which an interval over windows does not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError
+from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
+from lengthwise.eval.tune import METRICS, Case, records_of
+from lengthwise.policy import RoutingPolicy, SchedulingPolicy
+from lengthwise.prediction import Predictions
+from lengthwise.serving import System
+from lengthwise.workload import Workload
+
+Policy = SchedulingPolicy | RoutingPolicy
+Values = dict[str, NDArray[np.float64]]  # metric -> one value a window
+
+# The columns of a row, and what they are called in ``tune.METRICS``.
+COLUMNS = {
+    "mean_latency_s": "mean latency",
+    "p99_latency_s": "P99 latency",
+    "mean_ttft_s": "mean TTFT",
+    "mean_normalized_latency_s": "normalized latency",
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run to judge on: what ``tune.Case`` asks for."""
+
+    workload: Workload
+    system: System
+    predictions: Predictions | None
+    seed: int
+
+
+def measured(policy: Policy, trials: Sequence[Case]) -> Values:
+    """The metrics of a policy on each trial, (trials,) each."""
+    records = [records_of(trial, policy) for trial in trials]
+    return {
+        column: np.array([METRICS[name](one) for one in records])
+        for column, name in COLUMNS.items()
+    }
+
+
+def judge(
+    baselines: Sequence[Policy], judged: Sequence[Policy], trials: Sequence[Case]
+) -> list[dict[str, Any]]:
+    """One row a policy: baselines, then what is judged; several judged ones get a row together.
+
+    Of each metric a row has the mean over the trials and a 95% t-interval (``_low``, ``_high``).
+    ``ratio`` is the mean latency over the first baseline's, paired by trial; ``ratio_best`` that
+    over the best baseline's, which is the one with the lowest mean latency (geometric over trials,
+    so that each counts alike) on these very trials: whoever judged by it knew in hindsight what to
+    run. ``COLUMN_ratio_best`` is the same of another metric. ``best`` names the baseline. In the
+    row of several (of one kind, from several training seeds) values are means over trials, and
+    intervals are over the policies.
+    """
+    if not baselines:
+        raise InputError("judging needs a baseline")
+    found = [measured(policy, trials) for policy in baselines]
+    best = int(np.argmin([np.log(values["mean_latency_s"]).mean() for values in found]))
+    named = {"best": baselines[best].name}
+    rows = [
+        {"policy": policy.name, **_summary(values, found[0], found[best]), **named}
+        for policy, values in zip(baselines, found, strict=True)
+    ]
+    learned = [measured(policy, trials) for policy in judged]
+    rows += [
+        {"policy": policy.name, **_summary(values, found[0], found[best]), **named}
+        for policy, values in zip(judged, learned, strict=True)
+    ]
+    if len(judged) > 1:
+        together = _together(learned, found[0], found[best])
+        rows.append({"policy": f"mean of {len(judged)}", **together, **named})
+    return rows
+
+
+def _summary(values: Values, first: Values, best: Values) -> dict[str, float]:
+    row: dict[str, float] = {}
+    for column, found in values.items():
+        row |= _said(column, t_interval(found))
+    row |= _said("ratio", paired_ratio(values["mean_latency_s"], first["mean_latency_s"]))
+    for column, found in values.items():
+        row |= _said(_to_best(column), paired_ratio(found, best[column]))
+    return row
+
+
+def _together(learned: Sequence[Values], first: Values, best: Values) -> dict[str, float]:
+    """Over policies of several training seeds: each has one mean, and one ratio, over trials."""
+    row: dict[str, float] = {}
+    for column in COLUMNS:
+        row |= _said(column, t_interval([values[column].mean() for values in learned]))
+    row |= _said("ratio", _ratio_of_means(learned, first, "mean_latency_s"))
+    for column in COLUMNS:
+        row |= _said(_to_best(column), _ratio_of_means(learned, best, column))
+    return row
+
+
+def _ratio_of_means(learned: Sequence[Values], to: Values, column: str) -> Interval:
+    level = float(np.exp(np.log(to[column]).mean()))
+    own = [float(np.exp(np.log(values[column]).mean())) for values in learned]
+    return paired_ratio(own, np.full(len(own), level))
+
+
+def _to_best(column: str) -> str:
+    return "ratio_best" if column == "mean_latency_s" else f"{column}_ratio_best"
+
+
+def _said(name: str, interval: Interval) -> Mapping[str, float]:
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}

@@ -1,0 +1,50 @@
+"""How many requests a second a system serves at most: what a load is a share of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from lengthwise.registry import load
+from lengthwise.serving.records import PS
+from lengthwise.serving.run import run
+from lengthwise.serving.system import Node, System
+from lengthwise.workload import Workload
+
+ROUNDS = 8  # times that each seat is filled: far more work than the ramp and the tail hold
+
+
+def saturation_rate(workload: Workload, system: System) -> float:
+    """Requests/s of ``workload``'s mix that ``system`` completes, first come, first served.
+
+    The sum over nodes, as a router that errs nowhere would have it: each node alone is given a
+    burst of the workload's requests, over and over, and its rate is that of the middle half of the
+    completions, when all seats (or all of the KV cache) are taken. Beyond it queues grow forever.
+    """
+    known: dict[tuple[object, object], float] = {}
+    total = 0.0
+    for node in system.nodes:
+        key = (node.engine, id(node.timing))
+        if key not in known:
+            known[key] = _alone(workload, node)
+        total += known[key]
+    return total
+
+
+def _alone(workload: Workload, node: Node) -> float:
+    count = max(ROUNDS * node.engine.max_num_seqs, len(workload))
+    again = np.arange(count) % len(workload)
+    burst = Workload(
+        {
+            "arrival_s": np.zeros(count),
+            "prompt_tokens": workload["prompt_tokens"][again],
+            "output_tokens": workload["output_tokens"][again],
+        },
+        name=workload.name,
+    )
+    fcfs = replace(node, policy=load("policy", "fcfs"))
+    alone = System((fcfs,), load("router", "round-robin"))
+    finish = np.sort(run(burst, alone).finish_ps)
+    first, last = count // 4, 3 * count // 4
+    return (last - first) * PS / int(finish[last] - finish[first])
