@@ -8,10 +8,11 @@ __all__ = ["register_envs"]
 
 
 def register_envs() -> None:
-    """Registers ``lengthwise/Scheduling-v0`` and ``lengthwise/Routing-v0`` with Gymnasium."""
+    """Registers the environments of the registry with Gymnasium, single and vector."""
     for name, target in TABLES["env"].items():
         if name not in registry:
-            register(id=name, entry_point=target)
+            vector = target.replace("Env", "VectorEnv")
+            register(id=name, entry_point=target, vector_entry_point=vector)
 
 
 register_envs()

@@ -12,15 +12,15 @@ LOW, MIDDLE, HIGH = (
 NOBODY, LINE = 200, 120  # greys
 
 
-def picture(seen: NDArray[np.floating], slots: int) -> NDArray[np.uint8]:
-    """Pixels (F * CELL, slots * CELL, 3) of normalised columns (n, F).
+def picture(seen: NDArray[np.floating], there: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Pixels (F * CELL, slots * CELL, 3) of normalised columns (slots, F).
 
-    A cell is white at 0, bluer below and redder above; grey where there is no candidate.
+    A cell is white at 0, bluer below and redder above; grey where there is no candidate (``there``).
     """
-    pixels = np.full((seen.shape[1], slots, 3), NOBODY, dtype=np.float64)
-    share = np.tanh(seen.T)[..., None]  # (F, n, 1)
+    pixels = np.full((seen.shape[1], len(there), 3), NOBODY, dtype=np.float64)
+    share = np.tanh(seen.T)[..., None]  # (F, slots, 1)
     towards = np.where(share < 0, LOW, HIGH)
-    pixels[:, : len(seen)] = MIDDLE + np.abs(share) * (towards - MIDDLE)
+    pixels[:, there] = (MIDDLE + np.abs(share) * (towards - MIDDLE))[:, there]
     drawn = pixels.round().astype(np.uint8).repeat(CELL, axis=0).repeat(CELL, axis=1)
     drawn[::CELL] = LINE
     drawn[:, ::CELL] = LINE

@@ -59,8 +59,10 @@ TABLES: dict[str, dict[str, str]] = {
         "environment": "lengthwise.envs.columns:FEATURES",
     },
     "env": {
-        "lengthwise/Scheduling-v0": "lengthwise.envs.scheduling:SchedulingEnv",
-        "lengthwise/Routing-v0": "lengthwise.envs.routing:RoutingEnv",
+        "lengthwise/Scheduling-v0": "lengthwise.envs.scheduling:SchedulingEnvV0",
+        "lengthwise/Scheduling-v1": "lengthwise.envs.scheduling:SchedulingEnv",
+        "lengthwise/Routing-v0": "lengthwise.envs.routing:RoutingEnvV0",
+        "lengthwise/Routing-v1": "lengthwise.envs.routing:RoutingEnv",
     },
 }
 

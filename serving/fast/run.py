@@ -80,12 +80,12 @@ def run(
     refused = supports(workload, system)
     if refused is not None:
         raise InputError(refused)
-    state, inputs, calls, _ = _begin(workload, system, predictions, seed, log_iterations)
+    state, inputs, calls, _ = begin_run(workload, system, predictions, seed, log_iterations)
     state, entries = _entries(state, stops=False)
     state, code = _advance(state, entries["run_until"], calls)
     if code != ks.DONE:
         raise InvariantError(f"the fast engine stopped with code {code}")
-    return _records(state, inputs, log_iterations)
+    return records_of(state, inputs, log=log_iterations)
 
 
 class FastRun:
@@ -108,7 +108,7 @@ class FastRun:
             raise InputError(refused)
         self.system = system
         self._log = log_iterations
-        self._state, self._inputs, self._calls, self._features = _begin(
+        self._state, self._inputs, self._calls, self._features = begin_run(
             workload, system, predictions, seed, log_iterations, stops=True
         )
         self._state, self._entries = _entries(self._state, stops=True)
@@ -173,20 +173,14 @@ class FastRun:
     @property
     def totals(self) -> Totals:
         """The integrals up to now."""
-        run = {name: int(self._state.run[0][name]) for name in ks.RUN.names or ()}
-        return Totals(
-            run["now"], run["in_system"],
-            (run["request_high"] << ks.HALF) + run["request_low"],
-            (run["waiting_high"] << ks.HALF) + run["waiting_low"],
-            run["finished"], run["generated"], run["preempted"], run["recomputed"],
-        )  # fmt: skip
+        return totals_of(self._state.run[0])
 
     def records(self) -> Records:
         """The records of a finished run; raises ``InvariantError`` before every request is done."""
         finished, requests = self.totals.finished, len(self._state.where)
         if finished != requests:
             raise InvariantError(f"{finished} of {requests} requests have finished")
-        return _records(self._state, self._inputs, self._log)
+        return records_of(self._state, self._inputs, log=self._log)
 
     def _asked(self) -> Stop:
         if self._due is None:
@@ -207,7 +201,7 @@ class FastRun:
         table = ks.address_table(state)
         code = self._entries["show_candidates"](table.ctypes.data)
         state.seen[at], node["reads"], run["routing_reads"] = seen, reads, routing_reads
-        _raise_for(code, state, self._calls)
+        raise_for(code, state, self._calls)
 
 
 def _prepare(
@@ -228,14 +222,15 @@ def _prepare(
     return prepare(workload, dataclasses.replace(system, nodes=nodes), predictions)
 
 
-def _begin(
+def begin_run(
     workload: Workload,
     system: System,
     predictions: Predictions | ArrayLike | None,
     seed: int,
-    log: bool,
+    log: bool = False,
     *,
     stops: bool = False,
+    shown: Sequence[str] | None = None,
 ) -> tuple[ks.State, Inputs, ScoreCalls, Features]:
     """A run that is about to begin, its inputs, its scores and its features."""
     first, of = kinds_of(system.nodes)
@@ -248,28 +243,39 @@ def _begin(
     features.require(routing.score.features, f"router {routing.score.name!r}")
     calls = ScoreCalls([node.policy for node in first], routing, len(of))
     state = allocate(
-        workload, inputs, kinds, routing, calls, features, seed, log, system.interval_ps, stops
+        workload, inputs, kinds, routing, calls, features, seed, log, system.interval_ps, stops,
+        shown,
     )
     return state, inputs, calls, features
 
 
 def _entries(state: ks.State, *, stops: bool) -> tuple[ks.State, dict[str, Callable[[int], int]]]:
     """The compiled functions that a run needs; prefixes are numbered by one of them, at once."""
+    flags = flags_of(state, stops=stops)
+    return numbered(state, flags), compiled(**flags)
+
+
+def flags_of(state: ks.State, *, stops: bool) -> dict[str, bool]:
+    """What ``flags`` says of a run: the machine code that it needs."""
     row, node = state.run[0], state.node
     clustered = row["replicas"] > 1 or row["closed_loop"] or stops
-    entries = compiled(
-        MORE=bool(clustered or node["by_score"].any() or (node["reserve"] > 0).any()),
-        POLICY=bool(node["scored"].any() or node["preemption"].any()),
-        PREFIX=bool(node["caching"].any()),
-        GUARD=bool(node["guarded"].any()),
-        ASYNC=bool((node["depth"] > 1).any()),
-        STOPS=stops,
-    )
-    if node["caching"].any():
-        table = ks.address_table(state)
-        entries["number_prefixes"](table.ctypes.data)
-        state = state._replace(prefix=state.prefix[:0], hashes=state.hashes[:0])
-    return state, entries
+    return {
+        "MORE": bool(clustered or node["by_score"].any() or (node["reserve"] > 0).any()),
+        "POLICY": bool(node["scored"].any() or node["preemption"].any()),
+        "PREFIX": bool(node["caching"].any()),
+        "GUARD": bool(node["guarded"].any()),
+        "ASYNC": bool((node["depth"] > 1).any()),
+        "STOPS": stops,
+    }
+
+
+def numbered(state: ks.State, flags: dict[str, bool]) -> ks.State:
+    """The state with its prompts' prefixes numbered, where blocks are told apart."""
+    if not flags["PREFIX"]:
+        return state
+    table = ks.address_table(state)
+    compiled(**flags)["number_prefixes"](table.ctypes.data)
+    return state._replace(prefix=state.prefix[:0], hashes=state.hashes[:0])
 
 
 def _advance(
@@ -281,12 +287,23 @@ def _advance(
         table = ks.address_table(state)
         code = run_until(table.ctypes.data)
         if code != ks.GROW:
-            _raise_for(code, state, calls)
+            raise_for(code, state, calls)
             return state, code
         state = grow(state)
 
 
-def _raise_for(code: int, state: ks.State, calls: ScoreCalls) -> None:
+def totals_of(row: Any) -> Totals:
+    """The integrals in a row that has the fields ``state.TOTALS``."""
+    run = {name: int(row[name]) for name in ks.TOTALS}
+    return Totals(
+        run["now"], run["in_system"],
+        (run["request_high"] << ks.HALF) + run["request_low"],
+        (run["waiting_high"] << ks.HALF) + run["waiting_low"],
+        run["finished"], run["generated"], run["preempted"], run["recomputed"],
+    )  # fmt: skip
+
+
+def raise_for(code: int, state: ks.State, calls: ScoreCalls) -> None:
     """Raises what a code says went wrong, if it does."""
     if code == ks.ENDLESS:
         row = state.run[0]
@@ -301,7 +318,8 @@ def _raise_for(code: int, state: ks.State, calls: ScoreCalls) -> None:
         raise InvariantError("the fast engine stopped with a fault")
 
 
-def _records(state: ks.State, inputs: Inputs, log: bool) -> Records:
+def records_of(state: ks.State, inputs: Inputs, *, log: bool) -> Records:
+    """One row a request."""
     iterations = None
     if log:
         rows = state.log[: state.run[0]["log_rows"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -32,15 +33,21 @@ def allocate(
     log: bool,
     interval_ps: int,
     stops: bool,
+    shown: Sequence[str] | None = None,
 ) -> ks.State:
-    """A run that is about to begin; ``stops`` if its caller may be asked on the way."""
+    """A run that is about to begin; ``stops`` if its caller may be asked on the way.
+
+    ``shown`` are the features that such a caller reads, None for any.
+    """
     n = len(workload)
     closed = inputs.think_ps is not None
     run = _describe(inputs, kinds, routing, n, seed, log)
     run["router_at"], run["interval"] = calls.router_at, interval_ps
     run["scraped"] = ks.NONE
     names = _names(kinds, routing)
-    if stops:  # its caller may read any feature: what is counted all along is counted for all
+    if shown is not None:
+        names |= set(shown)
+    elif stops:  # its caller may read any feature: what is counted all along is counted for all
         given = () if inputs.predictions is None else inputs.predictions.curves
         names |= {name for name in ACCESSORS if name not in CURVES or name in given}
     run["reads"] = mask(names)

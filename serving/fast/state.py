@@ -33,8 +33,10 @@ WHEEL = 1024  # iterations; one that lies further ahead is passed over once a tu
 # One row a request or replica: every feature, whether read or not, in the table's order.
 FEATURE_ROW = np.dtype([(f.name, f.dtype) for f in features.FEATURES.values()])
 
-# What run_until returns.
+# What run_until returns, and beside that step_many: an environment needs a new episode, has one
+# without any choice, was given an action that is none, or was not reset.
 DONE, GROW, RAISED, NAN, ENDLESS, FAULT, STOP, HORIZON = 0, 1, 2, 3, 4, 5, 6, 7
+DRAW, EMPTY, NO_ACTION, NO_RUN = 8, 9, 10, 11
 
 # What a run that stands still asks for; NOTHING is due otherwise.
 NOTHING, ROUTE, PREEMPT, ADMIT = 0, 1, 2, 3
@@ -135,6 +137,55 @@ LOG = _row(
 # place of what lies between them in ``lengthwise.curves.BETWEEN``. No edges: not tabulated.
 CURVE = _row("edges_at", "points", "values_at", "between")
 
+# Environments: what all of one batch share, one row each for a batch, an environment, an episode
+# that is prepared for it, and a column that agents see (``plus`` less ``minus``, features' places
+# in FEATURE_ROW; ``minus`` may be NONE).
+GYM = np.dtype(
+    [
+        *_row(
+            "kind", "slots", "columns", "reads", "hold", "hold_ps", "mode", "envs", "bank", "at",
+            "variant", "left", "keep", "show",
+        ).descr, ("illegal_penalty", np.float64),
+    ]
+)  # fmt: skip
+TOTALS = (
+    "now", "in_system", "request_high", "request_low", "waiting_high", "waiting_low", "finished",
+    "generated", "preempted", "recomputed",
+)  # fmt: skip
+ENV = np.dtype(
+    [
+        *_row(
+            "table", "place", "variant", "stage", "pending", "present", "illegal", "turn",
+            "last_place", "paid_high", "paid_low", *(f"last_{name}" for name in TOTALS),
+            # of the choice that is due: who waits and runs, seats and tokens left, who was picked
+            "waiting", "running", "seats", "tokens", "picked",
+            "walked", "victims", "blocks", "needed", "asked", "node",
+        ).descr, ("scale", np.float64), ("last_scale", np.float64), ("kv", np.float64),
+    ]
+)  # fmt: skip
+PLACE = np.dtype(
+    [
+        *_row(
+            "table", "variant", "plays", "block_at", "pristine_at", "words", "run_at",
+            "run_pristine_at", "run_words",
+        ).descr, ("scale", np.float64),
+    ]
+)  # fmt: skip
+COLUMN = np.dtype(
+    [
+        *_row("plus", "plus_float", "minus", "minus_float", "log").descr,
+        ("shift", np.float64), ("scale", np.float64),
+    ]
+)  # fmt: skip
+# Stages of an environment; modes of what follows an episode's end.
+IDLE, CHOICE, GOING, BEGIN, FIRST, OVER = 0, 1, 2, 3, 4, 5
+NEXT_STEP, SAME_STEP, DISABLED = 0, 1, 2
+
+
+def _no(kind: Any, *shape: int) -> NDArray[Any]:
+    """What stands for a table of environments in a run that is none of theirs."""
+    return np.zeros(shape or (0,), kind)
+
 
 class State(NamedTuple):
     """Arrays of a run of n requests on R replicas with M seats in all; empty where not used."""
@@ -219,6 +270,23 @@ class State(NamedTuple):
     preemptions: NDArray[Any]
     recomputed: NDArray[Any]
     cached: NDArray[Any]
+    # environments; all of one batch of E have the same arrays, but for the last two
+    gym: NDArray[Any] = _no(GYM, 1)
+    env: NDArray[Any] = _no(ENV)  # (E,)
+    place: NDArray[Any] = _no(PLACE)  # (E * bank,)
+    column: NDArray[Any] = _no(COLUMN)  # (F,)
+    action: NDArray[Any] = _no(np.int64)  # (E,)
+    flat: NDArray[Any] = _no(np.float32, 0, 0)  # (E, slots * F + slots + situation)
+    mask: NDArray[Any] = _no(np.int8, 0, 0)  # (E, slots)
+    reward: NDArray[Any] = _no(np.float64)  # (E,)
+    ended: NDArray[Any] = _no(np.int8)  # (E,)
+    now_s: NDArray[Any] = _no(np.float64)  # (E,)
+    illegal: NDArray[Any] = _no(np.int64)  # (E,)
+    final_now_s: NDArray[Any] = _no(np.float64)  # (E,) as an episode ended
+    final_illegal: NDArray[Any] = _no(np.int64)  # (E,)
+    mean_latency_s: NDArray[Any] = _no(np.float64)  # (E,)
+    glance: NDArray[Any] = _no(FEATURE_ROW)  # (1,) the replica whose choice is due
+    words: NDArray[Any] = _no(np.int64, 0, 0)  # the memory of rows, by the features' places
 
 
 _INT32 = (
@@ -226,7 +294,10 @@ _INT32 = (
     "roots", "shadow", "sent_ahead",
     "acting", "first", "orphan", "stale", "bucket", "bucket_end", "held", "candidate",
 )  # fmt: skip
-_FLOATS = ("out", "predicted", "curve_data", "deadline", "score", "ahead")
+_FLOATS = (
+    "out", "predicted", "curve_data", "deadline", "score", "ahead",
+    "reward", "now_s", "final_now_s", "mean_latency_s",
+)  # fmt: skip
 
 # dtype and dimensions of each, as the compiled functions take them
 KINDS: dict[str, tuple[np.dtype[Any], int]] = {
@@ -241,6 +312,10 @@ KINDS: dict[str, tuple[np.dtype[Any], int]] = {
     **{name: (np.dtype(np.int32), 1) for name in _INT32},
     "wheel": (np.dtype(np.int32), 2), "curve_row": (np.dtype(np.int32), 2),
     "waits": (WAIT, 2), "watched": (WATCHED, 1),
+    "gym": (GYM, 0), "env": (ENV, 1), "place": (PLACE, 1), "column": (COLUMN, 1),
+    "flat": (np.dtype(np.float32), 2), "mask": (np.dtype(np.int8), 2),
+    "ended": (np.dtype(np.int8), 1), "glance": (FEATURE_ROW, 1),
+    "words": (np.dtype(np.int64), 2),
 }  # fmt: skip
 
 

@@ -39,6 +39,26 @@ def call_score(address: Any, rows: Any, n: Any, out: Any) -> Any:
     _only_compiled()
 
 
+def bits_of(value: Any) -> Any:
+    """The 64 bits of a float."""
+    _only_compiled()
+
+
+def float_of(bits: Any) -> Any:
+    """The float that has these 64 bits."""
+    _only_compiled()
+
+
+def word_at(address: Any) -> Any:
+    """The 64 bits that lie at an address."""
+    _only_compiled()
+
+
+def put_word(address: Any, value: Any) -> None:
+    """Writes 64 bits to an address."""
+    _only_compiled()
+
+
 def as_state(address: Any) -> Any:
     """The state whose address table lies at this address."""
     _only_compiled()

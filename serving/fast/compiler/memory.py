@@ -2,7 +2,7 @@
 
 Forty arrays as arguments cost more than the work. Here a function takes the address of
 ``address_table`` and reads a table's place where it needs it. Elements are words of 64 bits, or
-rows whose fields are attributes; 32-bit tables widen on the way. The memory belongs to the caller.
+rows whose fields are attributes; smaller numbers widen on the way. The memory belongs to the caller.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from lengthwise.serving.fast.state import FAULT, KINDS
 COLUMNS = 3  # of the address table: address and shape
 CHECKED = os.environ.get("NUMBA_BOUNDSCHECK") == "1"
 WORD, SHORT, DOUBLE, BYTE = ir.IntType(64), ir.IntType(32), ir.DoubleType(), ir.IntType(8)
+SINGLE = ir.FloatType()
 PLACES = {name: place for place, name in enumerate(KINDS)}
 # rows of one dtype are of one kind, called after the first table of them
 ROWS = {name: next(k for k in KINDS if KINDS[k][0] == KINDS[name][0]) for name in KINDS}
-STORED = {"int64": ("int", WORD), "int32": ("int", SHORT), "float64": ("float", DOUBLE)}
+STORED = {
+    "int64": ("int", WORD), "int32": ("int", SHORT), "int8": ("int", BYTE),
+    "float64": ("float", DOUBLE), "float32": ("float", SINGLE),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -144,10 +148,14 @@ class Memory:
         found = builder.load(place)
         if kind.constant:
             self._never_changes(found)
-        return builder.sext(found, WORD) if kind.code is SHORT else found
+        if kind.code is SINGLE:
+            return builder.fpext(found, DOUBLE)
+        return builder.sext(found, WORD) if kind.code in (SHORT, BYTE) else found
 
     def store(self, builder: Any, place: Any, kind: Stored, value: Any) -> None:
         """Writes a value that has the place's kind."""
-        if kind.code is SHORT:
-            value = builder.trunc(value, SHORT)
+        if kind.code in (SHORT, BYTE):
+            value = builder.trunc(value, kind.code)
+        elif kind.code is SINGLE:
+            value = builder.fptrunc(value, SINGLE)
         builder.store(value, place)

@@ -553,6 +553,21 @@ class Body:
         whole = self.builder.call(function, [self.convert(given[0], "float", node)])
         return Value("int", self.builder.fptosi(whole, WORD))
 
+    def call_bits_of(self, node: ast.Call, given: list[Value]) -> Value:
+        return Value("int", self.builder.bitcast(given[0].code, WORD))
+
+    def call_float_of(self, node: ast.Call, given: list[Value]) -> Value:
+        return Value("float", self.builder.bitcast(given[0].code, DOUBLE))
+
+    def call_word_at(self, node: ast.Call, given: list[Value]) -> Value:
+        place = self.builder.inttoptr(given[0].code, WORD.as_pointer())
+        return Value("int", self.builder.load(place))
+
+    def call_put_word(self, node: ast.Call, given: list[Value]) -> Value:
+        place = self.builder.inttoptr(given[0].code, WORD.as_pointer())
+        self.builder.store(given[1].code, place)
+        return Value("none")
+
     def call_call_score(self, node: ast.Call, given: list[Value]) -> Value:
         pair = self.builder.inttoptr(given[0].code, WORD.as_pointer())
         code, numbers = (self.builder.load(self.builder.gep(pair, [WORD(i)])) for i in range(2))
