@@ -11,14 +11,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from lengthwise.envs.task import Task, signature_of
-from lengthwise.envs.vector import RENDER_MODES, DecisionVectorEnv, Observation, one_of
+from lengthwise.envs.vector import RENDER_MODES, DecisionVectorEnv, one_of
 from lengthwise.errors import InputError
 from lengthwise.prediction import Predictions
 from lengthwise.serving import System, Totals
 from lengthwise.serving.records import Records
 from lengthwise.workload import Workload
-
-Arrays = dict[str, NDArray[Any]]
 
 
 class DecisionEnv(gym.Env[Any, np.int64]):
@@ -90,7 +88,8 @@ class DecisionEnv(gym.Env[Any, np.int64]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which indices have a candidate, (slots,): the name that MaskablePPO looks for."""
-        return self.vector.action_masks()[0].copy()
+        masks: NDArray[np.bool_] = self.vector.action_masks()[0].copy()
+        return masks
 
     def render(self) -> Any:
         """A line ("ansi"): the time, the choice that is due, what is in the system; or a picture
@@ -138,6 +137,3 @@ def _first(info: Mapping[str, Any]) -> dict[str, Any]:
             one = values[0]
             told[name] = one.item() if isinstance(one, np.generic) else one
     return told
-
-
-__all__ = ["Arrays", "DecisionEnv", "Observation"]

@@ -15,7 +15,7 @@ NOBODY, LINE = 200, 120  # greys
 def picture(seen: NDArray[np.floating], there: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Pixels (F * CELL, slots * CELL, 3) of normalised columns (slots, F).
 
-    A cell is white at 0, bluer below and redder above; grey where there is no candidate (``there``).
+    A cell is white at 0, bluer below and redder above; grey where nobody is ``there`` (slots,).
     """
     pixels = np.full((seen.shape[1], len(there), 3), NOBODY, dtype=np.float64)
     share = np.tanh(seen.T)[..., None]  # (F, slots, 1)

@@ -46,13 +46,13 @@ def routing(
     plays: int = 16,
 ) -> Task:
     """What Routing asks. ``scenarios`` stands in for all that says what an episode is, but for
-    ``replicas``, the most nodes that any has."""
+    ``replicas`` or ``nodes``, the most nodes that any has."""
     if hold and not 0 < hold_s <= MOST_HOLD_S:
         raise InputError(f"hold_s must be above 0 and at most {MOST_HOLD_S:g} s, not {hold_s!r}")
     count = replicas
+    if nodes is not None:
+        count = sum(kind.count for kind in read_nodes(nodes, Engine(), timing))
     if scenarios is None:
-        if nodes is not None:
-            count = sum(kind.count for kind in read_nodes(nodes, Engine(), timing))
         source = episodes_of(
             workload, requests=requests, rate=rate, timing=timing, engine=engine,
             predictor=predictor, policy=policy, router="jsq", replicas=max(replicas, 1),

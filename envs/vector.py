@@ -111,6 +111,7 @@ class DecisionVectorEnv(VectorEnv[Observation, Arrays, Arrays]):
         nothing = np.zeros((num_envs, task.width), np.float32)
         self._nothing = self._parts(nothing, np.zeros((num_envs, task.slots), np.int8))
         self._ended = self.many.ended.view(bool)
+        self._masks: NDArray[np.bool_] = self.many.mask.view(bool)
         self._all = np.ones(num_envs, bool)
 
     # Gymnasium's protocol
@@ -133,9 +134,7 @@ class DecisionVectorEnv(VectorEnv[Observation, Arrays, Arrays]):
         self._wanted = [None] * self.num_envs
         return self._observation(), self._info(where)
 
-    def step(
-        self, actions: Arrays
-    ) -> tuple[Observation, Arrays, Arrays, Arrays, dict[str, Any]]:
+    def step(self, actions: Arrays) -> tuple[Observation, Arrays, Arrays, Arrays, dict[str, Any]]:
         """Takes an action in each environment, (num_envs,) whole numbers, and runs each to its
         next choice. Raises ``InputError`` for one outside the action space, before any is taken,
         and where no run is under way."""
@@ -156,7 +155,7 @@ class DecisionVectorEnv(VectorEnv[Observation, Arrays, Arrays]):
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which actions have a candidate, (num_envs, slots); the next step writes to it."""
-        return self.many.mask.view(np.bool_)
+        return self._masks
 
     def render(self) -> tuple[Any, ...] | None:
         """A line ("ansi") or a picture of the candidates ("rgb_array") of each environment."""
@@ -243,7 +242,7 @@ class DecisionVectorEnv(VectorEnv[Observation, Arrays, Arrays]):
     def _pay(self, stepped: NDArray[np.bool_]) -> None:
         """Rewards by a cost that is a Python function of the totals."""
         many = self.many
-        for k in np.flatnonzero(stepped):
+        for k in np.flatnonzero(stepped).tolist():
             cost = float(self.cost(many.last_totals(k)))
             many.reward[k] -= (cost - self._paid[k]) / many.env["last_scale"][k]
             self._paid[k] = 0.0 if self._ended[k] else cost
@@ -272,7 +271,7 @@ class DecisionVectorEnv(VectorEnv[Observation, Arrays, Arrays]):
     def _tell_end(self, info: dict[str, Any], ended: NDArray[np.bool_]) -> None:
         many = self.many
         names = np.full(self.num_envs, None, object)
-        for k in np.flatnonzero(ended):
+        for k in np.flatnonzero(ended).tolist():
             names[k] = many.last_name(k)
         final: dict[str, Any] = {
             "mean_latency_s": many.mean_latency_s * ended, "_mean_latency_s": ended.copy(),
@@ -285,14 +284,14 @@ class DecisionVectorEnv(VectorEnv[Observation, Arrays, Arrays]):
         final["illegal_actions"] = many.final_illegal * ended
         final["_illegal_actions"] = ended.copy()
         last = np.full(self.num_envs, None, object)
-        for k in np.flatnonzero(ended):
+        for k in np.flatnonzero(ended).tolist():
             last[k] = one_of(self._nothing, k)
         info.update(final_obs=last, _final_obs=ended.copy())
         info.update(final_info=final, _final_info=ended.copy())
 
     def _with_row(self, k: int) -> NDArray[np.bool_]:
         """Which actions of environment k have a row of columns, (slots,)."""
-        there = self.many.mask[k] > 0
+        there: NDArray[np.bool_] = self._masks[k].copy()
         if self.game.hold_s:
             there[-1] = False
         return there

@@ -50,7 +50,7 @@ def played(env: DecisionEnv, seed: int, choose: Callable[[NDArray[np.float64]], 
     done = False
     while not done:
         _, _, done, _, _ = env.step(choose(env.candidates()))
-    return env.run.records()
+    return env.records()
 
 
 def same(a: Records, b: Records) -> None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode, VectorEnv
 
 import lengthwise.envs  # noqa: F401 - registers
-from lengthwise.envs.episodes import Episode, episodes_of
-from lengthwise.envs.routing import RoutingEnv, RoutingVectorEnv
+from lengthwise.envs.episodes import Episode
+from lengthwise.envs.routing import RoutingVectorEnv
 from lengthwise.envs.scheduling import SchedulingVectorEnv
-from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.predictors.predict import predict
 from lengthwise.serving import Engine, Node, System
@@ -22,7 +18,9 @@ from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
 from tests.reference_env import ReferenceEnv
 
-SLOW = LinearTiming(base_s=0.01, per_prefill_token_s=1e-4, per_sequence_s=0.0005, num_gpu_blocks=400)
+SLOW = LinearTiming(
+    base_s=0.01, per_prefill_token_s=1e-4, per_sequence_s=0.0005, num_gpu_blocks=400
+)
 FAST = LinearTiming(base_s=0.004, per_sequence_s=0.0002, num_gpu_blocks=150)
 SMALL = {"max_num_seqs": 4, "max_num_batched_tokens": 256}
 FEATURES = {
@@ -119,9 +117,7 @@ def test_the_reference_engine_sees_and_pays_the_same(case: str) -> None:
     width = len(names)
     rngs = [np.random.default_rng(k) for k in range(3)]
     episodes = [[env.game.source(s) for s in seeds_of(7 + k, 2)] for k in range(3)]
-    oracles = [
-        ReferenceEnv(kind, one[0], names, slots, hold_s=env.game.hold_s) for one in episodes
-    ]
+    oracles = [ReferenceEnv(kind, one[0], names, slots, hold_s=env.game.hold_s) for one in episodes]
     seen, _ = env.reset(seed=7)
     finished = [0, 0, 0]
     for _ in range(100_000):

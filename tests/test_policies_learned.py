@@ -107,7 +107,7 @@ def played(env, seed, columns):
     done = False
     while not done:
         _, _, done, _, _ = env.step(int(net(*env.candidates().T).argmin()))
-    return env.run.records()
+    return env.records()
 
 
 def test_the_gym_shows_what_the_bundle_sees(bundles):

@@ -183,7 +183,7 @@ def test_runs_that_cannot_be_resumed(tmp_path: Path) -> None:
 def test_bad_arguments_are_told(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'ppo'"):
         train_policy("lengthwise/Routing-v0", algo="pppo", out=tmp_path)
-    with pytest.raises(UnknownNameError, match="did you mean 'lengthwise/Routing-v0'"):
+    with pytest.raises(UnknownNameError, match="did you mean 'lengthwise/Routing-v1'"):
         train_policy("lengthwise/Routing", out=tmp_path)
     with pytest.raises(UnknownNameError, match="did you mean 'gamma'"):
         settings_for("dqn", {"gama": 1.0})

@@ -56,7 +56,7 @@ from lengthwise.training.validation import (
     Validation,
     told,
 )
-from lengthwise.training.vectors import episodes, make_vector
+from lengthwise.training.vectors import make_vector
 from lengthwise.workload import Workload
 
 CONFIRMATIONS = 16  # workloads on which a finished run is set beside the best baseline
@@ -121,10 +121,7 @@ def train_policy(
     guided = None if guide is None else Guide(_loaded(kind, guide), probe.columns.names)
     names = probe.columns.names if guided is None else guided.features
     # built once, shared by the environments: a trace is read once, and a model loaded once
-    options |= {
-        "workload": probe.source, "timing": probe.timing, "predictor": probe.predictor,
-        "features": names,
-    }  # fmt: skip
+    options |= {"scenarios": probe.source, "features": names}
     run = _Run(Path(out), kind, algo, chosen, hidden, seed, steps, judges, progress, [])
     open_run(run.folder, config, resume=resume)
     if resume and (run.folder / CHECKPOINT).exists():
@@ -141,7 +138,7 @@ def train_policy(
     columns = Columns.of(names, {**state["scales"], **given})
     options["scales"] = {c.name: (c.shift, c.scale) for c in columns.columns}
     options.setdefault("reward_scale", state["reward_scale"])
-    source = episodes(probe)
+    source = probe.source
     validation = Validation.of(
         source, probe.cost, range(VALIDATION_SEED, VALIDATION_SEED + eval_seeds), judges
     )

@@ -243,7 +243,16 @@ def begin_run(
     features.require(routing.score.features, f"router {routing.score.name!r}")
     calls = ScoreCalls([node.policy for node in first], routing, len(of))
     state = allocate(
-        workload, inputs, kinds, routing, calls, features, seed, log, system.interval_ps, stops,
+        workload,
+        inputs,
+        kinds,
+        routing,
+        calls,
+        features,
+        seed,
+        log,
+        system.interval_ps,
+        stops,
         shown,
     )
     return state, inputs, calls, features

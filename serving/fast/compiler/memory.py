@@ -2,7 +2,7 @@
 
 Forty arrays as arguments cost more than the work. Here a function takes the address of
 ``address_table`` and reads a table's place where it needs it. Elements are words of 64 bits, or
-rows whose fields are attributes; smaller numbers widen on the way. The memory belongs to the caller.
+rows whose fields are attributes; smaller ones widen. The memory belongs to the caller.
 """
 
 from __future__ import annotations
