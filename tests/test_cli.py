@@ -118,7 +118,7 @@ REFUSED = [
     ("train predictor trace.csv --model rigde --out p", "did you mean 'ridge'"),
     ("train predictor trace.csv --out trace.csv/p", "can't write"),
     ("evaluate predictor ./none trace.csv", "does not exist"),
-    ("train policy --env lengthwise/Routing-v1 --out r", "did you mean 'lengthwise/Routing-v0'"),
+    ("train policy --env lengthwise/Routing-v2 --out r", "did you mean 'lengthwise/Routing-v1'"),
     ("evaluate policy bundle", "no workload after 'bundle'"),
     ("evaluate policy ./none trace.csv", "neither a bundle"),
     ("evaluate policy bundle trace.csv --load 0.8,x", "--load takes numbers of shares"),
