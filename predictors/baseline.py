@@ -14,10 +14,11 @@ from lengthwise.errors import InputError
 from lengthwise.prediction import Prediction
 from lengthwise.predictors import columns, folder
 from lengthwise.predictors.censoring import expected_logs
+from lengthwise.predictors.hub import HubPredictor
 from lengthwise.predictors.shifting import capped
 
 
-class Constant:
+class Constant(HubPredictor):
     """Predicts ``tokens`` for every request; ``fit`` replaces it by the typical (median) length."""
 
     needs: frozenset[str] = frozenset()
@@ -74,7 +75,7 @@ class Constant:
         return made
 
 
-class PromptLength:
+class PromptLength(HubPredictor):
     """Predicts ``exp(intercept + slope * log prompt_tokens)``, within the training lengths.
 
     Unfitted it predicts the prompt's own length.

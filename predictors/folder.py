@@ -1,4 +1,4 @@
-"""A saved predictor: a folder with ``predictor.json`` and, if it has any, ``arrays.safetensors``.
+"""A saved predictor: a folder with ``predictor.json``, a card and, if any, ``arrays.safetensors``.
 
 No pickle and no code: reading an untrusted folder runs nothing of it.
 """
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.predictors.card import CARD, card
 from lengthwise.writing import whole_folder
 
 FORMAT = 1
@@ -63,6 +64,7 @@ def write(saved: Saved, folder: str | Path, extra: Callable[[Path], None] | None
                 save_file(arrays, here / ARRAYS)
             if extra is not None:
                 extra(here)
+            (here / CARD).write_text(card(saved.name, saved.options), encoding="utf-8")
     except OSError as error:
         raise InputError(f"can't write the predictor {str(target)!r}: {error.strerror}") from error
 

@@ -21,12 +21,13 @@ from lengthwise.prediction import Floats, Prediction
 from lengthwise.predictors import columns, folder, targets
 from lengthwise.predictors.censoring import drawn_logs, expected_logs
 from lengthwise.predictors.effects import USED, Effects, tells_apart
+from lengthwise.predictors.hub import HubPredictor
 from lengthwise.predictors.shifting import capped, rebucketed, shifted
 
 FOLDS = 5
 
 
-class Learned(ABC):
+class Learned(HubPredictor, ABC):
     """A predictor of one ``target`` from the prompt's text.
 
     ``buckets`` is a number of equally filled buckets or a sequence of inner edges in tokens
@@ -173,7 +174,7 @@ class Learned(ABC):
     ) -> None:
         """Takes back what ``_state`` gave and ``_write_extra`` wrote into the folder ``path``."""
 
-    def _write_extra(self, path: Path) -> None:  # noqa: B027 - most have no files of their own
+    def _write_extra(self, path: Path) -> None:
         """Adds files of its own to the folder being saved."""
 
     def _options(self) -> dict[str, Any]:

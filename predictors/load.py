@@ -1,7 +1,8 @@
 """From what a user writes to a predictor: ``oracle``, ``noisy-oracle:tau=0.5``, a saved folder.
 
-Grammar: ``none``, ``NAME[:option=value,...]`` where NAME is a registered predictor, or the folder
-that ``save`` wrote. A registered predictor that learns comes unfitted.
+Grammar: ``none``, ``NAME[:option=value,...]`` where NAME is a registered predictor, the folder
+that ``save`` wrote, or ``hf:OWNER/NAME[@REVISION]``, one on the hub. A registered predictor that
+learns comes unfitted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.errors import InputError, LengthwiseError, UnknownNameError
-from lengthwise.predictors import folder
+from lengthwise.predictors import folder, hub
 from lengthwise.protocols import Predictor
 from lengthwise.registry import load
 
@@ -30,6 +31,8 @@ def load_predictor(spec: str | Path | Predictor | None) -> Predictor | None:
     if folder.is_saved(spec):
         return _restore(spec)
     text = str(spec)
+    if isinstance(spec, str) and text.startswith(hub.PREFIX):
+        return _restore(hub.fetched_spelling(text))
     if isinstance(spec, Path) or os.sep in text.partition(":")[0] or os.path.isdir(text):
         what = "has no predictor.json" if os.path.isdir(text) else "does not exist"
         raise InputError(f"{text!r} is no saved predictor: it {what}")

@@ -27,6 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "transformer": {"epochs": 2, "max_tokens": 32, "device": "cpu"},
     "minilm": {"epochs": 3, "max_tokens": 32, "device": "cpu"},
 }
+DATA = (".json", ".safetensors", ".txt", ".jinja", ".md")  # what a saved predictor may hold
 N = 48
 RNG = np.random.default_rng(0)
 PROMPTS = [f"{'Tell a tale of' if i % 2 else 'Name'} {i % 9} dragons, take {i}" for i in range(N)]
@@ -131,7 +132,9 @@ def test_the_same_seed_gives_the_same_bits(name: str, target: str | None, tmp_pa
     for file in files:
         other = tmp_path / "again" / file.relative_to(tmp_path / "first")
         assert other.read_bytes() == file.read_bytes(), file
-        assert file.suffix in (".json", ".safetensors", ".txt", ".jinja"), "nothing that runs"
+        assert file.suffix in (".json", ".safetensors", ".txt", ".jinja", ".md"), (
+            "nothing that runs"
+        )
 
 
 @every

@@ -60,7 +60,9 @@ def test_the_same_seed_writes_the_same_bytes(data: Path, tmp_path: Path) -> None
             options={"buckets": 3}, out=tmp_path / name, command="train", seed=5,
         )  # fmt: skip
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert files == ["arrays.safetensors", "config.json", "predictor.json", "report.json"]
+    assert files == [
+        "README.md", "arrays.safetensors", "config.json", "predictor.json", "report.json",
+    ]  # fmt: skip
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     config = json.loads((tmp_path / "one" / "config.json").read_text())

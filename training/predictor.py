@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +25,11 @@ from lengthwise.eval.output import check_writable, provenance, replaced_folder
 from lengthwise.eval.prediction_metrics import prediction_metrics
 from lengthwise.prediction import Prediction
 from lengthwise.predictors import load_predictor, make_predictor
+from lengthwise.predictors.card import CARD
+from lengthwise.predictors.card import card as card_text
 from lengthwise.predictors.columns import resampled
+from lengthwise.predictors.folder import Saved
+from lengthwise.predictors.folder import read as read_folder
 from lengthwise.predictors.targets import bucket_edges, check_target
 from lengthwise.protocols import Predictor
 from lengthwise.serving.workload import Prompts, read_prompts
@@ -36,12 +41,14 @@ from lengthwise.training.sources import (
     together,
     with_answers,
 )
+from lengthwise.writing import whole_file
 
 CONFIG, REPORT = "config.json", "report.json"
 ALL = "all"  # of ``answers_by``: every model's answers
 UNTRAINED = ("oracle", "noisy-oracle")
 
-OF_DATA = ("metrics", "by_source", "edges", "sketch")  # of a report, not of the configuration
+# of a report, not of the configuration
+OF_DATA = ("metrics", "by_source", "edges", "sketch", "baselines", "fitted_baselines")
 
 Report = dict[str, Any]
 
@@ -67,8 +74,8 @@ def train_predictor(
     ``model`` a registered predictor, or a folder or hub name of a pretrained encoder;
     ``answers_by`` the model whose answers to learn, in data of several ("all" for every one's, each
     with an effect of its own); ``max_rows`` draws so many rows of each at random; ``options`` are
-    more arguments of the predictor, such as ``buckets`` or ``epochs``. With a ``test_share`` of 0 all
-    prompts are trained on, and none tested.
+    more arguments of the predictor, such as ``buckets`` or ``epochs``. With a ``test_share`` of 0
+    all prompts are trained on, and none tested.
 
     A predictor that trains in epochs keeps checkpoints in ``out``.checkpoint until it is done: the
     same call after an interruption goes on from there.
@@ -125,10 +132,17 @@ def train_predictor(
         report["metrics"] = _metrics(prediction, test, edges, seed)
         if len(parts) > 1:
             report["by_source"] = _by_source(prediction, test, source[~seen], parts, edges, seed)
+        baselines = _baselines(train)
+        report["baselines"] = {
+            name: _metrics(_predict(one, test), test, edges, seed)
+            for name, one in baselines.items()
+        }
+        report["fitted_baselines"] = _described(baselines)
     if out is not None:
         with replaced_folder(out) as fresh:
             predictor.save(fresh)
             _write(fresh / REPORT, report)
+            _write_card(fresh, report)
             config = {**report, "options": settings, "max_rows": max_rows}
             config = {k: v for k, v in config.items() if k not in OF_DATA}
             _write(fresh / CONFIG, provenance(config, command))
@@ -145,12 +159,16 @@ def evaluate_predictor(
     max_rows: int | None = None,
     answers_by: str | None = None,
     seed: int = 0,
+    card: bool = False,
 ) -> Report:
     """Evaluates a saved predictor (or one by its spelling) on a split of ``data``.
 
     ``split`` is "train", "test" or "all": by default "all" of data that share no prompt with those
     that the predictor was trained on, and otherwise "test", which it has not seen; ``test_share``
     defaults to what it was trained with. Rows whose length was cut short are left out, and counted.
+
+    ``card``: the result goes into the folder's report and model card, beside those of baselines
+    that were trained on what the predictor was trained on.
     """
     predictor = load_predictor(folder)
     if predictor is None:
@@ -163,12 +181,11 @@ def evaluate_predictor(
     rows = _rows(data, by, max_rows, seed, trained="answers_by" in trained and not answers_by)
     if split is None:
         held = trained.get("sketch")
-        told = held is not None  # older reports know the name alone
         split = "test"
-        if told and (share == 0 or not shares_prompts(rows.prompt, held)):
+        if held is not None and (share == 0 or not shares_prompts(rows.prompt, held)):
             split = ALL
-        elif not told and trained.get("data") != rows.name:
-            split = ALL
+        elif held is None and trained.get("data") != rows.name:
+            split = ALL  # older reports know the name alone
     if share == 0 and split != ALL:
         raise InputError(f"the predictor was trained on all prompts: there is no {split} split")
     rows = rows if split == ALL else rows.split(split, share)
@@ -180,6 +197,10 @@ def evaluate_predictor(
     begun = time.perf_counter()
     prediction = _predict(predictor, rows)
     predicted_s = time.perf_counter() - begun
+    edges = trained.get("edges") or _edges(rows)
+    metrics = _metrics(prediction, rows, edges, seed)
+    if card:
+        _note(folder, trained, rows, metrics, edges, seed)
     return {
         "predictor": str(folder) if isinstance(folder, str | Path) else type(folder).__name__,
         "data": rows.name,
@@ -187,7 +208,7 @@ def evaluate_predictor(
         "test_share": share,
         "notices": list(rows.notices),
         "test": _counts(rows),
-        "metrics": _metrics(prediction, rows, trained.get("edges") or _edges(rows), seed),
+        "metrics": metrics,
         "seconds": {"predict": predicted_s},
     }
 
@@ -313,6 +334,65 @@ def _edges(rows: Prompts) -> list[float] | None:
     """Edges at the default percentiles of the lengths; None if they are too few or too equal."""
     lengths = rows.output_tokens.astype(np.float64)
     return bucket_edges(lengths).tolist() if len(np.unique(lengths)) > 1 else None
+
+
+def _baselines(train: Prompts) -> dict[str, Predictor]:
+    """What any predictor must beat, trained on the same rows."""
+    return {
+        name: make_predictor(name).fit(
+            [], train.output_tokens, prompt_tokens=train.prompt_tokens, censored=train.censored
+        )
+        for name in ("constant", "prompt-length")
+    }
+
+
+def _described(baselines: Mapping[str, Predictor]) -> dict[str, dict[str, Any]]:
+    """What they learned, for a report; ``_restored`` reads it."""
+    with tempfile.TemporaryDirectory() as made:
+        found = {}
+        for name, one in baselines.items():
+            one.save(Path(made) / name)
+            found[name] = dict(read_folder(Path(made) / name).state)
+        return found
+
+
+def _restored(described: Mapping[str, Mapping[str, Any]]) -> dict[str, Predictor]:
+    return {
+        name: registry.load("predictor", name).restore(Saved(name, {}, state), Path())
+        for name, state in described.items()
+    }
+
+
+def _note(
+    folder: str | Path | Predictor,
+    trained: Report,
+    rows: Prompts,
+    metrics: Mapping[str, Any],
+    edges: list[float] | None,
+    seed: int,
+) -> None:
+    """Adds metrics on other data to a saved predictor's report and card; the last of a name stay.
+
+    Raises ``InputError`` where there is no report to add to.
+    """
+    if not isinstance(folder, str | Path) or "fitted_baselines" not in trained:
+        raise InputError(f"{folder!s} holds no {REPORT} with baselines: it has no card to add to")
+    baselines = {
+        name: _metrics(_predict(one, rows), rows, edges, seed)
+        for name, one in _restored(trained["fitted_baselines"]).items()
+    }
+    kept = [row for row in trained.get("elsewhere", ()) if row["data"] != rows.name]
+    row = {"data": rows.name, "rows": len(rows), "metrics": metrics, "baselines": baselines}
+    report = {**trained, "elsewhere": [*kept, row]}
+    with whole_file(Path(folder) / REPORT) as fresh:
+        _write(fresh, report)
+    _write_card(Path(folder), report)
+
+
+def _write_card(folder: Path, report: Report) -> None:
+    saved = read_folder(folder)
+    with whole_file(folder / CARD) as fresh:
+        fresh.write_text(card_text(saved.name, saved.options, report), encoding="utf-8")
 
 
 def _trained(folder: str | Path | Predictor) -> Report:

@@ -38,8 +38,14 @@ def evaluate() -> None:
 @click.option(
     "--max-rows", type=int, metavar="N", help="At most so many rows of DATA, drawn at random."
 )
+@click.option("--card", is_flag=True, help="Also add the result to DIR's model card.")
 def predictor(
-    folder: str, data: str, split: str | None, answers_by: str | None, max_rows: int | None
+    folder: str,
+    data: str,
+    split: str | None,
+    answers_by: str | None,
+    max_rows: int | None,
+    card: bool,
 ) -> None:
     """Measures a predictor (DIR, or a name such as prompt-length) on DATA's prompts."""
     from lengthwise.eval.terminal import console, prediction_view
@@ -48,7 +54,9 @@ def predictor(
     from lengthwise.training.predictor import evaluate_predictor
 
     rows = prompts_of(data, max_rows, 0)
-    report = evaluate_predictor(folder, rows, split=split, answers_by=answers_by, max_rows=max_rows)
+    report = evaluate_predictor(
+        folder, rows, split=split, answers_by=answers_by, max_rows=max_rows, card=card
+    )
     notices(report["notices"])
     console().print(prediction_view(report))
 
