@@ -51,11 +51,14 @@ class DecisionEnv(gym.Env[Any, np.int64]):
     def __init__(
         self, *given: Any, flat: bool = False, render_mode: str | None = None, **options: Any
     ) -> None:
-        self.vector = self.vector_type(
+        self._hold(self.vector_type(
             *given, num_envs=1, flat=flat, autoreset_mode="DISABLED", render_mode=render_mode,
             **options,
-        )  # fmt: skip
-        self.render_mode = render_mode
+        ))  # fmt: skip
+
+    def _hold(self, vector: DecisionVectorEnv) -> None:
+        self.vector = vector
+        self.render_mode = vector.render_mode
         self.action_space = self.vector.single_action_space  # type: ignore[assignment]
         self.observation_space = self.vector.single_observation_space
         self.columns, self.cost = self.vector.columns, self.vector.cost
@@ -101,6 +104,15 @@ class DecisionEnv(gym.Env[Any, np.int64]):
     def candidates(self) -> NDArray[np.float64]:
         """Raw columns (n, F) of the candidates, 2 <= n <= slots."""
         return self.vector.raw(0)
+
+    # Pickling, between episodes: see DecisionVectorEnv
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"vector": self.vector, "generator": self._np_random, "spec": self.spec}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._hold(state["vector"])
+        self._np_random, self.spec = state["generator"], state["spec"]
 
     # The episode that is played
 

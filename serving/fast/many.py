@@ -216,6 +216,18 @@ class Many:
         return found
 
     def _go(self) -> None:
+        """Has all that are to take a step do so; an error leaves no run under way, but for that of
+        an action that is none, which is told before anybody moves."""
+        try:
+            self._run()
+        except BaseException:
+            if self.gym["left"][0]:
+                self.env["stage"] = ks.IDLE
+            raise
+        finally:
+            self.gym["at"], self.gym["left"] = ks.NONE, 0
+
+    def _run(self) -> None:
         gym = self.gym[0]
         tries: Counter[int] = Counter()
         address = self._batch.ctypes.data
@@ -240,17 +252,14 @@ class Many:
                 self._redraw(k, tries[k])
             else:
                 self._raise(code, k)
-        gym["at"] = ks.NONE
 
     def _raise(self, code: int, k: int) -> None:
-        """Says what a code means, and leaves the environments as they were or without a run."""
-        self.gym["at"] = ks.NONE
+        """Says what a code means."""
         if code == ks.NO_ACTION:
             raise InputError(f"action must be in 0..{self.slots - 1}, not {self.action[k]}")
         if code == ks.NO_RUN:
             raise InputError("no run is under way: call reset() first")
         place = self._places[int(self.env["place"][k])]
-        self.env["stage"] = ks.IDLE
         if place is not None:
             raise_for(code, place.state, place.calls)
         raise InvariantError(f"the fast engine stopped with code {code}")
@@ -259,8 +268,6 @@ class Many:
         """Another episode in the place of one that left no choice."""
         at = int(self.env["place"][k])
         if tries == TRIES:
-            self.env["stage"] = ks.IDLE
-            self.gym["at"] = ks.NONE
             name = self.of_place(at).drawn.workload.name
             raise InputError(
                 f"workload {name}: no moment of it leaves a choice; a higher rate or a "
@@ -291,6 +298,12 @@ class Many:
     def _prepare(self, k: int) -> None:
         """Draws the episode that environment k is to play next."""
         drawn = self._draw(k)
+        nodes = len(drawn.system.nodes)
+        if self.kind == "route" and nodes > self.slots - bool(self.gym["hold"][0]):
+            raise InputError(
+                f"the scenario {drawn.name!r} has {nodes} nodes, more than an action can name: "
+                f"replicas must be {nodes} or more"
+            )
         refused = supports(drawn.workload, drawn.system)
         if refused is not None:
             raise InputError(refused)
