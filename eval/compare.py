@@ -1,10 +1,11 @@
-"""A grid of policies x predictors x rates x seeds on common random numbers."""
+"""A grid of policies x routers x predictors x rates x seeds on common random numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -21,7 +22,8 @@ from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Source, as_source
 from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
-from lengthwise.policies import load_policy
+from lengthwise.policies import load_policy, load_router
+from lengthwise.policies.bundle import is_bundle
 from lengthwise.predictors import load_predictor
 from lengthwise.predictors.predict import (
     PredictorLike,
@@ -39,7 +41,7 @@ from lengthwise.workload import Workload
 if TYPE_CHECKING:
     import pandas as pd
 
-BASELINE = "fcfs"
+BASELINE, ROUTER_BASELINE = "fcfs", "round-robin"
 BOUND = "lower bound"  # the row that no schedule beats, beside the policies
 QUANTILES = np.linspace(0.0, 1.0, 401)
 
@@ -50,19 +52,37 @@ Quantiles = dict[tuple[float | None, str], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Contender:
-    """A row of the table: a policy, and the predictor whose lengths it reads ("none" if none)."""
+    """A row of the table: a policy, and the predictor whose lengths it reads ("none" if none).
+
+    In a comparison of routers also the router; elsewhere that is the system's, "" here.
+    """
 
     policy: PolicyLike
     predictor: PredictorLike
     policy_name: str
     predictor_name: str
+    router: RouterLike = ""
+    router_name: str = ""
+
+    @property
+    def name(self) -> str:
+        """What is compared: the policy, or the router with the policy behind it, if not fcfs."""
+        if not self.router_name:
+            return self.policy_name
+        behind = "" if self.policy_name == BASELINE else f" + {self.policy_name}"
+        return f"{self.router_name}{behind}"
 
     @property
     def label(self) -> str:
         """What a legend calls it."""
         if self.predictor_name == "none":
-            return self.policy_name
-        return f"{self.policy_name} · {self.predictor_name}"
+            return self.name
+        return f"{self.name} · {self.predictor_name}"
+
+    @property
+    def trained(self) -> bool:
+        """Whether the policy or the router is a bundle, which no baseline is."""
+        return any(isinstance(s, str) and is_bundle(s) for s in (self.policy, self.router))
 
 
 @dataclass(frozen=True)
@@ -70,8 +90,9 @@ class Comparison:
     """Every run of a grid.
 
     ``runs`` has one row a run: rate (NaN: the workload's own), offered_rate, seed, policy,
-    predictor, and the metrics of ``lengthwise.eval.metrics.summary``. ``curves`` maps
-    (rate or None, label) to the quantiles of end-to-end latency, see ``quantiles``.
+    predictor (and router, where routers are compared), and the metrics of
+    ``lengthwise.eval.metrics.summary``. ``curves`` maps (rate or None, label) to the quantiles of
+    end-to-end latency, see ``quantiles``.
     """
 
     name: str
@@ -91,24 +112,51 @@ class Comparison:
         """How many seeds each row ran on."""
         return int(self.runs["seed"].nunique())
 
-    def values(self, rate: float, policy: str, predictor: str, metric: str) -> NDArray[np.float64]:
+    @property
+    def routed(self) -> bool:
+        """Whether routers are compared."""
+        return bool(self.contenders[0].router_name)
+
+    @property
+    def baseline(self) -> str:
+        """What the first row is, to which all others have ratios."""
+        return self.contenders[0].name
+
+    def values(
+        self, rate: float, policy: str, predictor: str, metric: str, router: str = ""
+    ) -> NDArray[np.float64]:
         """One value a seed of a metric, in the order of the seeds."""
         runs = self.runs
         at = runs["rate"].isna() if np.isnan(rate) else runs["rate"] == rate
-        chosen = runs[at & (runs["policy"] == policy) & (runs["predictor"] == predictor)]
-        return chosen.sort_values("seed")[metric].to_numpy(dtype=np.float64)
+        at &= (runs["policy"] == policy) & (runs["predictor"] == predictor)
+        if router:
+            at &= runs["router"] == router
+        return runs[at].sort_values("seed")[metric].to_numpy(dtype=np.float64)
+
+    def of(self, rate: float, who: Contender, metric: str) -> NDArray[np.float64]:
+        """``values`` of a row."""
+        return self.values(rate, who.policy_name, who.predictor_name, metric, who.router_name)
 
     def interval(self, rate: float, who: Contender, metric: str) -> Interval:
         """The mean over seeds with its 95% interval."""
-        return t_interval(self.values(rate, who.policy_name, who.predictor_name, metric))
+        return t_interval(self.of(rate, who, metric))
 
-    def ratio(self, rate: float, who: Contender, metric: str) -> Interval:
-        """The paired ratio to fcfs, seed by seed on the same workload, with its 95% interval."""
-        baseline = self.contenders[0]
+    def ratio(
+        self, rate: float, who: Contender, metric: str, to: Contender | None = None
+    ) -> Interval:
+        """The paired ratio to the first row (or ``to``), seed by seed on the same workload, with
+        its 95% interval.
+        """
         return paired_ratio(
-            self.values(rate, who.policy_name, who.predictor_name, metric),
-            self.values(rate, baseline.policy_name, baseline.predictor_name, metric),
+            self.of(rate, who, metric), self.of(rate, to or self.contenders[0], metric)
         )
+
+    def best(self, rate: float) -> Contender:
+        """The row with the lowest mean latency of those that were not trained (geometric over
+        seeds).
+        """
+        known = [who for who in self.contenders if not who.trained]
+        return min(known, key=lambda who: np.log(self.of(rate, who, "e2e_mean_s")).mean())
 
     def quantiles(self, rate: float, who: Contender) -> NDArray[np.float64]:
         """End-to-end latency at ``QUANTILES``, averaged over seeds, shape (401,)."""
@@ -120,10 +168,7 @@ class Comparison:
 
     def offered_rate(self, rate: float) -> float:
         """Requests a second that arrived, averaged over seeds."""
-        first = self.contenders[0]
-        return float(
-            self.values(rate, first.policy_name, first.predictor_name, "offered_rate").mean()
-        )
+        return float(self.of(rate, self.contenders[0], "offered_rate").mean())
 
 
 def compare(
@@ -142,6 +187,7 @@ def compare(
     progress: Callable[[int, int], None] | None = None,
     nodes: NodesLike | None = None,
     metrics_interval_s: float = 0.0,
+    routers: Sequence[RouterLike] = (),
 ) -> Comparison:
     """Runs every policy with every predictor it can read, at every rate, on every seed.
 
@@ -149,14 +195,16 @@ def compare(
     so the table shows what a perfect predictor would gain. At one rate and seed all of them see
     the same requests: a seed draws one workload, whose arrivals each rate stretches. ``progress``
     is called with (seeds done, seeds in all). ``nodes`` and ``metrics_interval_s`` are as for
-    ``simulate``; nodes with a policy of their own keep it in every row.
+    ``simulate``; nodes with a policy of their own keep it in every row. ``routers`` are compared
+    too, each before every policy, in place of ``router``; round-robin before fcfs is the baseline
+    then.
     """
     if seeds < 1:
         raise InputError(f"seeds must be 1 or more, not {seeds}")
     source = as_source(workload)
     setting = Setting(engine or Engine(), timing, replicas, router, nodes, metrics_interval_s)
     loaded = setting.load()
-    contenders = _contenders(policies, predictors, loaded)
+    contenders = _contenders(policies, predictors, loaded, tuple(routers))
     task = partial(_one_seed, source, contenders, tuple(rates), setting, backend, dict(slo or {}))
     tasks = [(seed,) for seed in range(seeds)]
     rows: list[Row] = []
@@ -201,6 +249,11 @@ def compare(
             "rates_requests_per_s": list(rates),
             "seeds": list(range(seeds)),
             **loaded.config(),
+            **(
+                {"router": list(dict.fromkeys(c.router_name for c in contenders))}
+                if routers
+                else {}
+            ),
             "backend": sorted(set(runs["backend"].dropna())),
         },
         notices=tuple(notices),
@@ -208,26 +261,33 @@ def compare(
 
 
 def _contenders(
-    policies: Sequence[PolicyLike], predictors: Sequence[PredictorLike], setting: Loaded
+    policies: Sequence[PolicyLike],
+    predictors: Sequence[PredictorLike],
+    setting: Loaded,
+    routers: tuple[RouterLike, ...],
 ) -> tuple[Contender, ...]:
-    """The rows of the table, fcfs first; names are checked here, before any work."""
+    """The rows of the table, the baseline first; names are checked here, before any work."""
     if not policies:
         raise InputError("compare needs at least one policy")
+    if routers and sum(kind.count for kind in setting.kinds) == 1:
+        raise InputError("routers are compared on two nodes or more: give --replicas or --nodes")
     given = [p for p in predictors if load_predictor(p) is not None]
     if "oracle" not in map(predictor_label, given):
         given.append("oracle")
-    found: dict[tuple[str, str], Contender] = {}
-    for policy in (BASELINE, *policies):
+    found: dict[str, Contender] = {}
+    before: tuple[RouterLike, ...] = (ROUTER_BASELINE, *routers) if routers else ("",)
+    for policy, router in product((BASELINE, *policies), before):
         loaded = load_policy(policy)
+        routing = load_router(router) if routers else setting.routing
+        named = (router, routing.name) if routers else ("", "")
         followed = [kind.policy or loaded for kind in setting.kinds]
-        reads = any(needs_prediction(each, setting.routing) for each in followed)
+        reads = any(needs_prediction(each, routing) for each in followed)
         for predictor in given if reads else (None,):
             label = predictor_label(predictor)
-            contender = Contender(policy, predictor, loaded.name, label)
-            if found.setdefault((loaded.name, label), contender) is not contender:
-                same = found[loaded.name, label]
-                if same.policy != policy or same.predictor != predictor:
-                    raise InputError(f"two rows are both called {contender.label!r}; rename one")
+            contender = Contender(policy, predictor, loaded.name, label, *named)
+            same = found.setdefault(contender.label, contender)
+            if (same.policy, same.predictor, same.router) != (policy, predictor, router):
+                raise InputError(f"two rows are both called {contender.label!r}; rename one")
     return tuple(found.values())
 
 
@@ -257,7 +317,7 @@ def _one_seed(
         for who in contenders:
             predicted = predictions[who.predictor_name]
             records = simulate_on(
-                workload, loaded, who.policy, predicted, seed=seed, backend=backend
+                workload, _behind(loaded, who), who.policy, predicted, seed=seed, backend=backend
             ).records
             found = metrics.summary(
                 records,
@@ -266,6 +326,8 @@ def _one_seed(
                 tenants=workload["tenant"] if "tenant" in workload else None,
             )
             named = {"policy": who.policy_name, "predictor": who.predictor_name}
+            if who.router_name:
+                named["router"] = who.router_name
             rows.append({**base, **named, "backend": records.backend, **found})
             quantiles[rate, who.label] = np.quantile(metrics.e2e_s(records), QUANTILES)
         bound = _bound(workload, loaded, alone)
@@ -275,6 +337,11 @@ def _one_seed(
         name: made.abstained_share for name, made in predictions.items() if made is not None
     }
     return rows, quantiles, drawn.notices, mark, unordered
+
+
+def _behind(loaded: Loaded, who: Contender) -> Loaded:
+    """The setting behind a row's router."""
+    return replace(loaded, routing=load_router(who.router)) if who.router_name else loaded
 
 
 def _bound(workload: Workload, loaded: Loaded, alone: Alone | None) -> float:

@@ -178,16 +178,16 @@ def _over_replicas(log: pd.DataFrame) -> tuple[Any, dict[str, Any]]:
 
 def _styles(contenders: Sequence[Contender]) -> list[tuple[Contender, dict[str, Any]]]:
     """A colour a policy, a line style a predictor."""
-    policies = list(dict.fromkeys(who.policy_name for who in contenders))
+    policies = list(dict.fromkeys(who.name for who in contenders))
     predictors = [p for p in dict.fromkeys(w.predictor_name for w in contenders) if p != "none"]
     found: list[tuple[Contender, dict[str, Any]]] = []
     for who in contenders:
-        colour = COLOURS[policies.index(who.policy_name) % len(COLOURS)]
+        colour = COLOURS[policies.index(who.name) % len(COLOURS)]
         line = 0 if who.predictor_name == "none" else predictors.index(who.predictor_name)
         style = {
             "color": colour,
             "linestyle": LINES[line % 4],
-            "linewidth": max(1.0, 2.4 - 0.4 * policies.index(who.policy_name)),
+            "linewidth": max(1.0, 2.4 - 0.4 * policies.index(who.name)),
         }
         if not found:  # the baseline stays visible under curves that coincide with it
             style |= {"linewidth": 4.5, "alpha": 0.3, "solid_capstyle": "round"}

@@ -52,10 +52,13 @@ def pick_timelines(
     return [
         (
             who.label,
-            simulate(workload, who.policy, who.predictor, engine, log_iterations=True, **options),
+            simulate(
+                workload, who.policy, who.predictor, engine, log_iterations=True,
+                **{**options, **({"router": who.router} if who.router_name else {})},
+            ),
         )
         for who in chosen
-    ]
+    ]  # fmt: skip
 
 
 def publish(

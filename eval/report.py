@@ -11,13 +11,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lengthwise.eval.compare import BOUND, Comparison
+from lengthwise.eval.compare import Comparison
 from lengthwise.eval.tables import (
     Cell,
     bound_row,
     columns_of,
     footnote,
     heading,
+    named,
+    names_of,
     row,
     subtitle,
 )
@@ -41,7 +43,8 @@ def write_report(
         f'<p class="faint">{escape(comparison.name)} — {escape(subtitle(comparison))}</p>',
         *(f"<section><h2>{escape(name)}</h2>{html}</section>" for name, html in sections),
         *(_table(comparison, rate) for rate in comparison.rates),
-        f'<p class="faint">{escape(footnote(comparison))} Green: better than fcfs beyond the '
+        f'<p class="faint">{escape(footnote(comparison))} Green: better than the '
+        f"row that a ratio is to ({escape(comparison.baseline)}, or the best) beyond the "
         "interval; red: worse. Click a heading to sort.</p>",
         _notes(comparison.notices),
         *(_figure(caption, image) for caption, image in figures),
@@ -66,18 +69,16 @@ def _table(comparison: Comparison, rate: float) -> str:
     columns = columns_of(comparison)
     heads = "".join(
         f'<th class="name"><button type="button">{name}</button></th>'
-        for name in ("policy", "predictor")
+        for name in names_of(comparison)
     ) + "".join(
         f'<th title="{escape(column.help)}"><button type="button">'
         f"{escape(column.heading)}</button></th>"
         for column in columns
     )
     rows = [
-        _row(who.policy_name, "" if who.predictor_name == "none" else who.predictor_name,
-             row(comparison, rate, who))
-        for who in comparison.contenders
-    ]  # fmt: skip
-    rows.append(_row(BOUND, "", bound_row(comparison, rate), "bound"))
+        _row(named(comparison, who), row(comparison, rate, who)) for who in comparison.contenders
+    ]
+    rows.append(_row(named(comparison, None), bound_row(comparison, rate), "bound"))
     return (
         f"<section><h2>{escape(heading(comparison, rate))}</h2>"
         f'<div class="scroll"><table><thead><tr>{heads}</tr></thead>'
@@ -85,14 +86,15 @@ def _table(comparison: Comparison, rate: float) -> str:
     )
 
 
-def _row(policy: str, predictor: str, cells: list[Cell], kind: str = "") -> str:
+def _row(names: tuple[str, ...], cells: list[Cell], kind: str = "") -> str:
     made = "".join(
         f'<td class="{cell.verdict}" data-value="{_value(cell.value)}">{_spread(cell.text)}</td>'
         for cell in cells
     )
     return (
-        f'<tr class="{kind}"><td class="name">{escape(policy)}</td>'
-        f'<td class="name predictor">{escape(predictor)}</td>{made}</tr>'
+        f'<tr class="{kind}">'
+        + "".join(f'<td class="name">{escape(name)}</td>' for name in names[:-1])
+        + f'<td class="name predictor">{escape(names[-1])}</td>{made}</tr>'
     )
 
 

@@ -15,17 +15,19 @@ Verdict = Literal["better", "worse", "same", ""]
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its heading with unit, the metric, and whether it is the ratio to fcfs."""
+    """A column: its heading with unit, the metric, and to what it is a ratio, if it is one: to the
+    "first" row or to the "best" that was not trained.
+    """
 
     heading: str
     metric: str
-    ratio: bool = False
+    ratio: Literal["", "first", "best"] = ""
     help: str = ""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: what it says, the number to sort by (NaN: none), and how it compares to fcfs."""
+    """A cell: what it says, the number to sort by (NaN: none), and how a ratio lies to 1."""
 
     text: str
     value: float = math.nan
@@ -35,23 +37,45 @@ class Cell:
 # In order of importance: a narrow terminal drops columns from the end.
 COLUMNS = (
     Column("mean latency, s", "e2e_mean_s", help="arrival to last token"),
-    Column("× fcfs", "e2e_mean_s", ratio=True),
+    Column("× fcfs", "e2e_mean_s", ratio="first"),
     Column("P99 latency, s", "e2e_p99_s"),
-    Column("× fcfs", "e2e_p99_s", ratio=True),
+    Column("× fcfs", "e2e_p99_s", ratio="first"),
     Column("mean TTFT, s", "ttft_mean_s", help="time to first token"),
     Column("s/token", "normalized_latency_mean_s", help="mean of latency over output tokens"),
     Column("max wait, s", "wait_max_s", help="longest time in the queue"),
     Column("tokens/s", "throughput_tokens_per_s", help="output tokens, at 100% completion"),
     Column("preempted", "preemptions", help="preemptions in a run"),
 )
+BEST = "to the row with the lowest mean latency that was not trained"
 GOODPUT = Column("meet SLO", "slo_attainment", help="share of requests that meet the SLO")
 
 
 def columns_of(comparison: Comparison) -> tuple[Column, ...]:
-    """The columns that a comparison has values for."""
+    """The columns that a comparison has values for; routers have ratios to the best row too."""
+    found = list(COLUMNS)
     if GOODPUT.metric in comparison.runs:
-        return (*COLUMNS[:4], GOODPUT, *COLUMNS[4:])
-    return COLUMNS
+        found.insert(4, GOODPUT)
+    if comparison.routed:
+        for place, metric in ((3, "e2e_p99_s"), (1, "e2e_mean_s")):
+            found[place : place + 1] = [
+                Column(f"× {comparison.baseline}", metric, ratio="first"),
+                Column("× best", metric, ratio="best", help=BEST),
+            ]
+    return tuple(found)
+
+
+def names_of(comparison: Comparison) -> tuple[str, ...]:
+    """The headings of the columns that name a row."""
+    return ("router", "policy", "predictor") if comparison.routed else ("policy", "predictor")
+
+
+def named(comparison: Comparison, who: Contender | None) -> tuple[str, ...]:
+    """The cells under ``names_of``; None for the bound."""
+    if who is None:
+        return (BOUND, *[""] * (len(names_of(comparison)) - 1))
+    predictor = "" if who.predictor_name == "none" else who.predictor_name
+    routed = (who.router_name,) if comparison.routed else ()
+    return (*routed, who.policy_name, predictor)
 
 
 def number(value: float) -> str:
@@ -96,7 +120,8 @@ def row(comparison: Comparison, rate: float, who: Contender) -> list[Cell]:
     cells = []
     for column in columns_of(comparison):
         if column.ratio:
-            cells.append(ratio_cell(comparison.ratio(rate, who, column.metric)))
+            to = comparison.best(rate) if column.ratio == "best" else None
+            cells.append(ratio_cell(comparison.ratio(rate, who, column.metric, to)))
         else:
             interval = comparison.interval(rate, who, column.metric)
             text = with_interval(interval)
@@ -109,16 +134,16 @@ def row(comparison: Comparison, rate: float, who: Contender) -> list[Cell]:
 
 
 def bound_row(comparison: Comparison, rate: float) -> list[Cell]:
-    """The lower bound's cells: a mean latency and its ratio to fcfs, empty where none is known."""
-    baseline = comparison.contenders[0]
+    """The lower bound's cells: a mean latency and its ratios, empty where none is known."""
     if math.isnan(comparison.bound(rate).mean):
         return [Cell("–")] * len(columns_of(comparison))
     bound = comparison.values(rate, BOUND, "none", "e2e_mean_s")
-    fcfs = comparison.values(rate, baseline.policy_name, baseline.predictor_name, "e2e_mean_s")
-    ratio = ratio_cell(paired_ratio(bound, fcfs))
     mean = comparison.bound(rate)
-    first = [Cell(with_interval(mean), mean.mean), Cell(ratio.text, ratio.value)]
-    return first + [Cell("–")] * (len(columns_of(comparison)) - 2)
+    cells = [Cell(with_interval(mean), mean.mean)]
+    for to in (comparison.contenders[0], *([comparison.best(rate)] * comparison.routed)):
+        ratio = ratio_cell(paired_ratio(bound, comparison.of(rate, to, "e2e_mean_s")))
+        cells.append(Cell(ratio.text, ratio.value))
+    return cells + [Cell("–")] * (len(columns_of(comparison)) - len(cells))
 
 
 def heading(comparison: Comparison, rate: float) -> str:
@@ -129,7 +154,10 @@ def heading(comparison: Comparison, rate: float) -> str:
     queue = "a queue forms" if _queue_forms(comparison, rate) else "no queue forms"
     at = comparison.offered_rate(rate) if math.isnan(rate) else rate
     speed = "all at once" if math.isinf(at) else f"{at:.3g} requests/s"
-    return f"{speed}: {queue} (under fcfs a request waits {_rough(wait)} s of {number(latency)} s)"
+    return (
+        f"{speed}: {queue} (under {comparison.baseline} a request waits "
+        f"{_rough(wait)} s of {number(latency)} s)"
+    )
 
 
 def _queue_forms(comparison: Comparison, rate: float) -> bool:
@@ -151,7 +179,7 @@ def subtitle(comparison: Comparison) -> str:
     config = comparison.config
     replicas = int(config["replicas"])
     on = f"{replicas} replicas of " if replicas > 1 and "nodes" not in config else ""
-    by = f", routed by {config['router']}" if replicas > 1 else ""
+    by = f", routed by {config['router']}" if replicas > 1 and not comparison.routed else ""
     if "metrics_interval_s" in config:
         by += f" on metrics of every {config['metrics_interval_s']:g} s"
     seeds = comparison.seeds
@@ -163,7 +191,8 @@ def subtitle(comparison: Comparison) -> str:
 def footnote(comparison: Comparison) -> str:
     """How to read the numbers."""
     spread = (
-        "Mean over seeds ± half of its 95% t-interval; ratios to fcfs are paired by seed. "
+        f"Mean over seeds ± half of its 95% t-interval; ratios to {comparison.baseline} are paired "
+        "by seed. "
         if comparison.seeds > 1
         else "One seed: no intervals. "
     )
@@ -183,13 +212,18 @@ def _unmoved(comparison: Comparison) -> str:
         return ""
 
     def latencies(who: Contender) -> list[list[float]]:
-        names = who.policy_name, who.predictor_name, "e2e_mean_s"
-        return [comparison.values(rate, *names).tolist() for rate in comparison.rates]
+        return [comparison.of(rate, who, "e2e_mean_s").tolist() for rate in comparison.rates]
 
     notes: dict[str, str] = {}
     for who in others:
         rule = load_policy(who.policy).preemption
-        if rule.mode != "none" and rule.price > 0 and latencies(who) == latencies(baseline):
+        same_router = who.router_name == baseline.router_name
+        if (
+            rule.mode != "none"
+            and rule.price > 0
+            and same_router
+            and (latencies(who) == latencies(baseline))
+        ):
             notes[who.policy_name] = (
                 f" {who.policy_name} ran as fcfs: no preemption was worth its price here "
                 "(+preempt:price=0 preempts all the same)."

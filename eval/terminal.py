@@ -21,6 +21,8 @@ from lengthwise.eval.tables import (
     columns_of,
     footnote,
     heading,
+    named,
+    names_of,
     number,
     ratio_cell,
     row,
@@ -54,33 +56,33 @@ def comparison_view(comparison: Comparison, width: int) -> RenderableType:
     return Group(*parts)
 
 
-def _rows(comparison: Comparison, rate: float) -> list[tuple[str, str, list[Cell]]]:
+def _rows(comparison: Comparison, rate: float) -> list[tuple[tuple[str, ...], list[Cell]]]:
     found = [
-        (who.policy_name, "" if who.predictor_name == "none" else who.predictor_name,
-         row(comparison, rate, who))
-        for who in comparison.contenders
+        (named(comparison, who), row(comparison, rate, who)) for who in comparison.contenders
     ]  # fmt: skip
-    return [*found, (BOUND, "", bound_row(comparison, rate))]
+    return [*found, (named(comparison, None), bound_row(comparison, rate))]
 
 
 def _table(comparison: Comparison, rate: float, width: int) -> Table:
     rows, columns = _rows(comparison, rate), columns_of(comparison)
     shown, used = 0, 0
-    for index in (0, 1):
-        used += 3 + max(9, *(len(names[index]) for names in rows))
+    heads = names_of(comparison)
+    for index, head in enumerate(heads):
+        used += 3 + max(len(head), *(len(names[index]) for names, _ in rows))
     for index, column in enumerate(columns):
-        used += 3 + max(len(column.heading), *(len(cells[index].text) for _, _, cells in rows))
+        used += 3 + max(len(column.heading), *(len(cells[index].text) for _, cells in rows))
         shown += used <= width
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    table.add_column("policy", no_wrap=True)
-    table.add_column("predictor", no_wrap=True)
+    for head in heads:
+        table.add_column(head, no_wrap=True)
     for column in columns[:shown]:
         table.add_column(column.heading, justify="right", no_wrap=True)
-    for policy, predictor, cells in rows:
-        bound = policy == BOUND
+    for (first, *others), cells in rows:
+        bound = first == BOUND
         table.add_row(
-            Text(policy, style="italic dim" if bound else "bold"),
-            Text(predictor, style="cyan"),
+            Text(first, style="italic dim" if bound else "bold"),
+            *(Text(name) for name in others[:-1]),
+            Text(others[-1], style="cyan"),
             *(
                 Text(cell.text, style="italic dim" if bound else STYLES[cell.verdict])
                 for cell in cells[:shown]
@@ -95,11 +97,12 @@ def markdown(comparison: Comparison) -> str:
     lines = []
     for rate in comparison.rates:
         lines += [f"**{heading(comparison, rate)}**", ""]
-        lines.append("| policy | predictor | " + " | ".join(c.heading for c in columns) + " |")
-        lines.append("|---|---|" + "---:|" * len(columns))
+        heads = names_of(comparison)
+        lines.append("| " + " | ".join((*heads, *(c.heading for c in columns))) + " |")
+        lines.append("|---" * len(heads) + "|" + "---:|" * len(columns))
         lines += [
-            f"| {policy} | {predictor} | " + " | ".join(cell.text for cell in cells) + " |"
-            for policy, predictor, cells in _rows(comparison, rate)
+            "| " + " | ".join((*names, *(cell.text for cell in cells))) + " |"
+            for names, cells in _rows(comparison, rate)
         ]
         lines.append("")
     return "\n".join([*lines, footnote(comparison), ""])

@@ -113,6 +113,8 @@ REFUSED = [
     ("compare trace.csv --rates 4,x", "--rates takes numbers"),
     ("compare trace.csv --rates 4,4", "names a rate twice"),
     ("compare trace.csv --policies fcfs,srft", "did you mean 'srtf'"),
+    ("compare trace.csv --routers jsq", "two nodes or more"),
+    ("compare trace.csv --replicas 2 --routers jqs", "did you mean 'jsq'"),
     ("capacity trace.csv --slo ttft_p98=1", "did you mean 'ttft_p99'"),
     ("train predictor trace.csv --target exct --out p", "did you mean 'exact'"),
     ("train predictor trace.csv --model rigde --out p", "did you mean 'ridge'"),
@@ -246,6 +248,17 @@ def test_compare(run: object, tmp_path: Path) -> None:
     assert "meet SLO" in found.out
     assert (tmp_path / "out" / "report.html").is_file()
     assert len(pd.read_parquet(tmp_path / "out" / "runs.parquet")) == 2 * 2 * 4
+
+
+def test_compare_routers(run: object) -> None:
+    found = run(  # type: ignore[operator]
+        "compare lmsys-chat --requests 60 --rates 30 --seeds 2 --max-num-seqs 4 --processes 1 "
+        "--routers jsq,jsew:b=0.1,crowding=0.3 --replicas 2"
+    )
+    assert found.code == 0, found.err
+    for name in ("round-robin", "jsq", "jsew:b=0.1,crowding=0.3", "× best"):
+        assert name in found.out
+    assert "srtf" not in found.out
 
 
 def test_capacity(run: object, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import gmean
 
 from lengthwise.errors import InputError
 from lengthwise.eval import plots
@@ -20,6 +21,8 @@ from lengthwise.eval.source import Fixed, Spelled
 from lengthwise.eval.statistics import Interval
 from lengthwise.eval.tables import footnote, heading, number, with_interval
 from lengthwise.eval.terminal import comparison_view, console, markdown
+from lengthwise.policies import load_router
+from lengthwise.policies.bundle import write_bundle
 from lengthwise.serving import Engine
 from lengthwise.workload import Workload
 
@@ -180,3 +183,72 @@ def test_quantiles_are_numpys() -> None:
     assert found.quantiles(4.0, found.contenders[0])[200] == pytest.approx(
         np.median(latency), rel=1e-9
     )
+
+
+@pytest.fixture(scope="module")
+def routed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, str]:
+    """Routers of three replicas, one of them a bundle (of the best there is here)."""
+    folder = str(write_bundle(load_router("jsq-tokens"), tmp_path_factory.mktemp("r") / "bundle"))
+    found = compare(
+        SOURCE, ("fcfs",), (NOISY,), (30.0,), 3, Engine(max_num_seqs=8), replicas=3,
+        routers=("jsq", "least-tokens", folder),
+    )  # fmt: skip
+    return found, folder
+
+
+def test_routers_are_rows_beside_round_robin(routed: tuple[Comparison, str]) -> None:
+    found, folder = routed
+    assert [(who.router_name, who.predictor_name) for who in found.contenders] == [
+        ("round-robin", "none"), ("jsq", "none"), ("least-tokens", NOISY),
+        ("least-tokens", "oracle"), (folder, NOISY), (folder, "oracle"),
+    ]  # fmt: skip
+    turns, jsq, *_, bundle = found.contenders
+    workload = SOURCE.load(30.0, 2)
+    for who in (turns, jsq):
+        alone = simulate(
+            workload, "fcfs", None, Engine(max_num_seqs=8), replicas=3, router=who.router, seed=2
+        )
+        expected = alone.summary()["e2e_mean_s"]
+        assert found.of(30.0, who, "e2e_mean_s")[2] == pytest.approx(expected, rel=1e-12)
+    # the best is no bundle, and ratios to it are scipy's geometric means of pairs
+    best = found.best(30.0)
+    assert best.router_name in ("jsq", "least-tokens")
+    pairs = found.of(30.0, bundle, "e2e_mean_s") / found.of(30.0, best, "e2e_mean_s")
+    assert found.ratio(30.0, bundle, "e2e_mean_s", best).mean == pytest.approx(gmean(pairs))
+    assert found.ratio(30.0, jsq, "e2e_mean_s").mean < 1
+
+
+def test_tables_of_routers_have_ratios_to_the_first_and_the_best(
+    routed: tuple[Comparison, str], tmp_path: Path
+) -> None:
+    found, _folder = routed
+    lines = [line for line in markdown(found).splitlines() if line.startswith("|")]
+    heads = [cell.strip() for cell in lines[0].split("|")[1:-1]]
+    assert heads[:6] == [
+        "router", "policy", "predictor", "mean latency, s", "× round-robin", "× best",
+    ]  # fmt: skip
+    assert heads[6:9] == ["P99 latency, s", "× round-robin", "× best"]
+    assert len({line.count("|") for line in lines}) == 1
+    best = found.best(30.0)
+    row = next(
+        cells for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in lines)
+        if (cells[0], cells[2]) == (best.router_name, best.predictor_name.replace("none", ""))
+    )  # fmt: skip
+    assert row[5] == "1.00"
+    assert heading(found, 30.0).count("under round-robin a request waits") == 1
+    screen = console()
+    with screen.capture() as captured:
+        screen.print(comparison_view(found, 200))
+    assert "× best" in captured.get()
+    timelines = pick_timelines(found, SOURCE, Engine(max_num_seqs=8), replicas=3)
+    assert timelines[0][0] == "round-robin"
+    report = publish(found, tmp_path / "out", timelines=timelines, command="lengthwise compare")
+    page = Loads()
+    page.feed(report.read_text("utf-8"))
+    assert page.stack == []
+    assert report.read_text("utf-8").count("× best") == 2
+
+
+def test_routers_need_a_choice() -> None:
+    with pytest.raises(InputError, match="two nodes or more"):
+        compare(SOURCE, ("fcfs",), routers=("jsq",), seeds=1)

@@ -25,9 +25,14 @@ from lengthwise.training.commands.options import (
 @click.option(
     "--policies",
     type=Specs(),
-    default="fcfs,sjf,srtf,mlfq",
-    show_default=True,
+    show_default="fcfs,sjf,srtf,mlfq, or fcfs with --routers",
     help="Policies; fcfs is always among them, as the baseline.",
+)
+@click.option(
+    "--routers",
+    type=Specs(),
+    default=(),
+    help="Routers, each before every policy; round-robin is always among them, as the baseline.",
 )
 @click.option(
     "--predictors",
@@ -53,7 +58,8 @@ from lengthwise.training.commands.options import (
 def compare(
     command: str,
     /,
-    policies: tuple[str, ...],
+    policies: tuple[str, ...] | None,
+    routers: tuple[str, ...],
     predictors: tuple[str, ...],
     rates: tuple[float, ...],
     seeds: int,
@@ -68,6 +74,7 @@ def compare(
 
     \b
     lengthwise compare azure-conv-2023 --rates 8,24,32 --policies fcfs,sjf,mlfq:quantum=64,levels=6
+    lengthwise compare azure-conv-2023 --rates 60 --replicas 4 --routers jsq,least-tokens,./bundle
     lengthwise compare prompts.jsonl.gz --split test --arrivals trace.csv.gz --predictors ./p
     """
     from lengthwise.eval import metrics
@@ -83,7 +90,7 @@ def compare(
     with progress("comparing") as moved:
         found = run(
             source,
-            policies,
+            policies or (("fcfs",) if routers else ("fcfs", "sjf", "srtf", "mlfq")),
             predictors,
             rates,
             seeds,
@@ -91,6 +98,7 @@ def compare(
             processes=processes,
             slo=limits,
             progress=moved,
+            routers=routers,
             **options,
         )
     screen = console()
