@@ -29,6 +29,14 @@ EDGES = np.array(
     [0, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192,
      12288, 16384, 32768], dtype=np.float64,
 )  # fmt: skip
+# Quantiles of answer lengths in tokens over nine public sets of prompts, each with the same weight:
+# all that is known of an answer whose prompt is like no other.
+ANY_LEVELS = np.array(
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.99, 0.995]
+)
+ANY_LENGTH = np.array(
+    [1, 2, 6, 13, 32, 72, 156, 384, 1318, 1699, 2043, 2573, 3225], dtype=np.float64
+)
 TABULATED = 1 << 16  # requests tabulated at a time, which bounds the memory it takes
 
 
@@ -53,6 +61,7 @@ class Prediction:
     levels: Floats | None = None  # (levels,) in (0, 1), ascending
     abstained: Mask | None = None  # (n,), None where every request is predicted
     spread: Spread | None = None
+    unfamiliar: Floats | None = None  # (n,) 0: as those trained on, to 1: like none of them
 
     @classmethod
     def exact(cls, tokens: ArrayLike, *, spread: Spread | None = None) -> Prediction:
@@ -161,6 +170,26 @@ class Prediction:
         """
         return remaining.expected(self.pieces, np.asarray(generated_tokens, dtype=np.float64))
 
+    def interval(self, level: float = 0.9) -> tuple[Floats, Floats]:
+        """From where to where lengths are with probability ``level``, tokens, (n,) each.
+
+        Split conformal (Vovk et al., 2005): the quantiles of what held-out rows showed. They hold
+        for requests like those; the more ``unfamiliar`` one is, the more they widen towards
+        ``ANY_LENGTH``. Raises ``InputError`` for single lengths of which no spread is known.
+        """
+        if not 0 < level < 1:
+            raise InputError(f"level must lie in (0, 1), not {level!r}")
+        if self.certain:
+            raise InputError("these predictions are single lengths: no interval is known of them")
+        ends, tails = [], ((1 - level) / 2, (1 + level) / 2)
+        for tail, wider in zip(tails, (np.minimum, np.maximum), strict=True):
+            at = np.log(remaining.quantile(self.pieces, np.zeros(len(self)), tail))
+            if self.unfamiliar is not None:
+                far = wider(at, np.interp(tail, ANY_LEVELS, np.log(ANY_LENGTH)))
+                at = at + self.unfamiliar * (far - at)
+            ends.append(np.exp(at))
+        return ends[0], ends[1]
+
     @property
     def certain(self) -> bool:
         """Whether each request has one length, and no distribution of it."""
@@ -222,7 +251,7 @@ class Prediction:
             tokens=pick(self.tokens), bucket=pick(self.bucket), edges=self.edges,
             probabilities=pick(self.probabilities), means=self.means, rank=pick(self.rank),
             quantiles=pick(self.quantiles), levels=self.levels, abstained=pick(self.abstained),
-            spread=self.spread,
+            spread=self.spread, unfamiliar=pick(self.unfamiliar),
         )  # fmt: skip
 
 

@@ -22,7 +22,10 @@ from lengthwise.predictors import columns, folder, targets
 from lengthwise.predictors.censoring import drawn_logs, expected_logs
 from lengthwise.predictors.effects import USED, Effects, tells_apart
 from lengthwise.predictors.hub import HubPredictor
+from lengthwise.predictors.novelty import Novelty
 from lengthwise.predictors.shifting import capped, rebucketed, shifted
+from lengthwise.predictors.stream import Stream
+from lengthwise.protocols import Predictor
 
 FOLDS = 5
 
@@ -52,6 +55,7 @@ class Learned(HubPredictor, ABC):
         self.target_: targets.AnyTarget | None = None
         self.effects_: Effects | None = None  # of context, where it was fitted with some
         self.shown_: targets.AnyTarget | None = None  # buckets as they are told, with effects
+        self.novelty_: Novelty | None = None  # None of one saved before there was any
 
     def fit(
         self,
@@ -100,6 +104,7 @@ class Learned(HubPredictor, ABC):
                 self.target_ = replace(self.target_, spread=spread)
             self.shown_ = targets.make_target(self.target, length, buckets=self.buckets)
             self._declare()
+        self.novelty_ = Novelty.fit(text, own, raw, heavy)
         del self._row_weights
         return self
 
@@ -111,13 +116,24 @@ class Learned(HubPredictor, ABC):
         output_tokens: ArrayLike | None = None,
         context: Context | None = None,
     ) -> Prediction:
-        """Predictions for n prompts; none exceeds the ``max_tokens`` of its context."""
+        """Predictions for n prompts; none exceeds the ``max_tokens`` of its context.
+
+        It abstains from prompts that are too unlike those that it was trained on, each for itself;
+        ``stream`` sees their company too.
+        """
         text = columns.texts(prompts, of=self.name)
         if context is not None and len(context) not in (0, len(text)):
             raise InputError(
                 f"{self.name}: the context has {len(context)} rows, the prompts {len(text)}"
             )
+        return self.told(text, context, np.zeros(len(text)))
+
+    def told(self, text: list[str], context: Context | None, company: Floats) -> Prediction:
+        """``predict``, knowing how new the company of each prompt is, (n,) as ``Novelty.score``."""
         found = self._fitted().prediction(self._raw(text))
+        if self.novelty_ is not None:
+            score = np.maximum(self.novelty_.score(text), company)
+            found = self.novelty_.judged(found, score, self.novelty_.neutral(self._fitted()))
         if self.effects_ is None:
             return capped(found, context)
         shift = self.effects_.of_names(context, len(text))
@@ -125,6 +141,10 @@ class Learned(HubPredictor, ABC):
         if isinstance(self.shown_, targets.Bucket):
             return capped(rebucketed(found, shift, self.shown_), context)
         return capped(shifted(found, shift), context)
+
+    def stream(self) -> Predictor:
+        """The predictor for requests in the order of arrival, see ``Stream``."""
+        return self if self.novelty_ is None else Stream(self, self.novelty_)
 
     def save(self, path: str | Path) -> None:
         """Writes the folder that ``load_predictor`` reads."""
@@ -135,6 +155,7 @@ class Learned(HubPredictor, ABC):
             arrays |= {f"context.{key}": value for key, value in self.effects_.arrays().items()}
             if isinstance(self.shown_, targets.Bucket):
                 arrays |= {f"shown.{key}": value for key, value in self.shown_.arrays().items()}
+        arrays |= {} if self.novelty_ is None else self.novelty_.arrays()
         saved = folder.Saved(self.name, self._options(), state, arrays)
         folder.write(saved, path, self._write_extra)
 
@@ -150,6 +171,7 @@ class Learned(HubPredictor, ABC):
             if made.target == "bucket":
                 made.shown_ = targets.restored("bucket", _under("shown.", saved.arrays))
         made._declare()
+        made.novelty_ = Novelty.restored(saved.arrays)
         made._restore(saved.state, saved.arrays, path)
         return made
 

@@ -60,7 +60,8 @@ def predict(predictor: PredictorLike, workload: Workload, seed: int = 0) -> Pred
                 f"without it use --predictor {ORACLES}"
             )
 
-    made = loaded.predict(
+    stream = getattr(loaded, "stream", None)
+    made = (loaded if stream is None else stream()).predict(
         asked_texts(workload.columns) if "prompt" in loaded.needs else [],
         prompt_tokens=workload["prompt_tokens"],
         output_tokens=workload["output_tokens"] if "output_tokens" in loaded.needs else None,

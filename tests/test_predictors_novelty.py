@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau
 
 import lengthwise as lw
 from lengthwise.errors import InputError
 from lengthwise.eval.compare import compare
 from lengthwise.eval.simulate import simulate
 from lengthwise.prediction import Prediction, Predictions
+from lengthwise.predictors import load_predictor, make_predictor
+from lengthwise.predictors.novelty import FEWEST
+from lengthwise.predictors.predict import predict
 from lengthwise.protocols import Predictor
 from lengthwise.workload import Workload
 
@@ -113,3 +118,102 @@ def test_simulate_and_compare_say_once_how_many_requests_were_not_ordered() -> N
     assert simulate(drawn, "sjf", "oracle").notices == ()
     table = compare(drawn, ["sjf", "srtf"], [blind], seeds=2)
     assert [line for line in table.notices if "abstained" in line] == list(found.notices)
+
+
+WORDS = {
+    "near": "river stone garden window letter winter market village bread lamp".split(),
+    "far": "kernel socket mutex thread buffer packet daemon cache cursor schema".split(),
+}
+
+
+def prompts(kind: str, n: int, seed: int) -> tuple[list[str], np.ndarray]:
+    """Prompts whose number says how long their answers are; far ones say the contrary, in code."""
+    rng = np.random.default_rng(seed)
+    asked = rng.integers(1, 40, n)
+    noise = rng.normal(0, 0.3, n)
+    texts, lengths = [], []
+    for count, off in zip(asked, noise, strict=True):
+        words = " ".join(rng.choice(WORDS[kind], 8))
+        if kind == "near":
+            texts.append(f"Write {count} sentences on the {words}.")
+            lengths.append(20 * count * np.exp(off))
+        else:
+            texts.append(f"def f(x):\n    {words} = {{{count}: x;}};\n" * 4 + f"assert f({count})")
+            lengths.append(900 / count * np.exp(off))
+    return texts, np.maximum(np.round(lengths), 1)
+
+
+@pytest.fixture(scope="module", params=["exact", "bucket", "rank", "quantile"])
+def ridge(request: pytest.FixtureRequest) -> Any:
+    return make_predictor("ridge", target=request.param).fit(*prompts("near", 400, 0))
+
+
+def test_it_abstains_where_it_was_not_trained_and_hardly_elsewhere(ridge: Any) -> None:
+    near, far = prompts("near", 400, 1), prompts("far", 400, 1)
+    own = ridge.predict(near[0])
+    assert own.abstained.mean() < 0.08
+    plain = ridge.target_.prediction(ridge._raw(near[0]))  # what it says without abstaining
+    assert (
+        kendalltau(own.order, near[1]).statistic > 0.95 * kendalltau(plain.order, near[1]).statistic
+    )
+    said = ridge.predict(far[0])
+    assert said.abstained.all()
+    assert len(set(said.order)) == 1
+    typical = np.median(prompts("near", 400, 0)[1])
+    assert said.predicted_tokens == pytest.approx(typical, rel=1e-9)
+
+
+def test_intervals_cover_what_they_name_in_source_and_widen_out_of_it(ridge: Any) -> None:
+    near, far = prompts("near", 1000, 2), prompts("far", 400, 2)
+    said = ridge.predict(near[0])
+    for level in (0.5, 0.8, 0.9):
+        low, high = said.interval(level)
+        covered = ((near[1] >= low) & (near[1] <= high)).mean()
+        assert covered > level - 0.07
+        assert covered < level + 0.07 or ridge.target == "bucket"  # which are coarse
+    low, high = ridge.predict(far[0]).interval(0.9)
+    assert ((far[1] >= low) & (far[1] <= high)).mean() > 0.85
+    assert np.median(high / low) > 2 * np.median(np.divide(*said.interval(0.9)[::-1]))
+
+
+def test_an_interval_needs_a_level_and_a_spread(ridge: Any) -> None:
+    with pytest.raises(InputError, match="level must lie in"):
+        ridge.predict(["a prompt"]).interval(90)
+    with pytest.raises(InputError, match="no interval is known"):
+        Prediction.exact([3.0]).interval()
+
+
+def test_saved_and_loaded_it_abstains_from_the_same(ridge: Any, tmp_path: Path) -> None:
+    ridge.save(tmp_path / "p")
+    asked = prompts("near", 30, 3)[0] + prompts("far", 30, 3)[0]
+    first, again = ridge.predict(asked), load_predictor(tmp_path / "p").predict(asked)
+    for name in ("abstained", "unfamiliar", "tokens"):
+        assert (getattr(first, name) == getattr(again, name)).all()
+    assert (first.interval()[1] == again.interval()[1]).all()
+
+
+def test_a_prompt_is_judged_by_itself_and_a_stream_by_its_company(ridge: Any) -> None:
+    """Prompts that each could be a training prompt, but are all alike: another workload."""
+    alike = sorted(prompts("near", 3000, 4)[0], key=len)[:150]
+    one_by_one = [bool(ridge.predict([text]).abstained[0]) for text in alike]
+    assert one_by_one == ridge.predict(alike).abstained.tolist()
+    stream = ridge.stream()
+    judged = [bool(stream.predict([text]).abstained[0]) for text in alike]
+    assert judged[: FEWEST - 1] == one_by_one[: FEWEST - 1]
+    assert all(judged[FEWEST:]) and np.mean(one_by_one) < 0.5
+    assert ridge.stream().predict(alike).abstained.tolist() == judged
+    back = [bool(stream.predict([text]).abstained[0]) for text in prompts("near", 600, 5)[0]]
+    assert np.mean(back[-200:]) < 0.1
+
+
+def test_the_simulator_judges_requests_in_the_order_of_arrival(ridge: Any) -> None:
+    asked, length = prompts("far", 120, 6)
+    drawn = Workload(
+        {
+            "arrival_s": np.arange(120.0), "prompt": asked, "output_tokens": length.astype(int),
+            "prompt_tokens": np.full(120, 20),
+        }
+    )  # fmt: skip
+    found = predict(ridge, drawn)
+    assert found is not None and found.abstained_share == 1.0
+    assert len(set(found.predicted_tokens)) == 1

@@ -209,7 +209,7 @@ def _typical(parts: list[Prompts], weights: list[float] | None) -> float:
         )
         predictor = load_predictor(f"{folder}/p")
         assert predictor is not None
-        return float(np.median(predictor.predict(["something else"]).predicted_tokens))
+        return float(np.median(predictor.predict(["prompt 12"]).predicted_tokens))
 
 
 def test_all_models_of_a_file_are_learned_each_with_its_effect(data: Path) -> None:

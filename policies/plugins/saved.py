@@ -27,7 +27,8 @@ def saved_predictor(folder: str | os.PathLike[str]) -> Predictor:
             f"predictor {os.fspath(folder)!r} needs {', '.join(sorted(unmet))}, which no engine "
             "knows"
         )
-    return predictor
+    stream = getattr(predictor, "stream", None)
+    return predictor if stream is None else stream()
 
 
 def abstained(prediction: Prediction) -> NDArray[np.bool_]:
