@@ -126,10 +126,15 @@ class Columns:
             (),
         )
 
-    def score(self, layers: Iterable[tuple[Floats, Floats]]) -> tuple[MLP, tuple[str, ...]]:
-        """The learned score over features alone, and the features it reads, from layers that were
-        trained on the normalised columns: differences are folded into the first layer."""
+    def score(
+        self, layers: Iterable[tuple[Floats, Floats]], skip: Floats | None = None
+    ) -> tuple[MLP, tuple[str, ...]]:
+        """The learned score over features alone, and the features it reads, from layers and a
+        linear part (F,) that were trained on the normalised columns: differences are folded into
+        the first layer and the linear part."""
         (weight, bias), *rest = layers
+        if skip is not None:
+            weight = np.concatenate([weight, skip[None]])
         names: list[str] = []
         parts: list[tuple[float, float, bool, Floats]] = []
         for i, column in enumerate(self.columns):
@@ -139,8 +144,11 @@ class Columns:
                 names.append(column.minus)
                 parts.append((0.0, column.scale, False, -weight[:, i]))
         shift, scale, log, columns = zip(*parts, strict=True)
-        first = (np.stack(columns, axis=1), bias)
-        return MLP(np.array(shift), np.array(scale), np.array(log), (first, *rest)), tuple(names)
+        folded = np.stack(columns, axis=1)
+        if skip is not None:
+            folded, skip = folded[:-1], folded[-1]
+        made = ((folded, bias), *rest)
+        return MLP(np.array(shift), np.array(scale), np.array(log), made, skip), tuple(names)
 
 
 def _column(name: str, scale: Sequence[float] | None) -> Column:

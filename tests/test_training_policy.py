@@ -32,7 +32,7 @@ from lengthwise.training.agents import SETTINGS, make_agent, settings_for
 from lengthwise.training.checkpoint import read_checkpoint
 from lengthwise.training.policy import PolicyRun, evaluate_policy, export_run, train_policy
 from lengthwise.training.runs import learned
-from lengthwise.training.scorer import score_layers
+from lengthwise.training.scorer import score_layers, score_skip
 from lengthwise.workload import Workload
 
 TIMING = LinearTiming(base_s=1.0, num_gpu_blocks=1000)
@@ -257,11 +257,14 @@ def test_exported_decides_like_the_network(algo: str, kind: str, tmp_path: Path)
     observation = {
         "candidates": seen.reshape(count, -1).astype(np.float32),
         "mask": mask.astype(np.int8),
-        "state": rng.normal(size=(count, env.state_size)).astype(np.float32),
+        "state": rng.normal(size=(count, env.observation_space["state"].shape[0])).astype(np.float32),
     }
     chosen, _ = agent.policy.predict(observation, deterministic=True)
 
-    write_bundle(learned(kind, env.columns, score_layers(agent.policy)), tmp_path / "bundle")
+    write_bundle(
+        learned(kind, env.columns, score_layers(agent.policy), score_skip(agent.policy)),
+        tmp_path / "bundle",
+    )
     np.savez(tmp_path / "seen.npz", mask=mask, **raw)
     arguments = [str(tmp_path / name) for name in ("bundle", "seen.npz", "scores.npy")]
     subprocess.run([sys.executable, "-c", NUMPY_ALONE, *arguments], check=True)

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.columns import Columns
 from lengthwise.envs.costs import latency
 from lengthwise.envs.scheduling import SchedulingEnv
@@ -90,7 +89,7 @@ def test_a_cost_that_is_no_number_leaves_the_checkpoint(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == cost.kept
     state = read_checkpoint(tmp_path / "run" / "checkpoint.pt")
     assert all(torch.isfinite(weights).all() for weights in state["policy"].values())
-    with pytest.raises(InputError, match="cost is not finite under random decisions"):
+    with pytest.raises(InputError, match="a step's cost is inf; a cost must be a finite number"):
         train(tmp_path / "other", env_options={"cost": lambda totals: float("inf")})
 
 
@@ -244,7 +243,7 @@ def test_the_double_target_is_the_target_networks_value_of_the_online_networks_c
     online = agent.q_net(replay.next_observations).detach().numpy()
     target = agent.q_net_target(replay.next_observations).detach().numpy()
     dones, rewards = replay.dones.numpy()[:, 0], replay.rewards.numpy()[:, 0]
-    legal = replay.next_observations["mask"].numpy() > 0
+    legal = agent.sizes.mask(replay.next_observations).numpy()
     for i in range(200):
         chosen = max(np.flatnonzero(legal[i]), key=lambda a: online[i, a], default=0)
         expected = rewards[i] + (0.0 if dones[i] else agent.gamma * target[i, chosen])
@@ -273,20 +272,18 @@ def test_a_guide_chooses_as_it_would_in_the_engine(name: str, seen: tuple[str, .
     vector = Guided(make_vector(SchedulingEnv, options, 3), guide, columns, len(seen))
     vector.seed(0)
     observation = vector.reset()
-    assert observation["candidates"].shape == (3, 6 * len(seen))
+    assert observation.shape == (3, 6 * (len(seen) + 1) + 4)
     score, differs = load_policy(name).score, 0
+    inner: Any = vector.venv
     for _ in range(60):
-        envs: list[DecisionEnv] = vector.venv.env.envs  # type: ignore[attr-defined]
-        wanted = []
-        for env in envs:
-            count = int(env.action_masks().sum())
-            read = {**env._features((*score.features, "now_s", "arrival_s"), 40)}
-            rows = env._left[:count]  # type: ignore[attr-defined]
-            wanted.append(np.asarray(score.evaluate({k: v[rows] for k, v in read.items()})))
-        for i, scores in enumerate(wanted):
+        actions = []
+        for i in range(3):
+            rows = inner.env.many.of(i).state.rows[: inner.env.action_masks()[i].sum()]
+            scores = np.asarray(score.evaluate({name: rows[name] for name in score.features}))
             assert scores[vector.choices[i]] == pytest.approx(scores.min(), rel=1e-5, abs=1e-5)
             differs += int(scores.argmin() > 0)
-        observation, *_ = vector.step(np.array([rng.integers(len(scores)) for scores in wanted]))
+            actions.append(rng.integers(len(scores)))
+        observation, *_ = vector.step(np.array(actions))
     assert differs > 10 or name == "fcfs"
 
 
@@ -333,3 +330,30 @@ def test_guides_that_cannot_be_followed_are_told(tmp_path: Path) -> None:
         Guide(load_router("power-of-two"), ("running_requests",))
     with pytest.raises(InputError, match="unknown setting 'penalty'"):
         train(tmp_path, settings={"penalty": 0.1})
+
+
+def test_the_short_way_to_actions_is_stable_baselines3s() -> None:
+    """Log-probabilities, entropies and values as its distributions have them; draws as often."""
+    options = {"workload": mixed, "timing": TIMING, "engine": ONE, "slots": 5}
+    vector = make_vector(SchedulingEnv, options, 2)
+    policy: Any = make_agent("ppo", vector, 3, settings_for("ppo", None), (8,), 0).policy
+    for weights in policy.parameters():
+        weights.data = torch.randn(weights.shape)
+    vector.seed(1)
+    vector.reset()
+    seen, *_ = vector.step(np.array([0, 0]))
+    many = torch.from_numpy(np.repeat(seen, 20_000, axis=0))
+    theirs = policy.get_distribution(many)
+    actions, values, log_probs = policy(many)
+    assert torch.allclose(log_probs, theirs.log_prob(actions), atol=1e-5)
+    again, log_probs, entropy = policy.evaluate_actions(many, actions)
+    assert torch.equal(values, again)
+    assert torch.allclose(values, policy.predict_values(many))
+    assert torch.allclose(entropy, theirs.entropy(), atol=1e-5)
+    for i in range(2):
+        rows = slice(i * 20_000, (i + 1) * 20_000)
+        drawn = np.bincount(actions[rows], minlength=5) / 20_000
+        expected = theirs.distribution.probs[rows][0].detach().numpy()
+        np.testing.assert_allclose(drawn, expected, atol=5 * 0.5 / 20_000**0.5)
+    best, *_ = policy(many, deterministic=True)
+    assert torch.equal(best, theirs.mode())

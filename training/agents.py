@@ -28,8 +28,8 @@ _PPO: dict[str, Any] = {
     "rollout": 16_384,  # transitions gathered between updates, over all environments
     "batch_size": 4096,
     "n_epochs": 4,
-    "learning_rate": 2e-3,  # to begin with; it falls linearly to a tenth
-    "gamma": 0.97,
+    "learning_rate": 1e-3,  # to begin with; it falls linearly to a tenth
+    "gamma": 0.99,
     "gae_lambda": 0.95,
     "ent_coef": 0.0,
 }

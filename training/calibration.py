@@ -9,6 +9,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from lengthwise.envs.columns import Columns
+from lengthwise.errors import InputError
 from lengthwise.training.masked_dqn import random_legal
 from lengthwise.training.scorer import Sizes
 
@@ -38,6 +39,9 @@ def calibrate(env: VecEnv, columns: Columns, gamma: float, seed: int) -> Scales:
         mask = sizes.mask(observation)
         rows.append(sizes.candidates(observation)[mask])
         observation, rewards, _, _ = env.step(random_legal(mask))
+        if not np.isfinite(rewards).all():
+            wrong = -rewards[~np.isfinite(rewards)][0]
+            raise InputError(f"a step's cost is {wrong}; a cost must be a finite number")
         discounted = gamma * discounted + rewards
         returns.append(discounted)
     seen = np.concatenate(rows).astype(np.float64)

@@ -18,7 +18,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.columns import Columns
 from lengthwise.envs.episodes import Source
-from lengthwise.envs.routing import RoutingEnv
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policies.bundle import write_bundle
@@ -49,14 +48,14 @@ from lengthwise.training.runs import (
     replace_json,
     write_config,
 )
-from lengthwise.training.scorer import score_layers
+from lengthwise.training.scorer import score_layers, score_skip
 from lengthwise.training.validation import (
     CONFIRMATION_SEED,
     VALIDATION_SEED,
     Validation,
     told,
 )
-from lengthwise.training.vectors import make_vector
+from lengthwise.training.vectors import EPISODE, Drawn, make_vector
 from lengthwise.workload import Workload
 
 CONFIRMATIONS = 16  # workloads on which a finished run is set beside the best baseline
@@ -116,12 +115,15 @@ def train_policy(
     if guide is not None:
         config["guide"] = described(guide)
     probe: DecisionEnv = make(**options)
-    kind = "routing" if isinstance(probe, RoutingEnv) else "scheduling"
+    kind = _kind(env, probe, options)
     judges = baselines(kind, baseline_names)
     guided = None if guide is None else Guide(_loaded(kind, guide), probe.columns.names)
     names = probe.columns.names if guided is None else guided.features
     # built once, shared by the environments: a trace is read once, and a model loaded once
+    options = {name: value for name, value in options.items() if name not in EPISODE}
     options |= {"scenarios": probe.source, "features": names}
+    if kind == "routing":
+        options["replicas"] = int(probe.action_space.n)
     run = _Run(Path(out), kind, algo, chosen, hidden, seed, steps, judges, progress, [])
     open_run(run.folder, config, resume=resume)
     if resume and (run.folder / CHECKPOINT).exists():
@@ -137,10 +139,10 @@ def train_policy(
     given = dict(options.get("scales") or {})
     columns = Columns.of(names, {**state["scales"], **given})
     options["scales"] = {c.name: (c.shift, c.scale) for c in columns.columns}
-    options.setdefault("reward_scale", state["reward_scale"])
-    source = probe.source
+    drawn = options["scenarios"] = Drawn(probe.source, state["reward_scale"])
+    drawn.ranges |= {name: (low, high) for name, low, high in state.get("ranges", ())}
     validation = Validation.of(
-        source, probe.cost, range(VALIDATION_SEED, VALIDATION_SEED + eval_seeds), judges
+        probe.source, probe.cost, range(VALIDATION_SEED, VALIDATION_SEED + eval_seeds), judges
     )
     write_config(run.folder, config, command)
     if validation.ties:
@@ -156,8 +158,8 @@ def train_policy(
         if guided is not None:
             vector = Guided(vector, guided, columns, len(probe.columns.names))
         seen = Columns(columns.columns[: len(probe.columns.names)])
-        _learn(run, vector, seen, state, validation, eval_every, save_every)
-        return _finished(run, state, source, validation)
+        _learn(run, vector, seen, drawn, state, validation, eval_every, save_every)
+        return _finished(run, state, probe.source, validation)
     except OSError as error:
         raise InputError(f"can't write the run {str(out)!r}: {error.strerror}") from error
     finally:
@@ -186,6 +188,17 @@ class _Run:
             notices([line])
 
 
+def _kind(env: str, probe: DecisionEnv, options: Mapping[str, Any]) -> str:
+    """What a policy of this environment is, "scheduling" or "routing"."""
+    kinds = {"route": "routing", "admit": "scheduling"}
+    found = probe.vector.game.kind
+    if found not in kinds:
+        raise InputError(f"{env}: no score can be exported from it; train on it by hand")
+    if options.get("hold"):
+        raise InputError("hold: a router's bundle can't hold requests; train on it by hand")
+    return kinds[found]
+
+
 def _loaded(kind: str, policy: str | SchedulingPolicy | RoutingPolicy) -> Any:
     if not isinstance(policy, str):
         return policy
@@ -196,20 +209,18 @@ def _begin(
     make: Any, options: Mapping[str, Any], names: Sequence[str], gamma: float, seed: int
 ) -> dict[str, Any]:
     """The state of a run before its first step: scales, measured on random decisions."""
-    plain = make_vector(make, {**options, "reward_scale": 1.0}, 4)
+    plain = make_vector(make, options, 16)
     scales = calibrate(plain, Columns.of(names, options.get("scales")), gamma, seed)
     plain.close()
-    if not np.isfinite(scales.reward):
-        raise InputError("the cost is not finite under random decisions: a cost must be a number")
-    return {
-        "steps": 0, "scales": scales.features, "reward_scale": scales.reward, "evaluations": [],
-    }  # fmt: skip
+    factor = 1.0 if options.get("reward_scale") else scales.reward  # a given one is kept
+    return {"steps": 0, "scales": scales.features, "reward_scale": factor, "evaluations": []}
 
 
 def _learn(
     run: _Run,
     vector: VecEnv,
     columns: Columns,
+    drawn: Drawn,
     state: dict[str, Any],
     validation: Validation,
     eval_every: int | None,
@@ -231,20 +242,22 @@ def _learn(
     def save(step: int) -> None:
         check_finite(agent)
         state["steps"], state["updates"] = step, int(agent._n_updates)
+        state["ranges"] = [[name, *span] for name, span in drawn.ranges.items()]
         state["policy"] = agent.policy.state_dict()
         state["optimizer"] = agent.policy.optimizer.state_dict()
         write_checkpoint(folder / CHECKPOINT, state)
 
     def evaluate(step: int) -> str:
         check_finite(agent)
-        layers = score_layers(agent.policy)
-        found = validation.costs(learned(run.kind, columns, layers))
+        layers, skip = score_layers(agent.policy), score_skip(agent.policy)
+        policy = learned(run.kind, columns, layers, skip, drawn.trained_on())
+        found = validation.costs(policy)
         cost = float(np.mean(found))
         # an untrained network, however lucky, is no result
         trained = agent._n_updates > 0 or isinstance(vector, Guided)
         if trained and ("best" not in state or validation.better(found, state["best"][1])):
             state["best"] = [step, found]
-            write_checkpoint(folder / BEST, best_state(run.kind, columns, layers, cost))
+            write_checkpoint(folder / BEST, best_state(policy, columns, layers, skip, cost))
         if not state["evaluations"]:
             state["start"] = found
         state["evaluations"].append([step, cost])

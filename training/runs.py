@@ -19,6 +19,7 @@ from lengthwise.eval.output import CONFIG, provenance, write_json
 from lengthwise.eval.statistics import Interval
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.serving import Engine
+from lengthwise.trained import TrainedOn
 from lengthwise.training.checkpoint import read_checkpoint
 from lengthwise.workload import Workload
 from lengthwise.writing import whole_file
@@ -124,12 +125,18 @@ def described(value: Any) -> Any:
 
 
 def learned(
-    kind: str, columns: Columns, layers: Sequence[tuple[Any, Any]]
+    kind: str,
+    columns: Columns,
+    layers: Sequence[tuple[Any, Any]],
+    skip: Any = None,
+    trained_on: TrainedOn | None = None,
 ) -> SchedulingPolicy | RoutingPolicy:
     """The policy of a trained score; ``kind`` is "scheduling" or "routing"."""
-    mlp, names = columns.score(layers)
+    mlp, names = columns.score(layers, skip)
     score = Score("learned", mlp, names)
-    return SchedulingPolicy(score) if kind == "scheduling" else RoutingPolicy(score)
+    if kind == "scheduling":
+        return SchedulingPolicy(score, trained_on=trained_on)
+    return RoutingPolicy(score, trained_on=trained_on)
 
 
 def best_policy(folder: Path) -> SchedulingPolicy | RoutingPolicy:
@@ -139,17 +146,30 @@ def best_policy(folder: Path) -> SchedulingPolicy | RoutingPolicy:
     best = read_checkpoint(folder / BEST)
     columns = Columns.of(best["features"], best["scales"])
     layers = [(weight.numpy(), bias.numpy()) for weight, bias in best["layers"]]
-    return learned(best["kind"], columns, layers)
+    skip = best.get("skip")  # the first version's networks had no linear part, and said less
+    ranges = tuple((name, low, high) for name, low, high in best.get("ranges", ()))
+    trained_on = TrainedOn(ranges, tuple(best["workloads"])) if ranges else None
+    return learned(
+        best["kind"], columns, layers, None if skip is None else skip.numpy(), trained_on
+    )
 
 
 def best_state(
-    kind: str, columns: Columns, layers: Sequence[tuple[Any, Any]], cost: float
+    policy: SchedulingPolicy | RoutingPolicy,
+    columns: Columns,
+    layers: Sequence[tuple[Any, Any]],
+    skip: Any,
+    cost: float,
 ) -> dict[str, Any]:
     """What ``best_policy`` reads back."""
+    trained_on = policy.trained_on or TrainedOn(())
     return {
-        "kind": kind,
+        "kind": "scheduling" if isinstance(policy, SchedulingPolicy) else "routing",
         "cost": cost,
         "features": list(columns.names),
         "scales": {c.name: [c.shift, c.scale] for c in columns.columns},
         "layers": [[torch.from_numpy(w), torch.from_numpy(b)] for w, b in layers],
+        "skip": torch.from_numpy(skip),
+        "ranges": [list(row) for row in trained_on.ranges],
+        "workloads": list(trained_on.workloads),
     }

@@ -86,6 +86,9 @@ class CandidateNet(nn.Module):
         self.sizes = sizes
         # near uniform to begin with
         self.score = _tanh_mlp([sizes.columns, *hidden], _linear(hidden[-1], 1, 0.01))
+        # beyond what training shows the network is flat; the order there is the linear part's
+        self.skip = nn.Linear(sizes.columns, 1, bias=False)
+        nn.init.zeros_(self.skip.weight)
         self.embed = nn.Sequential(_linear(sizes.columns, hidden[0]), nn.ReLU())
         pooled = 2 * hidden[0] + sizes.state
         self.pool = nn.Sequential(_linear(pooled, hidden[-1]), nn.ReLU())
@@ -97,7 +100,7 @@ class CandidateNet(nn.Module):
 
     def forward_actor(self, flat: Tensor) -> Tensor:
         """Minus the scores (B, slots); ``ILLEGAL`` where there is no candidate."""
-        return self._spread(flat, lambda rows: -self.score(rows), ILLEGAL)[..., 0]
+        return self._spread(flat, self._logits, ILLEGAL)[..., 0]
 
     def forward_critic(self, flat: Tensor) -> Tensor:
         """The candidates pooled by mean and maximum, with the state: (B, hidden[-1])."""
@@ -108,6 +111,10 @@ class CandidateNet(nn.Module):
         state = flat[:, flat.shape[1] - self.sizes.state :]
         latent: Tensor = self.pool(torch.cat([mean, most, state], dim=1))
         return latent
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        logits: Tensor = -self.score(rows) - self.skip(rows)
+        return logits
 
     def _spread(self, flat: Tensor, net: Callable[[Tensor], Tensor], nothing: float) -> Tensor:
         """``net`` of each candidate, (B, slots, outputs), and ``nothing`` where there is none."""
@@ -120,10 +127,33 @@ class CandidateNet(nn.Module):
 
 
 class ScorerPolicy(ActorCriticPolicy):
-    """For PPO, which reads the mask from the observation."""
+    """For PPO, which reads the mask from the observation.
+
+    What stable-baselines3 does through objects of torch's distributions is written out here: for
+    networks this small they would take as long as the network.
+    """
 
     def _build(self, lr_schedule: Any) -> None:
         _build(self, lr_schedule)
+
+    def forward(self, obs: Any, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions (B,), values (B, 1) and the actions' log-probabilities (B,)."""
+        log_probs, values = self._heads(obs)
+        if deterministic:
+            actions = log_probs.argmax(1)
+        else:  # the largest of log-probabilities with Gumbel noise is a draw (Gumbel 1954)
+            actions = (log_probs - torch.empty_like(log_probs).exponential_().log()).argmax(1)
+        return actions, values, log_probs.gather(1, actions[:, None])[:, 0]
+
+    def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values (B, 1), log-probabilities (B,) and entropies (B,)."""
+        log_probs, values = self._heads(obs)
+        entropy = -(log_probs.exp() * log_probs).sum(1)
+        return values, log_probs.gather(1, actions[:, None])[:, 0], entropy
+
+    def _heads(self, obs: Any) -> tuple[Tensor, Tensor]:
+        logits, latent = self.mlp_extractor(self.features_extractor(obs))
+        return torch.log_softmax(logits, dim=1), self.value_net(latent)
 
 
 class MaskableScorerPolicy(MaskableActorCriticPolicy):
@@ -175,6 +205,12 @@ class ScorerDQNPolicy(DQNPolicy):
         """The network and, called again, its target."""
         made = self._update_features_extractor(self.net_args, features_extractor=None)
         return ScorerQNetwork(**made).to(self.device)
+
+
+def score_skip(policy: nn.Module) -> Any:
+    """The linear part beside the actor's layers, (F,) float64."""
+    found = next(m for m in policy.modules() if isinstance(m, CandidateNet))
+    return found.skip.weight.detach().cpu().numpy().astype(np.float64)[0]
 
 
 def score_layers(policy: nn.Module) -> list[tuple[Any, Any]]:
