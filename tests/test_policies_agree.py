@@ -205,7 +205,7 @@ def test_blends_of_the_same_terms_share_their_code_and_say_what_is_wrong():
     rows = sample_rows(50, seed=6)
     assert first.evaluate(rows).tobytes() != second.evaluate(rows).tobytes()
     assert first.stem != compile_score(blend({"predicted": 1, "footprint": 0.1})).stem
-    with pytest.raises(UnknownNameError, match=r"term of a score.*predicted"):
+    with pytest.raises(UnknownNameError, match="predicted"):
         blend({"predicte": 1.0})
     with pytest.raises(InputError, match="finite number"):
         blend({"predicted": float("nan")})
