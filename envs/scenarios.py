@@ -107,9 +107,7 @@ class Scenario:
         drawn = self._source(CAPACITY_SEED)
         at_once = drawn.replace(arrival_s=np.zeros(len(drawn)), deadline_s=None)
         plain = tuple(replace(node, policy=load_policy("fcfs")) for node in self.system.nodes)
-        records = run(
-            at_once, System(plain, load_router("jsew")), at_once["output_tokens"], seed=0
-        )
+        records = run(at_once, System(plain, load_router("jsew")), at_once["output_tokens"], seed=0)
         done = np.sort(records.finish_ps) / PS
         first, last = (int(share * (len(done) - 1)) for share in SATURATED)
         return float((last - first) / max(done[last] - done[first], 1e-9))

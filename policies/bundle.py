@@ -46,8 +46,6 @@ def write_bundle(policy: SchedulingPolicy | RoutingPolicy, folder: str | Path) -
 
     Raises ``InputError`` for a policy that is a plain Python function: a bundle holds no code.
     """
-    from safetensors.numpy import save_file
-
     score = policy.score
     described: dict[str, Any] = {
         "format": FORMAT,
@@ -72,6 +70,8 @@ def write_bundle(policy: SchedulingPolicy | RoutingPolicy, folder: str | Path) -
     try:
         with whole_folder(target) as here:
             if isinstance(score.function, MLP):
+                from safetensors.numpy import save_file
+
                 net = score.function
                 described["score"] = {
                     "type": "mlp", "layers": len(net.layers), "skip": net.skip is not None,

@@ -1,0 +1,395 @@
+"""An evolution strategy over blends of terms, with the fast engine as fitness function.
+
+A separable CMA-ES (Ros and Hansen, PPSN 2008): a normal distribution over the weights, one variance
+a weight. A candidate's fitness is its mean log cost over the best baseline's, over episodes that all
+candidates share (common random numbers). The start is the best tuned baseline that is a blend, so
+that learning never begins below it, and the best on validation episodes is what is kept.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.envs.episodes import Episode
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.eval import metrics
+from lengthwise.eval.tune import records_of
+from lengthwise.policies.blend import Blend
+from lengthwise.policies.terms import TERMS
+from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
+from lengthwise.serving import Stops, begin
+from lengthwise.trained import Range, TrainedOn
+
+Floats = NDArray[np.float64]
+Judged = SchedulingPolicy | RoutingPolicy
+
+# What is learned: terms, and how far weights may lie apart is the search's to find.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "scheduling": ("predicted", "prompt", "root_predicted", "footprint", "arrival"),
+    "routing": (
+        "outstanding_s", "outstanding_per_seat", "prefill_s", "decode_s", "seat_wait_s",
+        "requests_per_seat", "own_s", "kv",
+    ),
+}  # fmt: skip
+COSTS = ("mean", "p99", "normalized")  # of latency: columns of every table of costs
+TIE = 0.01
+MEASURED = 400  # routing decisions of an episode that scales are measured on
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is minimised: the mean over episodes of the weighted log ratios to the best baseline.
+
+    ``p99`` and ``normalized`` are the weights of the 99th percentile and of the mean normalised
+    latency, beside the mean's, which is the rest. ``regret`` is the extra weight of episodes on
+    which the baseline is better: a policy for many systems should lose on none.
+    """
+
+    p99: float = 0.0
+    normalized: float = 0.0
+    regret: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.p99, self.normalized, self.regret) < 0 or self.p99 + self.normalized > 1:
+            raise InputError(
+                "weights of p99 and normalized latency must be 0 or more and at most 1 together"
+            )
+
+    def __call__(self, costs: Floats, best: Floats) -> float:
+        """From costs (episodes, 3) of a candidate and of the best baseline."""
+        weights = np.array([1 - self.p99 - self.normalized, self.p99, self.normalized])
+        logs = np.log(costs / best) @ weights
+        return float(logs.mean() + self.regret * np.maximum(logs, 0).mean())
+
+
+def costs_of(episode: Episode, judged: Judged) -> list[float]:
+    """Mean and P99 latency, s, and mean normalised latency, s/token, of an episode."""
+    records = records_of(episode, judged)
+    e2e = metrics.e2e_s(records)
+    found = [
+        float(e2e.mean()), float(np.percentile(e2e, 99)),
+        float(metrics.normalized_latency_s(records).mean()),
+    ]  # fmt: skip
+    if not np.isfinite(found).all() or min(found) <= 0:
+        raise InputError(
+            f"the cost of {judged.name} on {episode.name} is {found[0]}: a cost must be a finite "
+            "number above 0"
+        )
+    return found
+
+
+Costs = Callable[[Sequence[Judged]], Floats]  # policies -> (policies, episodes, 3)
+
+
+@contextmanager
+def judging(episodes: Sequence[Episode], processes: int = 1) -> Iterator[Costs]:
+    """A function that runs policies on all episodes, over as many processes."""
+    if processes <= 1:
+        yield lambda policies: np.array(
+            [[costs_of(one, policy) for one in episodes] for policy in policies]
+        )
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_give, initargs=(list(episodes),)
+    ) as pool:
+
+        def costs(policies: Sequence[Judged]) -> Floats:
+            pairs = [(policy, i) for policy in policies for i in range(len(episodes))]
+            each = max(1, len(pairs) // (4 * processes))
+            found = np.array(list(pool.map(_one, pairs, chunksize=each)))
+            return found.reshape(len(policies), len(episodes), len(COSTS))
+
+        yield costs
+
+
+_episodes: list[Episode] = []  # a worker process's own
+
+
+def _give(episodes: list[Episode]) -> None:
+    _episodes[:] = episodes
+
+
+def _one(pair: tuple[Judged, int]) -> list[float]:
+    return costs_of(_episodes[pair[1]], pair[0])
+
+
+def policy_of(kind: str, terms: Sequence[str], weights: Sequence[float]) -> Judged:
+    """The policy or router of a blend, scaled so that its largest weight is 1; order is the same.
+
+    Terms without weight are left out, so that nothing is read that does not count.
+    """
+    most = max(abs(float(w)) for w in weights)
+    if not 0 < most < np.inf:
+        raise InputError(f"weights {list(weights)!r} make no score")
+    used = {name: float(w) / most for name, w in zip(terms, weights, strict=True) if w}
+    score = Blend(tuple(used), tuple(used.values())).score("learned")
+    return SchedulingPolicy(score) if kind == "scheduling" else RoutingPolicy(score)
+
+
+def as_blend(policy: Judged) -> dict[str, float] | None:
+    """A baseline as weights of terms; None for one that is no blend."""
+    score: Score = policy.score
+    given = score.tunables
+    known: dict[str, dict[str, float]] = {
+        "fcfs": {"arrival": 1.0}, "sjf": {"predicted": 1.0}, "jsq": {"requests": 1.0},
+        "least-tokens": {"outstanding": 1.0}, "weighted-round-robin": {"turn": 1.0},
+    }  # fmt: skip
+    if isinstance(policy, RoutingPolicy) and policy.choices:
+        return None
+    if score.name == "work":
+        return {"predicted": 1.0, "prompt": float(given["b"])}
+    if score.name == "jsew":
+        return {
+            "prefill_s": float(given["b"]), "seat_wait_s": 1.0, "decode_s": float(given["crowding"])
+        }  # fmt: skip
+    return known.get(score.name)
+
+
+def scales_of(episodes: Sequence[Episode], kind: str, terms: Sequence[str], by: Judged) -> Floats:
+    """How much each term differs between candidates, (terms,): what a weight of 1 is measured in.
+
+    For a scheduler the spread over requests (of arrivals: over a hundred in a row); for a router
+    the mean spread over the replicas, in runs that ``by`` decides.
+    """
+    spread = np.array([_spread(episode, kind, terms, by) for episode in episodes]).mean(axis=0)
+    return np.where(spread > 0, spread, 1.0)
+
+
+def _spread(episode: Episode, kind: str, terms: Sequence[str], by: Judged) -> list[float]:
+    scores = [TERMS[name] for name in terms]
+    if kind == "scheduling":
+        values = _columns(episode)
+        near = np.array_split(
+            np.arange(len(episode.workload)), max(1, len(episode.workload) // 100)
+        )
+        return [
+            float(np.mean([np.std(np.asarray(score.evaluate(values))[rows]) for rows in near]))
+            if name == "arrival" else float(np.std(score.evaluate(values)))
+            for name, score in zip(terms, scores, strict=True)
+        ]  # fmt: skip
+    names = tuple(dict.fromkeys(name for s in (*scores, by.score) for name in s.features))
+    going = begin(
+        episode.workload, episode.system, episode.predictions, seed=episode.seed, backend="fast"
+    )
+    rows = np.zeros((len(episode.system.nodes), len(names)))
+    found = []
+    for _ in range(min(MEASURED, len(episode.workload))):
+        if going.advance(Stops(route=True)).kind != "route":
+            break
+        going.features(names, rows)
+        values = dict(zip(names, rows.T, strict=True))
+        found.append([float(np.std(np.asarray(score.evaluate(values)))) for score in scores])
+        going.answer(int(np.argmin(by.score.evaluate(values))))
+    return [float(value) for value in np.mean(found, axis=0)]
+
+
+def _columns(episode: Episode) -> dict[str, Floats]:
+    """The features of an episode's requests that are known at arrival."""
+    values = {name: np.asarray(episode.workload[name], np.float64)
+              for name in ("arrival_s", "prompt_tokens")}  # fmt: skip
+    if episode.predictions is not None:
+        values["predicted_tokens"] = episode.predictions.predicted_tokens
+    values["generated_tokens"] = np.zeros(len(episode.workload))
+    return values
+
+
+def ground(episodes: Sequence[Episode], loads: Range | None = None) -> TrainedOn:
+    """The ranges that these episodes cover."""
+    columns = [_columns(episode) for episode in episodes]
+    ranges: dict[str, Range] = {}
+    for name in ("prompt_tokens", "predicted_tokens"):
+        if all(name in one for one in columns):
+            ranges[name] = (
+                min(float(one[name].min()) for one in columns),
+                max(float(one[name].max()) for one in columns),
+            )
+    nodes = [len(episode.system.nodes) for episode in episodes]
+    seats = [n.engine.max_num_seqs for episode in episodes for n in episode.system.nodes]
+    ranges["nodes"] = (min(nodes), max(nodes))
+    ranges["seats"] = (min(seats), max(seats))
+    if loads is not None:
+        ranges["load"] = loads
+    return TrainedOn.of(ranges, {episode.workload.name for episode in episodes})
+
+
+def nothing_to_learn(costs: Mapping[str, Floats]) -> str:
+    """What to say before training where baselines tie; "" where they don't.
+
+    ``costs`` holds the mean latencies of two baselines or more, (episodes,), by name.
+    """
+    levels = {name: float(np.log(found).mean()) for name, found in costs.items()}
+    if len(levels) < 2 or max(levels.values()) - min(levels.values()) > np.log1p(TIE):
+        return ""
+    return (
+        f"nothing to learn here: {', '.join(levels)} cost the same to 1%; most likely no queue "
+        "forms (a higher load, fewer seats or fewer replicas make one)"
+    )
+
+
+class Search:
+    """The distribution of a separable CMA-ES: ask for candidates, tell their fitness.
+
+    Deterministic in (seed, what was told), so that telling again what was told brings it back.
+    """
+
+    def __init__(self, start: Floats, sigma: float, population: int, seed: int) -> None:
+        n = len(start)
+        if population < 4 or not sigma > 0 or n < 1:
+            raise InputError("a search needs a population of 4 or more and a sigma above 0")
+        self.mean, self.sigma = np.array(start, np.float64), sigma
+        self.population = population
+        ranks = np.log(population / 2 + 0.5) - np.log(np.arange(1, population // 2 + 1))
+        self.weights = ranks / ranks.sum()
+        mu = 1 / (self.weights**2).sum()
+        self._mu = mu
+        self._cs = (mu + 2) / (n + mu + 5)
+        self._ds = 1 + 2 * max(0.0, np.sqrt((mu - 1) / (n + 1)) - 1) + self._cs
+        self._cc = (4 + mu / n) / (n + 4 + 2 * mu / n)
+        gain = (n + 2) / 3  # the separable form learns faster
+        self._c1 = min(0.5, gain * 2 / ((n + 1.3) ** 2 + mu))
+        self._cmu = min(1 - self._c1, gain * 2 * (mu - 2 + 1 / mu) / ((n + 2) ** 2 + mu))
+        self._expected = np.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n * n))
+        self._variance, self._ps, self._pc = np.ones(n), np.zeros(n), np.zeros(n)
+        self._rng = np.random.default_rng(seed)
+        self.generation = 0
+        self._asked: Floats | None = None
+
+    def ask(self) -> Floats:
+        """Candidates, (population, n)."""
+        drawn = self._rng.standard_normal((self.population, len(self.mean)))
+        self._asked = self.mean + self.sigma * np.sqrt(self._variance) * drawn
+        return self._asked
+
+    def tell(self, fitness: Sequence[float]) -> None:
+        """The candidates' fitness, lower is better; raises ``InputError`` for NaN."""
+        values = np.asarray(fitness, np.float64)
+        if self._asked is None or values.shape != (self.population,):
+            raise InputError("a search is told the fitness of the candidates that it was asked for")
+        if not np.isfinite(values).all():
+            raise InputError("a fitness must be a finite number")
+        best = self._asked[np.argsort(values, kind="stable")[: len(self.weights)]]
+        deviation = np.sqrt(self._variance)
+        y = (best - self.mean) / self.sigma
+        step = self.weights @ y
+        self.mean = self.mean + self.sigma * step
+        self.generation += 1
+        cs, cc = self._cs, self._cc
+        self._ps = (1 - cs) * self._ps + np.sqrt(cs * (2 - cs) * self._mu) * step / deviation
+        length = float(np.linalg.norm(self._ps))
+        decayed = np.sqrt(1 - (1 - cs) ** (2 * self.generation))
+        still = length / decayed < (1.4 + 2 / (len(self.mean) + 1)) * self._expected
+        self._pc = (1 - cc) * self._pc + still * np.sqrt(cc * (2 - cc) * self._mu) * step
+        kept = 1 - self._c1 - self._cmu + (not still) * self._c1 * cc * (2 - cc)
+        self._variance = (
+            kept * self._variance + self._c1 * self._pc**2 + self._cmu * self.weights @ y**2
+        )
+        self.sigma *= float(np.exp(min(1.0, cs / self._ds * (length / self._expected - 1))))
+        self._asked = None
+
+
+@dataclass(frozen=True)
+class Evolved:
+    """What a search found: a policy, the fitness on validation episodes of it and of the start.
+
+    ``history`` holds (evaluations, validation fitness) pairs, ``told`` the training fitness of each
+    generation, from which a search goes on exactly. ``improved``: whether anything beat the start.
+    """
+
+    policy: Judged
+    weights: dict[str, float]
+    fitness: float
+    start: dict[str, float]
+    start_fitness: float
+    history: tuple[tuple[int, float], ...]
+    told: tuple[tuple[float, ...], ...]
+    evaluations: int
+
+    @property
+    def improved(self) -> bool:
+        """Whether validation found something better than the start."""
+        return self.fitness < self.start_fitness
+
+
+def search(
+    kind: str,
+    costs: Costs,
+    validate: Costs,
+    *,
+    best: Floats,
+    best_validation: Floats,
+    start: Mapping[str, float],
+    scales: Mapping[str, float],
+    goal: Goal,
+    evaluations: int = 400,
+    population: int = 16,
+    sigma: float = 0.3,
+    every: int = 3,
+    seed: int = 0,
+    told: Sequence[Sequence[float]] = (),
+    after: Callable[[Evolved], bool] | None = None,
+) -> Evolved:
+    """Searches weights of terms, all of them 0 or more, so that the score is monotone.
+
+    ``costs`` and ``validate`` run policies on training and on validation episodes; ``best`` and
+    ``best_validation`` (episodes, 3) are the best baseline's costs there. ``start`` are weights of
+    terms, ``scales`` what a weight is measured in. Every ``every`` generations the distribution's
+    mean and the generation's best are validated. ``told`` are the generations of an earlier call
+    with the same arguments, which are not run again, only validated; ``after`` each generation may
+    return True to end.
+    """
+    terms = tuple(dict.fromkeys((*scales, *start)))
+    if kind not in FAMILIES:
+        raise UnknownNameError("kind of policy", kind, FAMILIES)
+    unit = np.array([scales.get(name, 1.0) for name in terms])
+    origin = np.array([start.get(name, 0.0) for name in terms]) * unit
+    origin /= np.linalg.norm(origin) or 1.0
+    found = Search(origin, sigma, population, seed)
+    kept = list(origin)
+    fitness = goal(validate([policy_of(kind, terms, origin / unit)])[0], best_validation)
+    start_fitness, history = fitness, [(0, fitness)]
+    past: list[tuple[float, ...]] = []
+
+    def state() -> Evolved:
+        weights = np.array(kept) / unit
+        policy = policy_of(kind, terms, weights)
+        named = dict(zip(terms, weights.tolist(), strict=True))
+        return Evolved(
+            policy, named, fitness, dict(start), start_fitness, tuple(history), tuple(past),
+            len(past) * population,
+        )  # fmt: skip
+
+    generations = max(1, evaluations // population)
+    while found.generation < generations:
+        asked = np.abs(found.ask())  # the sign of a weight is its term's
+        index = found.generation
+        if index < len(told):
+            values = [float(value) for value in told[index]]
+        else:
+            rows = costs([policy_of(kind, terms, row / unit) for row in asked])
+            values = [goal(row, best) for row in rows]
+        found.tell(values)
+        past.append(tuple(values))
+        if found.generation % every == 0 or found.generation == generations:
+            tried = [np.abs(found.mean), asked[int(np.argmin(values))]]
+            rows = validate([policy_of(kind, terms, one / unit) for one in tried])
+            for one, row in zip(tried, rows, strict=True):
+                value = goal(row, best_validation)
+                history.append((found.generation * population, value))
+                if value < fitness:
+                    fitness, kept = value, list(one)
+        if index >= len(told) and after is not None and after(state()):
+            break
+    return state()
+
+
+def with_ground(policy: Judged, trained_on: TrainedOn) -> Judged:
+    """The policy, with what it was trained on."""
+    return replace(policy, trained_on=trained_on)
