@@ -43,6 +43,41 @@ def margin_ranking(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.relu(1.0 - lead)[longer].mean()
 
 
+def pairwise(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean logistic loss of all pairs in the batch whose labels differ: the longer is the likelier.
+
+    RankNet (Burges et al., ICML 2005); scores (n, 1), labels (n,).
+    """
+    longer = labels[:, None] > labels[None, :]
+    lead = scores[:, 0][:, None] - scores[:, 0][None, :]
+    if not longer.any():
+        return scores.sum() * 0.0
+    return functional.softplus(-lead[longer]).mean()
+
+
+def cumulative_link(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Negative log likelihood of buckets (n,) under logits of exceeding each inner edge.
+
+    Logits (n, buckets - 1) descend along the row; P(bucket k) = P(> k - 1) - P(> k).
+    """
+    end = torch.full_like(logits[:, :1], torch.inf)
+    edges = torch.cat((end, logits, -end), dim=1)
+    rows, k = torch.arange(len(labels), device=labels.device), labels.long()
+    above, below = edges[rows, k], edges[rows, k + 1]
+    # log(s(a) - s(b)) = log s(a) + log s(-b) + log(1 - exp(b - a)), s the logistic function
+    gap = torch.log(-torch.expm1(torch.clamp(below - above, max=-1e-6)))
+    return -(functional.logsigmoid(above) + functional.logsigmoid(-below) + gap).mean()
+
+
+def student_t(
+    location: torch.Tensor, scale: torch.Tensor, df: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Negative log density of labels (n,) under a Student t; all (n,)."""
+    z = (labels - location) / scale
+    norm = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * torch.log(df * torch.pi)
+    return (torch.log(scale) - norm + (df + 1) / 2 * torch.log1p(z * z / df)).mean()
+
+
 def pinball(scores: torch.Tensor, labels: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     """Pinball loss of quantiles (n, levels) against (n,) (Koenker and Bassett, 1978)."""
     missed = labels[:, None] - scores

@@ -25,12 +25,11 @@ from torch import nn
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.prediction import Floats
-from lengthwise.predictors import columns, encoder, losses, targets
+from lengthwise.predictors import columns, encoder, heads, targets
 from lengthwise.predictors.features import SHAPE, shape_of
 from lengthwise.predictors.learned import Learned, folds_of
 from lengthwise.predictors.optimize import Schedule, minimize, mixed, save_atomically
 
-RANK_LOSSES = {"listmle": losses.list_mle, "margin": losses.margin_ranking}
 ENCODER = "encoder"  # the folder of weights and tokenizer in a saved predictor
 NOT_SAVED = ("checkpoint", "device", "progress")  # options that say how, not what, to learn
 
@@ -54,7 +53,9 @@ class Transformer(Learned):
     encoder with random weights and a tokenizer of its own, trained on the data alone.
 
     frozen      keep a pretrained encoder as it is; by default on a CPU, not on a GPU
-    rank_loss   of the rank target: "listmle" (vLLM-LTR) or "margin" (PARS)
+    rank_loss   of the rank target: "listmle" (vLLM-LTR), "margin" (PARS) or "pairwise" (RankNet)
+    head        of the bucket target: "softmax" or "ordinal"; of the quantile target: "pinball" or
+                "log-t"
     max_tokens  how much of a prompt is read
     checkpoint  a folder where an interrupted ``fit`` of the same data and options leaves what a
                 later one goes on from; empty again once it is done
@@ -77,6 +78,7 @@ class Transformer(Learned):
         levels: Sequence[float] = targets.LEVELS,
         seed: int = 0,
         rank_loss: str = "listmle",
+        head: str | None = None,
         max_tokens: int = 128,
         hidden: int = 128,
         dropout: float | None = None,
@@ -90,8 +92,9 @@ class Transformer(Learned):
         progress: bool = True,
     ) -> None:
         super().__init__(target, buckets=buckets, levels=levels, seed=seed)
-        if rank_loss not in RANK_LOSSES:
-            raise UnknownNameError("rank loss", rank_loss, RANK_LOSSES)
+        if rank_loss not in heads.RANK_LOSSES:
+            raise UnknownNameError("rank loss", rank_loss, heads.RANK_LOSSES)
+        self.head = heads.check_head(head, self.target)
         for option, value, least in (("max_tokens", max_tokens, 8), ("hidden", hidden, 1)):
             if columns.number(value, name=option, of=self.name) < least or value != int(value):
                 raise InputError(f"{option} must be a whole number, {least} or more, not {value!r}")
@@ -126,17 +129,17 @@ class Transformer(Learned):
             table = np.concatenate((hidden.numpy(), shapes), axis=1)
             self.shift_, self.scale_ = table.mean(axis=0), _spread(table)
             task = Task(ids, _labels(target, length), target, frozen, recorded)
-            heads = int(folds.max()) + 1 if frozen else 1
+            parts = int(folds.max()) + 1 if frozen else 1
             self.heads_, centers = [], []
             held = np.empty((len(prompts), target.outputs))
-            for k in range(heads):
-                out, shown = folds == k, show(f"training, part {k + 1} of {heads}", 0)
+            for k in range(parts):
+                out, shown = folds == k, show(f"training, part {k + 1} of {parts}", 0)
                 head = self._train(k, task, table, ~out, shown)
                 if not frozen:
                     table[:, : hidden.shape[1]] = self.encoder_.embedded(ids).numpy()
                 scores = _scores(head, self._standard(table))
                 center = _center(target, length, scores[~out])
-                held[out] = _finished(scores[out], center, target)
+                held[out] = self._finished(scores[out], center, target)
                 self.heads_.append(head)
                 centers.append(center)
         self.centers_ = np.array(centers)
@@ -145,7 +148,7 @@ class Transformer(Learned):
             shutil.rmtree(recorded)
             if not any(recorded.parent.iterdir()):
                 recorded.parent.rmdir()
-        unseen = np.flatnonzero(folds < heads)
+        unseen = np.flatnonzero(folds < parts)
         return held[unseen], unseen
 
     def _train(
@@ -153,17 +156,14 @@ class Transformer(Learned):
     ) -> nn.Module:
         """One head, and the encoder with it unless that is frozen, trained on the rows ``seen``."""
         device, target = self.encoder_.device, task.target
-        head = self._new_head(number, target.outputs, task.frozen)
-        if isinstance(target, targets.Quantile):  # start at the normal distribution's
-            with torch.no_grad():
-                last: Any = head[-1]
-                last.bias.copy_(torch.special.ndtri(torch.tensor(target.levels)))
+        head = self._new_head(number, target, task.frozen)
         net = nn.ModuleDict({"head": head.to(device)})
         if not task.frozen:
             net["backbone"] = self.encoder_.backbone
         fixed = self._standard(table).to(device)
         labels = torch.tensor(task.labels, dtype=torch.float32, device=device)
-        loss, schedule = self._loss(target, device), self._schedule(task.frozen)
+        loss = heads.loss_of(self.head, target, self.rank_loss, device)
+        schedule = self._schedule(task.frozen)
 
         def inputs(rows: Any) -> torch.Tensor:
             if task.frozen:
@@ -186,7 +186,7 @@ class Transformer(Learned):
         shapes = np.array([shape_of(prompt) for prompt in prompts])
         seen = self._standard(np.concatenate((hidden, shapes), axis=1))
         each = [
-            _finished(_scores(head, seen), (shift, scale), target)
+            self._finished(_scores(head, seen), (shift, scale), target)
             for head, (shift, scale) in zip(self.heads_, self.centers_, strict=True)
         ]
         return np.asarray(np.mean(each, axis=0))
@@ -216,21 +216,19 @@ class Transformer(Learned):
             backbone_rate=rate if self.backbone_rate is None else self.backbone_rate,
         )
 
-    def _loss(self, target: targets.AnyTarget, device: torch.device) -> Any:
-        if isinstance(target, targets.Bucket):
-            return losses.cross_entropy
-        if isinstance(target, targets.Rank):
-            return RANK_LOSSES[self.rank_loss]
-        if isinstance(target, targets.Quantile):
-            levels = torch.tensor(target.levels, dtype=torch.float32, device=device)
-            return lambda scores, labels: losses.pinball(scores, labels, levels)
-        return losses.squared
+    def _finished(
+        self, scores: Floats, center: tuple[float, float], target: targets.AnyTarget
+    ) -> Floats:
+        """Raw outputs as the target reads them: probabilities, or numbers in its unit."""
+        raw, (shift, scale) = heads.read(self.head, scores, target), center
+        return raw if isinstance(target, targets.Bucket) else np.asarray(raw * scale + shift)
 
-    def _new_head(self, number: int, outputs: int, frozen: bool) -> nn.Sequential:
+    def _new_head(self, number: int, target: targets.AnyTarget, frozen: bool) -> nn.Sequential:
         dropout = self.dropout if self.dropout is not None else 0.5 if frozen else 0.1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed(self.seed, 1_000_000 + number))
-            return _head(self.encoder_.width + len(SHAPE), self.hidden, outputs, dropout)
+            width = self.encoder_.width + len(SHAPE)
+            return heads.new_head(self.head, target, width, self.hidden, dropout)
 
     def _standard(self, table: NDArray[Any]) -> torch.Tensor:
         """What a head sees: columns (n, width + SHAPE), standardised; odd shapes are held in."""
@@ -254,7 +252,7 @@ class Transformer(Learned):
         return folder
 
     def _options(self) -> dict[str, Any]:
-        own = ("model", "frozen", "rank_loss", "max_tokens", "hidden", "dropout", "epochs",
+        own = ("model", "frozen", "rank_loss", "head", "max_tokens", "hidden", "dropout", "epochs",
                "patience", "batch_size", "learning_rate", "backbone_rate")  # fmt: skip
         return {**super()._options(), **{name: getattr(self, name) for name in own}}
 
@@ -284,7 +282,8 @@ class Transformer(Learned):
                 for key, value in arrays.items()
                 if key.startswith(prefix)
             }
-            head = _head(self.encoder_.width + len(SHAPE), self.hidden, self._fitted().outputs, 0.0)
+            width = self.encoder_.width + len(SHAPE)
+            head = heads.new_head(self.head, self._fitted(), width, self.hidden, 0.0)
             head.load_state_dict(weights)
             self.heads_.append(head.eval())
 
@@ -304,13 +303,6 @@ def _device(name: str | None) -> torch.device:
     if name is not None and name.startswith("cuda") and not has_gpu:
         raise InputError(f"device {name!r}: this machine has no GPU that torch can use")
     return torch.device(name or ("cuda" if has_gpu else "cpu"))
-
-
-def _head(width: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Dropout(dropout), nn.Linear(width, hidden), nn.GELU(),
-        nn.Dropout(dropout), nn.Linear(hidden, outputs),
-    )  # fmt: skip
 
 
 def _labels(target: targets.AnyTarget, length: Floats) -> Floats:
@@ -341,15 +333,6 @@ def _scores(head: nn.Module, seen: torch.Tensor) -> Floats:
     head.eval()
     with torch.no_grad():
         return np.asarray(head(seen).double().cpu().numpy())
-
-
-def _finished(scores: Floats, center: tuple[float, float], target: targets.AnyTarget) -> Floats:
-    """Raw outputs as the target reads them: probabilities, or numbers in its unit."""
-    if isinstance(target, targets.Bucket):
-        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-    shift, scale = center
-    return np.asarray(scores * scale + shift)
 
 
 def _spread(table: NDArray[Any]) -> NDArray[Any]:
