@@ -36,6 +36,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Scheduling", {"engine": {"max_num_seqs": 16}, "rate": 12.0, "requests": 1000}
     ),
     "scheduling, 64 seats": ("Scheduling", {"engine": SEATS, "rate": 37.5, "requests": 1000}),
+    "preemption, 16 seats": (
+        "Preemption", {"engine": {"max_num_seqs": 16}, "rate": 12.0, "requests": 1000}
+    ),
 }  # fmt: skip
 
 
@@ -44,15 +47,16 @@ def steps_per_second(name: str, options: dict[str, Any], steps: int, repeats: in
     env: Any = gymnasium.make_vec(
         f"lengthwise/{name}-v1", num_envs=ENVS, bank=1, plays=PLAYS, **options
     )
-    seen, _ = env.reset(seed=0)
+    env.reset(seed=0)
     draws = np.random.default_rng(0).random((max(1, steps // ENVS), ENVS))
     masks = env.unwrapped.action_masks()
     rates = []
     for _ in range(repeats + 1):
         spent = 0.0
         for row in draws:
-            # legal actions come first: the draw is one of them
-            actions = (row * np.maximum(masks.sum(1), 1)).astype(np.int64)
+            # where the draw lies among the legal actions
+            wanted = (row * masks.sum(1)).astype(np.int64)
+            actions = (masks.cumsum(1) > wanted[:, None]).argmax(1)
             begin = time.perf_counter()
             env.step(actions)
             spent += time.perf_counter() - begin

@@ -61,6 +61,7 @@ TABLES: dict[str, dict[str, str]] = {
     "env": {
         "lengthwise/Scheduling-v0": "lengthwise.envs.scheduling:SchedulingEnvV0",
         "lengthwise/Scheduling-v1": "lengthwise.envs.scheduling:SchedulingEnv",
+        "lengthwise/Preemption-v1": "lengthwise.envs.preemption:PreemptionEnv",
         "lengthwise/Routing-v0": "lengthwise.envs.routing:RoutingEnvV0",
         "lengthwise/Routing-v1": "lengthwise.envs.routing:RoutingEnv",
     },

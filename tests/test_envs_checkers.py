@@ -14,12 +14,15 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import lengthwise.envs  # noqa: F401 - registers
 from lengthwise.envs.base import DecisionEnv
+from lengthwise.envs.episodes import Episode
 from lengthwise.envs.picture import CELL, picture
+from lengthwise.envs.preemption import PreemptionEnv
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.envs.scheduling import SchedulingEnv
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.policies import load_policy, load_router
 from lengthwise.predictors.predict import predict
-from lengthwise.serving import Totals
+from lengthwise.serving import Engine, Node, System, Totals
 from lengthwise.serving.records import PS
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
@@ -49,7 +52,13 @@ def routing(**options: Any) -> RoutingEnv:
     return RoutingEnv(options.pop("workload", bursty), **options)
 
 
+def preemption(**options: Any) -> PreemptionEnv:
+    options = {"timing": TIMING, "engine": {"max_num_seqs": 4}, **options}
+    return PreemptionEnv(options.pop("workload", bursty), **options)
+
+
 both = pytest.mark.parametrize("make", [scheduling, routing])
+every = pytest.mark.parametrize("make", [scheduling, routing, preemption])
 Make = Callable[..., DecisionEnv]
 
 
@@ -58,7 +67,7 @@ def play(env: DecisionEnv, seed: int, choose: int = 0) -> list[tuple[bytes, floa
     observation, _ = env.reset(seed=seed)
     trajectory, done = [], False
     while not done:
-        action = int(rng.integers(observation["mask"].sum()))
+        action = int(rng.choice(np.flatnonzero(observation["mask"])))
         observation, reward, done, _, _ = env.step(action)
         seen = b"".join(value.tobytes() for value in observation.values())
         trajectory.append((seen, reward, done))
@@ -66,6 +75,7 @@ def play(env: DecisionEnv, seed: int, choose: int = 0) -> list[tuple[bytes, floa
 
 
 IDS = [f"lengthwise/{name}-v{version}" for name in ("Scheduling", "Routing") for version in (0, 1)]
+IDS.append("lengthwise/Preemption-v1")
 old = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")  # of the v0 ids
 
 
@@ -76,7 +86,7 @@ def test_gymnasium_checker(name: str) -> None:
     check_env(env.unwrapped)
 
 
-@both
+@every
 def test_stable_baselines3_checker(make: Make) -> None:
     sb3_check_env(make(), warn=True)
 
@@ -96,13 +106,13 @@ def test_made_from_json(name: str, options: dict[str, Any]) -> None:
     assert play(env, seed=3)[-1][2]
 
 
-@both
+@every
 def test_same_seed_same_bytes(make: Make) -> None:
     assert play(make(), seed=5) == play(make(), seed=5)
     assert play(make(), seed=5) != play(make(), seed=6)
 
 
-@both
+@every
 def test_return_is_the_sum_of_latencies(make: Make) -> None:
     """Little's law, to the picosecond: whatever the choices, the integral is the latencies' sum."""
     env = make(reward_scale=1.0)
@@ -163,7 +173,7 @@ def test_actions_outside_the_space_are_errors(make: Make, action: float) -> None
         env.step(action)
 
 
-@both
+@every
 def test_no_step_outside_a_run(make: Make) -> None:
     env = make()
     with pytest.raises(InputError, match="call reset"):
@@ -269,3 +279,79 @@ def test_stable_baselines_makes_environments_by_name() -> None:
     assert set(made.reset()) == {"candidates", "mask", "state"}
     assert made.render("rgb_array") is not None
     PPO("MultiInputPolicy", "lengthwise/Routing-v0")
+
+
+def test_stable_baselines_wraps_them() -> None:
+    """Its vector environments of single ones, one process or several, and its normalisation."""
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+
+    seen = []
+    for kind in (DummyVecEnv, SubprocVecEnv):
+        env = VecNormalize(kind([flat_routing, flat_routing]))
+        env.seed(0)
+        env.reset()
+        for _ in range(70):  # an episode has 60 arrivals
+            observation, _, done, infos = env.step(np.array([0, 1]))
+            if done.any():
+                assert infos[0]["terminal_observation"].shape == observation[0].shape
+        seen.append(observation)
+        env.close()
+    np.testing.assert_array_equal(*seen)
+
+
+def flat_routing() -> RoutingEnv:
+    return routing(flat=True)
+
+
+def test_a_preemption_env_takes_queues_by_score_alone() -> None:
+    with pytest.raises(InputError, match="slots must be 5 or more"):
+        preemption(slots=4).reset(seed=0)
+    with pytest.raises(InputError, match="policy 'fcfs': who gives way"):
+        preemption(policy="fcfs").reset(seed=0)
+    env = preemption()
+    seen, _ = env.reset(seed=0)
+    before, mask = env.totals.preemptions, seen["mask"]
+    assert mask[-1] == 1 and mask.sum() >= 2
+    env.step(int(np.flatnonzero(mask)[0]))
+    env.step(env.action_space.n - 1)
+    assert env.totals.preemptions == before + 1
+
+
+def test_a_loop_written_by_hand() -> None:
+    """As CleanRL writes it: flat observations, masks, NEXT_STEP, a policy gradient in numpy.
+
+    With two replicas of which one is ten times slower, it learns to avoid the slow one.
+    """
+    slow = LinearTiming(base_s=0.1, per_sequence_s=0.005, num_gpu_blocks=400)
+    policy, router = load_policy("fcfs"), load_router("jsq")
+    nodes = tuple(Node(Engine(max_num_seqs=4), timing, policy) for timing in (TIMING, slow))
+    system = System(nodes, router)
+    envs: Any = gymnasium.make_vec(
+        "lengthwise/Routing-v1", num_envs=16, flat=True, replicas=2,
+        features=("decode_tokens_per_s", "running_requests"),
+        scenarios=lambda seed: Episode(bursty(seed, 30), system, None, seed, 30.0, "two"),
+    )  # fmt: skip
+    rng, weights, baseline = np.random.default_rng(0), np.zeros(2), 0.0
+    seen, _ = envs.reset(seed=0)
+    returns, gradients, finished = np.zeros(16), np.zeros((16, 2)), []
+    over = np.zeros(16, bool)
+    for _ in range(1500):
+        rows, mask = seen[:, :4].reshape(16, 2, 2), seen[:, 4:6] > 0
+        logits = np.where(mask, rows @ weights, -np.inf)
+        logits[over] = 0.0
+        chances = np.exp(logits - logits.max(1, keepdims=True))
+        chances /= chances.sum(1, keepdims=True)
+        actions = (rng.random(16) > chances[:, 0]).astype(np.int64)
+        expected = (chances[..., None] * rows).sum(1)
+        gradients += np.where(over[:, None], 0.0, rows[np.arange(16), actions] - expected)
+        seen, rewards, over, _, _ = envs.step(actions)
+        returns += rewards
+        if over.any():
+            finished += returns[over].tolist()
+            for total, gradient in zip(returns[over], gradients[over], strict=True):
+                weights += 0.02 * np.clip(total - baseline, -2, 2) * gradient / 30
+                baseline += 0.1 * (total - baseline)
+            returns[over], gradients[over] = 0.0, 0.0
+    tenth = len(finished) // 10
+    assert weights[0] > 0  # faster is better
+    assert np.mean(finished[-tenth:]) > np.mean(finished[:tenth])

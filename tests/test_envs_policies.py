@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from numpy.typing import NDArray
 
 from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.columns import SCALES, Columns
+from lengthwise.envs.preemption import PreemptionEnv
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.envs.scheduling import SchedulingEnv
 from lengthwise.policies import load_policy, load_router
-from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
+from lengthwise.policy import Preemption, RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.serving import Engine, Node, Records, System, run
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
@@ -163,3 +165,48 @@ def test_columns_fold_differences_into_the_first_layer() -> None:
     expected = np.tanh(seen @ first[0].T + first[1]) @ last[0].T + last[1]
     np.testing.assert_allclose(mlp(*(values[n] for n in names)), expected[:, 0], rtol=1e-9)
     np.testing.assert_allclose(columns.normaliser().normalise(columns.raw(values)), seen)
+
+
+def left(predicted_tokens: Any, generated_tokens: Any) -> Any:
+    """A score: what is left to generate."""
+    return predicted_tokens - generated_tokens
+
+
+def highest(rows: NDArray[np.float64], arrival: NDArray[np.float64]) -> int:
+    """The worst running request, the latest of equals, if it is worse than the waiting one."""
+    scores = rows[:, 0] - rows[:, 1]
+    worst = max(range(len(rows) - 1), key=lambda i: (scores[i], arrival[i], -i))
+    return worst if scores[worst] > scores[-1] else len(rows) - 1
+
+
+@pytest.mark.parametrize("blocks", [10_000, 60])
+def test_an_exported_score_preempts_like_its_agent(blocks: int) -> None:
+    """With seats alone short, and with KV blocks short too."""
+    timing = LinearTiming(
+        base_s=0.01, per_prefill_token_s=1e-4, per_sequence_s=0.001, num_gpu_blocks=blocks
+    )
+    score = Score("left", left, ("predicted_tokens", "generated_tokens"))
+    preemptions = 0
+    for seed in range(3):
+        env = PreemptionEnv(
+            overload, timing=timing, engine=ENGINE, policy=SchedulingPolicy(score),
+            features=("predicted_tokens", "generated_tokens", "waited_s"),
+        )  # fmt: skip
+        env.reset(options={"workload_seed": seed})
+        done = False
+        while not done:
+            rows = env.candidates()
+            arrival = -rows[:, 2]  # of equals at one moment, the latest has waited least
+            place = highest(rows, arrival)
+            _, _, done, _, info = env.step(np.flatnonzero(env.action_masks())[place])
+        assert info["illegal_actions"] == 0
+        exported = SchedulingPolicy(score, Preemption("recompute", price=0.0))
+        node = Node(ENGINE, timing, exported)
+        system = System.replicated(node, 1, load_router("round-robin"))
+        workload = overload(seed)
+        predicted = workload["output_tokens"]
+        for backend in ("fast", "reference"):
+            expected = run(workload, system, predicted, seed=seed, backend=backend)  # type: ignore[arg-type]
+            same(env.records(), expected)
+        preemptions += int(expected.preemptions.sum())
+    assert preemptions > 20

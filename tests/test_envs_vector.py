@@ -294,7 +294,7 @@ def test_what_is_refused() -> None:
         made("routing", autoreset_mode="SAME_STEPS")
     with pytest.raises(InputError, match="num_envs"):
         made("routing", num_envs=0)
-    with pytest.raises(InputError, match="replicas must be [34] or more"):
+    with pytest.raises(InputError, match=r"replicas must be [34] or more"):
         env = RoutingVectorEnv(scenarios=unequal, replicas=2)
         for seed in range(20):
             env.reset(seed=seed)

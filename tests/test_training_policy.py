@@ -257,7 +257,9 @@ def test_exported_decides_like_the_network(algo: str, kind: str, tmp_path: Path)
     observation = {
         "candidates": seen.reshape(count, -1).astype(np.float32),
         "mask": mask.astype(np.int8),
-        "state": rng.normal(size=(count, env.observation_space["state"].shape[0])).astype(np.float32),
+        "state": rng.normal(size=(count, env.observation_space["state"].shape[0])).astype(
+            np.float32
+        ),
     }
     chosen, _ = agent.policy.predict(observation, deterministic=True)
 

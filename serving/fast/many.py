@@ -36,7 +36,7 @@ from lengthwise.serving.fast.setup import grow, with_rows
 from lengthwise.serving.fast.shown import SITUATION
 from lengthwise.serving.inputs import Inputs
 from lengthwise.serving.records import Records
-from lengthwise.serving.system import System, Totals
+from lengthwise.serving.system import Node, System, Totals
 from lengthwise.workload import Workload
 
 Kind = Literal["route", "admit", "preempt"]
@@ -304,6 +304,9 @@ class Many:
                 f"the scenario {drawn.name!r} has {nodes} nodes, more than an action can name: "
                 f"replicas must be {nodes} or more"
             )
+        if self.kind == "preempt":
+            for node in drawn.system.nodes:
+                self._check_preemptible(node)
         refused = supports(drawn.workload, drawn.system)
         if refused is not None:
             raise InputError(refused)
@@ -316,6 +319,7 @@ class Many:
         )  # fmt: skip
         features.require(self.reads, "an environment")
         flags = {**flags_of(state, stops=True), "MANY": True}
+        flags["POLICY"] |= self.kind == "preempt"
         state = numbered(state, flags)
         place = self._placed(k, drawn, with_rows(state, self.slots + 1), inputs, calls)
         at = k * self.bank + int(self.env["turn"][k]) % self.bank
@@ -332,6 +336,19 @@ class Many:
         }  # fmt: skip
         for name, value in values.items():
             row[name] = value
+
+    def _check_preemptible(self, node: Node) -> None:
+        """Refuses a node of which not all running requests can be named, or that decides itself."""
+        if node.engine.max_num_seqs >= self.slots:
+            raise InputError(
+                f"slots must be {node.engine.max_num_seqs + 1} or more, one a seat and one for "
+                f"nobody, not {self.slots}"
+            )
+        if node.policy.queue != "priority" or node.policy.preemption.mode != "none":
+            raise InputError(
+                f"policy {node.policy.name!r}: who gives way is the agent's choice in a queue that "
+                "is ordered by a score; sjf is one, fcfs and a policy with +preempt are none"
+            )
 
     def _placed(
         self, k: int, drawn: Drawn, state: ks.State, inputs: Inputs, calls: ScoreCalls

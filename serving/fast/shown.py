@@ -204,9 +204,28 @@ def show_queue(S: Any, k: int) -> None:
 
 
 @kernel
+def show_batch(S: Any, k: int) -> None:
+    """The running requests that may give way, and last the waiting one that finds no place."""
+    env, r = S.env[k], S.run.due_node
+    last = S.gym.slots - 1
+    for place in range(env.running):
+        fill_running(S, r, place, S.candidate[place])
+        show_row(S, k, place, place)
+    fill_waiting(S, r, last, env.asked)
+    show_row(S, k, last, last)
+    show_count(S, k, env.running)
+    situation(S, k, 0, symlog(np.float64(env.waiting - env.walked)))
+    situation(S, k, 1, symlog(np.float64(S.run.in_system)))
+    situation(S, k, 2, np.float64(S.replica[r].running) / node_of(S, r).max_seqs)
+    situation(S, k, 3, env.kv)
+
+
+@kernel
 def show(S: Any, k: int) -> None:
     """Writes the observation of the choice that is due."""
     if S.gym.kind == ROUTE:
         show_nodes(S, k)
     elif S.gym.kind == ADMIT:
         show_queue(S, k)
+    else:
+        show_batch(S, k)

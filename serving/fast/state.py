@@ -159,7 +159,8 @@ ENV = np.dtype(
             "last_place", "paid_high", "paid_low", *(f"last_{name}" for name in TOTALS),
             # of the choice that is due: who waits and runs, seats and tokens left, who was picked
             "waiting", "running", "seats", "tokens", "picked",
-            "walked", "victims", "blocks", "needed", "asked", "node",
+            # of the walk along the queue in which running requests are told to give way
+            "walking", "walked", "victims", "blocks", "asked",
         ).descr, ("scale", np.float64), ("last_scale", np.float64), ("kv", np.float64),
     ]
 )  # fmt: skip

@@ -17,6 +17,7 @@ import numpy as np
 from lengthwise.picoseconds import PS
 from lengthwise.serving.fast.cluster import run_until
 from lengthwise.serving.fast.compiler.jit import as_state, hot, kernel, node_of, put_word, word_at
+from lengthwise.serving.fast.replica import nobody_must_yield
 from lengthwise.serving.fast.shown import glance_at, show, show_nothing
 from lengthwise.serving.fast.state import (
     ADMIT,
@@ -34,11 +35,13 @@ from lengthwise.serving.fast.state import (
     NO_RUN,
     NONE,
     OVER,
+    PREEMPT,
     ROUTE,
     SAME_STEP,
     STOP,
 )
 from lengthwise.serving.fast.stops import list_candidates
+from lengthwise.serving.fast.yields import begin_walk, end_walk, walk_queue, yield_place
 from lengthwise.serving.system import HOLD
 
 # To the next choice
@@ -85,13 +88,38 @@ def to_next_admission(table: int, k: int) -> int:
     return STOP
 
 
+@kernel
+def to_next_yield(table: int, k: int) -> int:
+    """Goes on until a waiting request finds no place and a running one may give way; a code."""
+    S: Any = as_state(table)
+    env = S.env[k]
+    if env.walking:
+        code = walk_queue(S, k)
+        if code != DONE:
+            return code
+    while True:
+        code = run_until(table)
+        if code != STOP:
+            return code
+        r = S.run.due_node
+        if nobody_must_yield(S, r):
+            continue
+        code = begin_walk(S, k, r)
+        if code == DONE:
+            code = walk_queue(S, k)
+        if code != DONE:
+            return code
+
+
 @hot
 def to_next_choice(S: Any, k: int) -> int:
     """Goes on to the next choice: STOP; DONE at the end; or what went wrong."""
     table = S.env[k].table
     if S.gym.kind == ROUTE:
         return to_next_route(table)
-    return to_next_admission(table, k)
+    if S.gym.kind == ADMIT:
+        return to_next_admission(table, k)
+    return to_next_yield(table, k)
 
 
 # Actions
@@ -118,11 +146,16 @@ def take_action(S: Any, k: int) -> None:
     choice = S.action[k]
     S.reward[k] = 0.0
     if not S.mask[k, choice]:
-        choice = 0
+        choice = 0 if gym.kind != PREEMPT else gym.slots - 1
         env.illegal += 1
         S.reward[k] = -gym.illegal_penalty
     if gym.kind == ADMIT:
         pick(S, k, choice)
+    elif gym.kind == PREEMPT:
+        if choice < gym.slots - 1:
+            yield_place(S, k, S.candidate[choice])
+        else:
+            end_walk(S, k, run.due_node)
     elif gym.hold and choice == gym.slots - 1:
         run.answer = HOLD
         S.asked[run.due_request] = run.now + gym.hold_ps
@@ -153,7 +186,7 @@ def begin_episode(G: Any, k: int) -> int:
     copy_words(new.run_at, new.run_pristine_at, new.run_words)
     env.turn += 1
     env.table, env.place, env.variant, env.scale = new.table, place, new.variant, new.scale
-    env.illegal = env.paid_high = env.paid_low = env.picked = 0
+    env.illegal = env.paid_high = env.paid_low = env.picked = env.walking = 0
     env.stage = FIRST
     return DONE
 

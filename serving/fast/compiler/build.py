@@ -29,7 +29,8 @@ FLAGS = "flags"
 TABLES = "tables"
 PARTS = (
     "compiler/jit", "arrivals", "queue", "batch", "guard", "blocks", "curves", "backlog",
-    "scores", "routing", "replica", "stops", "cluster", "shown", "steps",
+    "scores", "routing", "replica", "stops", "cluster", "shown", "yields",
+    "steps",
 )  # fmt: skip
 TYPES = (
     "state",
