@@ -36,8 +36,11 @@ BASELINES = {
 # What a finished policy is judged beside: the first is what everybody runs.
 BESIDE = {
     "scheduling": ("fcfs", "sjf", "work"),
-    "routing": ("round-robin", "jsq", "least-tokens", "jsq-tokens", "least-load", "jsew"),
-}
+    "routing": (
+        "round-robin", "weighted-round-robin", "jsq", "least-tokens", "jsq-tokens", "least-load",
+        "jsew", "min-min",
+    ),
+}  # fmt: skip
 BUNDLE = "bundle"  # in the folder of a training run
 
 
