@@ -34,6 +34,9 @@ DIFFERENCES: dict[str, tuple[str, str]] = {
 # orders of magnitude, hence the logarithm; the constants centre common traces, roughly.
 FEATURES: Provider[Scale] = Provider("an environment", {
     "predicted_tokens": (True, 5.0, 1.0),
+    "expected_remaining_tokens": (True, 5.0, 1.0),
+    "remaining_tokens_p90": (True, 6.0, 1.0),
+    "gittins_index": (True, 5.0, 1.0),
     "prompt_tokens": (True, 6.0, 1.5),
     "generated_tokens": (True, 3.0, 2.0),
     "computed_tokens": (True, 6.0, 1.5),

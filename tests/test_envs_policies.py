@@ -16,6 +16,7 @@ from lengthwise.envs.routing import RoutingEnv
 from lengthwise.envs.scheduling import SchedulingEnv
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import Preemption, RoutingPolicy, SchedulingPolicy, Score
+from lengthwise.prediction import Prediction
 from lengthwise.serving import Engine, Node, Records, System, run
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
@@ -78,6 +79,37 @@ def test_scheduling_plays_known_policies(
     )  # fmt: skip
     for seed in range(3):
         same(played(env, seed, choose), plain(seed, policy, "round-robin", replicas))
+
+
+class ByPrompt:
+    """Foretells short or long answers, the likelier to be long the longer the prompt."""
+
+    needs = frozenset({"prompt_tokens"})
+
+    def predict(self, prompts: Any, *, prompt_tokens: Any, **more: Any) -> Prediction:
+        longer = np.asarray(prompt_tokens, dtype=np.float64)[:, None] / 4
+        return Prediction.distribution(np.array([[5.0, 40.0]]) + longer, [0.4, 0.6])
+
+
+@pytest.mark.parametrize("feature", ["expected_remaining_tokens", "gittins_index"])
+def test_an_agent_sees_the_curves_that_policies_read(feature: str) -> None:
+    env = SchedulingEnv(
+        overload, slots=150, timing=TIMING, engine=ENGINE, predictor=ByPrompt(),
+        features=(feature,),
+    )  # fmt: skip
+    policy = {"gittins_index": SchedulingPolicy(Score.from_function(gittins))}.get(
+        feature, load_policy("srtf+preempt:mode=none")
+    )
+    for seed in range(2):
+        found = played(env, seed, lambda rows: int(rows[:, 0].argmin()))
+        workload = overload(seed)
+        said = ByPrompt().predict([], prompt_tokens=workload["prompt_tokens"]).of_run()
+        system = System.replicated(Node(ENGINE, TIMING, policy), 1, load_router("round-robin"))
+        same(found, run(workload, system, said, seed=seed, backend="reference"))
+
+
+def gittins(gittins_index: Any) -> Any:
+    return gittins_index
 
 
 @pytest.mark.parametrize(
