@@ -5,8 +5,8 @@
     python benchmarks/learned_policies.py --speed --out OUT
 
 Trained on the presets and two conversation traces (mooncake_conversation, azure2023_conv) at loads
-0.85 and 1.05; baselines are tuned on the same episodes by the same number of simulated runs. Judged
-on windows, apart from each other, of all other traces at loads 0.8 to 1.1, with predictions as wrong
+0.85 and 1.05; baselines are tuned on the same episodes by as many simulated runs. Judged on
+windows, apart from each other, of all other traces at loads 0.8 to 1.1, with predictions as wrong
 as a real predictor's (Kendall's tau 0.5) and with exact lengths. Writes learned_policies.json, .md
 and the bundles; needs numpy, numba, pandas, scipy, pyyaml and gymnasium.
 """
@@ -225,8 +225,8 @@ def summarise(found: dict[str, Any]) -> list[str]:
         f"### {found['kind']}, {found['predictor']}", "",
         f"Best tuned baseline in training: `{found['best']}`; start `{found['start']}`. "
         f"Ratios of the learned policy's; the interval is of the mean's.", "",
-        f"| trace | load | mean × best | 95% | worst seed | mean × best here (which) | × {PLAIN[found['kind']]} "
-        "| P99 × best | normalized × best |",
+        f"| trace | load | mean × best | 95% | worst seed | mean × best here (which) "
+        f"| × {PLAIN[found['kind']]} | P99 × best | normalized × best |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip
     better = worse = most = 0

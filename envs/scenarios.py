@@ -215,9 +215,9 @@ def read_scenarios(spec: str | Path) -> Scenarios:
     """A named set (``presets``, ``unequal``), or a JSON file.
 
     The file is a list of objects with the keys of ``Scenario``, or ``{"defaults": {...},
-    "scenarios": [...]}``; where workload, load, rate or predictor is a list, there is a scenario for
-    each combination. Raises ``InputError`` for what can't be read, ``UnknownNameError`` for unknown
-    keys and names.
+    "scenarios": [...]}``; where workload, load, rate or predictor is a list, there is a scenario
+    for each combination. Raises ``InputError`` for what can't be read, ``UnknownNameError`` for
+    unknown keys and names.
     """
     text = str(spec)
     if text in SETS:

@@ -1,0 +1,148 @@
+"""Scenarios: loads are shares of what is served, seeds mix them, and files say what is wrong."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lengthwise.envs.scenarios import KEYS, PRESETS, Scenario, Scenarios, presets, read_scenarios
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.serving import Engine, run
+from lengthwise.serving.timing import LinearTiming
+from lengthwise.workload import Workload
+
+# one request at a time, each a prompt of one token and then 0.1 s a token
+ALONE = LinearTiming(base_s=0.1, num_gpu_blocks=10_000)
+ONE = {"timing": ALONE, "engine": Engine(max_num_seqs=1, max_num_batched_tokens=64)}
+
+
+def constant(n=400, tokens=5):
+    return Workload(
+        {
+            "arrival_s": np.arange(n) * 1.0,
+            "prompt_tokens": np.ones(n, int),
+            "output_tokens": np.full(n, tokens),
+        }
+    )
+
+
+def test_capacity_is_the_rate_of_a_server_that_is_never_idle():
+    """One server of 0.5 s a request: 2 requests/s; two at speeds 1 and 0.5 serve 3."""
+    assert Scenario("one", constant(), requests=300, **ONE).capacity == pytest.approx(2, rel=0.01)
+    nodes = [{}, {"speed": 0.5}]
+    both = Scenario("two", constant(), requests=300, nodes=nodes, **ONE)
+    assert both.capacity == pytest.approx(3, rel=0.02)
+
+
+@pytest.mark.parametrize("load", [0.5, 1.2])
+def test_a_load_is_a_share_of_capacity(load):
+    episode = Scenario("one", constant(), requests=300, load=load, predictor=None, **ONE)(7)
+    assert episode.workload.rate == pytest.approx(load * 2, rel=0.01)
+    records = run(episode.workload, episode.system, seed=7)
+    waited = (records.scheduled_ps - records.arrival_ps).max() / 1e12
+    # a D/D/1 queue: nobody waits below 1, and the last of n waits n (service - interval) above
+    expected = 0.0 if load < 1 else 299 * (0.5 - 0.5 / load)
+    assert waited == pytest.approx(expected, rel=0.05, abs=1e-6)
+
+
+def test_an_episode_s_scale_is_the_cost_of_what_serves_it():
+    scenario = Scenario("one", constant(), requests=300, load=0.5, predictor=None, **ONE)
+    assert scenario.scale == pytest.approx(300 * 0.5, rel=1e-6)
+    assert scenario(3).scale == scenario.scale
+
+
+def test_noise_is_drawn_anew_and_an_episode_is_its_seed_s():
+    scenario = Scenario("noisy", "azure-conv-2023", requests=200, rate=5.0)
+    first, again, other = scenario(1), scenario(1), scenario(2)
+    predicted = [e.predictions.predicted_tokens for e in (first, again, other)]
+    assert np.array_equal(predicted[0], predicted[1])
+    assert not np.array_equal(predicted[0], predicted[2])
+    assert np.array_equal(first.workload["arrival_s"], again.workload["arrival_s"])
+    fixed = Scenario("fixed", constant(), requests=400, rate=2.0, predictor="noisy-oracle:sigma=1")
+    assert not np.array_equal(
+        fixed(1).predictions.predicted_tokens, fixed(2).predictions.predicted_tokens
+    )
+
+
+def test_spans_of_a_trace_are_apart():
+    trace = constant(1000).replace(prompt_tokens=np.arange(1, 1001))
+    parts = [
+        Scenario("part", trace, requests=50, span=span, rate=1.0, predictor=None, **ONE)
+        for span in ((0, 0.6), (0.6, 1))
+    ]
+    seen = [
+        {int(t) for s in range(40) for t in part(s).workload["prompt_tokens"]} for part in parts
+    ]
+    assert max(seen[0]) <= 600 < min(seen[1])
+
+
+def test_successive_seeds_take_each_scenario_once():
+    mixed = Scenarios(
+        [Scenario(f"at {rate}", constant(), requests=20, rate=rate, predictor=None, **ONE)
+         for rate in (1.0, 2.0, 3.0)]
+    )  # fmt: skip
+    assert {mixed(seed).name for seed in range(30, 33)} == {"at 1.0", "at 2.0", "at 3.0"}
+    assert mixed(5).name == mixed(8).name
+    with pytest.raises(InputError, match="2 scenarios are called 'a'"):
+        Scenarios([Scenario("a", constant()), Scenario("a", constant())])
+
+
+def test_a_file_multiplies_its_lists(tmp_path):
+    file = tmp_path / "set.json"
+    file.write_text(
+        json.dumps(
+            {
+                "defaults": {"requests": 50, "engine": {"max_num_seqs": 8}},
+                "scenarios": [
+                    {"workload": ["burstgpt", "reasoning"], "load": [0.8, 1.0],
+                     "predictor": ["oracle", "noisy-oracle:tau=0.5"]},
+                    {"name": "slow", "workload": "burstgpt", "rate": 2.0,
+                     "nodes": [{"count": 2}, {"speed": 0.5}], "metrics_interval_s": 1.0},
+                ],
+            }
+        )
+    )  # fmt: skip
+    found = read_scenarios(file)
+    assert len(found) == 9 and found.items[-1].name == "slow"
+    assert {(s.workload, s.load, s.predictor) for s in found.items[:8]} == {
+        (w, load, p)
+        for w in ("burstgpt", "reasoning")
+        for load in (0.8, 1.0)
+        for p in ("oracle", "noisy-oracle:tau=0.5")
+    }
+    assert found.items[0].system.nodes[0].engine.max_num_seqs == 8
+    assert len(found.items[-1].system.nodes) == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"workload": "burstgpt", "laod": 1}], "'laod'.*did you mean 'load'"),
+        ([{"workload": "burstgtp"}], "'burstgtp'.*did you mean 'burstgpt'"),
+        ([{"load": 1}], "needs a workload"),
+        ([{"workload": "burstgpt", "load": -1}], "load must be above 0, not -1"),
+        ([{"workload": "burstgpt", "load": 1, "rate": 2}], "not both"),
+        ([{"workload": "burstgpt", "engine": {"seats": 3}}], "'seats'"),
+        ([{"workload": "burstgpt", "nodes": [{"speed": "fast"}]}], "speed must be a number"),
+        ([{"workload": "burstgpt", "requests": 1}], "at least 10"),
+        ([{"workload": "burstgpt", "span": [1, 0]}], "span must be two shares"),
+        ([], "at least one"),
+        ({"scenario": []}, "did you mean 'scenarios'"),
+        ("burstgpt", "expected a list"),
+    ],
+)
+def test_files_say_what_is_wrong(tmp_path, rows, message):
+    file = tmp_path / "set.json"
+    file.write_text(json.dumps(rows))
+    with pytest.raises(InputError, match=message) as error:
+        read_scenarios(file)
+    assert "\n" not in str(error.value)
+
+
+def test_named_sets_and_unknown_ones(tmp_path):
+    assert len(presets((0.9,))) == len(PRESETS) and "name" in KEYS
+    assert len(read_scenarios("unequal").items[0].system.nodes) == 4
+    with pytest.raises(UnknownNameError, match="did you mean 'presets'"):
+        read_scenarios("preset")
+    with pytest.raises(InputError, match="No such file"):
+        read_scenarios(tmp_path / "none.json")
