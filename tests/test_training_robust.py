@@ -189,7 +189,9 @@ def test_where_nothing_waits_there_is_nothing_to_learn(tmp_path: Path) -> None:
     )  # fmt: skip
     assert any("nothing to learn" in line for line in run.notices)
     assert any("no update beat the start" in line for line in run.notices)
-    assert any("no update beat the best baseline: 1 of round-robin" in line for line in run.notices)
+    assert any(
+        "no update beat the best baseline: 1.000 of round-robin" in line for line in run.notices
+    )
 
 
 def test_what_a_finished_run_says_was_measured_elsewhere(tmp_path: Path) -> None:
@@ -357,3 +359,51 @@ def test_the_short_way_to_actions_is_stable_baselines3s() -> None:
         np.testing.assert_allclose(drawn, expected, atol=5 * 0.5 / 20_000**0.5)
     best, *_ = policy(many, deterministic=True)
     assert torch.equal(best, theirs.mode())
+
+
+def test_the_evolution_strategy_is_a_run_like_others(tmp_path: Path) -> None:
+    """It finds shortest first from first come, first served; resumed, it is the same to the bit."""
+    small: dict[str, Any] = {"evaluations": 48, "episodes": 4, "population": 8}
+    given: dict[str, Any] = {"algo": "es", "baseline_names": ["fcfs"], "settings": small}
+    run = train(tmp_path / "run", **given)
+    optimum = Validation.of(
+        lambda seed: SchedulingEnv(burst, timing=TIMING, engine=ONE).source(seed), latency,
+        range(VALIDATION_SEED, VALIDATION_SEED + 2), [load_policy("sjf")],
+    ).means["sjf"]  # fmt: skip
+    assert run.best_baseline == "fcfs" and run.cost == pytest.approx(optimum)
+    assert run.ratio is not None and run.ratio.high < 0.9
+    half = {**given, "settings": {**small, "evaluations": 24}}
+    train(tmp_path / "half", **half)
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    config["settings"]["evaluations"] = 48  # as if it had been stopped on the way
+    (tmp_path / "half" / "config.json").write_text(json.dumps(config))
+    again = train(tmp_path / "half", **given, resume=True)
+    weights = [(one.bundle / "policy.json").read_bytes() for one in (run, again)]
+    assert weights[0] == weights[1]
+    exported = export_run(run.folder, tmp_path / "bundle")
+    files = [json.loads((one / "policy.json").read_text()) for one in (exported, run.bundle)]
+    assert files[0]["score"] == files[1]["score"]
+
+
+@pytest.mark.parametrize("algo", ["ppo", "es"])
+def test_one_policy_for_several_scenarios(algo: str, tmp_path: Path) -> None:
+    scenarios = tmp_path / "scenarios.json"
+    scenarios.write_text(json.dumps({
+        "defaults": {"workload": "lmsys-chat", "requests": 60, "replicas": 2,
+                     "engine": {"max_num_seqs": 4}},
+        "scenarios": [{"name": "busy", "rate": 12.0}, {"name": "quiet", "rate": 3.0}],
+    }))  # fmt: skip
+    small: dict[str, Any] = (
+        {"rollout": 256, "batch_size": 128} if algo == "ppo"
+        else {"evaluations": 16, "episodes": 2, "population": 8}
+    )  # fmt: skip
+    run = train_policy(
+        "lengthwise/Routing-v1", out=tmp_path / "run", algo=algo, scenarios=scenarios, steps=512,
+        n_envs=4, eval_seeds=2, settings=small, progress=False,
+    )  # fmt: skip
+    trained = load_router(str(run.bundle)).trained_on
+    assert trained is not None
+    ranges = {name: (low, high) for name, low, high in trained.ranges}
+    assert ranges["nodes"] == (2, 2) and ranges["seats"] == (4, 4)
+    assert ranges["prompt_tokens"][0] < ranges["prompt_tokens"][1]
+    assert run.ratio is not None and run.ratio.count == 16

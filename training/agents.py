@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from lengthwise.errors import UnknownNameError
+from lengthwise.training import evolve
 from lengthwise.training.guide import GUIDANCE
 from lengthwise.training.masked_dqn import MaskedDQN
 from lengthwise.training.scorer import (
@@ -58,9 +59,10 @@ def settings_for(
 
     ``guided`` adds those of ``training.guide``.
     """
-    if algo not in SETTINGS:
-        raise UnknownNameError("algorithm", algo, SETTINGS)
-    settings = {**SETTINGS[algo], **(GUIDANCE if guided else {})}
+    known = {**SETTINGS, "es": evolve.SETTINGS}
+    if algo not in known:
+        raise UnknownNameError("algorithm", algo, known)
+    settings = {**known[algo], **(GUIDANCE if guided else {})}
     for name, value in (given or {}).items():
         if name not in settings:
             raise UnknownNameError(f"setting of {algo}", name, settings)

@@ -17,10 +17,12 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.columns import Columns
+from lengthwise.envs.costs import latency
 from lengthwise.envs.episodes import Source
+from lengthwise.envs.scenarios import Scenarios, read_scenarios
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies import load_policy, load_router
-from lengthwise.policies.bundle import write_bundle
+from lengthwise.policies.bundle import read_bundle, write_bundle
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
 from lengthwise.registry import load
@@ -29,6 +31,7 @@ from lengthwise.training.agents import make_agent, settings_for
 from lengthwise.training.calibration import calibrate
 from lengthwise.training.checkpoint import read_checkpoint, write_checkpoint
 from lengthwise.training.commands.show import notices
+from lengthwise.training.evolve import evolve
 from lengthwise.training.guide import Guide, Guided, clone
 from lengthwise.training.judging import Judged, baselines
 from lengthwise.training.judging import evaluate_policy as evaluate_policy
@@ -58,11 +61,20 @@ from lengthwise.training.validation import (
 from lengthwise.training.vectors import EPISODE, Drawn, make_vector
 from lengthwise.workload import Workload
 
+# What tells unequal replicas apart, and how busy each is: an agent's columns where nodes differ.
+NODES_DIFFER = (
+    "running_requests", "waiting_requests", "outstanding_tokens", "decode_backlog_tokens",
+    "prefill_backlog_tokens", "free_seats", "decode_tokens_per_s",
+)  # fmt: skip
+TIES = (
+    "{} cost the same to 1% on held-out workloads: most likely no queue forms, and there is "
+    "nothing to learn (a higher rate, fewer seats or fewer replicas make one)"
+)
 CONFIRMATIONS = 16  # workloads on which a finished run is set beside the best baseline
 
 
 def train_policy(
-    env: str = "lengthwise/Routing-v0",
+    env: str = "lengthwise/Routing-v1",
     *,
     out: str | Path,
     algo: str = "ppo",
@@ -72,6 +84,7 @@ def train_policy(
     n_envs: int = 64,
     seed: int = 0,
     resume: bool = False,
+    scenarios: str | Path | Source | None = None,
     guide: str | SchedulingPolicy | RoutingPolicy | None = None,
     env_options: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -83,7 +96,7 @@ def train_policy(
     progress: bool = True,
     command: str | None = None,
 ) -> PolicyRun:
-    """Trains ``algo`` ("ppo", "dqn" or "maskable-ppo") on a registered environment.
+    """Trains ``algo`` ("ppo", "dqn", "maskable-ppo" or "es") on a registered environment.
 
     ``out`` becomes the run's folder: ``config.json`` (command, versions, seed, every option),
     ``checkpoint.pt`` (the latest), ``best.pt`` (the weights, after at least one update, that did
@@ -91,7 +104,10 @@ def train_policy(
     exported policy. ``env_options`` go to the environment, ``settings`` to the algorithm.
     ``eval_every`` and ``save_every`` (steps) default to a twentieth. With ``guide``, a policy or
     router of the registry, training begins with its demonstrations and goes on with a penalty for
-    leaving it (``training.guide``; its settings stand among ``settings``).
+    leaving it (``training.guide``; its settings stand among ``settings``). ``scenarios`` (a source
+    of episodes, or what ``envs.scenarios.read_scenarios`` reads) stands in for the workload and the
+    system. "es" searches a blend of terms instead of a network's weights and has no steps: its
+    budget is the setting ``evaluations``, and it resumes exactly.
 
     An interrupted run goes on from its checkpoint when called again with ``resume=True`` and the
     same arguments (``steps`` may grow). SIGTERM and Ctrl-C save before they end the run, as
@@ -102,8 +118,16 @@ def train_policy(
     if not hidden or min(steps, n_envs, eval_seeds, *hidden) < 1:
         raise InputError("steps, n_envs, eval_seeds and the hidden layers must be 1 or more")
     chosen = settings_for(algo, settings, guided=guide is not None)
+    if algo == "es" and guide is not None:
+        raise InputError("guide: the evolution strategy starts at a baseline already")
     make = load("env", env)
     options = {"workload": workload, "timing": timing, **(env_options or {})}
+    if scenarios is not None:
+        options |= _mixed(env, scenarios, options)
+        eval_seeds = max(eval_seeds, 2 * len(options["scenarios"]))
+    if options.get("nodes") is not None or scenarios is not None:
+        if "Routing" in env:
+            options.setdefault("features", NODES_DIFFER)
     allowed = inspect.signature(make).parameters
     for name in options:
         if name not in allowed:
@@ -126,6 +150,9 @@ def train_policy(
         options["replicas"] = int(probe.action_space.n)
     run = _Run(Path(out), kind, algo, chosen, hidden, seed, steps, judges, progress, [])
     open_run(run.folder, config, resume=resume)
+    if algo == "es":
+        write_config(run.folder, config, command)
+        return _evolved(run, probe, eval_seeds, resume)
     if resume and (run.folder / CHECKPOINT).exists():
         state = read_checkpoint(run.folder / CHECKPOINT)
         if state["steps"] < steps:
@@ -146,11 +173,7 @@ def train_policy(
     )
     write_config(run.folder, config, command)
     if validation.ties:
-        run.say(
-            f"{', '.join(validation.baselines)} cost the same to 1% on held-out workloads: most "
-            "likely no queue forms, and there is nothing to learn (a higher rate, fewer seats or "
-            "fewer replicas make one)"
-        )
+        run.say(TIES.format(", ".join(validation.baselines)))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the network is too small to gain from more
     try:
@@ -186,6 +209,39 @@ class _Run:
         self.notices.append(line)
         if self.progress:
             notices([line])
+
+
+def _mixed(env: str, scenarios: str | Path | Source, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a set of scenarios stands in for or settles."""
+    found = read_scenarios(scenarios) if isinstance(scenarios, str | Path) else scenarios
+    if "Routing" not in env or "replicas" in options or not isinstance(found, Scenarios):
+        return {"scenarios": found}
+    return {"scenarios": found, "replicas": max(len(one.system.nodes) for one in found)}
+
+
+def _evolved(run: _Run, probe: DecisionEnv, eval_seeds: int, resume: bool) -> PolicyRun:
+    """A run of the evolution strategy."""
+    validation = Validation.of(
+        probe.source, probe.cost, range(VALIDATION_SEED, VALIDATION_SEED + eval_seeds), run.judges
+    )
+    if probe.cost is not latency:
+        raise InputError("the evolution strategy minimises latency; another cost needs a learner")
+    if validation.ties:
+        run.say(TIES.format(", ".join(validation.baselines)))
+    with stopping() as stop:
+        policy, found = evolve(
+            probe.source, run.kind, folder=run.folder, settings=run.settings, seed=run.seed,
+            validation=validation.episodes, judges=run.judges, resume=resume, stop=stop,
+        )  # fmt: skip
+        if stop.signal is not None:
+            raise _stopped(run.folder, found.evaluations, "evaluations", stop)
+    if not found.improved:
+        run.say("nothing that was tried beat the start, which is a baseline")
+    level = float(np.mean(validation.costs(policy)))
+    return _said(
+        run, policy, probe.source, validation, [(found.evaluations, level)],
+        (found.evaluations, level),
+    )  # fmt: skip
 
 
 def _kind(env: str, probe: DecisionEnv, options: Mapping[str, Any]) -> str:
@@ -314,7 +370,7 @@ def _learn(
             agent.logger.close()
             vector.close()
         if stop.signal is not None:
-            raise _stopped(folder, agent, stop)
+            raise _stopped(folder, agent.num_timesteps, "steps", stop)
 
 
 def _not_finite(folder: Path, agent: BaseAlgorithm, error: NotFiniteError) -> InputError:
@@ -323,11 +379,11 @@ def _not_finite(folder: Path, agent: BaseAlgorithm, error: NotFiniteError) -> In
     return InputError(f"training stopped at step {agent.num_timesteps:,}: {error}; {since}")
 
 
-def _stopped(folder: Path, agent: BaseAlgorithm, stop: Stopping) -> KeyboardInterrupt:
+def _stopped(folder: Path, done: int, what: str, stop: Stopping) -> KeyboardInterrupt:
     name = signal.Signals(stop.signal or signal.SIGINT).name
     return KeyboardInterrupt(
-        f"{name}: saved {str(folder)!r} at step {agent.num_timesteps:,}; the same command with "
-        "--resume goes on"
+        f"{name}: saved {str(folder)!r} after {done:,} {what}; the same command with --resume "
+        "goes on"
     )
 
 
@@ -336,26 +392,33 @@ def _finished(
 ) -> PolicyRun:
     """Exports the best weights and measures them on workloads that nothing was chosen on."""
     policy = best_policy(run.folder)
-    bundle = write_bundle(policy, run.folder / BUNDLE)
+    write_bundle(policy, run.folder / BUNDLE)
     step, found = state.get("best") or (0, validation.costs(policy))
     if step == 0:
         run.say("no update beat the demonstrations, which the bundle now holds")
     elif not validation.better(found, state["start"]):
         run.say("no update beat the start: on held-out workloads the untrained network is as good")
+    evaluations = [(int(at), float(cost)) for at, cost in state["evaluations"]]
+    return _said(run, policy, source, validation, evaluations, (int(step), float(np.mean(found))))
+
+
+def _said(
+    run: _Run, policy: Judged, source: Source, validation: Validation,
+    evaluations: list[tuple[int, float]], chosen: tuple[int, float],
+) -> PolicyRun:  # fmt: skip
+    """The result of a run, with the ratio to the best baseline on workloads of its own."""
     best = validation.best
     confirmation = Validation.of(
         source, validation.cost,
-        range(CONFIRMATION_SEED, CONFIRMATION_SEED + CONFIRMATIONS),
+        range(CONFIRMATION_SEED, CONFIRMATION_SEED + max(CONFIRMATIONS, len(validation.episodes))),
         [judged for judged in run.judges if judged.name == best],
     )  # fmt: skip
     ratio = confirmation.ratio(confirmation.costs(policy), best)
     if ratio is not None and ratio.mean >= 1:
         run.say(f"no update beat the best baseline: {told(ratio, best)}")
-    evaluations = [(int(at), float(cost)) for at, cost in state["evaluations"]]
     return PolicyRun(
-        run.folder, bundle, evaluations, validation.means,
-        best=(int(step), float(np.mean(found))), best_baseline=best, ratio=ratio,
-        notices=tuple(run.notices),
+        run.folder, run.folder / BUNDLE, evaluations, validation.means, best=chosen,
+        best_baseline=best, ratio=ratio, notices=tuple(run.notices),
     )  # fmt: skip
 
 
@@ -364,5 +427,6 @@ def export_run(run: str | Path, to: str | Path) -> Path:
 
     Raises ``InputError`` for a folder that is no training run.
     """
-    read_config(Path(run))
+    if read_config(Path(run)).get("algo") == "es":
+        return write_bundle(read_bundle(Path(run) / BUNDLE), to)
     return write_bundle(best_policy(Path(run)), to)

@@ -100,8 +100,8 @@ def _cost(episode: Episode, judged: Judged, cost: Cost) -> float:
 
 
 def told(ratio: Interval | None, baseline: str) -> str:
-    """``1.04 of jsq, the best baseline (95% 1.01 to 1.07)``"""
+    """``1.040 of jsq, the best baseline (95% 1.012 to 1.069)``"""
     if ratio is None:
         return f"the best baseline is {baseline}; costs are not positive, so there is no ratio"
-    interval = "" if ratio.count == 1 else f" (95% {ratio.low:.3g} to {ratio.high:.3g})"
-    return f"{ratio.mean:.3g} of {baseline}, the best baseline{interval}"
+    interval = "" if ratio.count == 1 else f" (95% {ratio.low:.3f} to {ratio.high:.3f})"
+    return f"{ratio.mean:.3f} of {baseline}, the best baseline{interval}"

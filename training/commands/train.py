@@ -12,6 +12,7 @@ from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.training.commands.options import (
     Name,
     Settings,
+    Specs,
     engine_options,
     seed_option,
     take_engine,
@@ -19,7 +20,7 @@ from lengthwise.training.commands.options import (
 from lengthwise.training.groups import NamingGroup
 
 TARGETS = ("exact", "bucket", "rank", "quantile")
-ALGORITHMS = ("ppo", "dqn", "maskable-ppo")
+ALGORITHMS = ("ppo", "dqn", "maskable-ppo", "es")
 
 
 @click.group(cls=NamingGroup)
@@ -124,7 +125,7 @@ def predictor(
 @click.option(
     "--env",
     type=Name("env", registry.names("env")),
-    default="lengthwise/Routing-v0",
+    default="lengthwise/Routing-v1",
     show_default=True,
 )
 @click.option("--algo", type=Name("algorithm", ALGORITHMS), default="ppo", show_default=True)
@@ -133,6 +134,17 @@ def predictor(
 @click.option("--timing", default=DEFAULT_TIMING, show_default=True, metavar="NAME")
 @click.option("--steps", type=click.IntRange(1), default=500_000, show_default=True)
 @click.option("--n-envs", type=click.IntRange(1), default=64, show_default=True)
+@click.option(
+    "--nodes", metavar="SPEC|FILE", help="Nodes that differ behind the router, as for `simulate`."
+)
+@click.option(
+    "--scenarios", metavar="FILE|NAME",
+    help="Several workloads, loads and systems, trained on at once, in place of WORKLOAD.",
+)  # fmt: skip
+@click.option("--features", metavar="A,B,...", type=Specs(), help="What is seen of each candidate.")
+@click.option(
+    "--baselines", "baseline_names", metavar="A,B,...", type=Specs(), help="What is to be beaten."
+)
 @click.option(
     "--guide",
     metavar="SPEC",
@@ -167,6 +179,10 @@ def policy(
     timing: str,
     steps: int,
     n_envs: int,
+    nodes: str | None,
+    scenarios: str | None,
+    features: tuple[str, ...] | None,
+    baseline_names: tuple[str, ...] | None,
     guide: str | None,
     seed: int,
     resume: bool,
@@ -177,12 +193,15 @@ def policy(
     """Trains a policy by reinforcement learning; it is exported to DIR/bundle.
 
     \b
-    lengthwise train policy --env lengthwise/Scheduling-v0 --algo maskable-ppo --out runs/ppo
+    lengthwise train policy --nodes 2xh200/llama-3.1-8b,2xroofline:l40s/llama-3.1-8b \\
+        --max-num-seqs 8 --env-set rate=14 --out runs/router
     """
     from lengthwise.training.policy import train_policy
     from lengthwise.training.validation import told
 
     environment = {**env_set, "engine": take_engine(options)}
+    environment |= {"nodes": nodes} if nodes else {}
+    environment |= {"features": features} if features else {}
     try:
         run = train_policy(
             env,
@@ -192,6 +211,8 @@ def policy(
             timing=timing,
             steps=steps,
             n_envs=n_envs,
+            scenarios=scenarios,
+            baseline_names=baseline_names,
             guide=guide,
             seed=seed,
             resume=resume,
