@@ -40,6 +40,7 @@ engines: install
 
 bench: install
 	$(BIN)/python -m benchmarks.engine_speed
+	$(BIN)/python -m benchmarks.env_speed
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -23,6 +23,7 @@ def scheduling(
     workload: str | Workload | Workloads = "azure-conv-2023",
     *,
     slots: int = 64,
+    show: str = "spread",
     replicas: int = 1,
     nodes: NodesLike | None = None,
     router: str | RoutingPolicy = "round-robin",
@@ -49,11 +50,17 @@ def scheduling(
     return task_of(
         "admit", source, slots, features=features, scales=scales, cost=cost,
         reward_scale=reward_scale, illegal_penalty=illegal_penalty, bank=bank, plays=plays,
+        show=show,
     )  # fmt: skip
 
 
 class SchedulingVectorEnv(DecisionVectorEnv):
-    """Candidates are the first ``slots`` waiting requests of the replica that is about to schedule.
+    """Candidates are waiting requests of the replica that is about to schedule, in queue order.
+
+    Of more than ``slots``, those that a score is likely to send first stand for all (``show``,
+    "spread"): a quarter of the slots is for the head of the queue, and a quarter each for the
+    shortest predicted answers, the shortest prompts and the least of both together, so that what
+    is chosen here is what the exported score chooses from the whole queue. "first" shows its head.
 
     An iteration with several free seats asks several times, until the seats are taken, one request
     is left, or the chosen prompts fill the iteration's token budget (what is chosen beyond it could
@@ -66,9 +73,9 @@ class SchedulingVectorEnv(DecisionVectorEnv):
 
 
 class SchedulingVectorEnvV0(SchedulingVectorEnv):
-    """The same with 32 slots, and a new episode at every reset."""
+    """The same with 32 slots for the head of the queue, and a new episode at every reset."""
 
-    defaults = {"slots": 32, "bank": 1, "plays": 1}  # noqa: RUF012 - a constant
+    defaults = {"slots": 32, "show": "first", "bank": 1, "plays": 1}  # noqa: RUF012
 
 
 class SchedulingEnv(DecisionEnv):

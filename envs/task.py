@@ -13,9 +13,10 @@ from gymnasium import spaces
 from lengthwise.envs.columns import Columns
 from lengthwise.envs.costs import Cost, cost_of
 from lengthwise.envs.episodes import Source
-from lengthwise.errors import InputError
+from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.serving.fast.many import Kind
 from lengthwise.serving.fast.shown import FAR, SITUATION
+from lengthwise.serving.fast.state import SHOWN
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class Task:
     the episodes' own scale. Each environment holds ``bank`` prepared episodes and plays them in
     turn, each ``plays`` times before a new one is drawn in its place. ``hold_s`` > 0 makes the last
     action of a router "not now": it is asked again after so long. ``show`` says which requests of a
-    queue longer than ``slots`` can be chosen.
+    queue longer than ``slots`` can be chosen: its "first", or "spread": a quarter of the slots for
+    its head, and a quarter each for the shortest predicted answers, the shortest prompts and the
+    least of both together.
     """
 
     kind: Kind
@@ -48,6 +51,8 @@ class Task:
             raise InputError(f"reward_scale must be positive, not {self.reward_scale!r}")
         if not 0 <= self.illegal_penalty < float("inf"):
             raise InputError(f"illegal_penalty must be 0 or more, not {self.illegal_penalty!r}")
+        if self.show not in SHOWN:
+            raise UnknownNameError("show", self.show, SHOWN)
         if min(self.bank, self.plays) < 1:
             raise InputError(f"bank and plays must be 1 or more, not {self.bank} and {self.plays}")
 

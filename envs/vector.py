@@ -183,7 +183,7 @@ class DecisionVectorEnv(VectorEnv[Observation, Arrays, Arrays]):
 
     def raw(self, k: int) -> NDArray[np.float64]:
         """Environment k's candidates' columns (n, F) before they are normalised."""
-        rows = self.many.of(k).state.rows[np.flatnonzero(self._with_row(k))]
+        rows = self.many.rows(k)[np.flatnonzero(self._with_row(k))]
         return self.columns.raw({name: rows[name] for name in self.columns.reads})
 
     # Parts

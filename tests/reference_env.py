@@ -28,9 +28,10 @@ class ReferenceEnv:
         *,
         hold_s: float = 0.0,
         penalty: float = 1.0,
+        show: str = "first",
     ) -> None:
         self.kind, self.episode, self.slots, self.penalty = kind, episode, slots, penalty
-        self.columns = Columns.of(names)
+        self.columns, self.show = Columns.of(names), show
         self.hold_ps = round(hold_s * PS)
         self.run = begin(
             episode.workload, episode.system, episode.predictions, seed=episode.seed,
@@ -77,10 +78,23 @@ class ReferenceEnv:
         self.max_seqs = engine.max_num_seqs
         self.seats = engine.max_num_seqs - self.running
         self.tokens = engine.max_num_batched_tokens - self.running
-        seen = self.features((*self.columns.reads, "prompt_tokens"), stop.candidates)
+        more = ("prompt_tokens", "predicted_tokens")
+        seen = self.features((*self.columns.reads, *more), stop.candidates)
         self.prompt = seen["prompt_tokens"]
         self.rows = self.columns.raw(seen)
         self.left = list(range(len(self.rows)))
+        if self.show == "spread" and len(self.left) > self.slots:
+            self._spread(seen["predicted_tokens"])
+
+    def _spread(self, predicted: NDArray[np.float64]) -> None:
+        quarter = self.slots // 4
+        head = self.slots - 3 * quarter
+        shown, rest = self.left[:head], self.left[head:]
+        for key in (predicted, self.prompt, predicted + self.prompt):
+            shortest = sorted(rest, key=lambda row, key=key: key[row])[:quarter]
+            shown += shortest
+            rest = [row for row in rest if row not in shortest]
+        self.left = shown + rest
 
     def raw(self) -> NDArray[np.float64]:
         if self.kind == "route":

@@ -83,6 +83,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "machine code differs": ("route", {"scenarios": cached, "replicas": 2, "predictor": None}),
     "scheduling": ("admit", {"workload": bursty, "timing": SLOW, "engine": SMALL, "slots": 8}),
+    "a long queue": (
+        "admit",
+        {"workload": lambda seed: bursty(seed, 150), "timing": SLOW, "engine": SMALL, "slots": 12},
+    ),
+    "its head": (
+        "admit",
+        {"workload": bursty, "timing": SLOW, "engine": SMALL, "slots": 5, "show": "first"},
+    ),
     "two schedulers": (
         "admit",
         {"workload": bursty, "timing": SLOW, "engine": SMALL, "slots": 200, "replicas": 2},
@@ -121,7 +129,8 @@ def test_the_reference_engine_sees_and_pays_the_same(case: str) -> None:
     width = len(names)
     rngs = [np.random.default_rng(k) for k in range(3)]
     episodes = [[env.game.source(s) for s in seeds_of(7 + k, 2)] for k in range(3)]
-    oracles = [ReferenceEnv(kind, one[0], names, slots, hold_s=env.game.hold_s) for one in episodes]
+    rules: Any = {"hold_s": env.game.hold_s, "show": env.game.show}
+    oracles = [ReferenceEnv(kind, one[0], names, slots, **rules) for one in episodes]
     seen, _ = env.reset(seed=7)
     finished = [0, 0, 0]
     for _ in range(100_000):
@@ -141,10 +150,8 @@ def test_the_reference_engine_sees_and_pays_the_same(case: str) -> None:
             finished[k] += 1
             wanted.append(0.0)
             if finished[k] < 2:
-                oracles[k] = ReferenceEnv(
-                    kind, episodes[k][1], names, slots, hold_s=env.game.hold_s
-                )
-        if min(finished) >= 2 or max(finished) >= 2:
+                oracles[k] = ReferenceEnv(kind, episodes[k][1], names, slots, **rules)
+        if max(finished) >= 2:
             break
         seen, rewards, ended, truncated, info = env.step(actions)
         assert rewards.tolist() == wanted

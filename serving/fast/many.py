@@ -42,7 +42,6 @@ from lengthwise.workload import Workload
 Kind = Literal["route", "admit", "preempt"]
 KINDS: dict[Kind, int] = {"route": ks.ROUTE, "admit": ks.ADMIT, "preempt": ks.PREEMPT}
 READ: dict[Kind, tuple[str, ...]] = {"route": ("waiting_requests",), "admit": (), "preempt": ()}
-SHOWN = ("first",)  # which requests of a long queue can be chosen
 TRIES = 10  # episodes drawn until one leaves a choice
 # What a run writes before it reads it needs no copy; all that is neither in this list nor in the
 # next one is part of an episode's block.
@@ -142,7 +141,7 @@ class Many:
             "kind": KINDS[kind], "slots": slots, "columns": len(columns),
             "reads": mask((*self.reads, *READ[kind])), "hold": hold_ps > 0, "hold_ps": hold_ps,
             "mode": mode, "envs": envs, "bank": bank, "at": ks.NONE, "keep": keep_totals,
-            "illegal_penalty": illegal_penalty, "show": SHOWN.index(show),
+            "illegal_penalty": illegal_penalty, "show": ks.SHOWN.index(show),
         }  # fmt: skip
         for name, value in values.items():
             gym[name] = value
@@ -162,7 +161,7 @@ class Many:
         self._blocks: list[NDArray[np.uint8]] = [np.zeros(0, np.uint8)] * envs
         self._known: WeakValueDictionary[Any, NDArray[Any]] = WeakValueDictionary()
         self._variants: list[dict[str, bool]] = []
-        self._entries: list[Callable[[int], int]] = []
+        self._entries: list[dict[str, Callable[[int], int]]] = []
         self._batch = self._tables[-1]  # what all environments share
         for row, name in zip(self._batch, ks.State._fields, strict=True):
             if name in self._shared:
@@ -197,6 +196,16 @@ class Many:
         """The same as it was when the last step's reward was due; needs ``keep_totals``."""
         row = self.env[k]
         return totals_of({name: row[f"last_{name}"] for name in ks.TOTALS})
+
+    def rows(self, k: int) -> NDArray[Any]:
+        """The features of what environment k shows, one ``FEATURE_ROW`` an action."""
+        place = self.of(k)
+        if self.env["stage"][k] != ks.CHOICE:
+            raise InputError("no choice is due: call reset() first")
+        self.gym["at"] = k
+        self._entries[int(self.env["variant"][k])]["show_again"](self._batch.ctypes.data)
+        self.gym["at"] = ks.NONE
+        return place.state.rows
 
     def last_name(self, k: int) -> str:
         """The name of the episode that environment k ended last."""
@@ -235,7 +244,7 @@ class Many:
             if not self._entries:
                 self._prepare(int(gym["at"]))
                 self.gym["variant"] = 0
-            code = self._entries[int(gym["variant"])](address)
+            code = self._entries[int(gym["variant"])]["step_many"](address)
             if code == ks.DONE:
                 if not gym["left"]:
                     break
@@ -321,7 +330,10 @@ class Many:
         flags = {**flags_of(state, stops=True), "MANY": True}
         flags["POLICY"] |= self.kind == "preempt"
         state = numbered(state, flags)
-        place = self._placed(k, drawn, with_rows(state, self.slots + 1), inputs, calls)
+        state = with_rows(state, self.slots + 1)
+        if len(state.stash) < self.slots:
+            state = state._replace(stash=np.zeros(self.slots, ks.WAITING))
+        place = self._placed(k, drawn, state, inputs, calls)
         at = k * self.bank + int(self.env["turn"][k]) % self.bank
         self._places[at] = place
         self._bind(at, place)
@@ -385,7 +397,7 @@ class Many:
         """Which machine code a run takes."""
         if flags not in self._variants:
             self._variants.append(flags)
-            self._entries.append(compiled(**flags)["step_many"])
+            self._entries.append(compiled(**flags))
         return self._variants.index(flags)
 
 

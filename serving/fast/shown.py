@@ -188,12 +188,79 @@ def show_nodes(S: Any, k: int) -> None:
     situation(S, k, 3, symlog(answer) - 5.0)
 
 
+@hot
+def shortness(S: Any, id: int, by: int) -> float:
+    """What a waiting request is short by: its predicted answer, its prompt, or both together."""
+    prompt = np.float64(S.prompt[id])
+    predicted = S.predicted[id] if len(S.predicted) else 0.0
+    if by == 0:
+        return predicted
+    return prompt if by == 1 else predicted + prompt
+
+
+@kernel
+def bring_forward(S: Any, start: int, count: int, end: int, by: int) -> None:
+    """Moves the ``count`` shortest of ``candidate[start:end]`` to its beginning, shortest first and
+    the earlier of equals; the others keep their order behind them."""
+    kept = 0
+    for place in range(start, end):
+        id = S.candidate[place]
+        key = shortness(S, id, by)
+        if kept == count and key >= S.stash[count - 1].score:
+            continue
+        to = kept if kept < count else count - 1
+        while to > 0 and key < S.stash[to - 1].score:
+            S.stash[to].score, S.stash[to].id = S.stash[to - 1].score, S.stash[to - 1].id
+            to -= 1
+        S.stash[to].score, S.stash[to].id = key, id
+        kept = min(kept + 1, count)
+    longest = S.stash[count - 1].score
+    spare = 0  # of those as long as the longest that is moved, how many are not
+    for place in range(start, end):
+        spare += shortness(S, S.candidate[place], by) == longest
+    for place in range(count):
+        spare -= S.stash[place].score == longest
+    to, place = end - 1, end - 1
+    while place >= start:
+        id = S.candidate[place]
+        key = shortness(S, id, by)
+        stays = key > longest
+        if key == longest and spare > 0:
+            spare -= 1
+            stays = True
+        if stays:
+            S.candidate[to] = id
+            to -= 1
+        place -= 1
+    for place in range(count):
+        S.candidate[start + place] = S.stash[place].id
+
+
+@kernel
+def spread(S: Any, k: int) -> None:
+    """Of a queue longer than ``slots``, who can be chosen: those at its head, and of the others
+    those with the shortest predicted answer, the shortest prompt, and the least of both, a quarter
+    each."""
+    slots, waiting = S.gym.slots, S.env[k].waiting
+    quarter = slots // 4
+    if waiting <= slots or quarter == 0:
+        return
+    start = slots - 3 * quarter
+    for by in range(3):
+        bring_forward(S, start, quarter, waiting, by)
+        start += quarter
+
+
 @kernel
 def show_queue(S: Any, k: int) -> None:
     """The waiting requests that may be admitted next: those after who was picked already."""
-    env, r = S.env[k], S.run.due_node
-    count = min(env.waiting - env.picked, S.gym.slots)
-    for place in range(count):
+    env, r, width = S.env[k], S.run.due_node, S.gym.columns
+    count, new = min(env.waiting - env.picked, S.gym.slots), 0
+    if env.again > 0:  # nothing has changed but that one is gone: those behind it move up
+        new = env.present - 1
+        for at in range((env.again - 1) * width, new * width):
+            S.flat[k, at] = S.flat[k, at + width]
+    for place in range(new, count):
         fill_waiting(S, r, place, S.candidate[env.picked + place])
         show_row(S, k, place, place)
     show_count(S, k, count)

@@ -159,6 +159,7 @@ ENV = np.dtype(
             "last_place", "paid_high", "paid_low", *(f"last_{name}" for name in TOTALS),
             # of the choice that is due: who waits and runs, seats and tokens left, who was picked
             "waiting", "running", "seats", "tokens", "picked",
+            "again",  # the place of who was picked last at this very stop, counted from 1
             # of the walk along the queue in which running requests are told to give way
             "walking", "walked", "victims", "blocks", "asked",
         ).descr, ("scale", np.float64), ("last_scale", np.float64), ("kv", np.float64),
@@ -181,6 +182,8 @@ COLUMN = np.dtype(
 # Stages of an environment; modes of what follows an episode's end.
 IDLE, CHOICE, GOING, BEGIN, FIRST, OVER = 0, 1, 2, 3, 4, 5
 NEXT_STEP, SAME_STEP, DISABLED = 0, 1, 2
+# Which requests of a queue that is longer than ``slots`` can be chosen.
+SHOWN = ("first", "spread")
 
 
 def _no(kind: Any, *shape: int) -> NDArray[Any]:

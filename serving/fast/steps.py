@@ -18,7 +18,7 @@ from lengthwise.picoseconds import PS
 from lengthwise.serving.fast.cluster import run_until
 from lengthwise.serving.fast.compiler.jit import as_state, hot, kernel, node_of, put_word, word_at
 from lengthwise.serving.fast.replica import nobody_must_yield
-from lengthwise.serving.fast.shown import glance_at, show, show_nothing
+from lengthwise.serving.fast.shown import glance_at, show, show_nothing, spread
 from lengthwise.serving.fast.state import (
     ADMIT,
     BEGIN,
@@ -62,7 +62,8 @@ def to_next_route(table: int) -> int:
 def to_next_admission(table: int, k: int) -> int:
     """Goes on until one of several waiting requests can be admitted; a code.
 
-    Who was picked stands first in ``candidate``, in order, and then the others, in the queue's.
+    Who was picked stands first in ``candidate``, in order, and then the others, in the queue's (or,
+    of a long one, as ``spread`` has it).
     """
     S: Any = as_state(table)
     run, env = S.run, S.env[k]
@@ -85,6 +86,9 @@ def to_next_admission(table: int, k: int) -> int:
     env.waiting, env.running, env.picked = run.candidates, rep.running, 0
     env.seats, env.tokens = node.max_seqs - rep.running, node.max_tokens - rep.running
     env.kv = (node.blocks - rep.free) / node.blocks
+    env.again = 0
+    if S.gym.show:
+        spread(S, k)
     return STOP
 
 
@@ -136,6 +140,7 @@ def pick(S: Any, k: int, choice: int) -> None:
         place -= 1
     S.candidate[place] = id
     env.picked += 1
+    env.again = choice + 1
     env.tokens -= S.prompt[id]
 
 
@@ -310,4 +315,14 @@ def step_many(table: int) -> int:
             if code != DONE:
                 return code
         gym.at += 1
+    return DONE
+
+
+@kernel
+def show_again(table: int) -> int:
+    """Writes the observation of the environment ``at`` once more, all rows of features too."""
+    G: Any = as_state(table)
+    env = G.env[G.gym.at]
+    env.again = 0
+    show(as_state(env.table), G.gym.at)
     return DONE

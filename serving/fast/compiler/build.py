@@ -55,7 +55,7 @@ def compiled(**flags: bool) -> dict[str, Callable[[int], int]]:
         "run_until",
         *(("number_prefixes",) if flags["PREFIX"] else ()),
         *(("show_candidates",) if flags["STOPS"] else ()),
-        *(("step_many",) if flags.get("MANY") else ()),
+        *(("step_many", "show_again") if flags.get("MANY") else ()),
     )
     found = load(stem, names) or _build(stem, names, flags)
     return {name: ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(found[name]) for name in names}
