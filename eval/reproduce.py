@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lengthwise.errors import UnknownNameError
 from lengthwise.eval.alone import alone_s
@@ -30,12 +31,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A paper's table with ours beside it, and what differs between the two."""
+    """A paper's table with ours beside it, and what differs between the two.
+
+    ``first`` names what ratios are to.
+    """
 
     title: str
     quantity: str
     lines: tuple[Line, ...]
     differs: tuple[str, ...]
+    first: str = "FCFS"
 
 
 def vllm_ltr(seeds: int, processes: int, progress: Progress | None = None) -> Reproduction:
@@ -139,9 +144,18 @@ PAPERS: dict[str, Callable[..., Reproduction]] = {"vllm-ltr": vllm_ltr, "ssjf": 
 
 
 def reproduce(
-    paper: str, seeds: int = 5, processes: int = 1, progress: Progress | None = None
+    paper: str,
+    seeds: int = 5,
+    processes: int = 1,
+    progress: Progress | None = None,
+    *,
+    papers: Mapping[str, Callable[..., Reproduction]] = PAPERS,
+    **options: Any,
 ) -> Reproduction:
-    """Our version of a published table; raises ``UnknownNameError`` with the nearest name."""
-    if paper not in PAPERS:
-        raise UnknownNameError("paper", paper, PAPERS)
-    return PAPERS[paper](seeds, processes, progress)
+    """Our version of a published table; raises ``UnknownNameError`` with the nearest name.
+
+    ``papers`` are those known, ``options`` what the paper's own function takes beside these.
+    """
+    if paper not in papers:
+        raise UnknownNameError("paper", paper, papers)
+    return papers[paper](seeds, processes, progress, **options)

@@ -269,8 +269,8 @@ def reproduction_view(found: Reproduction) -> RenderableType:
     table.add_column("policy", style="bold")
     for head in (f"theirs, {found.quantity}", f"ours, {found.quantity}"):
         table.add_column(head, justify="right")
-    table.add_column("theirs × FCFS", justify="right")
-    table.add_column("ours × FCFS", justify="right")
+    table.add_column(f"theirs × {found.first}", justify="right")
+    table.add_column(f"ours × {found.first}", justify="right")
     setting = ""
     for line in found.lines:
         if setting and line.setting != setting:

@@ -130,6 +130,7 @@ REFUSED = [
     ("profile --out p.json", "GPU"),
     ("list polices", "did you mean 'policies'"),
     ("reproduce ssfj", "did you mean 'ssjf'"),
+    ("reproduce ssjf --small", "--small is of intelligent-router"),
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from lengthwise.training.commands.options import processes_option, seeds_option
@@ -11,12 +13,22 @@ from lengthwise.training.commands.options import processes_option, seeds_option
 @click.argument("paper", metavar="PAPER")
 @seeds_option
 @processes_option
-def reproduce(paper: str, seeds: int, processes: int) -> None:
-    """Reproduces the table of PAPER: vllm-ltr or ssjf."""
+@click.option(
+    "--small", is_flag=True,
+    help="intelligent-router: learners that see a tenth of the decisions, shorter episodes.",
+)  # fmt: skip
+def reproduce(paper: str, seeds: int, processes: int, small: bool) -> None:
+    """Reproduces the table of PAPER: vllm-ltr, ssjf or intelligent-router."""
+    from lengthwise.errors import InputError
+    from lengthwise.eval.reproduce import PAPERS
     from lengthwise.eval.reproduce import reproduce as run
     from lengthwise.eval.terminal import console, reproduction_view
     from lengthwise.training.commands.show import progress
+    from lengthwise.training.intelligent_router import PAPER, SMALL
 
+    if small and paper in PAPERS:
+        raise InputError(f"--small is of intelligent-router, not of {paper}")
+    options: dict[str, Any] = SMALL if small else {}
     with progress("reproducing") as moved:
-        found = run(paper, seeds, processes, moved)
+        found = run(paper, seeds, processes, moved, papers={**PAPERS, **PAPER}, **options)
     console().print(reproduction_view(found))
