@@ -12,7 +12,7 @@ from lengthwise.errors import InputError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.serving import Engine
 from lengthwise.serving.timing import LinearTiming
-from lengthwise.training import evolved
+from lengthwise.training import evolve
 from lengthwise.training.evolution import (
     Goal,
     Search,
@@ -23,6 +23,7 @@ from lengthwise.training.evolution import (
     policy_of,
     scales_of,
 )
+from lengthwise.training.policy import train_policy
 
 TIMING = LinearTiming(
     base_s=0.01, per_prefill_token_s=1e-4, per_sequence_s=0.001, num_gpu_blocks=10_000
@@ -107,49 +108,40 @@ def test_ties_are_told():
     assert not nothing_to_learn({"a": np.array([1.0]), "b": np.array([1.1])})
 
 
-RUN = {"evaluations": 24, "population": 8, "tuned": False, "progress": False}
+RUN = {
+    "env": "lengthwise/Scheduling-v1", "algo": "es", "eval_seeds": 2, "progress": False,
+    "settings": {"evaluations": 24, "population": 8, "episodes": 2},
+    "baseline_names": ["fcfs", "sjf", "work", "hrrn"],
+}  # fmt: skip
 
 
 def test_a_run_ends_no_worse_than_its_start_and_goes_on_exactly(tmp_path, monkeypatch):
-    whole = evolved.evolve(scenarios(), "scheduling", out=tmp_path / "whole", **RUN)
-    assert whole.best[1] <= whole.evaluations[0][1]
-    assert set(whole.baselines) == {"fcfs", "sjf", "work", "hrrn"}
-    assert whole.baselines[whole.best_baseline] == 0
+    whole = train_policy(scenarios=scenarios(), out=tmp_path / "whole", **RUN)
     policy = load_policy(str(whole.bundle))
     assert dict((n, (a, b)) for n, a, b in policy.trained_on.ranges)["load"] == (1.0, 1.0)
     assert set(policy.trained_on.workloads) == {"azure-code-2023", "burstgpt"}
+    history = json.loads((tmp_path / "whole" / "evaluations.json").read_text())["fitness"]
+    assert min(value for _, value in history) <= history[0][1]
 
-    replace = evolved.replace_json
+    write = evolve.write_checkpoint
 
-    def stops(path, value):
-        replace(path, value)
-        if path.name == evolved.STATE and len(value["told"]) == 1:
+    def stops(path, state):
+        write(path, state)
+        if len(state["told"]) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(evolved, "replace_json", stops)
+    monkeypatch.setattr(evolve, "write_checkpoint", stops)
     with pytest.raises(KeyboardInterrupt, match=r"SIGTERM: saved .* after 8 evaluations"):
-        evolved.evolve(scenarios(), "scheduling", out=tmp_path / "cut", **RUN)
+        train_policy(scenarios=scenarios(), out=tmp_path / "cut", **RUN)
     monkeypatch.undo()
-    rest = evolved.evolve(scenarios(), "scheduling", out=tmp_path / "cut", resume=True, **RUN)
-    assert rest.evaluations == whole.evaluations
-    files = [(tmp_path / name / "bundle" / "policy.json").read_text() for name in ("whole", "cut")]
-    first, second = (json.loads(text) for text in files)
+    train_policy(scenarios=scenarios(), out=tmp_path / "cut", resume=True, **RUN)
+    files = [tmp_path / name / "bundle" / "policy.json" for name in ("whole", "cut")]
+    first, second = (json.loads(file.read_text()) for file in files)
     assert first["score"] == second["score"]
 
 
-def test_where_nothing_waits_a_run_says_so(tmp_path):
-    idle = {**GIVEN, "load": 0.02, "engine": Engine(max_num_seqs=64, max_num_batched_tokens=256)}
-    run = evolved.evolve(
-        Scenarios([Scenario("idle", "lmsys-chat", **idle)]), "scheduling", out=tmp_path / "idle",
-        evaluations=8, population=8, tuned=False, progress=False,
-    )  # fmt: skip
-    assert any("nothing to learn here" in line for line in run.notices)
-
-
-def test_what_cannot_be_trained_is_told(tmp_path):
-    with pytest.raises(InputError, match="kind must be"):
-        evolved.evolve(scenarios(), "migration", out=tmp_path / "a")
-    with pytest.raises(InputError, match="none of hrrn is a blend"):
-        evolved.evolve(
-            scenarios(), "scheduling", out=tmp_path / "b", baseline_names=["hrrn"], **RUN
+def test_what_cannot_be_started_is_told(tmp_path):
+    with pytest.raises(InputError, match="none of the baselines hrrn is a blend"):
+        train_policy(
+            scenarios=scenarios(), out=tmp_path / "b", **{**RUN, "baseline_names": ["hrrn"]}
         )

@@ -2,8 +2,8 @@
 
 A separable CMA-ES (Ros and Hansen, PPSN 2008): a normal distribution over the weights, one
 variance a weight. A candidate's fitness is its mean log cost over the best baseline's, over
-episodes that all candidates share (common random numbers). The start is the best tuned baseline that is a blend, so
-that learning never begins below it, and the best on validation episodes is what is kept.
+episodes that all candidates share (common random numbers). The start is the best baseline that is
+a blend, so that learning never begins below it; the best on validation episodes is what is kept.
 """
 
 from __future__ import annotations
