@@ -12,6 +12,7 @@ import numpy as np
 from lengthwise.serving.fast.compiler.jit import kernel
 
 LINEAR, FALLING = 1, 2  # places in lengthwise.curves.BETWEEN
+CERTAIN = 3  # behind them: see ``tabulated``
 
 
 @kernel
@@ -19,6 +20,8 @@ def curve_at(S: Any, which: int, id: int, generated: int) -> float:
     """``Predictions.at`` for one request; ``which`` is a feature's place in ``CURVES``."""
     curve, data = S.curve[which], S.curve_data
     done = np.float64(generated)
+    if curve.between == CERTAIN:
+        return max(S.predicted[id] - done, 1.0)
     place, beyond = 0, curve.points
     while beyond - place > 1:  # the last edge that is reached
         middle = (place + beyond) >> 1

@@ -134,7 +134,8 @@ LOG = _row(
 
 
 # The curves of one feature: where its edges and its values begin in ``curve_data``, edges, and the
-# place of what lies between them in ``lengthwise.curves.BETWEEN``. No edges: not tabulated.
+# place of what lies between them in ``lengthwise.curves.BETWEEN``, or behind them ``CERTAIN`` of
+# ``tabulated``. No edges: not tabulated.
 CURVE = _row("edges_at", "points", "values_at", "between")
 
 # Environments: what all of one batch share, one row each for a batch, an environment, an episode
