@@ -36,6 +36,7 @@ from lengthwise.serving import Engine
 from lengthwise.serving.nodes import NodesLike
 from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.run import Backend
+from lengthwise.trained import BEYOND
 from lengthwise.workload import Workload
 
 if TYPE_CHECKING:
@@ -211,6 +212,7 @@ def compare(
     drawn: dict[tuple[float | None, str], list[NDArray[np.float64]]] = {}
     notices: dict[str, None] = {}
     abstained: dict[str, list[float]] = {}
+    beyond: set[str] = set()
     prints: set[int] = set()
     for done, (made, quantiles, said, mark, unordered) in enumerate(
         over_cores(task, tasks, processes), start=1
@@ -218,7 +220,10 @@ def compare(
         rows += made
         for name, share in unordered.items():
             abstained.setdefault(name, []).append(share)
-        notices |= dict.fromkeys(said)
+        for line in said:  # of a policy beyond its ground only the first: each seed's ranges differ
+            if BEYOND not in line or line.partition(BEYOND)[0] not in beyond:
+                notices[line] = None
+            beyond.add(line.partition(BEYOND)[0])
         prints.add(mark)
         for key, values in quantiles.items():
             drawn.setdefault(key, []).append(values)
@@ -310,15 +315,17 @@ def _one_seed(
     predictions = {who.predictor_name: predict(who.predictor, drawn, seed) for who in contenders}
     rows: list[Row] = []
     quantiles: Quantiles = {}
+    said = dict.fromkeys(drawn.notices)
     for rate in rates or (None,):
         workload = drawn if rate is None else drawn.at_rate(rate)
         at = float("nan") if rate is None else float(rate)
         base = {"rate": at, "offered_rate": workload.rate, "seed": seed}
         for who in contenders:
             predicted = predictions[who.predictor_name]
-            records = simulate_on(
+            result = simulate_on(
                 workload, _behind(loaded, who), who.policy, predicted, seed=seed, backend=backend
-            ).records
+            )
+            records, said = result.records, said | dict.fromkeys(result.notices)
             found = metrics.summary(
                 records,
                 alone_s=None if alone is None else alone.where_served(records.replica),
@@ -336,7 +343,7 @@ def _one_seed(
     unordered = {
         name: made.abstained_share for name, made in predictions.items() if made is not None
     }
-    return rows, quantiles, drawn.notices, mark, unordered
+    return rows, quantiles, tuple(said), mark, unordered
 
 
 def _behind(loaded: Loaded, who: Contender) -> Loaded:

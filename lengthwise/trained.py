@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lengthwise.errors import InputError
 
 Range = tuple[float, float]
+BEYOND = "is used beyond what it was trained on"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class TrainedOn:
     def notice(self, policy: str, seen: Mapping[str, Range]) -> str:
         """One line that says what lies outside; "" where nothing does."""
         left = self.left(seen)
-        return f"{policy} is used beyond what it was trained on: {', '.join(left)}" if left else ""
+        return f"{policy} {BEYOND}: {', '.join(left)}" if left else ""
 
 
 def _span(low: float, high: float) -> str:

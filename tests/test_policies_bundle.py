@@ -317,6 +317,7 @@ def test_a_malformed_blend_is_told(tmp_path: Path, edit: Any, message: str) -> N
 
 
 def test_leaving_the_ground_is_said_once(tmp_path: Path) -> None:
+    from lengthwise.eval.compare import compare
     from lengthwise.eval.simulate import simulate
     from lengthwise.policies.plugins.metrics import Counters
     from lengthwise.policies.plugins.scorer import Scorer
@@ -332,6 +333,9 @@ def test_leaving_the_ground_is_said_once(tmp_path: Path) -> None:
         "(trained on 1 to 4,096), nodes 2 (trained on 4)"
     )
     assert not simulate(workload.head(1), folder, replicas=4).notices
+    compared = compare(workload, [folder], [None], replicas=2, seeds=2, rates=(1.0, 2.0))
+    assert compared.notices.count(said) == 1
+    assert sum("trained on" in line for line in compared.notices) == 1
 
     counters = Counters()
     heard: list[str] = []
