@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.errors import InputError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.prediction import Predictions
@@ -23,6 +23,7 @@ from lengthwise.predictors.predict import predict
 from lengthwise.protocols import Predictor, TimingModel
 from lengthwise.serving import Engine, Node, System
 from lengthwise.serving.nodes import NodesLike, nodes_of, read_nodes
+from lengthwise.serving.options import engine_of
 from lengthwise.serving.timing import timing as load_timing
 from lengthwise.workload import Workload
 
@@ -109,17 +110,6 @@ def system_of(
         return System.replicated(node, replicas, routing, metrics_interval_s)
     found = nodes_of(read_nodes(nodes, options, model), scheduling)
     return System(found, routing, metrics_interval_s)
-
-
-def engine_of(engine: Engine | Mapping[str, Any] | None) -> Engine:
-    """An engine from its options by name; unknown ones are errors."""
-    if isinstance(engine, Engine):
-        return engine
-    allowed = [field.name for field in fields(Engine)]
-    for name in engine or {}:
-        if name not in allowed:
-            raise UnknownNameError("engine option", name, allowed)
-    return Engine(**(engine or {}))
 
 
 def episode_source(

@@ -7,12 +7,13 @@ from typing import Any
 
 from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.costs import Cost
-from lengthwise.envs.episodes import Source, Workloads, engine_of, episodes_of
+from lengthwise.envs.episodes import Source, Workloads, episodes_of
 from lengthwise.envs.task import Task, task_of
 from lengthwise.envs.vector import DecisionVectorEnv
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import Predictor, TimingModel
 from lengthwise.serving import Engine
+from lengthwise.serving.options import engine_of
 from lengthwise.workload import Workload
 
 FEATURES_SEEN = (

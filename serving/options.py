@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from lengthwise.errors import InputError, UnknownNameError
@@ -57,6 +58,17 @@ class Engine:
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
                 f"max_num_seqs ({self.max_num_seqs}), as in vLLM"
             )
+
+
+def engine_of(engine: Engine | Mapping[str, Any] | None) -> Engine:
+    """An engine from its options by name; unknown ones are errors."""
+    if isinstance(engine, Engine):
+        return engine
+    allowed = [field.name for field in fields(Engine)]
+    for name in engine or {}:
+        if name not in allowed:
+            raise UnknownNameError("engine option", name, allowed)
+    return Engine(**(engine or {}))
 
 
 def _at_least(name: str, value: object, least: int) -> None:

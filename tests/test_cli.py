@@ -197,6 +197,22 @@ def test_what_a_plain_install_lacks_is_named(tmp_path: Path) -> None:
         assert (ended.stderr.count("\n"), ended.stdout) == (1, "")
 
 
+def test_a_bundle_is_judged_by_a_plain_install(tmp_path: Path) -> None:
+    write_bundle(load_policy("hrrn"), tmp_path / "b")
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'gymnasium', 'stable_baselines3'): sys.modules[name] = None\n"
+        "from lengthwise.training.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    line = "evaluate policy b lmsys-chat --requests 30 --seeds 2 --rate 30 --max-num-seqs 4"
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *line.split()], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "mean × fcfs" in ended.stdout
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, run: object) -> None:
     from lengthwise.training.commands import listing
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lengthwise.envs.episodes import engine_of
 from lengthwise.errors import InputError
 from lengthwise.eval.judge import Policy, Trial, judge
 from lengthwise.eval.setting import Setting
@@ -21,7 +20,7 @@ from lengthwise.predictors.predict import PredictorLike, predict
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine, System
 from lengthwise.serving.nodes import NodesLike
-from lengthwise.serving.options import DEFAULT_TIMING
+from lengthwise.serving.options import DEFAULT_TIMING, engine_of
 from lengthwise.serving.saturation import saturation_rate
 from lengthwise.workload import Workload
 
