@@ -84,6 +84,33 @@ def test_what_the_predictor_does_not_know_is_counted_and_is_no_error_of_it(
     assert caplog.text.count("too unlike what the predictor was trained on") == 1
 
 
+def test_a_predictor_that_orders_the_wrong_way_round_is_not_followed_until_it_recovers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The fake says twice the prompt's length: what comes of it is the answer's own affair."""
+
+    def serve(made: Lengths, prompts: list[int], length: Callable[[int], int]) -> list[Entry]:
+        entries = [
+            entry(n, prompt, num_output_tokens=length(prompt)) for n, prompt in enumerate(prompts)
+        ]
+        for one in entries:
+            made.ask(one, None, needed=True)
+        until(lambda: all(one.state != "pending" for one in entries), made)
+        for one in entries:
+            made.finished(one)
+        return entries
+
+    some = list(range(20, 120))
+    with asked(monkeypatch, "works", predict_timeout_s=20.0) as (made, counters):
+        assert {one.state for one in serve(made, some, lambda prompt: 500 - prompt)} == {"ready"}
+        assert counters.gauges["recent_tau", "predictor"] == -1.0
+        doubted = serve(made, some * 3, lambda prompt: prompt)
+        assert {(one.state, one.predicted_tokens) for one in doubted} == {("failed", 256.0)}
+        assert counters.counts["fallbacks", "drift"] == 300
+        assert counters.gauges["recent_tau", "predictor"] > 0  # of what it would have said
+        assert {one.state for one in serve(made, some, lambda prompt: prompt)} == {"ready"}
+
+
 def test_the_client_is_asked_first_then_the_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
     with asked(monkeypatch, "works", predict_timeout_s=20.0) as (made, counters):
         told, guessed = entry(0, 5), entry(1, 7)

@@ -13,6 +13,7 @@ from lengthwise.policies.plugins.metrics import Counters
 WINDOW = 256  # finished requests that "recent" means
 EVERY = 50  # finished requests between two looks at the window
 FEWEST = 50  # of which nothing is said
+DRIFTED = -2.0  # standard errors of tau below 0 at which an order is worse than none
 
 
 class Accuracy:
@@ -25,7 +26,12 @@ class Accuracy:
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
         self._recent: dict[str, deque[tuple[float, float]]] = {}
+        self._drifted: set[str] = set()
         self._seen = 0
+
+    def drifted(self, source: str) -> bool:
+        """Whether what ``source`` says has lately ordered requests the wrong way round."""
+        return source in self._drifted
 
     def finished(self, source: str, predicted: float, generated: int) -> None:
         """A request whose length ``source`` predicted has ended by itself."""
@@ -40,9 +46,19 @@ class Accuracy:
         self._seen += 1
         if len(recent) >= FEWEST and self._seen % EVERY == 0:
             pairs = np.array(recent)
-            self._counters.set("recent_tau", source, kendall_tau(pairs[:, 0], pairs[:, 1]))
+            tau = kendall_tau(pairs[:, 0], pairs[:, 1])
+            self._counters.set("recent_tau", source, tau)
+            if tau < DRIFTED * tau_error(len(pairs)):
+                self._drifted.add(source)
+            elif tau > 0:
+                self._drifted.discard(source)
             ratio = np.log2(pairs[:, 1] / pairs[:, 0])
             self._counters.set("recent_log2", source, float(ratio.mean()))
+
+
+def tau_error(n: int) -> float:
+    """Standard error of tau over n independent pairs (Kendall, Biometrika 1938)."""
+    return math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))
 
 
 def kendall_tau(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:

@@ -30,7 +30,7 @@ COUNTERS = {
     "predictions": Metric("source", SOURCES, "Requests by where their predicted length came from"),
     "fallbacks": Metric(
         "reason",
-        ("policy", "predictor-timeout", "predictor-error", "predictor-off", "no-prompt"),
+        ("policy", "predictor-timeout", "predictor-error", "predictor-off", "no-prompt", "drift"),
         "Requests served first come, first served because the policy gave them no score (policy) "
         "or the predictor no length (the other reasons)",
     ),

@@ -32,6 +32,7 @@ class Entry(Waiter):
     curves: Mapping[str, RequestCurve] = field(default_factory=dict)
     limit: float = math.inf  # tokens that it may generate
     abstained: bool = False  # the predictor gave the typical length, for it knows no better
+    doubted_tokens: float = 0.0  # what a predictor said that is not followed for now
     score: float = 0.0
     turn: bool = False  # FCFS would have started it by now
     version: int = 0  # of its place in the queue

@@ -98,7 +98,11 @@ class Lengths:
             entry, since = self._asked.pop(sequence, (None, 0.0))
             if entry is None:
                 continue  # late: the request is already served first come, first served
-            if (found := client.length(abs(tokens))) is not None:
+            found = client.length(abs(tokens))
+            if found is not None and self._accuracy.drifted("predictor"):
+                entry.doubted_tokens = self._capped(entry, found) if tokens > 0 else 0.0
+                self._fail(entry, "drift", entry.state == "pending")
+            elif found is not None:
                 entry.abstained = tokens < 0
                 count_abstained(self._counters, int(entry.abstained))
                 self._take(entry, found, "predictor")
@@ -120,7 +124,11 @@ class Lengths:
         if self._asked.pop(entry.sequence, None) is not None:
             self._fail(entry, "predictor-timeout", needed=False)
         request = entry.request
-        if entry.predicted and not entry.abstained and request.status.name in ENDED:
+        if request.status.name not in ENDED:
+            return
+        if entry.doubted_tokens:  # goes on being watched, so that it can be followed again
+            self._accuracy.finished("predictor", entry.doubted_tokens, request.num_output_tokens)
+        elif entry.predicted and not entry.abstained:
             self._accuracy.finished(entry.source, entry.predicted_tokens, request.num_output_tokens)
 
     def close(self) -> None:
