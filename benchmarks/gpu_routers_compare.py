@@ -1,11 +1,14 @@
 """Measured beside simulated, for runs of ``benchmarks.gpu_routers``.
 
-    python -m benchmarks.gpu_routers_compare RESULTS.json TIMING[,TIMING...]
+    python -m benchmarks.gpu_routers_compare RESULTS.json TIMING[,TIMING...] [DATA]
+    python -m benchmarks.gpu_routers_compare DATA TIMING[,TIMING...]    # a prediction alone
 
 replays every measured run in the simulator: the same arrivals and lengths, nodes with the seats, KV
 blocks and batch of the real engines, metrics as old. One TIMING holds for all replicas, or there is
-one each. Prints, for each load and router, means over seeds of both, their ratio to round robin
-(geometric mean, paired by seed), how far they are apart, and whether the order of routers agrees.
+one each. DATA is the prepared folder, which holds the bundles; given alone, its plan is simulated,
+at loads of what bursts sustain in the simulator. Prints, for each load and router, means over seeds
+of both, their ratio to round robin (geometric mean, paired by seed), how far they are apart, and
+whether the order of routers agrees.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 import lengthwise as lw
+from benchmarks.gpu_routers import PLAN, REQUESTS, Plan, drawn, order
 from lengthwise.eval.statistics import paired_ratio
 from lengthwise.policies.bundle import is_bundle
 from lengthwise.serving.timing import timing as load_timing
@@ -148,9 +152,55 @@ def markdown(found: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def foretold(data: Path, timings: list[str]) -> dict[str, Any]:
+    """A plan's runs as results whose measured times are the simulator's own."""
+    plan = json.loads((data / PLAN).read_text("utf-8"))
+    requests = np.array(json.loads((data / REQUESTS).read_text("utf-8")))
+    about = {"gpu": "simulated", "num_gpu_blocks": None, "block_size": 16,
+             "max_num_batched_tokens": 2048, "async_scheduling": True}  # fmt: skip
+    session: dict[str, Any] = {
+        "replicas": [about | {"max_num_seqs": seats} for seats in plan["seats"]],
+        "date": "not measured",
+    }  # fmt: skip
+    replicas = nodes(plan, session, timings)
+    session["tokens_per_s"] = [sustained(node, requests) for node in replicas]
+    capacity = sum(session["tokens_per_s"]) / float(requests[:, 1].mean())
+    runs = []
+    for seed, load, router in order(Plan(**plan)):
+        rows = drawn(requests, load * capacity, plan["seconds"], seed)
+        asked: dict[str, Any] = {name: values.tolist() for name, values in rows.items()}
+        one = {"seed": seed, "load": load, "router": router, "session": 0, "requests": asked}
+        found = simulated(one, replicas, plan, data)
+        asked |= {"replica": found["replica"].tolist(), "first_s": found["first_token_s"].tolist(),
+                  "last_s": found["finish_s"].tolist()}  # fmt: skip
+        runs.append(one)
+    return {"plan": plan, "sessions": [session], "capacity": capacity, "runs": runs}
+
+
+def sustained(node: lw.Node, requests: Any) -> float:
+    """Tokens/s of one replica while a burst of five requests a seat keeps all seats taken."""
+    seats = node.engine.max_num_seqs
+    rows = requests[: 5 * seats].astype(int)
+    burst = lw.Workload(
+        {"arrival_s": np.zeros(len(rows)), "prompt_tokens": rows[:, 0], "output_tokens": rows[:, 1]}
+    )
+    found = lw.simulate(burst, nodes=[node]).requests.sort_values("finish_s")
+    begin, end = found["finish_s"].iloc[seats // 4], found["finish_s"].iloc[-seats]
+    first, last = found["first_token_s"], found["finish_s"]
+    # tokens made until a time, each answer's spread evenly between its first and its last
+    made = [
+        (found["output_tokens"] * ((at - first) / (last - first + 1e-9)).clip(0, 1)).sum()
+        for at in (begin, end)
+    ]
+    return float((made[1] - made[0]) / (end - begin))
+
+
 def main(path: Path, timings: str, data: Path | None = None) -> None:
     """Prints the tables in Markdown; ``data`` holds the bundles (default: beside the results)."""
-    results = json.loads(path.read_text("utf-8"))
+    if path.is_dir():
+        results, data = foretold(path, timings.split(",")), path
+    else:
+        results = json.loads(path.read_text("utf-8"))
     for one in results["sessions"]:
         kinds = [about["gpu"] for about in one["replicas"]]
         print(f"{kinds}, {one['tokens_per_s']} tokens/s sustained, {one['date']}")

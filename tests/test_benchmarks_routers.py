@@ -135,3 +135,16 @@ def test_an_engine_that_does_not_start_is_told_with_its_log(tmp_path: Path) -> N
 def test_a_router_that_reads_what_no_replica_reports_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LengthwiseError, match="cached_tokens"):
         gpu_routers.main(["prepare", str(tmp_path), "--routers", "prefix-affinity"])
+
+
+def test_a_plan_is_foretold_as_it_would_be_replayed(tmp_path: Path) -> None:
+    gpu_routers.main(["prepare", str(tmp_path), "--seconds", "4", "--seeds", "2", "--loads", "1.0",
+                      "--seats", "16,4", "--longest", "400,80",
+                      "--routers", "round-robin,jsew"])  # fmt: skip
+    found = gpu_routers_compare.foretold(tmp_path, [TIMING])
+    assert len(found["runs"]) == 4
+    assert found["sessions"][0]["tokens_per_s"][0] > 2 * found["sessions"][0]["tokens_per_s"][1]
+    runs = gpu_routers_compare.table(found, [TIMING], tmp_path)
+    np.testing.assert_allclose(runs["mean measured"], runs["mean simulated"], rtol=1e-9)
+    table = gpu_routers_compare.summary(runs).set_index("router")
+    assert table.loc["jsew", "ratio measured"] < 1
