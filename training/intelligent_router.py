@@ -48,10 +48,11 @@ BASELINES = (ROUND_ROBIN, "jsq", "min-min", "max-capacity", "jsq-tokens", "least
 GUIDE = "jsq-tokens"
 # an update an episode's worth of decisions; what differs between the three learners
 PPO: dict[str, Any] = {"rollout": REQUESTS, "batch_size": 500, "n_epochs": 8}
-LEARNERS: dict[str, tuple[str | None, dict[str, Any]]] = {
-    "RL": (None, {}),
-    "RL, penalised": (GUIDE, {"demonstrations": 1024, "clone_epochs": 0, "penalty": 0.3}),
-    "RL, guided": (GUIDE, {"demonstrations": 8192, "penalty": 0.3}),
+LEARNERS: dict[str, tuple[str, str | None, dict[str, Any]]] = {  # algorithm, guide, settings
+    "RL": ("ppo", None, {}),
+    "RL, penalised": ("ppo", GUIDE, {"demonstrations": 1024, "clone_epochs": 0, "penalty": 0.3}),
+    "RL, guided": ("ppo", GUIDE, {"demonstrations": 8192, "penalty": 0.3}),
+    "ES": ("es", None, {"episodes": 6}),  # no network: weights of terms
 }
 
 
@@ -121,15 +122,19 @@ def mean_latencies(
 
 
 def train(name: str, rate: float, requests: int, steps: int, folder: Path) -> RoutingPolicy:
-    """One of ``LEARNERS``, trained in the first regime."""
+    """One of ``LEARNERS``, trained in the first regime; ES has a candidate for 200 decisions."""
     from lengthwise.training.policy import train_policy
 
-    guide, settings = LEARNERS[name]
+    algo, guide, settings = LEARNERS[name]
+    if algo == "es":
+        settings = {**settings, "evaluations": max(16, steps // 200)}
+    else:
+        settings = {**PPO, **settings}
     trained = train_policy(
-        "lengthwise/Routing-v0", out=folder, algo="ppo", steps=steps, n_envs=20, guide=guide,
-        workload=Mix(requests, rate), settings={**PPO, **settings}, eval_every=max(1, steps // 8),
+        "lengthwise/Routing-v0", out=folder, algo=algo, steps=steps, n_envs=20, guide=guide,
+        workload=Mix(requests, rate), settings=settings, eval_every=max(1, steps // 8),
         env_options={"engine": TAUGHT.engine, "requests": requests, "replicas": TAUGHT.replicas},
-        baseline_names=[ROUND_ROBIN, GUIDE], progress=False,
+        baseline_names=[ROUND_ROBIN, GUIDE, "jsew"], progress=False,
     )  # fmt: skip
     return load_router(str(trained.bundle))
 
