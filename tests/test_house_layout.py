@@ -28,7 +28,7 @@ def test_data_files_lie_where_the_wheel_takes_them_from() -> None:
     for part in PARTS:
         for path in (ROOT / part).rglob("*"):
             if path.is_file() and path.suffix not in code and "__pycache__" not in path.parts:
-                taken = "data" in (path.parent.name, path.parent.parent.name)
-                assert taken, f"{path} would be left out of the wheel"
-                package = path.parent.parent / "__init__.py"
+                held = path.parent if path.parent.name == "data" else path.parent.parent
+                assert held.name == "data", f"{path} would be left out of the wheel"
+                package = held.parent / "__init__.py"
                 assert package.is_file(), f"{path} would be left out of the wheel"
