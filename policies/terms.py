@@ -92,9 +92,14 @@ def seat_wait_s(
     return decode_backlog_tokens / np.maximum(decode_tokens_per_s, 1.0) * ahead
 
 
-def own_s(predicted_tokens: Any, prompt_tokens: Any, decode_tokens_per_s: Any) -> Any:
-    """The request's own work at the nominal speed, s: long ones gain most on a fast replica."""
-    return (predicted_tokens + 0.08 * prompt_tokens) / np.maximum(decode_tokens_per_s, 1.0)
+def own_s(predicted_tokens: Any, decode_tokens_per_s: Any) -> Any:
+    """The request's own answer at the nominal speed, s: long ones gain most on a fast replica."""
+    return predicted_tokens / np.maximum(decode_tokens_per_s, 1.0)
+
+
+def own_prompt_s(prompt_tokens: Any, decode_tokens_per_s: Any) -> Any:
+    """The request's own prompt at the same speed, s."""
+    return prompt_tokens / np.maximum(decode_tokens_per_s, 1.0)
 
 
 def turn(routed_requests: Any, decode_tokens_per_s: Any) -> Any:
@@ -120,6 +125,6 @@ TERMS: dict[str, Score] = {
     for function in (
         predicted, root_predicted, prompt, footprint, arrival, remaining, requests,
         requests_per_seat, outstanding, outstanding_s, outstanding_per_seat, prefill_s, decode_s,
-        seat_wait_s, own_s, turn, kv, new_tokens_requests,
+        seat_wait_s, own_s, own_prompt_s, turn, kv, new_tokens_requests,
     )
 }  # fmt: skip

@@ -73,7 +73,10 @@ def test_the_goal_weighs_ratios_and_regret():
 @pytest.mark.parametrize(
     ("kind", "spec"),
     [("scheduling", s) for s in ("fcfs", "sjf", "work:b=0.3")]
-    + [("routing", s) for s in ("jsq", "least-tokens", "weighted-round-robin", "jsew:b=0.2")],
+    + [
+        ("routing", s)
+        for s in ("jsq", "least-tokens", "weighted-round-robin", "jsew:b=0.2", "min-min")
+    ],
 )
 def test_a_start_serves_as_the_baseline_does(kind, spec):
     made = scenarios(nodes=[{"count": 2}, {"speed": 0.5}], metrics_interval_s=0.5)

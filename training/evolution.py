@@ -35,7 +35,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "scheduling": ("predicted", "prompt", "root_predicted", "footprint", "arrival"),
     "routing": (
         "outstanding_s", "outstanding_per_seat", "prefill_s", "decode_s", "seat_wait_s",
-        "requests_per_seat", "own_s", "kv",
+        "requests_per_seat", "own_s", "own_prompt_s", "kv",
     ),
 }  # fmt: skip
 COSTS = ("mean", "p99", "normalized")  # of latency: columns of every table of costs
@@ -141,6 +141,7 @@ def as_blend(policy: Judged) -> dict[str, float] | None:
     known: dict[str, dict[str, float]] = {
         "fcfs": {"arrival": 1.0}, "sjf": {"predicted": 1.0}, "jsq": {"requests": 1.0},
         "least-tokens": {"outstanding": 1.0}, "weighted-round-robin": {"turn": 1.0},
+        "min-min": {"outstanding_s": 1.0, "own_s": 1.0, "own_prompt_s": 1.0},
     }  # fmt: skip
     if isinstance(policy, RoutingPolicy) and policy.choices:
         return None
