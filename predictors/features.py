@@ -1,5 +1,7 @@
 """What a text predictor sees of a prompt: TF-IDF of words and word pairs, and the text's shape.
 
+Scripts that put no blanks between words have no words: of those, runs of one to three characters.
+
 TF-IDF as in scikit-learn's ``TfidfVectorizer`` with sublinear term frequency (a test holds them
 equal), in plain Python, so that a saved predictor needs nothing but numpy.
 """
@@ -22,6 +24,13 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 WORD = re.compile(r"\b\w\w+\b")
+# Chinese, Japanese, Korean, Thai, Lao, Burmese, Khmer
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]+"
+)
+GRAMS = (1, 2, 3)  # characters of such a run that are a term
+VERSION = 2  # of what the terms are; 1 took each run of such a script for one word
 NUMBER = re.compile(r"\d+")
 MAX_TERMS = 20_000
 SHAPE_WEIGHT = 0.1  # the SHAPE columns together weigh about a third of the unit-length TF-IDF
@@ -71,6 +80,7 @@ class TextFeatures:
     idf: Floats  # (terms,)
     shift: Floats  # (SHAPE,) mean over the training prompts
     scale: Floats  # (SHAPE,) standard deviation over SHAPE_WEIGHT
+    version: int = VERSION
 
     @classmethod
     def fit(cls, prompts: Sequence[str], *, max_terms: int = MAX_TERMS) -> TextFeatures:
@@ -100,7 +110,7 @@ class TextFeatures:
         starts, columns, values, place = [0], [], [], self._place
         shape_columns = np.arange(len(SHAPE), dtype=np.int64) + len(self.terms)
         for prompt in prompts:
-            found = [place[term] for term in terms_of(prompt) if term in place]
+            found = [place[term] for term in terms_of(prompt, self.version) if term in place]
             at, counts = np.unique(np.array(found, dtype=np.int64), return_counts=True)
             weight = (1 + np.log(counts)) * self.idf[at]
             norm = np.sqrt((weight * weight).sum())
@@ -114,9 +124,19 @@ class TextFeatures:
         )  # fmt: skip
 
 
-def terms_of(prompt: str) -> Iterable[str]:
-    """The words of two letters or more, in lower case, then the pairs of neighbours."""
-    words = WORD.findall(prompt.lower())
+def terms_of(prompt: str, version: int = VERSION) -> Iterable[str]:
+    """The words of two letters or more, in lower case, then the pairs of neighbours.
+
+    Where there are no words, all runs of one to three neighbouring characters.
+    """
+    prompt = prompt.lower()
+    if version > 1 and not prompt.isascii():
+        for run in UNSPACED.findall(prompt):
+            for size in GRAMS:
+                for start in range(len(run) - size + 1):
+                    yield run[start : start + size]
+        prompt = UNSPACED.sub(" ", prompt)
+    words = WORD.findall(prompt)
     yield from words
     for first, second in pairwise(words):
         yield f"{first} {second}"

@@ -162,6 +162,12 @@ class Learned(HubPredictor, ABC):
     @classmethod
     def restore(cls, saved: folder.Saved, path: Path) -> Self:
         """The predictor in a saved folder."""
+        for key, values in saved.arrays.items():
+            # trees split at infinity; nothing else may be beyond all bounds
+            if values.dtype.kind not in "fiu" or not (
+                np.isfinite(values).all() or key.endswith(".threshold")
+            ):
+                raise ValueError(f"array {key} holds values that are no finite numbers")
         made = cls(**saved.options)
         made.target_ = targets.restored(made.target, _under("target.", saved.arrays))
         if "context" in saved.state:

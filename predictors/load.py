@@ -14,6 +14,7 @@ from typing import Any
 
 from lengthwise.errors import InputError, LengthwiseError, UnknownNameError
 from lengthwise.predictors import folder, hub
+from lengthwise.predictors.sound import check_folder, check_predicts
 from lengthwise.protocols import Predictor
 from lengthwise.registry import load
 
@@ -52,14 +53,17 @@ def make_predictor(name: str, **options: Any) -> Predictor:
 
 
 def _restore(path: str | Path) -> Predictor:
+    check_folder(Path(path))
     saved = folder.read(path)
     made = load("predictor", saved.name)
     try:
         predictor: Predictor = made.restore(saved, Path(path))
     except LengthwiseError:
         raise
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError,
+            ArithmeticError, AssertionError) as error:  # fmt: skip
         raise InputError(f"predictor {str(path)!r} is damaged: {error!r}") from error
+    check_predicts(predictor, Path(path))
     return predictor
 
 

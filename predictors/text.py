@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lengthwise.prediction import Floats
 from lengthwise.predictors import targets
 from lengthwise.predictors.boosting import MOST_ROWS, Rowwise, boosted, raw_outputs
-from lengthwise.predictors.features import SHAPE, Rows, TextFeatures
+from lengthwise.predictors.features import SHAPE, VERSION, Rows, TextFeatures
 from lengthwise.predictors.learned import Learned, folds_of
 from lengthwise.predictors.trees import Trees
 
@@ -157,13 +157,13 @@ class Ridge(Learned):
 
     def _state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         arrays = {"weights": self.weights_, "intercept": self.intercept_}
-        return {"terms": list(self.features_.terms)}, arrays | feature_arrays(self.features_)
+        return feature_state(self.features_), arrays | feature_arrays(self.features_)
 
     def _restore(
         self, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], path: Path
     ) -> None:
         self.features_ = restored_features(state, arrays)
-        self.weights_, self.intercept_ = arrays["weights"], arrays["intercept"]
+        self.weights_, self.intercept_ = restored_weights(self.features_, arrays)
 
 
 class GBDT(Learned):
@@ -231,14 +231,14 @@ class GBDT(Learned):
         arrays = {"weights": self.weights_, "intercept": self.intercept_}
         for k, trees in enumerate(self.ensembles_):
             arrays |= trees.arrays(f"trees.{k}")
-        state = {"terms": list(self.features_.terms), "ensembles": len(self.ensembles_)}
+        state = feature_state(self.features_) | {"ensembles": len(self.ensembles_)}
         return state, arrays | feature_arrays(self.features_)
 
     def _restore(
         self, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], path: Path
     ) -> None:
         self.features_ = restored_features(state, arrays)
-        self.weights_, self.intercept_ = arrays["weights"], arrays["intercept"]
+        self.weights_, self.intercept_ = restored_weights(self.features_, arrays)
         columns = self.weights_.shape[1] + len(SHAPE)
         self.ensembles_ = [
             Trees.restored(f"trees.{k}", arrays, columns) for k in range(state["ensembles"])
@@ -254,11 +254,32 @@ def feature_arrays(features: TextFeatures) -> dict[str, NDArray[Any]]:
     }
 
 
+def feature_state(features: TextFeatures) -> dict[str, Any]:
+    """What JSON holds of the features."""
+    return {"terms": list(features.terms), "features": features.version}
+
+
 def restored_features(state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> TextFeatures:
-    """The features that were saved."""
-    return TextFeatures(
-        tuple(state["terms"]),
-        arrays["features.idf"],
-        arrays["features.shift"],
-        arrays["features.scale"],
-    )
+    """The features that were saved; those of before they had a version are of the first."""
+    version = state.get("features", 1)
+    if version not in range(1, VERSION + 1):
+        raise ValueError(f"text features of version {version!r}; this one reads up to {VERSION}")
+    terms = tuple(state["terms"])
+    idf, shift, scale = (arrays[f"features.{name}"] for name in ("idf", "shift", "scale"))
+    lengths = (len(terms), len(SHAPE), len(SHAPE))
+    if any(values.shape != (n,) for values, n in zip((idf, shift, scale), lengths, strict=True)):
+        raise ValueError("the features are not as many as their terms")
+    if not all(isinstance(term, str) for term in terms) or not (scale > 0).all():
+        raise ValueError("the features are malformed")
+    return TextFeatures(terms, idf, shift, scale, version)
+
+
+def restored_weights(
+    features: TextFeatures, arrays: Mapping[str, NDArray[Any]]
+) -> tuple[Floats, Floats]:
+    """Weights (width, k) and intercept that were saved, of as many columns as the features have."""
+    weights, intercept = arrays["weights"], arrays["intercept"]
+    width = len(features.terms) + len(SHAPE)
+    if weights.ndim != 2 or len(weights) != width or intercept.ndim != 1:
+        raise ValueError(f"weights of shape {weights.shape} for {width} columns")
+    return weights, intercept

@@ -6,7 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from lengthwise.chat import Message, asked, field, flat, messages
-from lengthwise.served_text import served_text
+from lengthwise.served_text import capped_text, served_text
 
 MOST = 2.0**53  # tokens: no client means more, and integers may be too large for a float
 LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
@@ -42,7 +42,7 @@ def call_of(*values: Any) -> Call:
         told = told if length is None else length
         limit = min(limit, *(_tokens(field(value, name)) or math.inf for name in LIMITS))
     text = "\n".join(filter(None, (*(text for _, text in chat), *texts)))
-    return Call(text, asked(chat) or "\n".join(map(served_text, texts)), told, limit)
+    return Call(text, capped_text(asked(chat)) or "\n".join(map(served_text, texts)), told, limit)
 
 
 def _tokens(value: Any) -> float | None:

@@ -77,7 +77,7 @@ class Runner:
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(json.dumps(config), "utf-8")
-            hf_config = AutoConfig.from_pretrained(folder)
+            hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with _defaults(torch, device, dtype):
             make: Any = AutoModelForCausalLM.from_config
             self.model = make(hf_config).eval()

@@ -1,0 +1,128 @@
+"""A saved predictor that was tampered with is refused in one line, or it predicts."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from lengthwise.context import Context
+from lengthwise.errors import InputError
+from lengthwise.predictors import load_predictor, make_predictor
+
+MUTATIONS = 120  # of each
+PROMPTS = [f"{'long' if i % 2 else 'short'} story number {i} of {i % 7}" for i in range(80)]
+LENGTHS = np.array([400.0 if i % 2 else 20.0 for i in range(80)]) + np.arange(80) % 9
+
+
+@pytest.fixture(scope="module", params=["ridge-exact", "ridge-bucket", "ridge-quantile",
+                                        "ridge-rank", "gbdt-quantile"])  # fmt: skip
+def saved(request, tmp_path_factory) -> Path:
+    name, target = request.param.split("-")
+    path = tmp_path_factory.mktemp("saved") / "p"
+    context = Context(model=[f"m{i % 3}" for i in range(80)])
+    make_predictor(name, target=target).fit(PROMPTS, LENGTHS, context=context).save(path)
+    return path
+
+
+def mutated(described: dict, arrays: dict, rng: np.random.Generator) -> None:
+    """One thing is changed: an array is lost, cut, spoiled or retyped, or a value of the JSON."""
+    if rng.random() < 0.6:
+        key = rng.choice(sorted(arrays))
+        kind, value = rng.integers(7), arrays[key]
+        if kind == 0:
+            del arrays[key]
+        elif kind == 1:
+            arrays[key] = value[:-1]
+        elif kind == 2 and value.size:
+            arrays[key] = value.copy()
+            arrays[key].flat[rng.integers(value.size)] = rng.choice([np.nan, np.inf, -1e300, 0])
+        elif kind == 3:
+            arrays[key] = value.reshape(-1, 1)
+        elif kind == 4:
+            arrays[key] = value.astype(rng.choice([np.float32, np.int8, np.bool_, np.uint64]))
+        elif kind == 5:
+            arrays[key] = np.concatenate((value, value))
+        else:
+            arrays[key] = -value
+        return
+    holder = described
+    while True:
+        key = rng.choice(sorted(holder))
+        if isinstance(holder[key], dict) and holder[key] and rng.random() < 0.8:
+            holder = holder[key]
+            continue
+        break
+    choices = [None, -1, 1e9, "x", [], {}, [1, 2], True, ["a"] * 3]
+    if rng.random() < 0.3:
+        del holder[key]
+    else:
+        holder[key] = choices[rng.integers(len(choices))]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_whatever_is_changed_it_is_refused_or_predicts(saved: Path, tmp_path: Path) -> None:
+    described = (saved / "predictor.json").read_text()
+    arrays = load_file(saved / "arrays.safetensors")
+    refused = 0
+    for seed in range(MUTATIONS):
+        rng = np.random.default_rng(seed)
+        fresh, numbers = json.loads(described), dict(arrays)
+        mutated(fresh, numbers, rng)
+        path = tmp_path / str(seed)
+        path.mkdir()
+        (path / "predictor.json").write_text(json.dumps(fresh))
+        save_file({k: np.ascontiguousarray(v) for k, v in numbers.items()},
+                  path / "arrays.safetensors")  # fmt: skip
+        try:
+            loaded = load_predictor(path)
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+            continue
+        assert loaded is not None
+        for context in ({}, {"context": Context(model=["m1"] * 80)}):
+            said = loaded.predict(PROMPTS, **context).predicted_tokens
+            assert said.shape == (80,) and np.isfinite(said).all()
+    assert MUTATIONS * 0.3 < refused < MUTATIONS  # most are noticed, some make no difference
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: (p / "more.json").symlink_to("/etc/hostname"), "more.json is a link"),
+        (lambda p: os.mkfifo(p / "pipe"), "pipe is no plain file"),
+        (lambda p: (p / "modeling.py").write_text("1"), "may hold code, which is never run"),
+        (lambda p: (p / "weights.bin").write_bytes(b"1"), "may hold code"),
+        (lambda p: (p / "config.json").write_text('{"auto_map": {"A": "m.A"}}'), "auto_map"),
+        (
+            lambda p: (p / "config.json").write_text('{"t": {"attn_implementation": "a/b"}}'),
+            "attn_implementation of config.json asks for code, 'a/b'",
+        ),
+        (
+            lambda p: (p / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"w": "../../secret.safetensors"}}'
+            ),
+            "names '../../secret.safetensors', no shard here",
+        ),
+        (lambda p: (p / "config.json").write_text("{"), "config.json is no JSON"),
+    ],
+)
+def test_what_runs_or_leads_elsewhere_is_refused(saved, tmp_path, change, message) -> None:
+    shutil.copytree(saved, tmp_path / "p")
+    load_predictor(tmp_path / "p")
+    change(tmp_path / "p")
+    with pytest.raises(InputError, match=message) as caught:
+        load_predictor(tmp_path / "p")
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_are_capped(saved, tmp_path, monkeypatch) -> None:
+    from lengthwise.predictors import sound
+
+    monkeypatch.setattr(sound, "MOST_JSON_BYTES", 10)
+    with pytest.raises(InputError, match=r"predictor.json has \d+ bytes"):
+        load_predictor(saved)
