@@ -13,7 +13,7 @@ from lengthwise.context import Context
 from lengthwise.errors import InputError
 from lengthwise.predictors import load_predictor, make_predictor
 
-MUTATIONS = 120  # of each
+MUTATIONS = 80  # of each
 PROMPTS = [f"{'long' if i % 2 else 'short'} story number {i} of {i % 7}" for i in range(80)]
 LENGTHS = np.array([400.0 if i % 2 else 20.0 for i in range(80)]) + np.arange(80) % 9
 
@@ -39,7 +39,8 @@ def mutated(described: dict, arrays: dict, rng: np.random.Generator) -> None:
             arrays[key] = value[:-1]
         elif kind == 2 and value.size:
             arrays[key] = value.copy()
-            arrays[key].flat[rng.integers(value.size)] = rng.choice([np.nan, np.inf, -1e300, 0])
+            spoiled = [np.nan, np.inf, -1e300, 0] if value.dtype.kind == "f" else [-1, 2**40, 0]
+            arrays[key].flat[rng.integers(value.size)] = rng.choice(spoiled)
         elif kind == 3:
             arrays[key] = value.reshape(-1, 1)
         elif kind == 4:

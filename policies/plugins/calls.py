@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lengthwise.chat import Message, asked, field, flat, messages
+from lengthwise.policies.plugins.known import of_call
 from lengthwise.served_text import capped_text, served_text
 
 MOST = 2.0**53  # tokens: no client means more, and integers may be too large for a float
+READ = ("model", "temperature", "top_p", "tools", "response_format")
 LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
@@ -19,6 +23,7 @@ class Call(NamedTuple):
     asked: str  # what a predictor reads of it
     told: float | None = None  # the answer's tokens, as the client predicts them
     limit: float = math.inf  # the most tokens that it lets the answer have
+    known: Mapping[str, Any] = MappingProxyType({})  # more of it, as columns of ``Context``
 
 
 def call_of(*values: Any) -> Call:
@@ -31,6 +36,7 @@ def call_of(*values: Any) -> Call:
     texts: list[str] = []
     chat: list[Message] = []
     told, limit = None, math.inf
+    known: dict[str, Any] = {}
     for value in values:
         if isinstance(value, str):
             texts.append(value)
@@ -40,9 +46,18 @@ def call_of(*values: Any) -> Call:
         texts += filter(None, (flat(field(value, name)) for name in ("prompt", "input")))
         length = _tokens(field(field(value, "vllm_xargs"), "predicted_tokens"))
         told = told if length is None else length
+        sent = field(value, "vllm_xargs")
+        fields = {name: field(value, name) for name in READ}
+        known |= of_call(
+            {name: given for name, given in fields.items() if given is not None},
+            sent if isinstance(sent, dict) else {},
+        )
         limit = min(limit, *(_tokens(field(value, name)) or math.inf for name in LIMITS))
     text = "\n".join(filter(None, (*(text for _, text in chat), *texts)))
-    return Call(text, capped_text(asked(chat)) or "\n".join(map(served_text, texts)), told, limit)
+    if math.isfinite(limit):
+        known["max_tokens"] = limit
+    read = capped_text(asked(chat)) or "\n".join(map(served_text, texts))
+    return Call(text, read, told, limit, known)
 
 
 def _tokens(value: Any) -> float | None:

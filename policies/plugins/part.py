@@ -14,11 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lengthwise.context import NAMES
 from lengthwise.writing import whole_file
 
 PART_ROWS = 5000  # requests in a part file, or
 PART_TOKENS = 4 * 2**20  # tokens of their prompts, or
 PART_S = 300.0  # its age
+# of the context of a request (``known``), what differs from request to request
+KNOWN = ("session_id", "tenant", "task", "temperature", "top_p", "json_schema")
 
 
 def prompt_id(prompt_token_ids: Sequence[int]) -> str:
@@ -78,12 +81,13 @@ class Part:
 
         ids = [row["prompt_token_ids"] for row in self._rows]
         columns: dict[str, Any] = {
-            name: pa.array([row[name] for row in self._rows], type=kind)
+            name: pa.array([row.get(name) for row in self._rows], type=kind)
             for name, kind in (
                 ("request_id", pa.string()), ("arrival_s", pa.float64()),
                 ("prompt_tokens", pa.int64()), ("predicted_tokens", pa.float64()),
                 ("predicted_by", pa.string()), ("output_tokens", pa.int64()),
                 ("max_tokens", pa.int64()), ("finish_reason", pa.string()),
+                *((name, pa.string() if name in NAMES else pa.float64()) for name in KNOWN),
             )
         }  # fmt: skip
         hashes = [None if prompt is None else prompt_id(prompt) for prompt in ids]

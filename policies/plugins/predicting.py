@@ -2,7 +2,8 @@
 
 ``python -m lengthwise.policies.plugins.predicting DIR ...`` says one JSON line when it is ready,
 ``{"needs": [...], "curves": [...]}`` or ``{"error": "..."}``; then it reads frames of a request's
-prompt tokens, takes whatever has arrived as one batch, and writes a frame for each prediction.
+prompt tokens and context, takes whatever has arrived as one batch, and writes a frame for each
+prediction.
 """
 
 from __future__ import annotations
@@ -21,17 +22,20 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.context import Context, given
 from lengthwise.policies.plugins.saved import abstained, saved_predictor
 from lengthwise.prediction import EDGES
 from lengthwise.served_text import PromptReader
 
-ASK = struct.Struct("<qq")  # sequence, tokens that follow as int32
+# sequence, tokens that follow as int32, and bytes of JSON that follow those: columns of ``Context``
+ASK = struct.Struct("<qqq")
 # sequence, predicted tokens: negative where the predictor abstained, NaN where it failed
 TELL = struct.Struct("<qd")
 # Behind it, for each of the curves, the float64 values at ``EDGES``; NaN where there is none, for a
 # length without a distribution and where the predictor failed.
 POINTS = len(EDGES)
 BATCH = 64
+Asked = tuple[int, Sequence[int], dict[str, Any]]  # sequence, prompt, what is known beside it
 
 
 def command(
@@ -60,18 +64,18 @@ def main() -> None:
     parser.add_argument("--revision")
     parser.add_argument("--trust-remote-code", action="store_true")
     parser.add_argument("--curves", type=lambda names: names.split(","), default=[])
-    given = parser.parse_args()
+    options = parser.parse_args()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print must not get between the frames
     try:
-        predictor = saved_predictor(given.folder)
-        read = _reader(given) if "prompt" in predictor.needs else None
-        _predict(predictor, read, [[0]], given.curves)
+        predictor = saved_predictor(options.folder)
+        read = _reader(options) if "prompt" in predictor.needs else None
+        _predict(predictor, read, [(0, [0], {})], options.curves)
     except Exception as error:
         _say(out, {"error": f"{error}" or repr(error)})
         return
-    _say(out, {"needs": sorted(predictor.needs), "curves": given.curves})
-    asked: queue.SimpleQueue[tuple[int, Sequence[int]] | None] = queue.SimpleQueue()
+    _say(out, {"needs": sorted(predictor.needs), "curves": options.curves})
+    asked: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(asked,), daemon=True).start()
     while (first := asked.get()) is not None:
         batch = [first]
@@ -80,8 +84,8 @@ def main() -> None:
             if more is None:
                 break
             batch.append(more)
-        said = _predict_each(predictor, read, [prompt for _, prompt in batch], given.curves)
-        for (sequence, _), row in zip(batch, said, strict=True):
+        said = _predict_each(predictor, read, batch, options.curves)
+        for (sequence, *_), row in zip(batch, said, strict=True):
             out.write(TELL.pack(sequence, row[0]) + row[1:].tobytes())
         out.flush()
 
@@ -91,27 +95,31 @@ def _say(out: BinaryIO, message: dict[str, Any]) -> None:
     out.flush()
 
 
-def _listen(asked: queue.SimpleQueue[tuple[int, Sequence[int]] | None]) -> None:
+def _listen(asked: queue.SimpleQueue[Asked | None]) -> None:
     pipe = sys.stdin.buffer
     while len(frame := pipe.read(ASK.size)) == ASK.size:
-        sequence, length = ASK.unpack(frame)
+        sequence, length, known = ASK.unpack(frame)
         tokens = array.array("i", pipe.read(4 * length))
-        asked.put((sequence, tokens.tolist()))
+        asked.put((sequence, tokens.tolist(), json.loads(pipe.read(known)) if known else {}))
     asked.put(None)
 
 
-def _reader(given: argparse.Namespace) -> PromptReader:
+def _reader(options: argparse.Namespace) -> PromptReader:
     return PromptReader.load(
-        given.tokenizer, revision=given.revision, trust_remote_code=given.trust_remote_code
+        options.tokenizer, revision=options.revision, trust_remote_code=options.trust_remote_code
     )
 
 
 def _predict(
-    predictor: Any, read: PromptReader | None, prompts: list[Sequence[int]], curves: Sequence[str]
+    predictor: Any, read: PromptReader | None, batch: list[Asked], curves: Sequence[str]
 ) -> NDArray[np.float64]:
     """What is said of n prompts: the tokens, and behind them the curves, (n, 1 + curves x K)."""
+    prompts = [prompt for _, prompt, _ in batch]
     texts = ["" if read is None else read.asked(prompt) for prompt in prompts]
-    predicted = predictor.predict(texts, prompt_tokens=[len(p) for p in prompts])
+    context = Context.each(known for *_, known in batch)
+    predicted = predictor.predict(
+        texts, prompt_tokens=[len(p) for p in prompts], **given(predictor, context)
+    )
     tokens = predicted.predicted_tokens
     said = np.full((len(prompts), 1 + len(curves) * POINTS), np.nan)
     said[:, 0] = np.where(abstained(predicted), -tokens, tokens)
@@ -123,16 +131,16 @@ def _predict(
 
 
 def _predict_each(
-    predictor: Any, read: PromptReader | None, prompts: list[Sequence[int]], curves: Sequence[str]
+    predictor: Any, read: PromptReader | None, batch: list[Asked], curves: Sequence[str]
 ) -> NDArray[np.float64]:
     """A batch; should it fail, one by one, so that a bad prompt spoils no other's prediction."""
     try:
-        return _predict(predictor, read, prompts, curves)
+        return _predict(predictor, read, batch, curves)
     except Exception as error:
-        if len(prompts) == 1:
+        if len(batch) == 1:
             print(f"lengthwise predictor: {error!r}", file=sys.stderr)
             return np.full((1, 1 + len(curves) * POINTS), np.nan)
-        each = [_predict_each(predictor, read, [prompt], curves) for prompt in prompts]
+        each = [_predict_each(predictor, read, [one], curves) for one in batch]
         return np.concatenate(each)
 
 

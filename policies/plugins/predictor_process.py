@@ -66,7 +66,7 @@ class PredictorProcess:
         self._clock = clock
         self._budget = Budget(clock)
         self._answers: deque[Answer] = deque()
-        self._prompts: queue.SimpleQueue[tuple[int, Sequence[int]]] = queue.SimpleQueue()
+        self._prompts: queue.SimpleQueue[tuple[int, Sequence[int], bytes]] = queue.SimpleQueue()
         self._owed: dict[int, float] = {}  # sequence -> since when, oldest first
         self._lock = threading.Lock()  # over what is owed
         self._closed = threading.Event()
@@ -77,10 +77,10 @@ class PredictorProcess:
         self._thread = keep("predictor", self._supervise, counters, self._closed)
         keep("predictor-writer", self._write, counters, self._closed)
 
-    def send(self, sequence: int, prompt: Sequence[int]) -> None:
-        """Asks for a prediction."""
+    def send(self, sequence: int, prompt: Sequence[int], known: bytes = b"") -> None:
+        """Asks for a prediction; ``known`` is the request's context (``known.packed``)."""
         if self.up and self._prompts.qsize() < BACKLOG:
-            self._prompts.put((sequence, prompt))
+            self._prompts.put((sequence, prompt, known))
         else:
             self._answer(sequence, math.nan)
 
@@ -214,11 +214,11 @@ class PredictorProcess:
     def _write(self) -> None:
         while not self._closed.is_set():
             try:
-                sequence, prompt = self._prompts.get(timeout=LOOK_S)
+                sequence, prompt, known = self._prompts.get(timeout=LOOK_S)
             except queue.Empty:
                 continue
             try:
-                self._tell(sequence, prompt)
+                self._tell(sequence, prompt, known)
             except (OSError, OverflowError, TypeError, ValueError) as error:
                 # a process that ended, or what is no token id
                 self._counters.warn("predictor-prompt", f"a prompt was not sent: {error!r}")
@@ -226,13 +226,13 @@ class PredictorProcess:
                     self._owed.pop(sequence, None)
                 self._answer(sequence, math.nan)
 
-    def _tell(self, sequence: int, prompt: Sequence[int]) -> None:
+    def _tell(self, sequence: int, prompt: Sequence[int], known: bytes) -> None:
         tokens = array.array("i", prompt)
         if (child := self._child) is None or child.stdin is None:
             raise OSError("the predictor's process is not there")
         with self._lock:
             self._owed[sequence] = self._clock()
-        child.stdin.write(ASK.pack(sequence, len(tokens)) + tokens.tobytes())
+        child.stdin.write(ASK.pack(sequence, len(tokens), len(known)) + tokens.tobytes() + known)
         child.stdin.flush()
 
 

@@ -6,7 +6,9 @@ import asyncio
 import math
 import os
 from collections.abc import Callable
+from typing import Any
 
+from lengthwise.context import Context, given
 from lengthwise.policies.plugins.calls import Call
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.saved import abstained, count_abstained, saved_predictor
@@ -31,8 +33,12 @@ class PromptLengths:
         default_tokens: float,
         counters: Counters,
     ) -> None:
-        if predict is None or callable(predict):
-            self._predict = predict
+        self._predict: Callable[[Call], float] | None
+        if predict is None:
+            self._predict = None
+        elif callable(predict):
+            told = predict
+            self._predict = lambda call: told(call.asked)
         else:
             self._predict = _saved(predict, counters)
         self._timeout_s = timeout_s
@@ -55,9 +61,7 @@ class PromptLengths:
             return self._default
         try:
             predicted = float(
-                await asyncio.wait_for(
-                    asyncio.to_thread(self._predict, call.asked), self._timeout_s
-                )
+                await asyncio.wait_for(asyncio.to_thread(self._predict, call), self._timeout_s)
             )
             if not (math.isfinite(predicted) and predicted > 0):
                 raise ValueError(f"it predicted {predicted!r} tokens")
@@ -73,11 +77,12 @@ def _estimate(text: str) -> float:
     return max(len(text) / CHARACTERS_PER_TOKEN, 1.0)
 
 
-def _saved(folder: str | os.PathLike[str], counters: Counters) -> Predict:
+def _saved(folder: str | os.PathLike[str], counters: Counters) -> Callable[[Call], float]:
     predictor = saved_predictor(folder)
 
-    def predict(text: str) -> float:
-        found = predictor.predict([text], prompt_tokens=[_estimate(text)])
+    def predict(call: Call) -> float:
+        more: dict[str, Any] = {**given(predictor, Context.each([call.known]))}
+        found = predictor.predict([call.asked], prompt_tokens=[_estimate(call.asked)], **more)
         count_abstained(counters, int(abstained(found).sum()))
         return float(found.predicted_tokens[0])
 

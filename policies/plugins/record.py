@@ -18,8 +18,9 @@ from typing import Any
 
 from lengthwise.errors import InputError
 from lengthwise.policies.plugins import client
+from lengthwise.policies.plugins.known import of_sampling
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.part import Part, prompt_id
+from lengthwise.policies.plugins.part import KNOWN, Part, prompt_id
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.threads import keep
 
@@ -104,6 +105,7 @@ class Recorder:
         elif entry.predicted:
             told, by = entry.predicted_tokens, "abstained" if entry.abstained else entry.source
         limit = getattr(request.sampling_params, "max_tokens", None)
+        known = of_sampling(request.sampling_params, None)
         self._queue.put(
             {
                 "request_id": str(request.request_id),
@@ -114,6 +116,7 @@ class Recorder:
                 "predicted_by": by,
                 "output_tokens": int(request.num_output_tokens),
                 "max_tokens": None if limit is None else int(limit),
+                **{name: known.get(name) for name in KNOWN},
                 "finish_reason": REASONS.get(request.status.name, "error"),
             }
         )

@@ -86,6 +86,12 @@ def _engine_record(columns: Columns, name: str, options: Options) -> Columns:
         "model": columns["model"],
         "censored": np.asarray(columns["finish_reason"] != "stop"),
     }
+    # of the context what was written; records of before it was have none
+    for key in ("session_id", "tenant", "task", "temperature", "top_p", "json_schema"):
+        if key in columns and any(value is not None and value == value for value in columns[key]):
+            table[key] = columns[key]
+    if "max_tokens" in columns:
+        table["max_tokens"] = _limits(columns["max_tokens"])
     if "prompt" in columns:  # joined by prompt_id
         table["prompt"] = columns["prompt"]
     elif "prompt_token_ids" in columns:

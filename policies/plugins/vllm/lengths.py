@@ -15,6 +15,7 @@ from typing import Any
 
 from lengthwise.policies.plugins import client
 from lengthwise.policies.plugins.accuracy import Accuracy
+from lengthwise.policies.plugins.known import of_sampling, packed
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.predicting import command
 from lengthwise.policies.plugins.predictor_process import PredictorProcess
@@ -41,6 +42,7 @@ class Lengths:
         self._default = settings.default_tokens
         self._believed = settings.client_lengths
         self._longest = int(model_config.max_model_len)
+        self._model = str(model_config.model)
         self._counters = counters
         self._accuracy = Accuracy(counters)
         self._timeout_s = settings.predict_timeout_s
@@ -87,7 +89,8 @@ class Lengths:
         now = time.monotonic()
         self._asked[entry.sequence] = entry, now
         self._deadlines.append((now + self._timeout_s, entry.sequence))
-        self._process.send(entry.sequence, prompt)
+        known = of_sampling(entry.request.sampling_params, self._model)
+        self._process.send(entry.sequence, prompt, packed(known))
 
     def news(self) -> list[Entry]:
         """Entries whose prediction came, failed or is late, since the last call."""
