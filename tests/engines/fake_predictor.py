@@ -24,9 +24,10 @@ if how == "half-line":
 out.write(b'{"needs": []}\n')
 out.flush()
 answered = 0
-while len(frame := pipe.read(16)) == 16:
-    sequence, length = struct.unpack("<qq", frame)
+while len(frame := pipe.read(24)) == 24:
+    sequence, length, known = struct.unpack("<qqq", frame)
     tokens = array.array("i", pipe.read(4 * length))
+    pipe.read(known)
     if how == "dies":
         sys.exit(1)
     if how == "hangs" and answered:

@@ -42,7 +42,7 @@ class Lengths:
         self._default = settings.default_tokens
         self._believed = settings.client_lengths
         self._longest = int(model_config.max_model_len)
-        self._model = str(model_config.model)
+        self._model = str(getattr(model_config, "model", ""))
         self._counters = counters
         self._accuracy = Accuracy(counters)
         self._timeout_s = settings.predict_timeout_s
