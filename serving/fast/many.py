@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, InvariantError
+from lengthwise.exact import symlog
 from lengthwise.features import FEATURES
 from lengthwise.prediction import Predictions
 from lengthwise.serving.fast import state as ks
@@ -33,7 +34,7 @@ from lengthwise.serving.fast.run import (
     totals_of,
 )
 from lengthwise.serving.fast.setup import grow, with_rows
-from lengthwise.serving.fast.shown import SITUATION
+from lengthwise.serving.fast.shown import FAR, SITUATION
 from lengthwise.serving.inputs import Inputs
 from lengthwise.serving.records import Records
 from lengthwise.serving.system import Node, System, Totals
@@ -53,8 +54,9 @@ CONSTANT = (
     "node", "decode_ps", "mixed_ps", "decode_context_ps", "mixed_launch_ps", "planned", "reach_ps",
     "prompt", "output", "predicted", "curve", "curve_data", "curve_row", "limit", "priority",
     "deadline", "ahead", "think", "first_child", "sibling", "roots", "hashes", "chain", "chain_at",
-    "prefix",
+    "prefix", "kept",
 )  # fmt: skip
+STAYS = {"predicted_tokens": "predicted", "prompt_tokens": "prompt", "priority": "priority"}
 SHARED = (
     "gym", "env", "place", "column", "action", "flat", "mask", "reward", "ended", "now_s",
     "illegal", "final_now_s", "final_illegal", "mean_latency_s",
@@ -135,6 +137,7 @@ class Many:
         self.reads = tuple(dict.fromkeys(
             n for c in columns for n in (c.plus, c.minus) if n is not None
         ))  # fmt: skip
+        self._stays = [c for c in columns if c.minus is None and c.plus in STAYS]
         width = slots * (len(columns) + 1) + SITUATION
         gym = np.zeros(1, ks.GYM)
         values: dict[str, Any] = {
@@ -330,7 +333,7 @@ class Many:
         flags = {**flags_of(state, stops=True), "MANY": True}
         flags["POLICY"] |= self.kind == "preempt"
         state = numbered(state, flags)
-        state = with_rows(state, self.slots + 1)
+        state = with_rows(state, self.slots + 1)._replace(kept=self._kept(state))
         if len(state.stash) < self.slots:
             state = state._replace(stash=np.zeros(self.slots, ks.WAITING))
         place = self._placed(k, drawn, state, inputs, calls)
@@ -388,6 +391,14 @@ class Many:
         ))  # fmt: skip
         return Place(drawn, state, inputs, calls, block, pristine, runs)
 
+    def _kept(self, state: ks.State) -> NDArray[np.float64]:
+        """The columns that stay what they are at arrival, as agents see them, (columns, n)."""
+        kept = np.zeros((len(self._stays), len(state.prompt)))
+        for row, column in zip(kept, self._stays, strict=True):
+            x = getattr(state, STAYS[column.plus]).astype(np.float64)
+            row[:] = ((symlog(x) if column.log else x) - column.shift) / column.scale
+        return np.clip(kept, -FAR, FAR)
+
     def _once(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array, or one of the same content that is there already: caches hold it once."""
         key = (array.dtype.str, array.shape, array.tobytes())
@@ -404,10 +415,14 @@ class Many:
 def _columns(columns: Sequence[Seen]) -> NDArray[Any]:
     rows = np.zeros(len(columns), ks.COLUMN)
     places = {name: place for place, name in enumerate(FEATURES)}
+    kept = 0
     for row, column in zip(rows, columns, strict=True):
         for sign, name in (("plus", column.plus), ("minus", column.minus)):
             row[sign] = ks.NONE if name is None else places[name]
             row[f"{sign}_float"] = name is not None and FEATURES[name].dtype == "float64"
+        stays = column.minus is None and column.plus in STAYS
+        row["kept"] = kept if stays else ks.NONE
+        kept += stays
         row["log"], row["shift"], row["scale"] = column.log, column.shift, column.scale
     return rows
 

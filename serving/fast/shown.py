@@ -114,11 +114,18 @@ def number_at(S: Any, row: int, place: int, is_float: int) -> float:
 
 
 @kernel
-def show_row(S: Any, k: int, row: int, slot: int) -> None:
-    """Writes the columns of a row that was filled to a candidate's place in the observation."""
+def show_row(S: Any, k: int, row: int, slot: int, id: int) -> None:
+    """Writes the columns of a row that was filled to a candidate's place in the observation.
+
+    Those that stay what they were at a request's arrival were made before (``kept``); ``id`` is
+    NONE for a node.
+    """
     at = slot * S.gym.columns
     for c in range(S.gym.columns):
         column = S.column[c]
+        if id != NONE and column.kept != NONE:
+            S.flat[k, at + c] = S.kept[column.kept, id]
+            continue
         x = number_at(S, row, column.plus, column.plus_float)
         if column.minus != NONE:
             x -= number_at(S, row, column.minus, column.minus_float)
@@ -177,7 +184,7 @@ def show_nodes(S: Any, k: int) -> None:
     for r in range(run.replicas):
         fill_node(S, r, id, r)
         queues += S.rows[r].waiting_requests > 0
-        show_row(S, k, r, r)
+        show_row(S, k, r, r, NONE)
     show_count(S, k, run.replicas)
     if S.gym.hold:
         mark_action(S, k, S.gym.slots - 1, 1)  # its row is all zeros
@@ -261,8 +268,9 @@ def show_queue(S: Any, k: int) -> None:
         for at in range((env.again - 1) * width, new * width):
             S.flat[k, at] = S.flat[k, at + width]
     for place in range(new, count):
-        fill_waiting(S, r, place, S.candidate[env.picked + place])
-        show_row(S, k, place, place)
+        id = S.candidate[env.picked + place]
+        fill_waiting(S, r, place, id)
+        show_row(S, k, place, place, id)
     show_count(S, k, count)
     situation(S, k, 0, symlog(np.float64(env.waiting - env.picked)))
     situation(S, k, 1, symlog(np.float64(S.run.in_system)))
@@ -277,9 +285,9 @@ def show_batch(S: Any, k: int) -> None:
     last = S.gym.slots - 1
     for place in range(env.running):
         fill_running(S, r, place, S.candidate[place])
-        show_row(S, k, place, place)
+        show_row(S, k, place, place, S.slot[S.candidate[place]].id)
     fill_waiting(S, r, last, env.asked)
-    show_row(S, k, last, last)
+    show_row(S, k, last, last, env.asked)
     show_count(S, k, env.running)
     situation(S, k, 0, symlog(np.float64(env.waiting - env.walked)))
     situation(S, k, 1, symlog(np.float64(S.run.in_system)))

@@ -140,7 +140,7 @@ CURVE = _row("edges_at", "points", "values_at", "between")
 
 # Environments: what all of one batch share, one row each for a batch, an environment, an episode
 # that is prepared for it, and a column that agents see (``plus`` less ``minus``, features' places
-# in FEATURE_ROW; ``minus`` may be NONE).
+# in FEATURE_ROW; ``minus`` may be NONE; ``kept`` is its row of that table, or NONE).
 GYM = np.dtype(
     [
         *_row(
@@ -176,7 +176,7 @@ PLACE = np.dtype(
 )  # fmt: skip
 COLUMN = np.dtype(
     [
-        *_row("plus", "plus_float", "minus", "minus_float", "log").descr,
+        *_row("plus", "plus_float", "minus", "minus_float", "log", "kept").descr,
         ("shift", np.float64), ("scale", np.float64),
     ]
 )  # fmt: skip
@@ -275,7 +275,7 @@ class State(NamedTuple):
     preemptions: NDArray[Any]
     recomputed: NDArray[Any]
     cached: NDArray[Any]
-    # environments; all of one batch of E have the same arrays, but for the last two
+    # environments; all of one batch of E have the same arrays, but for the last three
     gym: NDArray[Any] = _no(GYM, 1)
     env: NDArray[Any] = _no(ENV)  # (E,)
     place: NDArray[Any] = _no(PLACE)  # (E * bank,)
@@ -291,6 +291,7 @@ class State(NamedTuple):
     final_illegal: NDArray[Any] = _no(np.int64)  # (E,)
     mean_latency_s: NDArray[Any] = _no(np.float64)  # (E,)
     glance: NDArray[Any] = _no(FEATURE_ROW)  # (1,) the replica whose choice is due
+    kept: NDArray[Any] = _no(np.float64, 0, 0)  # (columns that stay, n) as agents see them
     words: NDArray[Any] = _no(np.int64, 0, 0)  # the memory of rows, by the features' places
 
 
@@ -320,7 +321,7 @@ KINDS: dict[str, tuple[np.dtype[Any], int]] = {
     "gym": (GYM, 0), "env": (ENV, 1), "place": (PLACE, 1), "column": (COLUMN, 1),
     "flat": (np.dtype(np.float32), 2), "mask": (np.dtype(np.int8), 2),
     "ended": (np.dtype(np.int8), 1), "glance": (FEATURE_ROW, 1),
-    "words": (np.dtype(np.int64), 2),
+    "words": (np.dtype(np.int64), 2), "kept": (np.dtype(np.float64), 2),
 }  # fmt: skip
 
 
