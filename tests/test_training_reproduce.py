@@ -51,9 +51,9 @@ def test_the_table_in_short(monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[tuple[int, int]] = []
     found = ir.intelligent_router(
         2, 1, lambda done, total: moved.append((done, total)), requests=60, steps=800,
-        learners=("RL", "RL, guided"),
+        learners=("RL, guided", "ES"),
     )  # fmt: skip
-    names = [*ir.BASELINES, "RL", "RL, guided"]
+    names = [*ir.BASELINES, "RL, guided", "ES"]
     assert [line.policy for line in found.lines] == 2 * names
     assert moved[-1] == (20, 20)
     by_name = {(line.setting[0], line.policy): line for line in found.lines}
