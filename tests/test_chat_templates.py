@@ -140,7 +140,8 @@ def answers(folder: Path, tokens: Path, prompts: list[list[int]]) -> np.ndarray:
             process.send(sequence, prompt)
         deadline = time.monotonic() + 60
         while len(found) < len(prompts) and time.monotonic() < deadline:
-            found.update((answer.sequence, answer.tokens) for answer in process.received())
+            # below zero where it abstained
+            found.update((each.sequence, abs(each.tokens)) for each in process.received())
             time.sleep(0.01)
     finally:
         process.close()
