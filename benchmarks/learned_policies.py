@@ -130,7 +130,7 @@ def loaded(kind: str, name: str) -> Any:
 
 
 def tuned(kind: str, name: str, episodes: list[Episode], budget: int) -> Any:
-    return tune(loaded(kind, name), episodes, budget=budget)
+    return tune(loaded(kind, name), episodes, budget=budget) if budget else loaded(kind, name)
 
 
 def table(policies: list[Any], episodes: list[Episode]) -> Any:
@@ -165,11 +165,11 @@ def one_setting(kind: str, label: str, given: argparse.Namespace, pool: Any, out
         for s in range(given.seeds)
     ]  # fmt: skip
     first = sets[0][0]
-    plain = [loaded(kind, name) for name in BASELINES[kind]]
+    names = given.baselines.split(",") if given.baselines else BASELINES[kind]
+    plain = [loaded(kind, name) for name in names]
     for policy in plain:  # compiled once, before all processes want it
         es.costs_of(first[0], policy)
-    budget = given.evaluations * count
-    names = BASELINES[kind]
+    budget = 0 if given.untuned else given.evaluations * count
     policies = list(pool.map(tuned, [kind] * len(names), names, [first] * len(names),
                              [budget] * len(names)))  # fmt: skip
     costs = np.array(list(pool.map(table, [[p] for p in policies], [first] * len(policies))))[:, 0]
@@ -281,6 +281,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "learned_policies")))
     parser.add_argument("--kinds", default="routing,scheduling")
     parser.add_argument("--predictors", default="tau 0.5,exact")
+    parser.add_argument("--baselines", help="of one kind, the plain one first; default all")
+    parser.add_argument("--untuned", action="store_true", help="baselines with their defaults")
     parser.add_argument("--evaluations", type=int)
     parser.add_argument("--requests", type=int)
     parser.add_argument("--seeds", type=int)
