@@ -130,7 +130,10 @@ def loaded(kind: str, name: str) -> Any:
 
 
 def tuned(kind: str, name: str, episodes: list[Episode], budget: int) -> Any:
-    return tune(loaded(kind, name), episodes, budget=budget) if budget else loaded(kind, name)
+    """A baseline, tuned; mlfq keeps its defaults, as its levels multiply beyond 64 bits."""
+    if not budget or name == "mlfq":
+        return loaded(kind, name)
+    return tune(loaded(kind, name), episodes, budget=budget)
 
 
 def table(policies: list[Any], episodes: list[Episode]) -> Any:
