@@ -156,9 +156,9 @@ def test_pushed_and_loaded_it_says_the_same(api: Api, tmp_path: Path) -> None:
 
 def test_a_folder_goes_with_its_card_and_without_what_is_no_data(api: Api, tmp_path: Path) -> None:
     train_predictor(data(tmp_path / "tales.jsonl"), out=tmp_path / "p")
+    made = load_predictor(tmp_path / "p")
     (tmp_path / "p" / "custom.py").write_text("raise SystemExit")
     (tmp_path / "p" / "weights.bin").write_bytes(b"pickle")
-    made = load_predictor(tmp_path / "p")
     assert isinstance(made, Ridge)
     made.save_pretrained(tmp_path / "again", push_to_hub=True, repo_id="me/again")
     from lengthwise.predictors.hub import push_folder
