@@ -214,7 +214,7 @@ class Told:
         self._table, self._added = table, added
         self._answers: list[Answer] = []
 
-    def send(self, sequence: int, prompt: list[int]) -> None:
+    def send(self, sequence: int, prompt: list[int], known: bytes = b"") -> None:
         job = self._added[sequence]
         curves = {
             name: RequestCurve(AT, values[job]) for name, values in self._table["curves"].items()

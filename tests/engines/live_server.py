@@ -284,7 +284,8 @@ def a_killed_predictor_costs_nobody_an_answer(server: Live) -> None:
 
 def a_sigterm_under_load_keeps_the_record(server: Live) -> None:
     """vLLM's default: no time to shut down. What had finished two seconds ago is on the disk."""
-    served = [chat(server, f"Number {i}", 3 + i, extra_body=IGNORE).id for i in range(6)]
+    known = [f"Tell me {'so ' * i}please" for i in range(6)]  # of others the predictor abstains
+    served = [chat(server, text, 3 + i, extra_body=IGNORE).id for i, text in enumerate(known)]
     stop = threading.Event()
 
     def load() -> None:
