@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lengthwise.errors import InputError
 from lengthwise.policies import load_policy, load_router
@@ -25,6 +26,7 @@ from lengthwise.serving import Engine, Node, System
 from lengthwise.serving.nodes import NodesLike, nodes_of, read_nodes
 from lengthwise.serving.options import engine_of
 from lengthwise.serving.timing import timing as load_timing
+from lengthwise.trained import Range
 from lengthwise.workload import Workload
 
 Workloads = Callable[[int], Workload]  # an episode's seed -> its workload
@@ -48,6 +50,18 @@ class Episode:
     def __post_init__(self) -> None:
         if not self.scale > 0:
             raise InputError(f"an episode's scale must be positive, not {self.scale!r}")
+
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """What a policy meets in it: (lowest, highest) by the names of ``trained.TrainedOn``."""
+        nodes = self.system.nodes
+        columns: dict[str, ArrayLike] = {
+            "prompt_tokens": self.workload["prompt_tokens"], "nodes": [len(nodes)],
+            "seats": [node.engine.max_num_seqs for node in nodes],
+        }  # fmt: skip
+        if self.predictions is not None:
+            columns["predicted_tokens"] = self.predictions.predicted_tokens
+        return {name: (float(np.min(v)), float(np.max(v))) for name, v in columns.items()}
 
 
 Source = Callable[[int], Episode]  # a seed -> an episode; the same seed gives the same one
@@ -135,10 +149,5 @@ def episode_source(
 
 
 def _window(whole: Workload, requests: int, seed: int) -> Workload:
-    start = int(np.random.default_rng(seed).integers(len(whole) - requests + 1))
-    cut = whole.select(slice(start, start + requests))
-    shift = cut["arrival_s"][0]
-    columns: dict[str, Any] = {"arrival_s": cut["arrival_s"] - shift}
-    if "deadline_s" in cut:
-        columns["deadline_s"] = cut["deadline_s"] - shift
-    return cut.replace(**columns)
+    first = int(np.random.default_rng(seed).integers(len(whole) - requests + 1))
+    return whole.window(first, first + requests)

@@ -8,6 +8,7 @@ writes again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from lengthwise.envs.costs import latency
+from lengthwise.envs.episodes import Episode
 from lengthwise.envs.picture import picture
 from lengthwise.envs.task import Task, signature_of
 from lengthwise.errors import InputError, UnknownNameError
@@ -188,7 +190,7 @@ class DecisionVectorEnv(VectorEnv[Observation, Arrays, Arrays]):
 
     # Parts
 
-    def _draw(self, k: int) -> Drawn:
+    def _draw(self, k: int) -> Episode:
         wanted = self._wanted[k]
         if wanted is None:
             generator = self._generators[k]
@@ -196,11 +198,7 @@ class DecisionVectorEnv(VectorEnv[Observation, Arrays, Arrays]):
                 generator = self._generators[k] = seeding.np_random()[0]
             wanted = int(generator.integers(2**31))
         episode = self.game.source(wanted)
-        scale = self.game.reward_scale or episode.scale
-        return Drawn(
-            episode.workload, episode.system, episode.predictions, episode.seed, scale,
-            episode.name,
-        )  # fmt: skip
+        return replace(episode, scale=self.game.reward_scale or episode.scale)
 
     def _seeds(self, seed: int | list[int | None] | None) -> list[int | None]:
         if seed is None:

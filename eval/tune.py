@@ -19,7 +19,7 @@ from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Tunable
 from lengthwise.serving import Records, System, run
 from lengthwise.workload import Workload
 
-Judged = TypeVar("Judged", SchedulingPolicy, RoutingPolicy)
+Judged = TypeVar("Judged", bound=SchedulingPolicy | RoutingPolicy)
 Metric = Callable[[Records], float]
 Tunables = dict[str, Tunable]
 

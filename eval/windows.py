@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -111,12 +110,7 @@ def _cut(whole: Workload, requests: int, test: int, tuning: int) -> Windows:
 
 def _window(whole: Workload, requests: int, place: int, seed: int) -> Window:
     span = (place * requests, (place + 1) * requests)
-    cut = whole.select(slice(*span))
-    start = cut["arrival_s"][0]
-    columns: dict[str, Any] = {"arrival_s": cut["arrival_s"] - start}
-    if "deadline_s" in cut:
-        columns["deadline_s"] = cut["deadline_s"] - start
-    return Window(cut.replace(**columns), seed, span)
+    return Window(whole.window(*span), seed, span)
 
 
 def _share(a: tuple[int, int] | None, b: tuple[int, int] | None) -> bool:

@@ -11,6 +11,15 @@ Range = tuple[float, float]
 BEYOND = "is used beyond what it was trained on"
 
 
+def widened(ranges: Mapping[str, Range], more: Mapping[str, Range]) -> dict[str, Range]:
+    """Ranges by name that cover both."""
+    found = dict(ranges)
+    for name, (low, high) in more.items():
+        least, most = found.get(name, (low, high))
+        found[name] = (min(low, least), max(high, most))
+    return found
+
+
 @dataclass(frozen=True)
 class TrainedOn:
     """The ranges of what was seen in training, by name, and the workloads' names.

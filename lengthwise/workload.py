@@ -167,6 +167,13 @@ class Workload:
             name=self.name, notices=self.notices,
         )  # fmt: skip
 
+    def window(self, first: int, end: int) -> Workload:
+        """Requests ``first`` to ``end`` - 1, with times from the arrival of the first of them."""
+        cut = self.select(slice(first, end))
+        start = cut["arrival_s"][0]
+        times = {name: cut[name] - start for name in ("arrival_s", "deadline_s") if name in cut}
+        return cut.replace(**times)
+
     def head(self, requests: int) -> Workload:
         """The first ``requests`` requests (parents come first, so a closed loop may be cut so)."""
         return Workload(

@@ -85,7 +85,7 @@ class Base(Learned):
         self.centre_: Floats = shipped.arrays["centre"]  # of the log length, and its scale, (2,)
         self.blend_: Floats | None = None  # (1 + 2, k): intercept, own ridge's and base's weights
         if target == "exact":
-            self.target_ = targets.restored(target, _target_of(shipped.arrays))
+            self.target_ = targets.restored(target, folder.under("target.", shipped.arrays))
             self.novelty_ = Novelty.restored(shipped.arrays)
 
     def stream(self) -> Predictor:
@@ -153,7 +153,7 @@ class Base(Learned):
         self.pretrained_ = Pretrained.restored(state, arrays)
         self.centre_ = arrays["centre"]
         if "own_terms" in state:
-            own = {k.removeprefix(OWN): v for k, v in arrays.items() if k.startswith(OWN)}
+            own = folder.under(OWN, arrays)
             self.features_ = restored_features({"terms": state["own_terms"]}, own)
             self.weights_, self.intercept_, self.blend_ = (
                 own["weights"], own["intercept"], own["blend"],
@@ -181,8 +181,3 @@ def _encoder() -> Any:
 @cache
 def _shipped() -> folder.Saved:
     return folder.read(SHIPPED)
-
-
-def _target_of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    prefix = "target."
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

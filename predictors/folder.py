@@ -97,3 +97,10 @@ def read(folder: str | Path) -> Saved:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"predictor {str(path)!r}: malformed {DESCRIPTION}: {error!r}") from error
+
+
+def under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays whose names begin so, without that."""
+    return {
+        key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
+    }

@@ -169,13 +169,13 @@ class Learned(HubPredictor, ABC):
             ):
                 raise ValueError(f"array {key} holds values that are no finite numbers")
         made = cls(**saved.options)
-        made.target_ = targets.restored(made.target, _under("target.", saved.arrays))
+        made.target_ = targets.restored(made.target, folder.under("target.", saved.arrays))
         if "context" in saved.state:
             made.effects_ = Effects.restored(
-                saved.state["context"], _under("context.", saved.arrays)
+                saved.state["context"], folder.under("context.", saved.arrays)
             )
             if made.target == "bucket":
-                made.shown_ = targets.restored("bucket", _under("shown.", saved.arrays))
+                made.shown_ = targets.restored("bucket", folder.under("shown.", saved.arrays))
         made._declare()
         made.novelty_ = Novelty.restored(saved.arrays)
         made._restore(saved.state, saved.arrays, path)
@@ -261,13 +261,6 @@ class Learned(HubPredictor, ABC):
             rng = np.random.default_rng(self.seed)
             filled = drawn_logs(logs, cut, mu, sigma, rng)
         return np.exp(filled)
-
-
-def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The arrays whose names begin so, without that."""
-    return {
-        key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
-    }
 
 
 def folds_of(prompts: Sequence[str], seed: int) -> NDArray[np.int64]:

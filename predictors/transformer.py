@@ -25,7 +25,7 @@ from torch import nn
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.prediction import Floats
-from lengthwise.predictors import columns, encoder, heads, targets
+from lengthwise.predictors import columns, encoder, folder, heads, targets
 from lengthwise.predictors.features import SHAPE, shape_of
 from lengthwise.predictors.learned import Learned, folds_of
 from lengthwise.predictors.optimize import Schedule, minimize, mixed, save_atomically
@@ -276,12 +276,8 @@ class Transformer(Learned):
         )  # fmt: skip
         self.heads_ = []
         for k in range(state["heads"]):
-            prefix = f"head.{k}."
-            weights = {
-                key.removeprefix(prefix): torch.tensor(value)
-                for key, value in arrays.items()
-                if key.startswith(prefix)
-            }
+            saved = folder.under(f"head.{k}.", arrays)
+            weights = {name: torch.tensor(value) for name, value in saved.items()}
             width = self.encoder_.width + len(SHAPE)
             head = heads.new_head(self.head, self._fitted(), width, self.hidden, 0.0)
             head.load_state_dict(weights)

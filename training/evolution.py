@@ -13,19 +13,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.envs.episodes import Episode
 from lengthwise.errors import InputError, UnknownNameError
-from lengthwise.eval import metrics
-from lengthwise.eval.tune import records_of
+from lengthwise.eval.tune import METRICS, records_of
 from lengthwise.policies.blend import Blend
 from lengthwise.policies.terms import TERMS
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.serving import Stops, begin
-from lengthwise.trained import Range, TrainedOn
+from lengthwise.trained import Range, TrainedOn, widened
 
 Floats = NDArray[np.float64]
 Judged = SchedulingPolicy | RoutingPolicy
@@ -38,8 +38,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "requests_per_seat", "own_s", "own_prompt_s", "kv",
     ),
 }  # fmt: skip
-COSTS = ("mean", "p99", "normalized")  # of latency: columns of every table of costs
-TIE = 0.01
+COSTS = ("mean latency", "P99 latency", "normalized latency")  # columns of a table of costs
+TIE = 0.01  # baselines whose costs differ by no more than this share are as good as each other
 MEASURED = 400  # routing decisions of an episode that scales are measured on
 
 
@@ -72,11 +72,7 @@ class Goal:
 def costs_of(episode: Episode, judged: Judged) -> list[float]:
     """Mean and P99 latency, s, and mean normalised latency, s/token, of an episode."""
     records = records_of(episode, judged)
-    e2e = metrics.e2e_s(records)
-    found = [
-        float(e2e.mean()), float(np.percentile(e2e, 99)),
-        float(metrics.normalized_latency_s(records).mean()),
-    ]  # fmt: skip
+    found = [METRICS[name](records) for name in COSTS]
     if not np.isfinite(found).all() or min(found) <= 0:
         raise InputError(
             f"the cost of {judged.name} on {episode.name} is {found[0]}: a cost must be a finite "
@@ -204,18 +200,9 @@ def _columns(episode: Episode) -> dict[str, Floats]:
 
 def ground(episodes: Sequence[Episode], loads: Range | None = None) -> TrainedOn:
     """The ranges that these episodes cover."""
-    columns = [_columns(episode) for episode in episodes]
-    ranges: dict[str, Range] = {}
-    for name in ("prompt_tokens", "predicted_tokens"):
-        if all(name in one for one in columns):
-            ranges[name] = (
-                min(float(one[name].min()) for one in columns),
-                max(float(one[name].max()) for one in columns),
-            )
-    nodes = [len(episode.system.nodes) for episode in episodes]
-    seats = [n.engine.max_num_seqs for episode in episodes for n in episode.system.nodes]
-    ranges["nodes"] = (min(nodes), max(nodes))
-    ranges["seats"] = (min(seats), max(seats))
+    each = [episode.ranges for episode in episodes]
+    spans = reduce(widened, each).items()
+    ranges = {name: span for name, span in spans if all(name in one for one in each)}
     if loads is not None:
         ranges["load"] = loads
     return TrainedOn.of(ranges, {episode.workload.name for episode in episodes})

@@ -120,7 +120,7 @@ def evaluate_policy(
         least = max(budget, 4 * len(practice))
         if least > budget and say is not None:
             say(f"{len(practice)} windows to tune on: {least} runs for each baseline, not {budget}")
-        tuned = [_tuned(each, practice, least) for each in beaten]
+        tuned = [tune(each, practice, budget=least) for each in beaten]
         for new, old in list(zip(tuned, beaten, strict=True)):
             if new is not old:
                 beaten.append(new)
@@ -129,12 +129,6 @@ def evaluate_policy(
     return [
         {**said, **row} for said, trials in groups for row in judge(beaten, judged, trials)
     ]  # fmt: skip
-
-
-def _tuned(judged: Judged, practice: Sequence[Trial], budget: int) -> Judged:
-    if isinstance(judged, RoutingPolicy):
-        return tune(judged, practice, budget=budget)
-    return tune(judged, practice, budget=budget)
 
 
 def _trial(window: Window, rate: float | None, system: System, predictor: Any) -> Trial:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from lengthwise.envs.costs import Cost, latency
 from lengthwise.envs.episodes import Episode, Source
 from lengthwise.errors import InputError
-from lengthwise.eval import metrics
 from lengthwise.eval.statistics import Interval, paired_ratio
-from lengthwise.policy import RoutingPolicy
-from lengthwise.serving import begin, run
+from lengthwise.eval.tune import METRICS, placed, records_of
+from lengthwise.serving import begin
+from lengthwise.training.evolution import nothing_to_learn
 from lengthwise.training.judging import Judged
 
 # Episodes draw workload seeds below 2**31; these are out of their reach. Which weights are best is
-# chosen on the first; what a finished run says of them is measured on the second.
-VALIDATION_SEED, CONFIRMATION_SEED, TEST_SEED = 2**31, 2**31 + 5_000, 2**31 + 10_000
-TIE = 0.01  # baselines whose costs differ by no more than this share are as good as each other
+# chosen on the first; what a finished run says of them is measured on the second; ``eval.windows``
+# has those that finished policies are judged on.
+VALIDATION_SEED, CONFIRMATION_SEED = 2**31, 2**31 + 5_000
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,8 @@ class Validation:
     @property
     def ties(self) -> bool:
         """Whether several baselines cost the same: then, most likely, nothing waits."""
-        levels = [self.ratio(found, self.best) for found in self.baselines.values()]
-        return len(levels) > 1 and all(
-            ratio is not None and ratio.mean < 1 + TIE for ratio in levels
-        )
+        found = {name: np.array(costs) for name, costs in self.baselines.items()}
+        return bool(min(map(np.min, found.values())) > 0 and nothing_to_learn(found))
 
     def _level(self, found: Sequence[float]) -> float:
         if min(min(costs) for costs in (found, *self.baselines.values())) > 0:
@@ -86,17 +84,12 @@ class Validation:
 
 
 def _cost(episode: Episode, judged: Judged, cost: Cost) -> float:
-    system = episode.system
-    if isinstance(judged, RoutingPolicy):
-        system = replace(system, routing=judged)
-    else:
-        system = replace(system, nodes=tuple(replace(n, policy=judged) for n in system.nodes))
-    workload, predictions, seed = episode.workload, episode.predictions, episode.seed
     if cost is latency:  # known from the records, so the fast engine will do
-        return float(metrics.e2e_s(run(workload, system, predictions, seed=seed)).mean())
-    made = begin(workload, system, predictions, seed=seed)
+        return METRICS["mean latency"](records_of(episode, judged))
+    system = placed(episode.system, judged)
+    made = begin(episode.workload, system, episode.predictions, seed=episode.seed)
     made.advance()
-    return cost(made.totals) / len(workload)
+    return cost(made.totals) / len(episode.workload)
 
 
 def told(ratio: Interval | None, baseline: str) -> str:

@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike
-
 from lengthwise.envs.base import DecisionEnv
 from lengthwise.envs.episodes import Episode, Source
 from lengthwise.envs.sb3 import SB3VecEnv
-from lengthwise.trained import TrainedOn
+from lengthwise.trained import Range, TrainedOn, widened
 
 # What an environment makes episodes of; a source of them stands in for all of it.
 EPISODE = (
@@ -34,25 +31,15 @@ class Drawn:
 
     def __init__(self, source: Source, factor: float) -> None:
         self.source, self.factor = source, factor
-        self.ranges: dict[str, tuple[float, float]] = {}
+        self.ranges: dict[str, Range] = {}
         self.workloads: set[str] = set()
 
     def __call__(self, seed: int) -> Episode:
         found = self.source(seed)
-        nodes = found.system.nodes
-        self._widen("prompt_tokens", found.workload["prompt_tokens"])
-        self._widen("nodes", len(nodes))
-        self._widen("seats", [node.engine.max_num_seqs for node in nodes])
-        if found.predictions is not None and "predicted_tokens" in found.predictions.columns:
-            self._widen("predicted_tokens", found.predictions.columns["predicted_tokens"])
+        self.ranges = widened(self.ranges, found.ranges)
         self.workloads.add(found.name)
         return replace(found, scale=found.scale * self.factor)
 
     def trained_on(self) -> TrainedOn:
         """What was drawn so far."""
         return TrainedOn.of(self.ranges, self.workloads)
-
-    def _widen(self, name: str, values: ArrayLike) -> None:
-        low, high = float(np.min(values)), float(np.max(values))
-        least, most = self.ranges.get(name, (low, high))
-        self.ranges[name] = (min(low, least), max(high, most))

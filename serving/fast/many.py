@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -68,16 +68,24 @@ BLOCK = tuple(
 )
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """An episode, as an environment draws it; ``scale`` divides its rewards."""
+class Drawn(Protocol):
+    """An episode, as an environment draws it (``envs.episodes.Episode``)."""
 
-    workload: Workload
-    system: System
-    predictions: Predictions | None
-    seed: int
-    scale: float
-    name: str = ""
+    @property
+    def workload(self) -> Workload: ...
+    @property
+    def system(self) -> System: ...
+    @property
+    def predictions(self) -> Predictions | None: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def scale(self) -> float:
+        """What its rewards are divided by."""
+        ...
+
+    @property
+    def name(self) -> str: ...
 
 
 @dataclass(frozen=True)

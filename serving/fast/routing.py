@@ -45,7 +45,7 @@ def route(S: Any, id: int) -> int:
     run = S.run
     count = sample(S, id)
     for row in range(count):
-        fill_replica(S, row, id, S.places[row])
+        fill_replica(S, row, id, S.places[row], run.routing_reads)
     code = evaluate(S, run.router_at, count)
     if code != DONE:
         return -1 - code

@@ -57,24 +57,24 @@ def fill_further(S: Any, r: int, row: int, id: int, generated: int) -> None:
 
 
 @hot
-def fill_replica(S: Any, row: int, id: int, r: int) -> None:
-    """Writes what a router reads of a replica and of a request that arrives now."""
+def fill_replica(S: Any, row: int, id: int, r: int, wanted: int) -> None:
+    """Writes the ``wanted`` features of a replica, as the router sees it, and of a request that
+    arrives now; ``wanted`` is a mask."""
     if S.run.interval > 0:
-        fill_scraped(S, row, r)
+        fill_scraped(S, row, r, wanted)
     else:
-        write_features(S.rows[row], S.run.routing_reads, "replica", last=S.replica[r].iteration)
-    if is_read_of(S.run.routing_reads, "request", "pair"):
+        write_features(S.rows[row], wanted, "replica", last=S.replica[r].iteration)
+    if is_read_of(wanted, "request", "pair"):
         write_features(
-            S.rows[row], S.run.routing_reads, "request", "pair",
-            generated=0, computed=0, preemptions=0,
-        )  # fmt: skip
+            S.rows[row], wanted, "request", "pair", generated=0, computed=0, preemptions=0
+        )
 
 
 @kernel
-def fill_scraped(S: Any, row: int, r: int) -> None:
+def fill_scraped(S: Any, row: int, r: int, wanted: int) -> None:
     """The same of a replica as it was seen last, but for what the router counts itself."""
-    copy_features(S.rows[row], S.scraped[r], S.run.routing_reads, "replica")
-    write_counted_features(S.rows[row], S.run.routing_reads)
+    copy_features(S.rows[row], S.scraped[r], wanted, "replica")
+    write_counted_features(S.rows[row], wanted)
 
 
 @kernel

@@ -16,13 +16,9 @@ import numpy as np
 from lengthwise.exact import LARGEST, LN2_HIGH, LN2_LOW, ROOT_HALF
 from lengthwise.serving.fast.batch import computed_of, generated_of
 from lengthwise.serving.fast.compiler.jit import bits_of, float_of, hot, kernel, node_of
+from lengthwise.serving.fast.scores import fill_replica
 from lengthwise.serving.fast.state import ADMIT, NONE, ROUTE
-from lengthwise.serving.fast.tables import (
-    copy_features,
-    is_read_of,
-    write_counted_features,
-    write_features,
-)
+from lengthwise.serving.fast.tables import copy_features, write_features
 
 FAR = 1e6  # bound of a normalised number; nothing that a score should tell apart lies beyond
 SITUATION = 4  # numbers of the situation as a whole
@@ -58,20 +54,6 @@ def symlog(x: float) -> float:
 
 
 # Features
-
-
-@kernel
-def fill_node(S: Any, row: int, id: int, r: int) -> None:
-    """A replica as the router sees it for a request that arrives now: ``scores.fill_replica``."""
-    if S.run.interval > 0:
-        copy_features(S.rows[row], S.scraped[r], S.gym.reads, "replica")
-        write_counted_features(S.rows[row], S.gym.reads)
-    else:
-        write_features(S.rows[row], S.gym.reads, "replica", last=S.replica[r].iteration)
-    if is_read_of(S.gym.reads, "request", "pair"):
-        write_features(
-            S.rows[row], S.gym.reads, "request", "pair", generated=0, computed=0, preemptions=0
-        )
 
 
 @kernel
@@ -182,7 +164,7 @@ def show_nodes(S: Any, k: int) -> None:
     run, id = S.run, S.run.due_request
     queues = 0
     for r in range(run.replicas):
-        fill_node(S, r, id, r)
+        fill_replica(S, r, id, r, S.gym.reads)
         queues += S.rows[r].waiting_requests > 0
         show_row(S, k, r, r, NONE)
     show_count(S, k, run.replicas)

@@ -78,7 +78,7 @@ def show_candidates(table: int) -> int:
         return code
     if run.due == ROUTE:
         for row in range(run.shown):
-            fill_replica(S, row, run.due_request, row)
+            fill_replica(S, row, run.due_request, row, run.routing_reads)
         return DONE
     S.replica[r].summed_last = NONE  # whoever gave way is still in the sum
     look(S, r)  # the caller keeps what the iteration's scores are to see
