@@ -101,7 +101,8 @@ def test_the_whole_harness_serves_and_continues(
     write_bundle(load_router("least-tokens"), tmp_path / "mine")
     data, out = tmp_path / "data", tmp_path / "out"
     given = ["prepare", str(data), "--seconds", "0.5", "--seeds", "1", "--loads", "0.9",
-             "--seats", "4,2", "--longest", "64,8", "--tau", "0.6",
+             "--seats", "4,2", "--longest", "64,30", "--tau", "0.6",
+             "--workload", "azure-code-2023",  # short answers: few of any run end at the cap
              "--routers", f"round-robin,{tmp_path / 'mine'}"]  # fmt: skip
     gpu_routers.main(given)
     command = ["run", str(data), str(out), "--engine", TIMING]

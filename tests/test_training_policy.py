@@ -34,6 +34,7 @@ from lengthwise.training.policy import PolicyRun, evaluate_policy, export_run, t
 from lengthwise.training.runs import learned
 from lengthwise.training.scorer import score_layers, score_skip
 from lengthwise.workload import Workload
+from tests.systems import burst
 
 TIMING = LinearTiming(base_s=1.0, num_gpu_blocks=1000)
 ONE = {"max_num_seqs": 1}
@@ -43,16 +44,6 @@ QUICK: dict[str, dict[str, Any]] = {
     "maskable-ppo": {"rollout": 512, "batch_size": 128, "gamma": 0.9},
     "dqn": {"learning_starts": 256, "batch_size": 128, "target_update_interval": 256, "gamma": 0.9},
 }
-
-
-def burst(seed: int) -> Workload:
-    """Six jobs of 1 token and six of 5, all at time 0; an iteration (one token) takes 1 s."""
-    output = np.repeat([1, 5], 6)
-    np.random.default_rng(seed).shuffle(output)
-    return Workload(
-        {"arrival_s": np.zeros(12), "prompt_tokens": np.full(12, 8), "output_tokens": output},
-        name="burst",
-    )
 
 
 # Finish times 1..6 and 11, 16, ..., 36: their mean.

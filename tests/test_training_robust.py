@@ -30,19 +30,10 @@ from lengthwise.training.policy import PolicyRun, export_run, train_policy
 from lengthwise.training.validation import CONFIRMATION_SEED, VALIDATION_SEED, Validation
 from lengthwise.training.vectors import make_vector
 from lengthwise.workload import Workload
+from tests.systems import burst
 
 TIMING = LinearTiming(base_s=1.0, num_gpu_blocks=1000)
 ONE = {"max_num_seqs": 1}
-
-
-def burst(seed: int) -> Workload:
-    """Jobs of 1 and of 5 tokens, all at time 0, on one machine: shortest first is optimal."""
-    output = np.repeat([1, 5], 6)
-    np.random.default_rng(seed).shuffle(output)
-    return Workload(
-        {"arrival_s": np.zeros(12), "prompt_tokens": np.full(12, 8), "output_tokens": output},
-        name="burst",
-    )
 
 
 def mixed(seed: int) -> Workload:
