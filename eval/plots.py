@@ -229,7 +229,12 @@ def _grid(rows: int, columns: int, *, width: float, height: float) -> tuple[Figu
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:
+    """The legend under the panels, in up to 4 columns: as many as the figure is wide enough for."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=9
-    )
+    for columns in range(min(4, len(labels)), 0, -1):
+        legend = figure.legend(
+            handles, labels, loc="outside lower center", ncols=columns, fontsize=9
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()

@@ -176,6 +176,18 @@ def test_a_figure_against_load_needs_two_loads() -> None:
     assert plots.svg(plots.latency_cdf(found)).startswith(b"<?xml")
 
 
+def test_a_narrow_figure_holds_its_whole_legend() -> None:
+    """One panel, and names that are wider than it side by side."""
+    policies = tuple(f"mlfq:quantum={n},levels=6,prefill_ratio=32" for n in (16, 32, 64, 128))
+    found = compare(SOURCE, policies, rates=(4.0,), seeds=1, engine=ENGINE)
+    figure = plots.latency_cdf(found)
+    plots.svg(figure)  # lays it out
+    (legend,) = figure.legends
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert len(legend.get_texts()) >= 4
+    assert whole.x0 <= box.x0 and box.x1 <= whole.x1
+
+
 def test_quantiles_are_numpys() -> None:
     found = compare(SOURCE, ("fcfs",), rates=(4.0,), seeds=1, engine=ENGINE)
     run = simulate(SOURCE.load(4.0, 0), "fcfs", engine=ENGINE)
