@@ -92,6 +92,7 @@ class DecisionVectorEnv(VectorEnv[Observation, Arrays, Arrays]):
         task = self.game = type(self).task(*given, **{**self.defaults, **options})
         self.num_envs, self.flat, self.copy, self.render_mode = num_envs, flat, copy, render_mode
         self.metadata = {**self.metadata, "autoreset_mode": mode}
+        self.autoreset_mode = mode  # as Gymnasium's own have it, where TorchRL looks for it
         self.columns, self.cost = task.columns, task.cost
         self.single_action_space = spaces.Discrete(task.slots)
         self.single_observation_space = task.observation_space(flat)
