@@ -1,6 +1,7 @@
 """The fast engine against the reference: the same records and iterations, to the bit."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -178,25 +179,22 @@ def disagreements(seeds, **options):
     return found
 
 
-def test_random_trials_agree_to_the_bit():
-    assert disagreements(range(150)) == {}
+def spans(total, first, parts):
+    """Seeds 0 to ``total``: a few at once, the rest in ``parts``, so that no trial is run twice."""
+    edges = [first + (total - first) * part // parts for part in range(parts + 1)]
+    late = [pytest.mark.slow, pytest.mark.timeout(3600)]
+    return [(0, first)] + [pytest.param(span, marks=late) for span in itertools.pairwise(edges)]
 
 
-def test_random_systems_of_unequal_nodes_agree_to_the_bit():
-    assert disagreements(range(5000, 5060), unequal=True) == {}
+@pytest.mark.parametrize("seeds", spans(2000, 150, 4))
+def test_two_thousand_trials_agree_to_the_bit(seeds):
+    assert disagreements(range(*seeds)) == {}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_five_hundred_systems_of_unequal_nodes_agree_to_the_bit():
-    assert disagreements(range(5000, 5500), unequal=True) == {}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("part", range(4))
-def test_two_thousand_trials_agree_to_the_bit(part):
-    assert disagreements(range(part * 500, (part + 1) * 500)) == {}
+@pytest.mark.parametrize("seeds", spans(500, 60, 1))
+def test_five_hundred_systems_of_unequal_nodes_agree_to_the_bit(seeds):
+    first, last = seeds
+    assert disagreements(range(5000 + first, 5000 + last), unequal=True) == {}
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from lengthwise.serving.fast.features import ACCESSORS
 from lengthwise.serving.fast.run import FastRun
 from lengthwise.serving.reference.run import ReferenceRun
 from lengthwise.serving.system import HOLD, Stops
-from tests.test_serving_kernel import differences, trial
+from tests.test_serving_kernel import differences, spans, trial
 
 NAMES = tuple(name for name in ACCESSORS if name not in CURVES)  # trials have no curves
 
@@ -81,28 +81,20 @@ def disagreements(seeds):
     return found
 
 
-def test_random_answers_lead_both_engines_through_the_same_steps():
-    assert disagreements(range(40)) == {}
+@pytest.mark.parametrize("seeds", spans(500, 40, 4))
+def test_five_hundred_runs_answered_at_random_are_equal_step_by_step(seeds):
+    assert disagreements(range(*seeds)) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("part", range(4))
-def test_five_hundred_runs_answered_at_random_are_equal_step_by_step(part):
-    assert disagreements(range(part * 125, (part + 1) * 125)) == {}
-
-
-@pytest.mark.parametrize(
-    "seeds", [10, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
-)
-def test_no_run_that_stops_reads_or_writes_outside_an_array(seeds):
+def test_no_run_that_stops_reads_or_writes_outside_an_array():
     code = (
-        "import sys\n"
         "from tests.test_serving_run import FastRun, steps\n"
-        "for seed in range(int(sys.argv[1])):\n"
+        "for seed in range(500):\n"
         "    steps(FastRun, seed)\n"
     )
     env = {**os.environ, "NUMBA_BOUNDSCHECK": "1"}
     root = Path(__file__).parent.parent
-    command = [sys.executable, "-c", code, str(seeds)]
+    command = [sys.executable, "-c", code]
     subprocess.run(command, env=env, check=True, cwd=root)
