@@ -7,7 +7,7 @@ the learner was trained on, by a budget of simulated runs, and judged on other w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval import metrics
-from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Tunable
+from lengthwise.policy import Between, RoutingPolicy, SchedulingPolicy, Tunable
 from lengthwise.serving import Records, System, run
 from lengthwise.workload import Workload
 
@@ -74,6 +74,7 @@ def tune(
     the best. Candidates are compared by the geometric mean over runs, so that each run counts
     alike. At most ``budget`` runs are simulated. The defaults are a candidate that always goes on,
     so the result is no worse than they on ``runs``. A policy without tunables is returned as it is.
+    Candidates stay within the ranges that tunables declare.
     Raises ``InputError`` for a metric that is not positive, and for a budget below 4 runs of each.
     """
     measure = _metric(metric)
@@ -129,7 +130,8 @@ class _Search:
         count, left = 0, budget - len(self.known)
         while self._price(count + 1) <= left:
             count += 1
-        drawn = [_near(kept[-1], spread, self.rng) for _ in range(count)]
+        ranges = self.policy.score.ranges
+        drawn = [_near(kept[-1], spread, self.rng, ranges) for _ in range(count)]
         for runs in self.rungs:
             drawn.sort(key=lambda c: self.level(c, self.order[:runs]))
             drawn = drawn[: _half(len(drawn))]
@@ -162,8 +164,13 @@ def _half(count: int) -> int:
     return min(count, max(1, count // 2))
 
 
-def _near(centre: Tunables, spread: float, rng: np.random.Generator) -> Tunables:
-    """Random tunables: factors of the centre's values, bools by a coin, 0 by up to 1 around it."""
+def _near(
+    centre: Tunables, spread: float, rng: np.random.Generator, ranges: Mapping[str, Between]
+) -> Tunables:
+    """Random tunables: factors of the centre's values, bools by a coin, 0 by up to 1 around it.
+
+    What falls outside a declared range is set to its end.
+    """
     found: Tunables = {}
     for name, value in centre.items():
         draw = float(rng.uniform(-spread, spread))
@@ -174,6 +181,8 @@ def _near(centre: Tunables, spread: float, rng: np.random.Generator) -> Tunables
         else:
             number = value * math.exp(draw) if value else draw / WIDE
             found[name] = float(f"{number:.3g}")  # what a table can say
+        if name in ranges:
+            found[name] = ranges[name].nearest(found[name])
     return found
 
 

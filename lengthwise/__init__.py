@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lengthwise.policies import load_policy, load_router
     from lengthwise.policy import (
         Admission,
+        Between,
         Guard,
         Preemption,
         RoutingPolicy,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Admission": "lengthwise.policy",
+    "Between": "lengthwise.policy",
     "Engine": "lengthwise.serving",
     "Guard": "lengthwise.policy",
     "InputError": "lengthwise.errors",
@@ -53,6 +55,7 @@ _WHERE = {
 
 __all__ = [
     "Admission",
+    "Between",
     "Engine",
     "Guard",
     "InputError",

@@ -1,6 +1,7 @@
 """What a policy is: a pure function from features to a score; the lowest score goes first.
 
-Positional parameters are features, keyword-only parameters are tunables. The same ``Score`` runs on
+Positional parameters are features, keyword-only parameters are tunables; an annotation may say
+which values they take: ``b: Annotated[float, Between(0, 100)] = 0.08``. The same ``Score`` runs on
 scalars (in an engine plugin), on numpy arrays (observations) and compiled by numba (the kernel).
 """
 
@@ -10,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -26,18 +27,41 @@ LARGEST = 2**53  # of a tunable: whole numbers are exact up to here in every eng
 
 
 @dataclass(frozen=True)
+class Between:
+    """The values that a tunable takes, both ends included; raises ``InputError`` for no range."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.low <= self.high < math.inf:
+            raise InputError(f"a tunable's range from {self.low!r} to {self.high!r} is none")
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.low:.15g} to {self.high:.15g}"
+
+    def nearest(self, value: Tunable) -> Tunable:
+        """``value``, or the end of the range that is nearest to it, in the same type."""
+        return type(value)(min(max(value, self.low), self.high))
+
+
+@dataclass(frozen=True)
 class Score:
     """A score function with its tunables bound.
 
     ``function(*values, **tunables)`` takes one value (scalar or array of shape (n,)) per name in
     ``features`` and returns a value of the same shape. Ties are broken by request id (scheduling)
-    or by replica index (routing).
+    or by replica index (routing). ``ranges`` holds those that tunables declare.
     """
 
     name: str
     function: Callable[..., Any]
     features: tuple[str, ...]
     tunables: Mapping[str, Tunable] = field(default_factory=dict)
+    ranges: Mapping[str, Between] = field(default_factory=dict)
 
     def __call__(self, *values: Any) -> Any:
         return self.function(*values, **self.tunables)
@@ -52,13 +76,17 @@ class Score:
         return features.changes(self.features)
 
     def with_tunables(self, given: Mapping[str, Tunable]) -> Score:
-        """The same score with some tunables replaced; unknown names and wrong types are errors."""
+        """The same score with some tunables replaced.
+
+        Unknown names, wrong types, NaN and values outside a declared range are errors.
+        """
         bound = dict(self.tunables)
         for name, value in given.items():
             if name not in bound:
                 raise UnknownNameError(f"tunable of policy {self.name!r}", name, bound)
-            bound[name] = _as_type_of(bound[name], value, f"{self.name}:{name}")
-        return Score(self.name, self.function, self.features, bound)
+            label = f"{self.name}:{name}"
+            bound[name] = _inside(self.ranges, name, _as_type_of(bound[name], value, label), label)
+        return Score(self.name, self.function, self.features, bound, self.ranges)
 
     @classmethod
     def from_function(cls, function: Callable[..., Any], name: str | None = None) -> Score:
@@ -70,6 +98,7 @@ class Score:
         name = name or str(getattr(function, "__name__", "policy"))
         names: list[str] = []
         tunables: dict[str, Tunable] = {}
+        ranges: dict[str, Between] = {}
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise InputError(f"policy {name!r} takes *{parameter.name}; name each feature")
@@ -79,11 +108,16 @@ class Score:
                         f"tunable {parameter.name!r} of policy {name!r} needs a default that is "
                         f"a number or a bool, not {parameter.default!r}"
                     )
-                tunables[parameter.name] = parameter.default
+                declared = _declared(function, parameter, name)
+                if declared is not None:
+                    ranges[parameter.name] = declared
+                tunables[parameter.name] = _inside(
+                    ranges, parameter.name, parameter.default, f"{name}:{parameter.name}"
+                )
             else:
                 features.get(parameter.name)
                 names.append(parameter.name)
-        return cls(name, function, tuple(names), tunables)
+        return cls(name, function, tuple(names), tunables, ranges)
 
 
 @runtime_checkable
@@ -115,6 +149,33 @@ class Weighted(Protocol):
 
     @property
     def weights(self) -> Sequence[float]: ...
+
+
+def _declared(
+    function: Callable[..., Any], parameter: inspect.Parameter, policy: str
+) -> Between | None:
+    """The range that a tunable's annotation declares, which may be a string."""
+    said = parameter.annotation
+    if isinstance(said, str) and "Annotated" in said:
+        try:
+            said = eval(said, getattr(function, "__globals__", {}))
+        except Exception as error:
+            raise InputError(
+                f"the annotation of tunable {parameter.name!r} of policy {policy!r} can't be read: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    if get_origin(said) is not Annotated:
+        return None
+    return next((one for one in get_args(said)[1:] if isinstance(one, Between)), None)
+
+
+def _inside(ranges: Mapping[str, Between], name: str, value: Tunable, label: str) -> Tunable:
+    """The value, if it is a number and inside the range that is declared for it, if one is."""
+    if value != value:
+        raise InputError(f"tunable {label} takes numbers, not nan")
+    if name in ranges and value not in ranges[name]:
+        raise InputError(f"tunable {label} takes {ranges[name]}, not {value!r}")
+    return value
 
 
 def _as_type_of(default: Tunable, value: Any, label: str) -> Tunable:

@@ -3,12 +3,18 @@
 Brinch Hansen 1971; SGLang's ``hrrn`` schedule policy is the same ratio over predicted length.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
-from lengthwise.policy import SchedulingPolicy, Score
+from lengthwise.policy import Between, SchedulingPolicy, Score
 
 
-def hrrn(now_s: Any, arrival_s: Any, predicted_tokens: Any, *, floor_tokens: float = 1.0) -> Any:
+def hrrn(
+    now_s: Any,
+    arrival_s: Any,
+    predicted_tokens: Any,
+    *,
+    floor_tokens: Annotated[float, Between(1e-3, 1e6)] = 1.0,
+) -> Any:
     """Longest wait for each predicted token first (the classical ratio less its constant 1)."""
     return -(now_s - arrival_s) / (predicted_tokens + floor_tokens)
 

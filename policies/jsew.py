@@ -5,11 +5,11 @@ ANSS 1992, section 2 (shortest expected delay); here the work ahead is prefill a
 replica serves as many requests at once as it has seats.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from lengthwise.policy import RoutingPolicy, Score
+from lengthwise.policy import Between, RoutingPolicy, Score
 
 
 def jsew(
@@ -20,8 +20,8 @@ def jsew(
     max_seats: Any,
     decode_tokens_per_s: Any,
     *,
-    b: float = 0.08,
-    crowding: float = 0.2,
+    b: Annotated[float, Between(0, 100)] = 0.08,
+    crowding: Annotated[float, Between(0, 10)] = 0.2,
 ) -> Any:
     """The shortest expected wait for a seat and for the prompts ahead, in seconds.
 

@@ -3,13 +3,17 @@
 Plain ``jsq`` gives ties to the lowest index, and a light load has many.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
-from lengthwise.policy import RoutingPolicy, Score
+from lengthwise.policy import Between, RoutingPolicy, Score
 
 
 def jsq_tokens(
-    running_requests: Any, waiting_requests: Any, outstanding_tokens: Any, *, scale: float = 1000.0
+    running_requests: Any,
+    waiting_requests: Any,
+    outstanding_tokens: Any,
+    *,
+    scale: Annotated[float, Between(1, 1e9)] = 1000.0,
 ) -> Any:
     """The fewest requests in the replica; among equals the fewest tokens outstanding.
 

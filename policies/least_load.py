@@ -4,11 +4,11 @@ The signals and the threshold are those of the Kubernetes Gateway API Inference 
 picker (queue depth, KV utilisation, saturated at 0.8), in one score.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from lengthwise.policy import RoutingPolicy, Score
+from lengthwise.policy import Between, RoutingPolicy, Score
 
 
 def least_load(
@@ -17,8 +17,8 @@ def least_load(
     max_seats: Any,
     kv_utilization: Any,
     *,
-    penalty: float = 5.0,
-    threshold: float = 0.8,
+    penalty: Annotated[float, Between(0, 1e6)] = 5.0,
+    threshold: Annotated[float, Between(0, 1)] = 0.8,
 ) -> Any:
     """The fewest requests for each seat, and ``penalty`` for KV use above ``threshold``."""
     over = np.maximum(kv_utilization - threshold, 0.0)

@@ -5,11 +5,11 @@ the largest from, so a size says which are large. A baseline of Intelligent Rout
 2024).
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from lengthwise.policy import RoutingPolicy, Score
+from lengthwise.policy import Between, RoutingPolicy, Score
 
 
 def max_min(
@@ -18,7 +18,7 @@ def max_min(
     waiting_requests: Any,
     predicted_tokens: Any,
     *,
-    large_tokens: float = 512.0,
+    large_tokens: Annotated[float, Between(0, 1e9)] = 512.0,
 ) -> Any:
     """Large requests: the fewest tokens outstanding. Others: the most, where a seat is free.
 

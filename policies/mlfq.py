@@ -4,19 +4,19 @@ FastServe: Wu et al., "Fast Distributed Inference Serving for Large Language Mod
 (arXiv 2305.05920), section 4.1.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
-from lengthwise.policy import Preemption, SchedulingPolicy, Score
+from lengthwise.policy import Between, Preemption, SchedulingPolicy, Score
 
 
 def mlfq(
     generated_tokens: Any,
     prompt_tokens: Any,
     *,
-    quantum: int = 32,
-    levels: int = 8,
+    quantum: Annotated[int, Between(1, 2**20)] = 32,
+    levels: Annotated[int, Between(1, 32)] = 8,
     skip_join: bool = True,
-    prefill_ratio: int = 64,
+    prefill_ratio: Annotated[int, Between(1, 2**20)] = 64,
 ) -> Any:
     """The service at which the request's level began, in tokens: least attained level first.
 

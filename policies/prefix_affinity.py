@@ -5,13 +5,17 @@ balance at a threshold; here the two are weighed. A session's next turn begins w
 this is session affinity as well.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
-from lengthwise.policy import RoutingPolicy, Score
+from lengthwise.policy import Between, RoutingPolicy, Score
 
 
 def prefix_affinity(
-    cached_tokens: Any, running_requests: Any, waiting_requests: Any, *, break_even: float = 256.0
+    cached_tokens: Any,
+    running_requests: Any,
+    waiting_requests: Any,
+    *,
+    break_even: Annotated[float, Between(1, 1e9)] = 256.0,
 ) -> Any:
     """The fewest requests, each weighed against ``break_even`` cached tokens of the prompt."""
     return (running_requests + waiting_requests) - cached_tokens / break_even

@@ -4,14 +4,16 @@ Smith, "Various optimizers for single-stage production", Naval Research Logistic
 on one machine this order has the least weighted sum of completion times.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from lengthwise.policy import SchedulingPolicy, Score
+from lengthwise.policy import Between, SchedulingPolicy, Score
 
 
-def weighted_sjf(predicted_tokens: Any, priority: Any, *, step: float = 1.0) -> Any:
+def weighted_sjf(
+    predicted_tokens: Any, priority: Any, *, step: Annotated[float, Between(0, 1000)] = 1.0
+) -> Any:
     """Shortest predicted answer over its weight first.
 
     The weight is 1 at priority 0, ``1 / (1 + step p)`` at priority p > 0 (low values go first, as

@@ -6,12 +6,14 @@ tokens share an iteration, an answer's come one an iteration. The default weight
 evolution strategy on one synthetic workload; tune it to yours.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
-from lengthwise.policy import SchedulingPolicy, Score
+from lengthwise.policy import Between, SchedulingPolicy, Score
 
 
-def work(predicted_tokens: Any, prompt_tokens: Any, *, b: float = 0.08) -> Any:
+def work(
+    predicted_tokens: Any, prompt_tokens: Any, *, b: Annotated[float, Between(0, 100)] = 0.08
+) -> Any:
     """Least work first: predicted tokens, and ``b`` for each token of the prompt."""
     return predicted_tokens + b * prompt_tokens
 

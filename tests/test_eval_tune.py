@@ -100,6 +100,19 @@ def test_the_same_seed_finds_the_same_and_no_worse_than_the_defaults() -> None:
     assert level(tuned, RUNS[:2], "P99 latency") <= level(router, RUNS[:2], "P99 latency")
 
 
+def test_candidates_stay_in_the_ranges_that_are_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[dict[str, Any]] = []
+
+    def seen(case: Case, judged: Any) -> Any:
+        tried.append(judged.score.tunables)
+        return records_of(case, judged)
+
+    monkeypatch.setattr(tuning, "records_of", seen)
+    tune(load_policy("mlfq:levels=30,quantum=1"), RUNS[:1], budget=24, seed=0)
+    assert max(one["levels"] for one in tried) == 32  # twice as many were drawn
+    assert min(one["quantum"] for one in tried) == 1
+
+
 def test_what_has_no_tunables_is_as_it_was() -> None:
     policy = load_policy("sjf+preempt:margin=3")
     assert tune(policy, RUNS, budget=12) is policy

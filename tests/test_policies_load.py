@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from lengthwise import registry
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policies.bundle import write_bundle
-from lengthwise.policy import Guard, Preemption, SchedulingPolicy
+from lengthwise.policy import Between, Guard, Preemption, SchedulingPolicy
 
 
 def longest_prompt(prompt_tokens: float, *, weight: float = 1.0) -> float:
@@ -77,6 +79,10 @@ def test_a_bundle_s_path_may_hold_a_plus(tmp_path: Path) -> None:
         ("mlfq:skip_join=1", "takes bool, not 1"),
         ("mlfq:quantum", "expected name=value, not 'quantum'"),
         ("mlfq:quantum=", "expected name=value"),
+        ("mlfq:quantum=0", "tunable mlfq:quantum takes 1 to 1048576, not 0"),
+        ("mlfq:levels=-3", "tunable mlfq:levels takes 1 to 32, not -3"),
+        ("work:b=-0.1", "tunable work:b takes 0 to 100, not -0.1"),
+        ("work:b=inf", "takes 0 to 100, not inf"),
         ("hrrn:floor_tokens=nan", "nan is no value"),
         ("hrrn:floor_tokens=many", "takes float, not 'many'"),
         ("srtf+preempts", "did you mean 'preempt'"),
@@ -149,3 +155,42 @@ def test_a_thing_that_is_no_policy_is_named() -> None:
         load_router(7)  # type: ignore[arg-type]
     assert issubclass(UnknownNameError, InputError)
     assert isinstance(load_policy(Path("fcfs")), SchedulingPolicy)
+
+
+def test_what_a_user_s_function_declares_holds(tmp_path: Path) -> None:
+    """Also where annotations are strings; without a declaration any number goes."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from __future__ import annotations\n"
+        "from typing import Annotated\n"
+        "from lengthwise.policy import Between\n"
+        "def score(prompt_tokens, *, k: Annotated[int, Between(1, 9)] = 2, free: float = 0.5):\n"
+        "    return k * prompt_tokens + free\n"
+    )
+    assert load_policy(f"{file}:score:k=9,free=-7").score.tunables == {"k": 9, "free": -7.0}
+    with pytest.raises(InputError, match="tunable score:k takes 1 to 9, not 10"):
+        load_policy(f"{file}:score:k=10")
+    with pytest.raises(InputError, match="tunable score:free takes numbers, not nan"):
+        load_policy(f"{file}:score").score.with_tunables({"free": float("nan")})
+    file.write_text(file.read_text().replace("= 2,", "= 0,"))
+    with pytest.raises(InputError, match="takes 1 to 9, not 0"):
+        load_policy(f"{file}:score")
+    file.write_text(file.read_text().replace("Between(1", "Betwixt(1"))
+    with pytest.raises(InputError, match=r"annotation of tunable 'k' .* can't be read: NameError"):
+        load_policy(f"{file}:score")
+    with pytest.raises(InputError, match="from 3 to 1 is none"):
+        Between(3, 1)
+
+
+@pytest.mark.parametrize("kind", ["policy", "router"])
+def test_every_registered_number_declares_its_range(kind: str) -> None:
+    """And the score is a number at both ends, so that tuning can't leave what runs."""
+    for name in registry.names(kind):
+        score = registry.load(kind, name).score
+        numbers = {k for k, v in score.tunables.items() if not isinstance(v, bool)}
+        assert set(score.ranges) == numbers
+        for pick in ("low", "high"):
+            ends = {k: type(score.tunables[k])(getattr(score.ranges[k], pick)) for k in numbers}
+            for value in (0, 1, 1_000_000):
+                found = score.with_tunables(ends)(*(np.array([value]) for _ in score.features))
+                assert np.isfinite(found).all() and (np.abs(found) < 2**53).all(), (name, pick)

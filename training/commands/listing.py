@@ -10,13 +10,14 @@ import click
 from lengthwise.training.commands.options import Name
 
 if TYPE_CHECKING:
+    from lengthwise.policy import Score
     from lengthwise.serving.timing.profile import ProfileTiming
 
 Rows = list[tuple[str, ...]]
 
 
 def policies() -> tuple[tuple[str, ...], Rows]:
-    """Policies with what they read and their tunables."""
+    """Policies with what they read and their tunables: defaults, and which values they take."""
     from lengthwise import registry
 
     rows: Rows = []
@@ -27,7 +28,7 @@ def policies() -> tuple[tuple[str, ...], Rows]:
                 name,
                 _first_line(policy.score.function.__doc__),
                 ", ".join(policy.score.features),
-                ", ".join(f"{k}={v}" for k, v in policy.score.tunables.items()),
+                _tunables(policy.score),
                 "" if policy.preemption.mode == "none" else policy.preemption.mode,
             )
         )
@@ -35,7 +36,7 @@ def policies() -> tuple[tuple[str, ...], Rows]:
 
 
 def routers() -> tuple[tuple[str, ...], Rows]:
-    """Routers with what they read."""
+    """Routers with what they read and their tunables: defaults, and which values they take."""
     from lengthwise import registry
 
     rows: Rows = []
@@ -44,8 +45,9 @@ def routers() -> tuple[tuple[str, ...], Rows]:
         about = _first_line(router.score.function.__doc__)
         if router.choices:
             about = f"Of {router.choices} random replicas: {about[:1].lower()}{about[1:]}"
-        rows.append((name, about, ", ".join(router.score.features)))
-    return ("router", "the lowest-scored replica is taken", "reads"), rows
+        reads = ", ".join(router.score.features)
+        rows.append((name, about, reads, _tunables(router.score)))
+    return ("router", "the lowest-scored replica is taken", "reads", "tunables"), rows
 
 
 def predictors() -> tuple[tuple[str, ...], Rows]:
@@ -161,6 +163,13 @@ def _measured(profile: ProfileTiming) -> str:
     about = profile.about
     engine = about["engine"]
     return f"measured: {about['gpu']}, {engine['name']} {engine['version']}, {about['date']}"
+
+
+def _tunables(score: Score) -> str:
+    return ", ".join(
+        f"{name}={value} ({score.ranges[name]})" if name in score.ranges else f"{name}={value}"
+        for name, value in score.tunables.items()
+    )
 
 
 def _first_line(docstring: str | None) -> str:
