@@ -45,6 +45,7 @@ FEATURES: Provider[Scale] = Provider("an environment", {
     "running_requests": (False, 32.0, 32.0),
     "waiting_requests": (False, 8.0, 16.0),
     "kv_utilization": (False, 0.5, 0.25),
+    "outstanding_requests": (False, 32.0, 32.0),
     "outstanding_tokens": (False, 10_000.0, 10_000.0),
     "routed_requests": (True, 4.0, 1.0),
     "oldest_request_s": (False, 5.0, 10.0),

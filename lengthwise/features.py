@@ -90,6 +90,10 @@ FEATURES: dict[str, Feature] = {
             "requests sent to the replica so far", counted=True,
         ),
         Feature(
+            "outstanding_requests", "requests", "int64", "replica", "state",
+            "requests sent to the replica and not finished", counted=True,
+        ),
+        Feature(
             "outstanding_tokens", "tokens", "float64", "replica", "state",
             "prompt and predicted tokens of the requests sent to the replica and not finished",
             given="prediction", counted=True,

@@ -27,6 +27,7 @@ TABLES: dict[str, dict[str, str]] = {
         "random": "lengthwise.policies.routers:RANDOM",
         "jsq": "lengthwise.policies.routers:JSQ",
         "least-tokens": "lengthwise.policies.routers:LEAST_TOKENS",
+        "least-requests": "lengthwise.policies.least_requests:LEAST_REQUESTS",
         "power-of-two": "lengthwise.policies.routers:POWER_OF_TWO",
         "weighted-round-robin": "lengthwise.policies.weighted_round_robin:WEIGHTED_ROUND_ROBIN",
         "jsq-tokens": "lengthwise.policies.jsq_tokens:JSQ_TOKENS",

@@ -54,6 +54,63 @@ def requests_per_seat(running_requests: Any, waiting_requests: Any, max_seats: A
     return (running_requests + waiting_requests) / np.maximum(max_seats, 1)
 
 
+def unfinished_s(outstanding_requests: Any, decode_tokens_per_s: Any) -> Any:
+    """Requests sent there and not finished, this one counted, over the nominal speed,
+    thousandths: the router's own count, which is never old.
+    """
+    return 1000.0 * (outstanding_requests + 1) / np.maximum(decode_tokens_per_s, 1.0)
+
+
+def unfinished_per_seat(outstanding_requests: Any, max_seats: Any) -> Any:
+    """The same for each of the replica's seats."""
+    return (outstanding_requests + 1) / np.maximum(max_seats, 1)
+
+
+def unseen_s(
+    outstanding_requests: Any,
+    running_requests: Any,
+    waiting_requests: Any,
+    decode_tokens_per_s: Any,
+) -> Any:
+    """Requests sent there that the replica has not reported yet over the nominal speed,
+    thousandths.
+    """
+    unseen = np.maximum(outstanding_requests - running_requests - waiting_requests, 0)
+    return 1000.0 * unseen / np.maximum(decode_tokens_per_s, 1.0)
+
+
+def turned_away_s(
+    outstanding_tokens: Any, outstanding_requests: Any, max_seats: Any, decode_tokens_per_s: Any
+) -> Any:
+    """Until a seat is free by the router's own count: the share of the tokens sent there and not
+    finished that must end first, s.
+    """
+    ahead = np.maximum(outstanding_requests + 1 - max_seats, 0) / np.maximum(
+        outstanding_requests, 1
+    )
+    return outstanding_tokens / np.maximum(decode_tokens_per_s, 1.0) * ahead
+
+
+def own_step_s(predicted_tokens: Any, max_seats: Any, decode_tokens_per_s: Any) -> Any:
+    """The request's own answer at one token an iteration of the nominal batch, s."""
+    batch = np.minimum(max_seats, 32)
+    return predicted_tokens * batch / np.maximum(decode_tokens_per_s, 1.0)
+
+
+def own_crowd_s(predicted_tokens: Any, outstanding_requests: Any, decode_tokens_per_s: Any) -> Any:
+    """The request's own answer times the requests there over the nominal speed, s: how much
+    they slow it, and it slows them.
+    """
+    return predicted_tokens * outstanding_requests / np.maximum(decode_tokens_per_s, 1.0)
+
+
+def prompt_crowd_s(prompt_tokens: Any, outstanding_requests: Any, decode_tokens_per_s: Any) -> Any:
+    """The request's own prompt times the requests there over the nominal speed, s: they all wait
+    while it is computed.
+    """
+    return prompt_tokens * outstanding_requests / np.maximum(decode_tokens_per_s, 1.0)
+
+
 def outstanding(outstanding_tokens: Any) -> Any:
     """Tokens sent there and not finished."""
     return outstanding_tokens
@@ -125,6 +182,8 @@ TERMS: dict[str, Score] = {
     for function in (
         predicted, root_predicted, prompt, footprint, arrival, remaining, requests,
         requests_per_seat, outstanding, outstanding_s, outstanding_per_seat, prefill_s, decode_s,
-        seat_wait_s, own_s, own_prompt_s, turn, kv, new_tokens_requests,
+        seat_wait_s, own_s, own_prompt_s, turn, kv, unfinished_s,
+        unfinished_per_seat, unseen_s, turned_away_s, own_step_s, own_crowd_s, prompt_crowd_s,
+        new_tokens_requests,
     )
 }  # fmt: skip

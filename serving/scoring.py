@@ -39,6 +39,7 @@ class ReplicaView:
     used_blocks: int
     total_blocks: int
     routed: int
+    unfinished: int  # requests sent there and not finished
     outstanding: int  # tokens x FRACTION
     oldest_ps: int  # the arrival of the request that is there longest; ``now_ps`` if none is
     backlogs: tuple[int, int] | None  # of prefill and decoding, in tokens; where they are read
@@ -153,6 +154,7 @@ REFERENCE: Provider[Accessor] = Provider(
         "waiting_requests": _seen(lambda view: view.waiting),
         "kv_utilization": _seen(lambda view: view.used_blocks / view.total_blocks),
         "routed_requests": _seen(lambda view: view.routed),
+        "outstanding_requests": _seen(lambda view: view.unfinished),
         "outstanding_tokens": _seen(lambda view: view.outstanding / FRACTION),
         "oldest_request_s": _seen(lambda view: float(view.now_ps - view.oldest_ps) / PS),
         "prefill_backlog_tokens": _seen(lambda view: _backlogs(view)[0]),

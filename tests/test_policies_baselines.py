@@ -84,6 +84,25 @@ def test_a_fast_replica_is_worth_a_longer_queue() -> None:
     assert chosen("min-min", **load, prompt_tokens=10, predicted_tokens=10) == 1
 
 
+def test_least_requests_counts_what_metrics_have_not_seen() -> None:
+    speed = {"decode_tokens_per_s": [1000, 2000]}
+    assert chosen("least-requests", **speed, outstanding_requests=[0, 0]) == 1
+    assert chosen("least-requests", **speed, outstanding_requests=[0, 1]) == 0  # a tie
+    assert chosen("least-requests", **speed, outstanding_requests=[3, 6]) == 1
+    # ten arrive between two scrapes of two equal replicas: half go to each
+    n = np.arange(10)
+    workload = Workload(
+        {"arrival_s": 0.1 + 0.01 * n, "prompt_tokens": 0 * n + 5, "output_tokens": 0 * n + 9}
+    )
+    node = Node(Engine(num_gpu_blocks=100), LinearTiming(1.0), load_policy("fcfs"))
+    sent = {
+        name: run(workload, System((node, node), load_router(name), 100.0)).replica
+        for name in ("jsq", "least-requests")
+    }
+    assert sent["jsq"].tolist() == [0] * 10
+    assert sent["least-requests"].tolist() == [0, 1] * 5
+
+
 def test_weighted_round_robin_sends_in_proportion_to_speed() -> None:
     sent, speed = np.zeros(3), np.array([100.0, 200.0, 500.0])
     for _ in range(80):

@@ -85,11 +85,12 @@ def test_cached_tokens_are_those_of_the_request_that_arrives() -> None:
 def test_a_router_sees_a_scraped_state_and_its_own_books_of_now() -> None:
     rows = seen_at_routing(
         {"arrival_s": [0.1, 0.2, 5.2], "prompt_tokens": [5] * 3, "output_tokens": [9] * 3},
-        [9.0] * 3, ("free_seats", "decode_backlog_tokens", "oldest_request_s"),
+        [9.0] * 3, 
+        ("free_seats", "decode_backlog_tokens", "oldest_request_s", "outstanding_requests"),
         interval_s=5.0, max_num_seqs=4, num_gpu_blocks=100,
     )  # fmt: skip
-    assert rows[1] == [4, 0, pytest.approx(0.1)]  # nothing was there at 0 s
-    assert rows[2] == [2, (9 - 4) + (9 - 3), pytest.approx(5.1)]
+    assert rows[1] == [4, 0, pytest.approx(0.1), 1]  # nothing was there at 0 s
+    assert rows[2] == [2, (9 - 4) + (9 - 3), pytest.approx(5.1), 2]
 
 
 def test_the_nominal_speed_tells_nodes_apart() -> None:

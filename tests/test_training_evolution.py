@@ -75,7 +75,14 @@ def test_the_goal_weighs_ratios_and_regret():
     [("scheduling", s) for s in ("fcfs", "sjf", "work:b=0.3")]
     + [
         ("routing", s)
-        for s in ("jsq", "least-tokens", "weighted-round-robin", "jsew:b=0.2", "min-min")
+        for s in (
+            "jsq",
+            "least-tokens",
+            "least-requests",
+            "weighted-round-robin",
+            "jsew:b=0.2",
+            "min-min",
+        )
     ],
 )
 def test_a_start_serves_as_the_baseline_does(kind, spec):

@@ -136,7 +136,8 @@ def as_blend(policy: Judged) -> dict[str, float] | None:
     given = score.tunables
     known: dict[str, dict[str, float]] = {
         "fcfs": {"arrival": 1.0}, "sjf": {"predicted": 1.0}, "jsq": {"requests": 1.0},
-        "least-tokens": {"outstanding": 1.0}, "weighted-round-robin": {"turn": 1.0},
+        "least-tokens": {"outstanding": 1.0}, "least-requests": {"unfinished_s": 1.0},
+        "weighted-round-robin": {"turn": 1.0},
         "min-min": {"outstanding_s": 1.0, "own_s": 1.0, "own_prompt_s": 1.0},
     }  # fmt: skip
     if isinstance(policy, RoutingPolicy) and policy.choices:

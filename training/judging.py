@@ -36,8 +36,8 @@ BASELINES = {
 BESIDE = {
     "scheduling": ("fcfs", "sjf", "work"),
     "routing": (
-        "round-robin", "weighted-round-robin", "jsq", "least-tokens", "jsq-tokens", "least-load",
-        "jsew", "min-min",
+        "round-robin", "weighted-round-robin", "jsq", "least-requests", "least-tokens",
+        "jsq-tokens", "least-load", "jsew", "min-min",
     ),
 }  # fmt: skip
 BUNDLE = "bundle"  # in the folder of a training run

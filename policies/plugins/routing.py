@@ -59,6 +59,7 @@ def _reported(name: str) -> Accessor:
 ASKED = ("prompt_tokens", "predicted_tokens", "priority", "arrival_s", "now_s")
 OWN: Mapping[str, Accessor] = {
     "routed_requests": lambda router, known, request: [replica.routed for replica in known],
+    "outstanding_requests": lambda router, known, request: [len(replica.owed) for replica in known],
     "outstanding_tokens": lambda router, known, request: [
         sum(replica.owed.values()) for replica in known
     ],

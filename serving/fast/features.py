@@ -33,6 +33,7 @@ ACCESSORS: Provider[str] = Provider(
         "waiting_requests": "rep.waiting",
         "kv_utilization": "(node.blocks - rep.free) / node.blocks",
         "routed_requests": "rep.routed",
+        "outstanding_requests": "rep.routed - rep.departed",
         "outstanding_tokens": f"rep.outstanding / {FRACTION}",
         "oldest_request_s": f"np.float64(run.now - oldest(S, r)) / {PS}",
         "prefill_backlog_tokens": "prefill_backlog(S, r)",

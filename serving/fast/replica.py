@@ -89,6 +89,7 @@ def depart(S: Any, r: int, id: int, seen: int) -> None:
     """A request is done; the client sees its last token at ``seen``."""
     S.finish[id] = seen
     S.where[id] = r
+    S.replica[r].departed += 1
     if MORE and is_read(S.run.reads, "outstanding_tokens"):
         S.replica[r].outstanding -= weight(S, id)
     if STOPS:

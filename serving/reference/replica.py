@@ -75,7 +75,7 @@ class Replica:
             backlogs = sum(r.prefill_left for r in self.here), sum(r.decode_left for r in self.here)
         return ReplicaView(
             self.index, now_ps, len(self.running), len(self.waiting), self.kv.used, self.kv.total,
-            self.routed, self.outstanding, self.oldest_ps(now_ps), backlogs, self,
+            self.routed, len(self.here), self.outstanding, self.oldest_ps(now_ps), backlogs, self,
         )  # fmt: skip
 
     def oldest_ps(self, now_ps: int) -> int:

@@ -229,7 +229,8 @@ class ReferenceRun:
         return [
             dataclasses.replace(
                 self._seen[node.index], now_ps=now_ps, routed=node.routed,
-                outstanding=node.outstanding, oldest_ps=node.oldest_ps(now_ps),
+                unfinished=len(node.here), outstanding=node.outstanding,
+                oldest_ps=node.oldest_ps(now_ps),
             )
             for node in nodes
         ]  # fmt: skip
