@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint docs bench conformance fidelity engines clean
+.PHONY: install demo test lint docs bench conformance fidelity engines mutants clean
 
 install: $(STAMP)
 
@@ -37,6 +37,11 @@ fidelity: install
 
 engines: install
 	$(BIN)/python -m tests.engines.run
+
+# Plants single mistakes and counts those that the tests notice: an hour or two on two cores.
+mutants: install
+	rm -rf build/map && LENGTHWISE_COVER=build/map $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" -p tests.mutants.cover
+	$(BIN)/python -m tests.mutants build/map --out build/mutants.jsonl
 
 bench: install
 	$(BIN)/python -m benchmarks.engine_speed

@@ -1,0 +1,1 @@
+"""Plausible mistakes, planted one at a time, and whether the tests nearest to them notice."""

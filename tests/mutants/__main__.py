@@ -1,0 +1,137 @@
+"""``python -m tests.mutants``: plants single mistakes and counts those that the tests notice.
+
+    LENGTHWISE_COVER=map python -m pytest -n 2 -p tests.mutants.cover     # once: who runs what
+    python -m tests.mutants map --each 60 --jobs 2 --out mutants.jsonl
+
+A mistake is found when a test near it fails or does not end. What is in the file is not run again;
+``--survivors FILE`` runs those of an earlier file that were not found.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.mutants.nearest import Nearest
+from tests.mutants.plant import PACKAGES, Mutant, sample
+
+ROOT = Path(__file__).parents[2]
+LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "docs")
+
+
+def copy_of_the_project(folder: Path) -> Path:
+    shutil.copytree(ROOT, folder, symlinks=True, ignore=LEFT_OUT)
+    shared = ROOT.parent / "shared"
+    if shared.exists() and not (folder.parent / "shared").exists():
+        (folder.parent / "shared").symlink_to(shared)
+    return folder
+
+
+def judged(mutant: Mutant, tests: list[str], folder: Path, seconds: float) -> dict[str, object]:
+    """Whether ``tests`` notice ``mutant``, in a copy of the project that is mended afterwards."""
+    path = folder / mutant.path
+    source = path.read_bytes()
+    path.write_bytes(mutant.planted(source))
+    paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    alone = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, **alone}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
+               "-p", "no:benchmark", "--tb=no", "-n", "0", *tests]  # fmt: skip
+    begun = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=env, capture_output=True, text=True, timeout=4 * seconds + 60
+        )
+        found, said = done.returncode != 0, done.stdout[-2000:]
+        by = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))][:1]
+    except subprocess.TimeoutExpired:
+        found, by = True, ["no end"]
+    finally:
+        path.write_bytes(source)
+    took = round(time.monotonic() - begun, 1)
+    return {"found": found, "by": by, "tests": len(tests), "seconds": took}
+
+
+def table(results: list[dict[str, object]]) -> str:
+    lines = ["| package | planted | found | % |", "|---|---:|---:|---:|"]
+    for package in (*PACKAGES, ""):
+        some = [one for one in results if str(one["path"]).startswith(package)]
+        if some:
+            found = sum(bool(one["found"]) for one in some)
+            name = package or "all"
+            lines.append(f"| {name} | {len(some)} | {found} | {100 * found / len(some):.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("map", type=Path, help="folder that tests.mutants.cover wrote")
+    parser.add_argument("--each", type=int, default=60, help="mistakes a package")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of tests a mistake")
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds in all")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--packages", default=",".join(PACKAGES))
+    parser.add_argument("--survivors", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    ends = time.monotonic() + given.limit
+    near = Nearest(given.map)
+    if given.survivors:
+        earlier = [json.loads(line) for line in given.survivors.read_text().splitlines()]
+        fields = [field.name for field in dataclasses.fields(Mutant)]
+        chosen = [Mutant(**{k: one[k] for k in fields}) for one in earlier if not one["found"]]
+    else:
+        packages = tuple(given.packages.split(","))
+        chosen = sample(ROOT, given.each, given.seed, packages)
+    results = (
+        [json.loads(line) for line in given.out.read_text().splitlines()]
+        if given.out.exists()
+        else []
+    )
+    known = {one["name"] for one in results}
+    with tempfile.TemporaryDirectory() as folder, given.out.open("a") as out:
+        free: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        for job in range(given.jobs):
+            free.put(copy_of_the_project(Path(folder) / str(job)))
+
+        def one(mutant: Mutant) -> None:
+            if time.monotonic() > ends:
+                return
+            tests = near.tests(mutant.path, mutant.line, given.seconds)
+            place = free.get()
+            try:
+                verdict = (
+                    judged(mutant, tests, place, given.seconds)
+                    if tests
+                    else {"found": False, "by": ["no test runs this file"], "tests": 0}
+                )
+            finally:
+                free.put(place)
+            row = {"name": mutant.name, **dataclasses.asdict(mutant), **verdict}
+            results.append(row)
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+
+        # packages in turns, so that a run that is cut off has some of each
+        order = sorted(
+            (mutant for mutant in chosen if mutant.name not in known),
+            key=lambda mutant: hash((mutant.line, mutant.start)),
+        )
+        with ThreadPoolExecutor(given.jobs) as pool:
+            list(pool.map(one, order))
+    print(table(results))
+    for row in results:
+        if not row["found"]:
+            print(row["name"])
+
+
+main()

@@ -1,0 +1,59 @@
+"""A pytest plugin: which tests pass, how long each takes, and which lines of ours each one runs.
+
+``python -m pytest -p tests.mutants.cover`` with ``LENGTHWISE_COVER=FOLDER`` writes one file a
+process into the folder. Machine code that was compiled from Python is not seen: see ``nearest``.
+"""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import coverage
+import pytest
+
+from tests.mutants.plant import PACKAGES
+
+ROOT = Path(__file__).parents[2]
+
+
+class Cover:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.coverage = coverage.Coverage(
+            data_file=None,
+            source=[str(ROOT / package) for package in PACKAGES],
+            config_file=False,
+        )
+        self.seconds: dict[str, float] = {}
+        self.coverage.start()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self.coverage.switch_context(item.nodeid)
+        return (yield)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            self.seconds[report.nodeid] = report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        self.coverage.stop()
+        data = self.coverage.get_data()
+        lines: dict[str, dict[int, list[str]]] = {}
+        for path in data.measured_files():
+            by_line = defaultdict(list)
+            for line, tests in data.contexts_by_lineno(path).items():
+                by_line[line] = [test for test in tests if test in self.seconds]
+            lines[str(Path(path).resolve().relative_to(ROOT))] = by_line
+        self.folder.mkdir(parents=True, exist_ok=True)
+        written = json.dumps({"seconds": self.seconds, "lines": lines})
+        (self.folder / f"{os.getpid()}.json").write_text(written)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    folder = os.environ.get("LENGTHWISE_COVER")
+    controls = hasattr(config, "workerinput") or not config.getoption("numprocesses", 0)
+    if folder and controls:
+        config.pluginmanager.register(Cover(Path(folder)))

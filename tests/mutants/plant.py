@@ -1,0 +1,176 @@
+"""Single mistakes that a tired programmer makes: what can be planted in a source file, and where.
+
+Only what changes behaviour is planted: no annotation, no docstring, no text of an error.
+"""
+
+import ast
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGES = ("lengthwise", "serving", "policies", "envs", "predictors", "eval", "training")
+
+SWAPS: dict[type[ast.AST], tuple[str, str]] = {
+    ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"),
+    ast.Eq: ("==", "!="), ast.NotEq: ("!=", "=="), ast.Is: ("is", "is not"),
+    ast.IsNot: ("is not", "is"), ast.In: ("in", "not in"), ast.NotIn: ("not in", "in"),
+    ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"),
+    ast.FloorDiv: ("//", "/"), ast.Mod: ("%", "*"), ast.And: ("and", "or"), ast.Or: ("or", "and"),
+}  # fmt: skip
+
+NAMES = {
+    "min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum", "any": "all",
+    "all": "any", "argmin": "argmax", "argmax": "argmin", "floor": "ceil", "ceil": "floor",
+    "mean": "median", "median": "mean", "cumsum": "asarray",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Bytes ``start`` to ``end`` of ``path`` become ``after``."""
+
+    path: str
+    line: int
+    kind: str
+    start: int
+    end: int
+    before: str
+    after: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}:{self.line} {self.kind}: {self.before!r} -> {self.after!r}"
+
+    def planted(self, source: bytes) -> bytes:
+        return source[: self.start] + self.after.encode() + source[self.end :]
+
+
+class _Finder:
+    def __init__(self, path: str, source: bytes) -> None:
+        self.path, self.source = path, source
+        self.starts = [0]
+        for line in source.splitlines(keepends=True):
+            self.starts.append(self.starts[-1] + len(line))
+        self.found: list[Mutant] = []
+
+    def begin(self, node: ast.AST) -> int:
+        return self.starts[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
+
+    def stop(self, node: ast.AST) -> int:
+        return self.starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
+
+    def add(self, kind: str, start: int, end: int, after: str) -> None:
+        before = self.source[start:end].decode()
+        line = self.source.count(b"\n", 0, start) + 1
+        self.found.append(Mutant(self.path, line, kind, start, end, before, after))
+
+    def between(self, kind: str, left: ast.AST, right: ast.AST, operator: ast.AST) -> None:
+        """Swaps an operator that stands between two operands."""
+        if type(operator) not in SWAPS:
+            return
+        old, new = SWAPS[type(operator)]
+        start, end = self.stop(left), self.begin(right)
+        at = self.source[start:end].find(old.encode())
+        if at >= 0:
+            self.add(kind, start + at, start + at + len(old), new)
+
+    def visit(self, node: ast.AST) -> None:
+        match node:
+            case ast.Raise() | ast.Assert() | ast.Import() | ast.ImportFrom() | ast.JoinedStr():
+                return
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                return
+            case ast.Expr(value=ast.Constant()):
+                return
+            case ast.AnnAssign(value=value):
+                if value is not None:
+                    self.visit(value)
+                return
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                inside = [*node.decorator_list, *node.args.defaults, *node.args.kw_defaults]
+                for child in [*filter(None, inside), *node.body]:
+                    self.visit(child)
+                return
+            case ast.Compare(left=left, ops=[operator], comparators=[right]):
+                self.between("comparison", left, right, operator)
+            case ast.BinOp(left=left, op=operator, right=right):
+                if not any(_is_text(side) for side in (left, right)):
+                    self.between("arithmetic", left, right, operator)
+            case ast.BoolOp(op=operator, values=[first, second, *_]):
+                self.between("logic", first, second, operator)
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                self.add("logic", self.begin(node), self.begin(operand), "")
+            case ast.UnaryOp(op=ast.USub(), operand=operand) if not isinstance(
+                operand, ast.Constant
+            ):
+                self.add("sign", self.begin(node), self.begin(operand), "")
+            case ast.Constant(value=bool() as value):
+                self.add("constant", self.begin(node), self.stop(node), str(not value))
+            case ast.Constant(value=int() as value):
+                self.add("constant", self.begin(node), self.stop(node), str(value + 1))
+            case ast.Constant(value=float() as value):
+                self.add("constant", self.begin(node), self.stop(node), repr(value * 2 or 1.0))
+            case ast.IfExp(test=test):
+                text = self.source[self.begin(test) : self.stop(test)].decode()
+                self.add("branch", self.begin(test), self.stop(test), f"not ({text})")
+            case ast.If(test=test, orelse=[]):
+                self.add("never", self.begin(test), self.stop(test), "False")
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in NAMES:
+                end = self.stop(node.func)
+                self.add("function", end - len(name), end, NAMES[name])
+            case ast.Expr(value=ast.Call()) | ast.AugAssign():
+                self.add("dropped", self.begin(node), self.stop(node), "pass")
+            case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
+                self.add("dropped", self.begin(node), self.stop(node), "pass")
+            case _:
+                pass
+        for child in ast.iter_child_nodes(node):
+            self.visit(child)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.JoinedStr) or (
+        isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+
+
+def mutants(path: str, source: bytes) -> list[Mutant]:
+    """Every mistake that can be planted in ``path``; each still is Python."""
+    finder = _Finder(path, source)
+    finder.visit(ast.parse(source))
+    return [mutant for mutant in finder.found if _parses(mutant.planted(source))]
+
+
+def _parses(source: bytes) -> bool:
+    try:
+        ast.parse(source)
+    except SyntaxError:
+        return False
+    return True
+
+
+def files(root: Path, packages: tuple[str, ...] = PACKAGES) -> Iterator[str]:
+    for package in packages:
+        for path in sorted((root / package).rglob("*.py")):
+            name = path.relative_to(root)
+            if not any(part.is_symlink() for part in [root / p for p in name.parents]):
+                yield str(name)
+
+
+def sample(root: Path, each: int, seed: int, packages: tuple[str, ...] = PACKAGES) -> list[Mutant]:
+    """``each`` mistakes of every package, at most one on a line, drawn by ``seed``."""
+    chosen = []
+    for package in packages:
+        rng = random.Random(f"{seed} {package}")
+        found = [
+            mutant
+            for path in files(root, (package,))
+            for mutant in mutants(path, (root / path).read_bytes())
+        ]
+        rng.shuffle(found)
+        lines: dict[tuple[str, int], Mutant] = {}
+        for mutant in found:
+            lines.setdefault((mutant.path, mutant.line), mutant)
+        chosen += list(lines.values())[:each]
+    return chosen
