@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from lengthwise import registry
-from lengthwise.policies import load_policy
+from lengthwise.policies import load_policy, load_router
 from lengthwise.policies.bundle import write_bundle
 from lengthwise.serving.timing import timing_names
 from lengthwise.serving.workload import preset_names
@@ -126,6 +126,7 @@ REFUSED = [
     ("evaluate policy bundle trace.csv --load 0.8,x", "--load takes numbers of shares"),
     ("evaluate policy bundle trace.csv --baselines fcfs,srft", "did you mean"),
     ("export ./none --to b", "neither a bundle"),
+    ("export jsew:b=-1 --to b", "tunable jsew:b takes 0 to 100, not -1"),
     ("profile --engine vlm --out p.json", "did you mean 'vllm'"),
     ("profile --out p.json", "GPU"),
     ("list polices", "did you mean 'policies'"),
@@ -328,9 +329,13 @@ def test_train_evaluate_and_export_a_policy(run: object, tmp_path: Path) -> None
     assert routed.code == 0, routed.err
 
 
-def test_a_named_policy_is_exported(run: object) -> None:
+def test_a_named_policy_or_router_is_exported(run: object) -> None:
     assert run("export mlfq:quantum=64 --to b").code == 0  # type: ignore[operator]
     assert run("simulate trace.csv --policy b").code == 0  # type: ignore[operator]
+    assert run("export least-load:penalty=2.0 --to r").code == 0  # type: ignore[operator]
+    assert load_router("r").score == load_router("least-load:penalty=2.0").score
+    wrong = run("export least-loda --to w")  # type: ignore[operator]
+    assert wrong.code == 2 and "did you mean 'least-load'" in wrong.err
 
 
 @pytest.mark.parametrize(

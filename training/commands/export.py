@@ -9,7 +9,9 @@ import click
 @click.argument("run", metavar="RUN")
 @click.option("--to", "to", required=True, metavar="BUNDLE", help="Folder of the bundle.")
 def export(run: str, to: str) -> None:
-    """Writes the policy of RUN (a training run's folder, or a policy such as mlfq:quantum=64).
+    """Writes the policy of RUN as a bundle.
+
+    RUN is a training run's folder, or a policy or router by name, such as mlfq:quantum=64 or jsew.
 
     A bundle is policy.json and weights.safetensors: no pickle, no code.
     """
@@ -20,7 +22,14 @@ def export(run: str, to: str) -> None:
 
         click.echo(f"wrote {export_run(run, to)}")
         return
-    from lengthwise.policies import load_policy
+    from lengthwise import registry
+    from lengthwise.errors import UnknownNameError
+    from lengthwise.policies import load_policy, load_router
     from lengthwise.policies.bundle import write_bundle
 
-    click.echo(f"wrote {write_bundle(load_policy(run), to)}")
+    name = run.partition("+")[0].partition(":")[0]
+    policies, routers = registry.names("policy"), registry.names("router")
+    if name.replace("-", "_").isidentifier() and name not in (*policies, *routers):
+        raise UnknownNameError("policy or router", name, (*policies, *routers))
+    policy = load_router(run) if name in routers else load_policy(run)
+    click.echo(f"wrote {write_bundle(policy, to)}")
