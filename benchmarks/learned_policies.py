@@ -1,24 +1,28 @@
 """A scheduler and a router learned by an evolution strategy, judged where they were not trained.
 
-    python benchmarks/learned_policies.py --data ../shared/data/traces --out OUT     # all cores
-    python benchmarks/learned_policies.py --data ../shared/data/traces --out OUT --small
+    python benchmarks/learned_policies.py --data ../shared/data --out OUT --jobs 16
+    python benchmarks/learned_policies.py --data ../shared/data --out OUT --small
     python benchmarks/learned_policies.py --speed --out OUT
 
-Trained on the presets and two conversation traces (mooncake_conversation, azure2023_conv) at loads
-0.85 and 1.05; baselines are tuned on the same episodes by as many simulated runs. Judged on
-windows, apart from each other, of all other traces at loads 0.8 to 1.1, with predictions as wrong
-as a real predictor's (Kendall's tau 0.5) and with exact lengths. Writes learned_policies.json, .md
-and the bundles; needs numpy, numba, pandas, scipy, pyyaml and gymnasium.
+Trained on the presets and one trace (azure2023_conv), lengths, loads, systems and predictors varied
+at random (``envs.scenarios.varied``); baselines are tuned on the same episodes by as many simulated
+runs. Judged on windows, apart from each other, of all other traces of the data pack at loads 0.8 to
+1.1, with predictions of several errors. What is learned, terms and ranges were chosen by the
+training scenarios and by DEVELOPED; FINAL is for one look. What is done is kept in OUT, and the
+same command goes on there. Writes learned_policies.json, .md and the bundles; needs numpy, numba,
+pandas, scipy, pyyaml and gymnasium.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,30 +31,53 @@ import numpy as np
 import pandas as pd
 
 from lengthwise.envs.episodes import Episode
-from lengthwise.envs.scenarios import CAPACITY_SEED, PRESETS, UNEQUAL, Scenario, Scenarios
+from lengthwise.envs.scenarios import (
+    CAPACITY_SEED,
+    PRESETS,
+    UNEQUAL,
+    Scenario,
+    Scenarios,
+    varied,
+)
+from lengthwise.eval.bound import mean_latency_bound_s
 from lengthwise.eval.statistics import paired_ratio
 from lengthwise.eval.tune import tune
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policies.blend import spelled
-from lengthwise.policies.bundle import write_bundle
+from lengthwise.policies.bundle import read_bundle, write_bundle
 from lengthwise.serving import Engine
 from lengthwise.training import evolution as es
 from lengthwise.workload import Workload
 
-TRAINED = ("mooncake_conversation_a.jsonl.gz", "azure2023_conv_a.csv.gz")
-UNSEEN = (
-    "azure2023_code_a.csv.gz", "mooncake_arxiv_toolagent_a.csv.gz", "servegen_m_large.csv.gz",
-    "servegen_deepseek_r1_day.csv.gz", "agent_miniswe.csv.gz", "claude_code_sessions_a.csv.gz",
+TRAINED = "traces/azure2023_conv_a.csv.gz"
+DEVELOPED = (
+    "traces/mooncake_conversation_a.jsonl.gz", "traces/azure2023_code_a.csv.gz",
+    "traces/servegen_m_large.csv.gz", "traces/agent_miniswe.csv.gz",
+)  # fmt: skip
+FINAL = (
+    "traces/mooncake_arxiv_toolagent_a.csv.gz", "traces/servegen_deepseek_r1_day.csv.gz",
+    "traces/claude_code_sessions_a.csv.gz", "lengths/arxiv_summarization.csv.gz",
+    "lengths/lmsys_nanoflow_a.csv.gz", "lengths/sharegpt_nanoflow_a.csv.gz",
 )  # fmt: skip
 BASELINES = {
     "scheduling": ("fcfs", "sjf", "srtf", "work", "hrrn", "mlfq"),
     "routing": (
-        "round-robin", "weighted-round-robin", "jsq", "power-of-two", "jsq-tokens", "least-tokens",
-        "least-load", "jsew", "lmetric", "min-min", "max-min", "max-capacity",
+        "round-robin", "weighted-round-robin", "jsq", "power-of-two", "jsq-tokens",
+        "least-requests", "least-tokens", "least-load", "jsew", "lmetric", "min-min", "max-min",
+        "max-capacity",
     ),
 }  # fmt: skip
-PREDICTORS = {"tau 0.5": "noisy-oracle:tau=0.5", "exact": "oracle"}
-TRAIN_LOADS, TEST_LOADS = (0.85, 1.05), (0.8, 0.9, 1.0, 1.1)
+PREDICTORS = {
+    "exact": "oracle", "tau 0.7": "noisy-oracle:tau=0.7", "tau 0.5": "noisy-oracle:tau=0.5",
+    "tau 0.3": "noisy-oracle:tau=0.3",
+}  # fmt: skip
+# kind, what predicts in training ("" for all of them, mixed), what predicts where it is judged
+SETTINGS = {
+    "routing": ("routing", "", tuple(PREDICTORS)),
+    "scheduling-tau-0.5": ("scheduling", "tau 0.5", ("tau 0.5",)),
+    "scheduling-exact": ("scheduling", "exact", ("exact",)),
+}
+TEST_LOADS = (0.8, 0.9, 1.0, 1.1)
 PLAIN = {"scheduling": "fcfs", "routing": "round-robin"}
 METRICS = ("mean", "P99", "normalized")
 
@@ -68,9 +95,10 @@ def read(path: Path) -> Workload:
         path, **({"lines": True} if ".jsonl" in path.name else {})
     )
     frame = frame[(frame["output_tokens"] > 0) & (frame["prompt_tokens"] > 0)]
-    arrival = frame["arrival_s"].to_numpy(float)
-    if "session_id" in frame:  # relative to its session
+    if "session_id" in frame or "arrival_s" not in frame:  # none, or relative to its session
         arrival = np.cumsum(np.random.default_rng(0).exponential(1.0, len(frame)))
+    else:
+        arrival = frame["arrival_s"].to_numpy(float)
     order = np.argsort(arrival, kind="stable")
     columns = {
         "arrival_s": arrival[order] - arrival.min(),
@@ -80,19 +108,20 @@ def read(path: Path) -> Workload:
     return Workload(columns, name=path.name.split(".")[0].removesuffix("_a"))
 
 
-def training_set(kind: str, predictor: str, data: Path, requests: int) -> list[Scenarios]:
-    """The scenarios of training and of validation: traces are cut in two."""
-    traces = [read(data / name) for name in TRAINED]
+def training_set(
+    kind: str, predictor: str, data: Path, requests: int, count: int
+) -> list[Scenarios]:
+    """The scenarios of training and of validation: the trace is cut in two."""
+    conversation = read(data / TRAINED)
+    given = {"predictor": PREDICTORS[predictor]} if predictor else {}
     made = []
-    for span in ((0.0, 0.7), (0.7, 1.0)):
-        options = {"requests": requests, "predictor": predictor, **system(kind)}
-        items = [
-            Scenario(f"{getattr(one, 'name', one)} at {load:g}", one, load=load,
-                     span=(0.0, 1.0) if isinstance(one, str) else span, **options)
-            for one in (*PRESETS, *traces)
-            for load in TRAIN_LOADS
-        ]  # fmt: skip
-        made.append(Scenarios(items))
+    for seed, span, many in ((0, (0.0, 0.7), count), (1, (0.7, 1.0), count // 2)):
+        low, high = (round(share * len(conversation)) for share in span)
+        workloads = (*PRESETS, conversation.select(slice(low, high)))
+        made.append(
+            varied(workloads, fleet=kind == "routing", count=many, seed=seed, requests=requests,
+                   **given)
+        )  # fmt: skip
     return made
 
 
@@ -129,11 +158,12 @@ def loaded(kind: str, name: str) -> Any:
     return (load_policy if kind == "scheduling" else load_router)(name)
 
 
-def tuned(kind: str, name: str, episodes: list[Episode], budget: int) -> Any:
-    """A baseline, tuned; mlfq keeps its defaults, as its levels multiply beyond 64 bits."""
+def tuned(kind: str, name: str, episodes: list[Episode], budget: int) -> str:
+    """A baseline, tuned, as one would type it; mlfq keeps its defaults, as its levels multiply
+    beyond 64 bits."""
     if not budget or name == "mlfq":
-        return loaded(kind, name)
-    return tune(loaded(kind, name), episodes, budget=budget)
+        return name
+    return str(tune(loaded(kind, name), episodes, budget=budget).name)
 
 
 def table(policies: list[Any], episodes: list[Episode]) -> Any:
@@ -141,81 +171,154 @@ def table(policies: list[Any], episodes: list[Episode]) -> Any:
         return costs(policies)
 
 
+def kept(file: Path, make: Callable[[], Any]) -> Any:
+    """What is in a JSON file, made where there is none."""
+    if not file.exists():
+        found = make()
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(found))
+        part.replace(file)
+    return json.loads(file.read_text())
+
+
 def learn(
-    kind: str, episodes: list[Episode], held_out: list[Episode], best: Any, start: Any, seed: int,
-    evaluations: int,
-) -> es.Evolved:  # fmt: skip
+    kind: str, episodes: list[Episode], held_out: list[Episode], best: Any, best_held: Any,
+    start: dict[str, float], scales: dict[str, float], seed: int, given: argparse.Namespace,
+    bundle: Path,
+) -> dict[str, Any]:  # fmt: skip
     """One training run; ``start`` is the best tuned baseline that is a blend."""
-    weights = es.as_blend(start)
-    assert weights is not None
-    terms = tuple(dict.fromkeys((*es.FAMILIES[kind], *weights)))
-    scales = dict(zip(terms, es.scales_of(episodes, kind, terms, start).tolist(), strict=True))
-    with es.judging(episodes) as costs, es.judging(held_out) as validate:
-        return es.search(
-            kind, costs, validate, best=costs([best])[0], best_validation=validate([best])[0],
-            start=weights, scales=scales, goal=es.Goal(), evaluations=evaluations, seed=seed,
+    each = max(1, given.jobs // given.seeds)
+    told_file = bundle.parent / f"{bundle.name}.told"
+    told = json.loads(told_file.read_text()) if told_file.exists() else []
+
+    def after(state: es.Evolved) -> bool:
+        told_file.write_text(json.dumps(state.told))
+        return False
+
+    with es.judging(episodes, each) as costs, es.judging(held_out, each) as validate:
+        found = es.search(
+            kind, costs, validate, best=best, best_validation=best_held, start=start,
+            scales=scales, goal=es.Goal(), evaluations=given.evaluations, seed=seed, told=told,
+            every=5, after=after,
         )  # fmt: skip
+    write_bundle(es.with_ground(found.policy, es.ground(episodes, (0.5, 1.2))), bundle)
+    return {"weights": found.weights, "validation": [found.start_fitness, found.fitness],
+            "history": found.history}  # fmt: skip
 
 
-def one_setting(kind: str, label: str, given: argparse.Namespace, pool: Any, out: Path) -> Any:
-    """Everything of one kind and predictor: tuned, learned, judged."""
+def one_setting(name: str, given: argparse.Namespace, pool: Any, out: Path) -> list[Any]:
+    """Everything of one setting: tuned, learned, judged; one result for each predictor."""
+    kind, trained, judged_with = SETTINGS[name]
     began = time.perf_counter()
-    train, held = training_set(kind, PREDICTORS[label], given.data, given.requests)
-    count = len(train)
+    train, held = training_set(kind, trained, given.data, given.requests, given.episodes)
+    # the seed draws the requests as well; the scenarios are the same
     sets = [
-        ([train(count * (10 * s) + i) for i in range(count)],
-         [held(count * (10 * s + 5) + i) for i in range(count)])
+        ([train(len(train) * (10 * s) + i) for i in range(len(train))],
+         [held(len(held) * (10 * s + 5) + i) for i in range(len(held))])
         for s in range(given.seeds)
     ]  # fmt: skip
     first = sets[0][0]
     names = given.baselines.split(",") if given.baselines else BASELINES[kind]
-    plain = [loaded(kind, name) for name in names]
-    for policy in plain:  # compiled once, before all processes want it
-        es.costs_of(first[0], policy)
-    budget = 0 if given.untuned else given.evaluations * count
-    policies = list(pool.map(tuned, [kind] * len(names), names, [first] * len(names),
-                             [budget] * len(names)))  # fmt: skip
-    costs = np.array(list(pool.map(table, [[p] for p in policies], [first] * len(policies))))[:, 0]
-    levels = np.log(costs[:, :, 0]).mean(axis=1)
-    if said := es.nothing_to_learn({p.name: c[:, 0] for p, c in zip(policies, costs, strict=True)}):
-        print(said)
+    for one in names:  # compiled once, before all processes want it
+        es.costs_of(first[0], loaded(kind, one))
+    budget = 0 if given.untuned else given.evaluations * len(train)
+
+    def tuning() -> Any:
+        found = list(pool.map(tuned, [kind] * len(names), names, [first] * len(names),
+                              [budget] * len(names)))  # fmt: skip
+        policies = [loaded(kind, spec) for spec in found]
+        tasks = [(policy, part) for pair in sets for part in pair for policy in policies]
+        flat = pool.map(table, [[p] for p, _ in tasks], [e for _, e in tasks])
+        rows = [row[0].tolist() for row in flat]
+        n = len(policies)
+        return {"specs": found, "costs": [rows[k * n : k * n + n] for k in range(len(rows) // n)]}
+
+    made = kept(out / f"{name}_tuned.json", tuning)
+    policies = [loaded(kind, spec) for spec in made["specs"]]
+    levels = np.log(np.array(made["costs"][0])[:, :, 0]).mean(axis=1)
     best = policies[int(np.argmin(levels))]
     start = min((i for i, p in enumerate(policies) if es.as_blend(p)), key=lambda i: levels[i])
-    print(f"{kind}, {label}: tuned in {time.perf_counter() - began:.0f} s; best {best.name}, "
+    print(f"{name}: tuned after {time.perf_counter() - began:.0f} s; best {best.name}, "
           f"start {policies[start].name}", flush=True)  # fmt: skip
     weights = es.as_blend(policies[start])
-    es.costs_of(first[0], es.policy_of(kind, tuple(weights), list(weights.values())))
+    assert weights is not None
     terms = tuple(dict.fromkeys((*es.FAMILIES[kind], *weights)))
     es.costs_of(first[0], es.policy_of(kind, terms, [1.0] * len(terms)))
-    es.scales_of(first[:1], kind, terms, policies[start])
-    seeds = range(given.seeds)
-    runs = list(pool.map(learn, [kind] * len(seeds), *zip(*sets, strict=True),
-                         [best] * len(seeds), [policies[start]] * len(seeds), seeds,
-                         [given.evaluations] * len(seeds)))  # fmt: skip
+    scales = dict(
+        zip(terms, es.scales_of(first, kind, terms, policies[start]).tolist(), strict=True)
+    )
+
+    def run_seed(seed: int) -> Any:
+        lowest = [es.least(np.array(c)) for c in made["costs"][2 * seed : 2 * seed + 2]]
+        return kept(
+            out / f"{name}_{seed}.json",
+            lambda: learn(kind, *sets[seed], *lowest, weights, scales, seed, given,
+                          out / f"{name}_{seed}"),
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(given.seeds) as threads:  # each has processes of its own
+        runs = list(threads.map(run_seed, range(given.seeds)))
     for seed, found in enumerate(runs):
-        told = spelled(tuple(found.weights), tuple(found.weights.values()))
-        print(f"  seed {seed}: validation {found.fitness:+.4f} from {found.start_fitness:+.4f}: "
-              f"{told}", flush=True)  # fmt: skip
-        policy = es.with_ground(
-            found.policy, es.ground(sets[seed][0], (min(TRAIN_LOADS), max(TRAIN_LOADS)))
-        )
-        write_bundle(policy, out / f"{kind}_{label.replace(' ', '_')}_{seed}")
+        told = spelled(tuple(found["weights"]), tuple(found["weights"].values()))
+        before, after = found["validation"]
+        print(f"  seed {seed}: validation {after:+.4f} from {before:+.4f}: {told}", flush=True)
     print(f"  learned after {time.perf_counter() - began:.0f} s", flush=True)
-    cells = test_set(kind, PREDICTORS[label], given.data, given.traces, given.loads,
-                     given.requests, given.windows)  # fmt: skip
-    judged = [*policies, *(found.policy for found in runs)]
-    tasks = [([p], episodes) for _, _, episodes in cells for p in judged]
-    flat = list(pool.map(table, *zip(*tasks, strict=True)))
-    costs = np.array(flat)[:, 0].reshape(len(cells), len(judged), given.windows, len(METRICS))
+    learned = [read_bundle(out / f"{name}_{seed}") for seed in range(given.seeds)]
+    results = []
+    for label in judged_with:
+        key = hashlib.sha256(repr((given.traces, given.loads, given.windows)).encode()).hexdigest()
+        results.append(
+            kept(
+                out / f"{name}_{label.replace(' ', '_')}_{key[:8]}.json",
+                lambda label=label: judged(kind, label, given, pool, policies, learned),
+            )
+            | {"setting": name, "kind": kind, "predictor": label,
+               "baselines": [p.name for p in policies], "training_log_cost": levels.tolist(),
+               "best": best.name, "start": policies[start].name,
+               "learned": [found["weights"] for found in runs],
+               "validation": [found["validation"] for found in runs]}
+        )  # fmt: skip
     print(f"  judged after {time.perf_counter() - began:.0f} s", flush=True)
+    return results
+
+
+def judged(
+    kind: str, label: str, given: argparse.Namespace, pool: Any, policies: list[Any],
+    learned: list[Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Costs of all policies on the cells of one predictor."""
+    cells = test_set(kind, PREDICTORS[label], given.data, given.traces, given.loads,
+                     given.judged_requests, given.windows)  # fmt: skip
+    room = hindsight() if kind == "scheduling" and given.room else []
+    every = [*policies, *learned, *room]
+    tasks = [([p], episodes) for _, _, episodes in cells for p in every]
+    flat = list(pool.map(table, *zip(*tasks, strict=True)))
+    costs = np.array(flat)[:, 0].reshape(len(cells), len(every), given.windows, len(METRICS))
+    bounds = [[bound(e) for e in episodes] for _, _, episodes in cells] if room else []
     return {
-        "kind": kind, "predictor": label, "baselines": [p.name for p in policies],
-        "training_log_cost": levels.tolist(), "best": best.name, "start": policies[start].name,
-        "learned": [found.weights for found in runs],
-        "validation": [[found.start_fitness, found.fitness] for found in runs],
-        "cells": [[name, load] for name, load, _ in cells], "costs": costs.tolist(),
-        "seconds": time.perf_counter() - began,
+        "cells": [[name, load] for name, load, _ in cells],
+        "costs": costs[:, : len(policies) + len(learned)].tolist(),
+        "room": costs[:, len(policies) + len(learned) :, :, 0].tolist() if room else [],
+        "bounds": bounds,
     }  # fmt: skip
+
+
+def hindsight() -> list[Any]:
+    """Schedulers of which the best of a row, chosen on that row, says how much room there is:
+    weights of the prompt, and what is left of the work with preemption at several prices."""
+    terms = ("predicted", "expected_remaining", "prompt", "left_prompt", es.PREEMPT)
+    return [
+        es.policy_of("scheduling", terms, [ready == 0, ready > 0, b * (ready == 0),
+                                           b * (ready > 0), ready])
+        for b in (0.03, 0.06, 0.12, 0.2, 0.3, 0.5)
+        for ready in (0.0, 0.1, 0.3, 1.0, 3.0)
+    ]  # fmt: skip
+
+
+def bound(episode: Episode) -> float:
+    """What no schedule beats (``eval.bound``), s."""
+    (node,) = episode.system.nodes
+    return mean_latency_bound_s(episode.workload, node.engine, node.timing, None)
 
 
 def summarise(found: dict[str, Any]) -> list[str]:
@@ -225,35 +328,56 @@ def summarise(found: dict[str, Any]) -> list[str]:
     n = len(found["baselines"])
     best, plain = found["baselines"].index(found["best"]), 0
     lines = [
-        f"### {found['kind']}, {found['predictor']}", "",
-        f"Best tuned baseline in training: `{found['best']}`; start `{found['start']}`. "
-        f"Ratios of the learned policy's; the interval is of the mean's.", "",
-        f"| trace | load | mean × best | 95% | worst seed | mean × best here (which) "
-        f"| × {PLAIN[found['kind']]} | P99 × best | normalized × best |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"### {found['setting']}, judged with {found['predictor']}", "",
+        f"One baseline: the best in training, `{found['best']}`; start `{found['start']}`.", "",
+        "| trace | load | mean × one | 95% | mean × best here | 95% | (which) | worst seed "
+        f"| × {PLAIN[found['kind']]} | P99 × best here | normalized × best here |",
+        "|---|---:|---:|---:|---:|---:|---|---:|---:|---:|---:|",
     ]  # fmt: skip
-    better = worse = most = 0
+    counts = np.zeros((2, 2), int)
+    most, tops = 0.0, [0.0, 0.0]
     for (name, load), one in zip(found["cells"], costs, strict=True):
         learned = np.exp(np.log(one[n:]).mean(axis=0))  # (windows, 3)
-        ratio = paired_ratio(learned[:, 0], one[best][:, 0])
-        worst = max(paired_ratio(row[:, 0], one[best][:, 0]).mean for row in one[n:])
         here = int(np.argmin(np.log(one[:n, :, 0]).mean(axis=1)))
-        at = paired_ratio(learned[:, 0], one[here][:, 0]).mean
+        ratios = [paired_ratio(learned[:, 0], one[k][:, 0]) for k in (best, here)]
+        worst = max(paired_ratio(row[:, 0], one[here][:, 0]).mean for row in one[n:])
         to_plain = paired_ratio(learned[:, 0], one[plain][:, 0]).mean
-        tail, normal = (paired_ratio(learned[:, k], one[best][:, k]).mean for k in (1, 2))
-        better += ratio.high < 1
-        worse += ratio.mean > 1.01
+        tail, normal = (paired_ratio(learned[:, k], one[here][:, k]).mean for k in (1, 2))
+        for k, ratio in enumerate(ratios):
+            counts[k] += (ratio.high < 1, ratio.mean > 1.01)
+            tops[k] = max(tops[k], ratio.mean)
         most = max(most, to_plain)
+        said = " | ".join(f"{r.mean:.3f} | {r.low:.3f} to {r.high:.3f}" for r in ratios)
         lines.append(
-            f"| {name} | {load:g} | {ratio.mean:.3f} | {ratio.low:.3f} to {ratio.high:.3f} | "
-            f"{worst:.3f} | {at:.3f} ({found['baselines'][here]}) | {to_plain:.3f} | {tail:.3f} | "
-            f"{normal:.3f} |"
+            f"| {name} | {load:g} | {said} | {found['baselines'][here]} | {worst:.3f} | "
+            f"{to_plain:.3f} | {tail:.3f} | {normal:.3f} |"
         )
-    lines += [
-        "", f"Better with an interval below 1 in {better} of {len(costs)}; more than 1% above in "
-        f"{worse}; at most {most:.3f} of {PLAIN[found['kind']]}.", "",
-    ]  # fmt: skip
-    return lines
+    lines += [""]
+    for k, told in enumerate(("the one baseline", "the best of each row in hindsight")):
+        lines.append(
+            f"Against {told}: better with an interval below 1 on {counts[k][0]} of {len(costs)} "
+            f"rows, more than 1% above on {counts[k][1]}, at most {tops[k]:.3f}."
+        )
+    lines += [f"At most {most:.3f} of {PLAIN[found['kind']]}.", ""]
+    return lines + (room_of(found) if found["room"] else [])
+
+
+def room_of(found: dict[str, Any]) -> list[str]:
+    """How much lower any schedule could be: the bound, and the best of a grid chosen on the row."""
+    costs, room = np.log(np.array(found["costs"])[:, :, :, 0]), np.log(np.array(found["room"]))
+    lines = ["| trace | load | best baseline here | grid in hindsight × it | bound × it |",
+             "|---|---:|---|---:|---:|"]  # fmt: skip
+    n = len(found["baselines"])
+    for (name, load), one, grid, low in zip(
+        found["cells"], costs, room, found["bounds"], strict=True
+    ):
+        levels = one[:n].mean(axis=1)
+        lines.append(
+            f"| {name} | {load:g} | {found['baselines'][int(levels.argmin())]} | "
+            f"{np.exp(grid.mean(axis=1).min() - levels.min()):.3f} | "
+            f"{np.exp(np.log(low).mean() - levels.min()):.3f} |"
+        )
+    return [*lines, ""]
 
 
 def speed(given: argparse.Namespace) -> dict[str, Any]:
@@ -266,39 +390,45 @@ def speed(given: argparse.Namespace) -> dict[str, Any]:
     policies = [
         es.policy_of("scheduling", terms, rng.random(len(terms))) for _ in range(evaluations)
     ]
-    with es.judging([scenario(0)], given.processes) as costs:
-        costs(policies[: given.processes])
+    with es.judging([scenario(0)], given.jobs) as costs:
+        costs(policies[: given.jobs])
         began = time.perf_counter()
         costs(policies)
         took = time.perf_counter() - began
-    print(f"{evaluations} evaluations of {requests} requests on {given.processes} processes: "
+    print(f"{evaluations} evaluations of {requests} requests on {given.jobs} processes: "
           f"{took:.1f} s")  # fmt: skip
-    return {"evaluations": evaluations, "requests": requests, "processes": given.processes,
+    return {"evaluations": evaluations, "requests": requests, "processes": given.jobs,
             "seconds": took}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    here = Path("shared/data/traces")
+    here = Path("shared/data")
     parser.add_argument("--data", type=Path, default=here if here.is_dir() else Path("..") / here)
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "learned_policies")))
-    parser.add_argument("--kinds", default="routing,scheduling")
-    parser.add_argument("--predictors", default="tau 0.5,exact")
+    parser.add_argument("--settings", default=",".join(SETTINGS), help="of " + ", ".join(SETTINGS))
+    parser.add_argument("--traces", choices=("developed", "final", "all"), default="all")
     parser.add_argument("--baselines", help="of one kind, the plain one first; default all")
     parser.add_argument("--untuned", action="store_true", help="baselines with their defaults")
-    parser.add_argument("--evaluations", type=int)
-    parser.add_argument("--requests", type=int)
+    parser.add_argument("--evaluations", type=int, help="policies that a search tries")
+    parser.add_argument("--episodes", type=int, help="on which each is tried")
+    parser.add_argument("--requests", type=int, help="of each")
     parser.add_argument("--seeds", type=int)
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--no-room", dest="room", action="store_false",
+                        help="without the bounds of schedulers")  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--small", action="store_true", help="a few minutes on two cores")
     parser.add_argument("--speed", action="store_true", help="how fast evaluations are, no more")
     given = parser.parse_args()
     small = given.small
-    given.traces = UNSEEN[:2] if small else UNSEEN
+    sets = {"developed": DEVELOPED, "final": FINAL, "all": (*DEVELOPED, *FINAL)}
+    given.traces = DEVELOPED[:2] if small else sets[given.traces]
     given.loads = (1.0,) if small else TEST_LOADS
     given.windows = 3 if small else 6
-    given.evaluations = given.evaluations or (64 if small else 320)
-    given.requests = given.requests or (200 if small else 800)
+    given.evaluations = given.evaluations or (64 if small else 800)
+    given.episodes = given.episodes or (16 if small else 64)
+    given.requests = given.requests or (200 if small else 600)
+    given.judged_requests = 200 if small else 800
     given.seeds = given.seeds or (2 if small else 5)
     given.out.mkdir(parents=True, exist_ok=True)
     if given.speed:
@@ -306,14 +436,15 @@ def main() -> None:
         return
     results, lines = [], []
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.processes, mp_context=context) as pool:
-        for label in given.predictors.split(","):
-            for kind in given.kinds.split(","):
-                results.append(one_setting(kind, label, given, pool, given.out))
-                lines += summarise(results[-1])
-                (given.out / "learned_policies.json").write_text(json.dumps(results))
-                (given.out / "learned_policies.md").write_text("\n".join(lines))
-                print("\n".join(summarise(results[-1])), flush=True)
+    with ProcessPoolExecutor(given.jobs, mp_context=context) as pool:
+        for name in given.settings.split(","):
+            for found in one_setting(name, given, pool, given.out):
+                results.append(found)
+                told = summarise(found)
+                lines += told
+                print("\n".join(told), flush=True)
+            (given.out / "learned_policies.json").write_text(json.dumps(results))
+            (given.out / "learned_policies.md").write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

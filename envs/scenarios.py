@@ -6,7 +6,7 @@ One policy is trained for all scenarios of a set: each seed draws an episode of 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import product
@@ -30,8 +30,10 @@ from lengthwise.workload import Workload
 
 CAPACITY_SEED = 2**31 - 1  # the workload that capacity is measured on
 SATURATED = (0.1, 0.9)  # shares of the answers between which a saturated system is watched
+LONGEST = {"prompt_tokens": 120_000, "output_tokens": 12_000}  # of lengths that were multiplied
 VARIED = ("workload", "load", "rate", "predictor")  # keys of a file that may hold lists
 REAL = "noisy-oracle:tau=0.5"  # about as good as a predictor of lengths from prompts
+PREDICTED = ("oracle", "noisy-oracle:tau=0.7", REAL, "noisy-oracle:tau=0.3")
 PRESETS = (
     "azure-conv-2023", "azure-code-2023", "mooncake-conversation", "burstgpt", "reasoning",
     "sharegpt", "lmsys-chat",
@@ -52,7 +54,8 @@ class Scenario:
     is cut into windows of ``requests`` at random, out of its ``span`` (shares of its requests).
     Arrivals of each episode are stretched to ``rate`` requests/s or to ``load``, a share of
     ``capacity``. A ``predictor`` with noise draws it anew for each episode. ``nodes`` stands in for
-    ``replicas`` equal ones; ``policy`` and ``router`` are what is not trained.
+    ``replicas`` equal ones; ``policy`` and ``router`` are what is not trained. ``prompt_factor``
+    and ``output_factor`` multiply all lengths, up to ``LONGEST``.
     """
 
     name: str
@@ -69,11 +72,14 @@ class Scenario:
     router: str | RoutingPolicy = "jsq"
     metrics_interval_s: float = 0.0
     span: tuple[float, float] = (0.0, 1.0)
+    prompt_factor: float = 1.0
+    output_factor: float = 1.0
 
     def __post_init__(self) -> None:
         if self.load is not None and self.rate is not None:
             raise InputError(f"scenario {self.name!r}: give a load or a rate, not both")
-        for what, value in (("load", self.load), ("rate", self.rate)):
+        factors = {"prompt_factor": self.prompt_factor, "output_factor": self.output_factor}
+        for what, value in {"load": self.load, "rate": self.rate, **factors}.items():
             if value is not None and not (_number(value) and 0 < value < float("inf")):
                 raise InputError(f"scenario {self.name!r}: {what} must be above 0, not {value!r}")
         if not isinstance(self.requests, int) or self.requests < 10:
@@ -149,7 +155,20 @@ class Scenario:
                     f"{len(workload)} requests of {workload.name}; 10 are the least"
                 )
             workload = workload.select(slice(low, high))
-        return episode_source(workload, requests=self.requests, rate=None)
+        source = episode_source(workload, requests=self.requests, rate=None)
+        factors = {"prompt_tokens": self.prompt_factor, "output_tokens": self.output_factor}
+        if set(factors.values()) == {1.0}:
+            return source
+
+        def scaled(seed: int) -> Workload:
+            drawn = source(seed)
+            columns: dict[str, Any] = {
+                name: np.clip(np.rint(drawn[name] * factor), 1, LONGEST[name]).astype(np.int64)
+                for name, factor in factors.items()
+            }
+            return drawn.replace(**columns)
+
+        return scaled
 
 
 @dataclass(frozen=True)
@@ -208,7 +227,61 @@ def unequal(loads: Sequence[float] = (0.7, 0.9, 1.05), **given: Any) -> Scenario
     return presets(loads, engine=None, **options)
 
 
-SETS = {"presets": presets, "unequal": unequal}
+def varied(
+    workloads: Sequence[str | Workload] = PRESETS,
+    *,
+    fleet: bool = False,
+    count: int = 64,
+    seed: int = 0,
+    factors: bool = True,
+    **given: Any,
+) -> Scenarios:
+    """Many kinds of workloads, systems and predictors, drawn at random from ``seed``.
+
+    Training on one distribution of lengths fits it; this is domain randomisation (Tobin et al.,
+    IROS 2017). Of every two rounds over ``workloads`` one has all prompts (by 0.2 to 20) and
+    all answers (by 0.3 to 3) multiplied, with ``factors``. Loads are 0.75 to 1.15, one in
+    five 0.5 to 1.2; predictors the truth or noise of Kendall's tau 0.7, 0.5 or 0.3. One replica has
+    32 to 128 seats; a ``fleet`` is the one of ``unequal``, two in five another of four replicas of
+    16 to 64 seats and 0.4 to 1 of the speed, with metrics up to 2 s old.
+    """
+    rng = np.random.default_rng(seed)
+
+    def between(low: float, high: float) -> float:
+        return float(f"{np.exp(rng.uniform(np.log(low), np.log(high))):.3g}")
+
+    items = []
+    for index in range(count):
+        one = workloads[index % len(workloads)]
+        options: dict[str, Any] = {
+            "load": between(0.75, 1.15) if rng.random() < 0.8 else between(0.5, 1.2),
+            "predictor": PREDICTED[int(rng.integers(len(PREDICTED)))],
+        }
+        if factors and index // len(workloads) % 2:
+            options |= {"prompt_factor": between(0.2, 20), "output_factor": between(0.3, 3)}
+        if not fleet:
+            options["engine"] = Engine(max_num_seqs=int(rng.choice((32, 64, 64, 64, 128))))
+        elif rng.random() < 0.6:
+            options |= {"nodes": UNEQUAL, "metrics_interval_s": 1.0}
+        else:
+            options["metrics_interval_s"] = float(rng.choice((0.0, 0.25, 1.0, 2.0)))
+            options["nodes"] = tuple(
+                {"max_num_seqs": int(rng.choice((16, 32, 64))), "speed": between(0.4, 1)}
+                for _ in range(4)
+            )
+        name = one if isinstance(one, str) else one.name
+        items.append(Scenario(f"{index}: {name}", one, **{"requests": 600, **options, **given}))
+    return Scenarios(items)
+
+
+def varied_unequal(**given: Any) -> Scenarios:
+    """``varied`` for a router."""
+    return varied(fleet=True, **given)
+
+
+SETS: dict[str, Callable[..., Scenarios]] = {
+    "presets": presets, "unequal": unequal, "varied": varied, "varied-unequal": varied_unequal,
+}  # fmt: skip
 
 
 def read_scenarios(spec: str | Path) -> Scenarios:

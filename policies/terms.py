@@ -44,6 +44,16 @@ def remaining(predicted_tokens: Any, generated_tokens: Any) -> Any:
     return predicted_tokens - generated_tokens
 
 
+def expected_remaining(expected_remaining_tokens: Any) -> Any:
+    """What is expected to be left of the answer given what was generated, tokens."""
+    return expected_remaining_tokens
+
+
+def left_prompt(prompt_tokens: Any, computed_tokens: Any) -> Any:
+    """What is left of the prompt to be computed, tokens."""
+    return np.maximum(prompt_tokens - computed_tokens, 0)
+
+
 def requests(running_requests: Any, waiting_requests: Any) -> Any:
     """The requests in the replica."""
     return 1.0 * running_requests + waiting_requests
@@ -181,9 +191,9 @@ TERMS: dict[str, Score] = {
     function.__name__: Score.from_function(function)
     for function in (
         predicted, root_predicted, prompt, footprint, arrival, remaining, requests,
-        requests_per_seat, outstanding, outstanding_s, outstanding_per_seat, prefill_s, decode_s,
-        seat_wait_s, own_s, own_prompt_s, turn, kv, unfinished_s,
-        unfinished_per_seat, unseen_s, turned_away_s, own_step_s, own_crowd_s, prompt_crowd_s,
-        new_tokens_requests,
+        expected_remaining, left_prompt, requests_per_seat, outstanding, outstanding_s,
+        outstanding_per_seat, prefill_s, decode_s, seat_wait_s, own_s, own_prompt_s, turn, kv,
+        unfinished_s, unfinished_per_seat, unseen_s, turned_away_s, own_step_s, own_crowd_s,
+        prompt_crowd_s, new_tokens_requests,
     )
 }  # fmt: skip

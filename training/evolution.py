@@ -1,9 +1,10 @@
 """An evolution strategy over blends of terms, with the fast engine as fitness function.
 
 A separable CMA-ES (Ros and Hansen, PPSN 2008): a normal distribution over the weights, one
-variance a weight. A candidate's fitness is its mean log cost over the best baseline's, over
-episodes that all candidates share (common random numbers). The start is the best baseline that is
-a blend, so that learning never begins below it; the best on validation episodes is what is kept.
+variance a weight. A candidate's fitness is its mean log cost over that of the baseline that is
+best there, over episodes that all candidates share (common random numbers). The start is the best
+baseline that is a blend, so that learning never begins below it; the best on validation episodes is
+what is kept.
 """
 
 from __future__ import annotations
@@ -22,22 +23,33 @@ from lengthwise.envs.episodes import Episode
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval.tune import METRICS, records_of
 from lengthwise.policies.blend import Blend
+from lengthwise.policies.srtf import SRTF
 from lengthwise.policies.terms import TERMS
-from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
+from lengthwise.policy import Preemption, RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.serving import Stops, begin
 from lengthwise.trained import Range, TrainedOn, widened
 
 Floats = NDArray[np.float64]
 Judged = SchedulingPolicy | RoutingPolicy
 
+# A weight that is no term's: how readily a scheduler preempts; see ``policy_of``.
+PREEMPT = "preempt"
+USUAL_PRICE = 0.01  # of ``Preemption``, in tokens of the answer for one to be computed again
+LEAST_PREEMPT = 0.05  # below it no exchange is worth its price
+
 # What is learned: terms, and how far weights may lie apart is the search's to find.
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "scheduling": ("predicted", "prompt", "root_predicted", "footprint", "arrival"),
+    "scheduling": (
+        "predicted", "prompt", "root_predicted", "footprint", "arrival", "expected_remaining",
+        "left_prompt", PREEMPT,
+    ),
     "routing": (
         "outstanding_s", "outstanding_per_seat", "prefill_s", "decode_s", "seat_wait_s",
-        "requests_per_seat", "own_s", "own_prompt_s", "kv",
+        "requests_per_seat", "own_s", "own_prompt_s", "unfinished_s", "unfinished_per_seat",
+        "own_step_s", "own_crowd_s", "prompt_crowd_s",
     ),
 }  # fmt: skip
+TOKENS = ("predicted", "expected_remaining", "remaining")  # terms in tokens of the answer
 COSTS = ("mean latency", "P99 latency", "normalized latency")  # columns of a table of costs
 TIE = 0.01  # baselines whose costs differ by no more than this share are as good as each other
 MEASURED = 400  # routing decisions of an episode that scales are measured on
@@ -45,7 +57,7 @@ MEASURED = 400  # routing decisions of an episode that scales are measured on
 
 @dataclass(frozen=True)
 class Goal:
-    """What is minimised: the mean over episodes of the weighted log ratios to the best baseline.
+    """What is minimised: the mean over episodes of weighted log ratios to the best baseline there.
 
     ``p99`` and ``normalized`` are the weights of the 99th percentile and of the mean normalised
     latency, beside the mean's, which is the rest. ``regret`` is the extra weight of episodes on
@@ -79,6 +91,14 @@ def costs_of(episode: Episode, judged: Judged) -> list[float]:
             "number above 0"
         )
     return found
+
+
+def least(table: Floats) -> Floats:
+    """Of costs (policies, episodes, 3) those of the policy with the lowest mean latency of each
+    episode, (episodes, 3): who is judged by it knew in hindsight what to run.
+    """
+    chosen: Floats = table[table[:, :, 0].argmin(axis=0), np.arange(table.shape[1])]
+    return chosen
 
 
 Costs = Callable[[Sequence[Judged]], Floats]  # policies -> (policies, episodes, 3)
@@ -120,14 +140,23 @@ def _one(pair: tuple[Judged, int]) -> list[float]:
 def policy_of(kind: str, terms: Sequence[str], weights: Sequence[float]) -> Judged:
     """The policy or router of a blend, scaled so that its largest weight is 1; order is the same.
 
-    Terms without weight are left out, so that nothing is read that does not count.
+    Terms without weight are left out, so that nothing is read that does not count. A scheduler's
+    ``PREEMPT`` of 1 is preemption at ``USUAL_PRICE`` for each token of the answer, of 2 at half of
+    it; below ``LEAST_PREEMPT`` there is none.
     """
-    most = max(abs(float(w)) for w in weights)
+    used = {name: float(w) for name, w in zip(terms, weights, strict=True) if w}
+    readiness = used.pop(PREEMPT, 0.0)
+    most = max(map(abs, used.values()), default=0.0)
     if not 0 < most < np.inf:
         raise InputError(f"weights {list(weights)!r} make no score")
-    used = {name: float(w) / most for name, w in zip(terms, weights, strict=True) if w}
+    token = sum(used.get(name, 0.0) for name in TOKENS) / most
+    used = {name: w / most for name, w in used.items()}
     score = Blend(tuple(used), tuple(used.values())).score("learned")
-    return SchedulingPolicy(score) if kind == "scheduling" else RoutingPolicy(score)
+    if kind == "routing":
+        return RoutingPolicy(score)
+    if readiness < LEAST_PREEMPT or not token:
+        return SchedulingPolicy(score)
+    return SchedulingPolicy(score, Preemption("recompute", price=USUAL_PRICE * token / readiness))
 
 
 def as_blend(policy: Judged) -> dict[str, float] | None:
@@ -142,6 +171,8 @@ def as_blend(policy: Judged) -> dict[str, float] | None:
     }  # fmt: skip
     if isinstance(policy, RoutingPolicy) and policy.choices:
         return None
+    if score.name == "srtf" and policy == SRTF:
+        return {"expected_remaining": 1.0, PREEMPT: 1.0}
     if score.name == "work":
         return {"predicted": 1.0, "prompt": float(given["b"])}
     if score.name == "jsew":
@@ -157,8 +188,10 @@ def scales_of(episodes: Sequence[Episode], kind: str, terms: Sequence[str], by: 
     For a scheduler the spread over requests (of arrivals: over a hundred in a row); for a router
     the mean spread over the replicas, in runs that ``by`` decides.
     """
-    spread = np.array([_spread(episode, kind, terms, by) for episode in episodes]).mean(axis=0)
-    return np.where(spread > 0, spread, 1.0)
+    scored = [name for name in terms if name != PREEMPT]
+    spread = np.array([_spread(episode, kind, scored, by) for episode in episodes]).mean(axis=0)
+    found = dict(zip(scored, spread, strict=True))
+    return np.array([found.get(name) or 1.0 for name in terms])
 
 
 def _spread(episode: Episode, kind: str, terms: Sequence[str], by: Judged) -> list[float]:
@@ -195,7 +228,8 @@ def _columns(episode: Episode) -> dict[str, Floats]:
               for name in ("arrival_s", "prompt_tokens")}  # fmt: skip
     if episode.predictions is not None:
         values["predicted_tokens"] = episode.predictions.predicted_tokens
-    values["generated_tokens"] = np.zeros(len(episode.workload))
+        values["expected_remaining_tokens"] = episode.predictions.predicted_tokens
+    values["generated_tokens"] = values["computed_tokens"] = np.zeros(len(episode.workload))
     return values
 
 
@@ -328,11 +362,11 @@ def search(
     """Searches weights of terms, all of them 0 or more, so that the score is monotone.
 
     ``costs`` and ``validate`` run policies on training and on validation episodes; ``best`` and
-    ``best_validation`` (episodes, 3) are the best baseline's costs there. ``start`` are weights of
-    terms, ``scales`` what a weight is measured in. Every ``every`` generations the distribution's
-    mean and the generation's best are validated. ``told`` are the generations of an earlier call
-    with the same arguments, which are not run again, only validated; ``after`` each generation may
-    return True to end.
+    ``best_validation`` (episodes, 3) are the best baselines' costs there (see ``least``). ``start``
+    are weights of terms, ``scales`` what a weight is measured in. Every ``every`` generations the
+    distribution's mean and the generation's best are validated. ``told`` are the generations of an
+    earlier call with the same arguments, which are not run again, only validated; ``after`` each
+    generation may return True to end.
     """
     terms = tuple(dict.fromkeys((*scales, *start)))
     if kind not in FAMILIES:

@@ -51,14 +51,13 @@ def evolve(
     if resume and (folder / CHECKPOINT).exists():
         told = read_checkpoint(folder / CHECKPOINT)["told"]
     with es.judging(episodes) as costs, es.judging(validation) as validate:
-        found = costs(judges)[:, :, 0]
-        levels = np.log(found).mean(axis=1)
+        found = costs(judges)
+        levels = np.log(found[:, :, 0]).mean(axis=1)
         blends = [i for i, judged in enumerate(judges) if es.as_blend(judged)]
         if not blends:
             names = ", ".join(judged.name for judged in judges)
             raise InputError(f"none of the baselines {names} is a blend that a search can start at")
         start = judges[min(blends, key=lambda i: levels[i])]
-        best = judges[int(np.argmin(levels))]
         weights = es.as_blend(start)
         assert weights is not None
         terms = tuple(dict.fromkeys((*es.FAMILIES[kind], *weights)))
@@ -71,7 +70,8 @@ def evolve(
             return stop.signal is not None
 
         evolved = es.search(
-            kind, costs, validate, best=costs([best])[0], best_validation=validate([best])[0],
+            kind, costs, validate, best=es.least(found),
+            best_validation=es.least(validate(judges)),
             start=weights, scales=dict(zip(terms, scales, strict=True)),
             goal=es.Goal(regret=float(settings["regret"])),
             evaluations=int(settings["evaluations"]), population=int(settings["population"]),
