@@ -1,11 +1,21 @@
 """Scenarios: loads are shares of what is served, seeds mix them, and files say what is wrong."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lengthwise.envs.scenarios import KEYS, PRESETS, Scenario, Scenarios, presets, read_scenarios
+from lengthwise.envs.scenarios import (
+    KEYS,
+    LONGEST,
+    PRESETS,
+    Scenario,
+    Scenarios,
+    presets,
+    read_scenarios,
+    varied,
+)
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.serving import Engine, run
 from lengthwise.serving.timing import LinearTiming
@@ -137,6 +147,32 @@ def test_files_say_what_is_wrong(tmp_path, rows, message):
     with pytest.raises(InputError, match=message) as error:
         read_scenarios(file)
     assert "\n" not in str(error.value)
+
+
+def test_factors_multiply_lengths_before_capacity_is_measured():
+    plain = Scenario("a", "burstgpt", requests=200, load=1.0, engine={"max_num_seqs": 16})
+    long = replace(plain, prompt_factor=3.0, output_factor=2.0)
+    before, after = plain(5).workload, long(5).workload
+    assert (after["prompt_tokens"] == 3 * before["prompt_tokens"]).all()
+    assert (after["output_tokens"] == 2 * before["output_tokens"]).all()
+    assert long.capacity < plain.capacity / 1.5
+    huge = replace(plain, prompt_factor=1e9, load=None)
+    assert set(huge(5).workload["prompt_tokens"]) == {LONGEST["prompt_tokens"]}
+    with pytest.raises(InputError, match="prompt_factor must be above 0, not 0"):
+        replace(plain, prompt_factor=0)
+
+
+def test_varied_scenarios_are_drawn_from_a_seed():
+    one, same, other = varied(fleet=True), varied(fleet=True), varied(fleet=True, seed=1)
+    assert one.items == same.items != other.items
+    assert len(one) == 64 and len({s.load for s in one}) > 40
+    assert {s.prompt_factor == 1 for s in one} == {True, False}
+    assert 0.5 <= one.loads[0] and one.loads[1] <= 1.2
+    assert {len(s.system.nodes) for s in one} == {4}
+    assert {s.metrics_interval_s for s in one} == {0.0, 0.25, 1.0, 2.0}
+    whole = varied(("burstgpt",), count=2, factors=False, predictor="oracle")
+    assert [(s.prompt_factor, s.predictor) for s in whole] == [(1.0, "oracle")] * 2
+    assert whole(0).name == "0: burstgpt"
 
 
 def test_named_sets_and_unknown_ones(tmp_path):

@@ -19,6 +19,7 @@ from lengthwise.training.evolution import (
     as_blend,
     costs_of,
     judging,
+    least,
     nothing_to_learn,
     policy_of,
     scales_of,
@@ -72,7 +73,7 @@ def test_the_goal_weighs_ratios_and_regret():
 
 @pytest.mark.parametrize(
     ("kind", "spec"),
-    [("scheduling", s) for s in ("fcfs", "sjf", "work:b=0.3")]
+    [("scheduling", s) for s in ("fcfs", "sjf", "work:b=0.3", "srtf")]
     + [
         ("routing", s)
         for s in (
@@ -93,6 +94,25 @@ def test_a_start_serves_as_the_baseline_does(kind, spec):
     for seed in range(2):
         assert costs_of(made(seed), start) == costs_of(made(seed), baseline)
     assert as_blend(load_router("power-of-two")) is None
+
+
+def test_readiness_to_preempt_is_a_price_in_tokens_of_the_answer():
+    def price(**weights):
+        return policy_of("scheduling", tuple(weights), tuple(weights.values())).preemption.price
+
+    assert price(expected_remaining=1.0, preempt=2.0) == 0.005
+    # scores in other units: the exchange is the same
+    assert price(expected_remaining=0.5, prompt=2.0, preempt=2.0) == 0.005 / 4
+    for weights in ({"predicted": 1.0, "preempt": 0.01}, {"prompt": 1.0, "preempt": 1.0}):
+        made = policy_of("scheduling", tuple(weights), tuple(weights.values()))
+        assert made.preemption.mode == "none"  # hardly ready; a score that counts no answers
+    with pytest.raises(InputError, match="make no score"):
+        policy_of("scheduling", ("preempt",), (1.0,))
+
+
+def test_the_least_cost_is_that_of_the_best_of_each_episode():
+    table = np.array([[[2.0, 9.0, 1.0], [1.0, 5.0, 3.0]], [[1.0, 8.0, 2.0], [4.0, 1.0, 1.0]]])
+    assert least(table).tolist() == [[1.0, 8.0, 2.0], [1.0, 5.0, 3.0]]
 
 
 def test_scales_are_spreads_between_candidates():

@@ -171,7 +171,7 @@ def as_blend(policy: Judged) -> dict[str, float] | None:
     }  # fmt: skip
     if isinstance(policy, RoutingPolicy) and policy.choices:
         return None
-    if score.name == "srtf" and policy == SRTF:
+    if score.name == "srtf" and getattr(policy, "preemption", None) == SRTF.preemption:
         return {"expected_remaining": 1.0, PREEMPT: 1.0}
     if score.name == "work":
         return {"predicted": 1.0, "prompt": float(given["b"])}
