@@ -264,13 +264,16 @@ def one_setting(name: str, given: argparse.Namespace, pool: Any, out: Path) -> l
         print(f"  seed {seed}: validation {after:+.4f} from {before:+.4f}: {told}", flush=True)
     print(f"  learned after {time.perf_counter() - began:.0f} s", flush=True)
     learned = [read_bundle(out / f"{name}_{seed}") for seed in range(given.seeds)]
+    others = {label: folders_of(pattern) for label, pattern in given.beside}
+    others = {label: found for label, found in others.items() if kind == "routing"}
     results = []
     for label in judged_with:
-        key = hashlib.sha256(repr((given.traces, given.loads, given.windows)).encode()).hexdigest()
+        asked = given.traces, given.loads, given.windows, sorted(others)
+        key = hashlib.sha256(repr(asked).encode()).hexdigest()
         results.append(
             kept(
                 out / f"{name}_{label.replace(' ', '_')}_{key[:8]}.json",
-                lambda label=label: judged(kind, label, given, pool, policies, learned),
+                lambda label=label: judged(kind, label, given, pool, policies, learned, others),
             )
             | {"setting": name, "kind": kind, "predictor": label,
                "baselines": [p.name for p in policies], "training_log_cost": levels.tolist(),
@@ -284,21 +287,24 @@ def one_setting(name: str, given: argparse.Namespace, pool: Any, out: Path) -> l
 
 def judged(
     kind: str, label: str, given: argparse.Namespace, pool: Any, policies: list[Any],
-    learned: list[Any],
+    learned: list[Any], others: dict[str, list[Path]],
 ) -> dict[str, Any]:  # fmt: skip
     """Costs of all policies on the cells of one predictor."""
     cells = test_set(kind, PREDICTORS[label], given.data, given.traces, given.loads,
                      given.judged_requests, given.windows)  # fmt: skip
     room = hindsight() if kind == "scheduling" and given.room else []
-    every = [*policies, *learned, *room]
+    further = [read_bundle(folder) for found in others.values() for folder in found]
+    every = [*policies, *learned, *further, *room]
     tasks = [([p], episodes) for _, _, episodes in cells for p in every]
     flat = list(pool.map(table, *zip(*tasks, strict=True)))
     costs = np.array(flat)[:, 0].reshape(len(cells), len(every), given.windows, len(METRICS))
     bounds = [[bound(e) for e in episodes] for _, _, episodes in cells] if room else []
+    own, n = len(policies) + len(learned), len(every) - len(room)
     return {
-        "cells": [[name, load] for name, load, _ in cells],
-        "costs": costs[:, : len(policies) + len(learned)].tolist(),
-        "room": costs[:, len(policies) + len(learned) :, :, 0].tolist() if room else [],
+        "cells": [[name, load] for name, load, _ in cells], "costs": costs[:, :own].tolist(),
+        "others": {label: len(found) for label, found in others.items()},
+        "other_costs": costs[:, own:n].tolist(),
+        "room": costs[:, n:, :, 0].tolist() if room else [],
         "bounds": bounds,
     }  # fmt: skip
 
@@ -359,7 +365,45 @@ def summarise(found: dict[str, Any]) -> list[str]:
             f"rows, more than 1% above on {counts[k][1]}, at most {tops[k]:.3f}."
         )
     lines += [f"At most {most:.3f} of {PLAIN[found['kind']]}.", ""]
+    lines += learners(found) if found["others"] else []
     return lines + (room_of(found) if found["room"] else [])
+
+
+def folders_of(pattern: str) -> list[Path]:
+    """The bundles of runs' folders."""
+    found = [folder / "bundle" for folder in sorted(Path().glob(pattern))]
+    if not found:
+        raise SystemExit(f"no run's folder matches {pattern}")
+    return found
+
+
+def learners(found: dict[str, Any]) -> list[str]:
+    """One row a learner: over all cells, windows and training seeds."""
+    costs, further = np.log(np.array(found["costs"])), np.log(np.array(found["other_costs"]))
+    n = len(found["baselines"])
+    best = found["baselines"].index(found["best"])
+    here = costs[:, :n, :, 0].mean(axis=2).argmin(axis=1)
+    at = costs[np.arange(len(costs)), here][:, None]  # (cells, 1, windows, 3)
+    groups, first = {"es": costs[:, n:]}, 0
+    for label, count in found["others"].items():
+        groups[label], first = further[:, first : first + count], first + count
+    lines = [
+        "| learner | training seeds | mean × one | worst seed | mean × best here | rows above 1.01 "
+        f"| × {PLAIN[found['kind']]} | P99 × best here | normalized × best here |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for label, own in groups.items():
+        to_one = own[..., 0] - costs[:, best : best + 1, :, 0]
+        to_best = own - at
+        above = int((to_best[..., 0].mean(axis=(1, 2)) > np.log(1.01)).sum())
+        plain = own[..., 0] - costs[:, :1, :, 0]
+        lines.append(
+            f"| {label} | {own.shape[1]} | {np.exp(to_one.mean()):.3f} | "
+            f"{np.exp(to_one.mean(axis=(0, 2)).max()):.3f} | {np.exp(to_best[..., 0].mean()):.3f} "
+            f"| {above} of {len(costs)} | {np.exp(plain.mean()):.3f} | "
+            f"{np.exp(to_best[..., 1].mean()):.3f} | {np.exp(to_best[..., 2].mean()):.3f} |"
+        )
+    return [*lines, ""]
 
 
 def room_of(found: dict[str, Any]) -> list[str]:
@@ -409,6 +453,9 @@ def main() -> None:
     parser.add_argument("--settings", default=",".join(SETTINGS), help="of " + ", ".join(SETTINGS))
     parser.add_argument("--traces", choices=("developed", "final", "all"), default="all")
     parser.add_argument("--baselines", help="of one kind, the plain one first; default all")
+    parser.add_argument("--beside", action="append", default=[], metavar="NAME=RUNS",
+                        type=lambda text: tuple(text.split("=", 1)),
+                        help="routers of other learners: a pattern of runs' folders")  # fmt: skip
     parser.add_argument("--untuned", action="store_true", help="baselines with their defaults")
     parser.add_argument("--evaluations", type=int, help="policies that a search tries")
     parser.add_argument("--episodes", type=int, help="on which each is tried")
