@@ -370,8 +370,8 @@ def summarise(found: dict[str, Any]) -> list[str]:
 
 
 def folders_of(pattern: str) -> list[Path]:
-    """The bundles of runs' folders."""
-    found = [folder / "bundle" for folder in sorted(Path().glob(pattern))]
+    """The bundles of runs' folders; a run that was cut has none."""
+    found = [path for path in sorted(Path().glob(f"{pattern}/bundle")) if path.is_dir()]
     if not found:
         raise SystemExit(f"no run's folder matches {pattern}")
     return found
