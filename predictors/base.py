@@ -24,7 +24,6 @@ from lengthwise.predictors.features import TextFeatures
 from lengthwise.predictors.learned import Learned
 from lengthwise.predictors.novelty import Novelty
 from lengthwise.predictors.text import Design, feature_arrays, restored_features
-from lengthwise.protocols import Predictor
 
 SHIPPED = Path(__file__).parent / "data" / "base"
 MAX_TOKENS = 128  # of a prompt that MiniLM reads
@@ -87,10 +86,6 @@ class Base(Learned):
         if target == "exact":
             self.target_ = targets.restored(target, folder.under("target.", shipped.arrays))
             self.novelty_ = Novelty.restored(shipped.arrays)
-
-    def stream(self) -> Predictor:
-        """Itself, unfitted: a narrow workload is nothing new to what was centred per source."""
-        return self if self.blend_ is None else super().stream()
 
     def _learn(
         self, prompts: list[str], length: Floats, target: targets.AnyTarget

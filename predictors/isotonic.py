@@ -30,6 +30,12 @@ class Isotonic:
         levels, centres = pooled(scores, tokens)
         return cls(centres, levels, float(tokens.min()), float(tokens.max()))
 
+    def scaled(self, level: float, slope: float) -> Isotonic:
+        """The same curve, the logarithm of its tokens times ``slope`` plus ``level``."""
+        values = np.exp(level + slope * np.log(np.maximum(self.values, 1.0)))
+        low, high = np.exp(level + slope * np.log(np.maximum([self.low, self.high], 1.0))).tolist()
+        return Isotonic(self.knots, values, low, high)
+
     def __call__(self, scores: Floats) -> Floats:
         """Tokens for scores, both (n,)."""
         inside = np.interp(scores, self.knots, self.values)

@@ -6,6 +6,7 @@ A new one is a class in a file of its own with ``_learn`` and ``_raw`` (and ``_s
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from lengthwise.context import Context
 from lengthwise.errors import InputError
 from lengthwise.prediction import Floats, Prediction
-from lengthwise.predictors import columns, folder, targets
+from lengthwise.predictors import columns, folder, recalibration, targets
 from lengthwise.predictors.censoring import drawn_logs, expected_logs
 from lengthwise.predictors.effects import USED, Effects, tells_apart
 from lengthwise.predictors.hub import HubPredictor
@@ -28,6 +29,7 @@ from lengthwise.predictors.stream import Stream
 from lengthwise.protocols import Predictor
 
 FOLDS = 5
+ROUNDS = 3  # of effects and what they are added to, when both move
 
 
 class Learned(HubPredictor, ABC):
@@ -141,6 +143,43 @@ class Learned(HubPredictor, ABC):
         if isinstance(self.shown_, targets.Bucket):
             return capped(rebucketed(found, shift, self.shown_), context)
         return capped(shifted(found, shift), context)
+
+    def recalibrated(
+        self,
+        prompts: Sequence[str],
+        output_tokens: ArrayLike,
+        *,
+        censored: ArrayLike | None = None,
+        context: Context | None = None,
+    ) -> Self:
+        """A copy whose lengths, and how they lie around what is said, are those of n answers that
+        came; nothing is trained, and the order stays.
+
+        Where that order holds on them (Kendall's tau above 0 by two standard errors), they are what
+        is familiar from then on. Raises ``InputError`` for fewer than 30 answers.
+        """
+        text, length, cut = columns.fit_columns(prompts, output_tokens, censored, of=self.name)
+        recalibration.check(len(text), self.name)
+        made, raw, target = copy.copy(self), self._raw(text), self._fitted()
+        folds, names, own = folds_of(text, self.seed), np.zeros(len(text)), length
+        for _ in range(1 if self.effects_ is None else ROUNDS):
+            said = np.log(target.prediction(raw).predicted_tokens)
+            if self.effects_ is not None:  # which look at what is said, and so move with it
+                names = self.effects_.of_names(context, len(text))
+                names = names + self.effects_.of_line(context, said + names)
+            own = recalibration.filled(said, length * np.exp(-names), cut, self.seed)
+            target = recalibration.recalibrated(self._fitted(), raw, own, folds)
+        made.target_ = target
+        if isinstance(self.shown_, targets.Bucket) and isinstance(target, targets.Bucket):
+            by = target.edges[1] / self._fitted().edges[1]
+            made.shown_ = recalibration.scaled(self.shown_, by, float(length.max()))
+        if self.novelty_ is not None:
+            tokens = target.prediction(raw).predicted_tokens * np.exp(names)
+            weights = np.ones(len(text))
+            fresh = Novelty.fit(text, own, raw, weights)
+            known = recalibration.orders(tokens, length)
+            made.novelty_ = fresh if known else replace(self.novelty_, lengths=fresh.lengths)
+        return made
 
     def stream(self) -> Predictor:
         """The predictor for requests in the order of arrival, see ``Stream``."""

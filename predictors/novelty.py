@@ -7,7 +7,9 @@ shape has moved, in standard deviations. A narrow workload may consist of prompt
 could be one of the training prompts, while an order learned between unlike prompts says nothing, or
 the contrary, of those that are all alike.
 
-The thresholds are not tuned on any one source: docs/predictors.md has the sources on both sides.
+The thresholds lie midway between what did no harm and what did, over pairs of ten public sources;
+``benchmarks/predictor_transfer.py`` chooses them anew with each source left out, and applies them
+to that one (docs/predictors.md).
 """
 
 from __future__ import annotations
@@ -29,14 +31,16 @@ from lengthwise.predictors.features import WORD, shape_of
 
 ABSTAIN = 0.95  # scores above: in the mean, beyond 19 of 20 training prompts in both measures
 FAMILIAR = 0.8  # scores up to here: intervals are as trained; between, they widen
-SHIFT = 0.45  # standard deviations of the mean shape beyond which a workload is another
-SHIFTING = 0.25  # from here on intervals widen
+SHIFT = 0.3  # standard deviations of the mean shape beyond which a workload is another
+REACH = 1.8  # the same of several sources, from the nearest of them
+SHIFTING = 2 / 3  # of these, from where on intervals widen
 WINDOW = 256  # prompts that say what the workload is
 FEWEST = 50  # of which nothing is said
 KNOWN = 2  # training prompts, beside the own one, that must hold a word
 LIMIT = 3.0  # standard deviations: a single odd prompt must not move the mean
 GRID = np.linspace(0.0, 1.0, 201)
 ARRAYS = ("known", "centre", "scale", "unseen", "outlying", "lengths", "rank")
+CENTRES = "novelty.centres"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Novelty:
     outlying: Floats  # (GRID,) quantiles of their distance in shape
     lengths: Floats  # (GRID,) quantiles of the training lengths, tokens
     rank: Floats  # (1,) the middle rank, for the rank target
+    centres: Floats | None = None  # (sources, SHAPE) mean standardised shapes, where they are many
 
     @classmethod
     def fit(cls, prompts: Sequence[str], length: Floats, raw: Floats, weights: Floats) -> Novelty:
@@ -69,6 +74,18 @@ class Novelty:
             np.quantile([_unseen(words, own) for words in held], GRID), np.quantile(far, GRID),
             _quantiles(length, weights), np.median(raw[:, :1], axis=0),
         )  # fmt: skip
+
+    def among(self, prompts: Sequence[str], source: Sequence[str]) -> Novelty:
+        """The same, knowing which of several sources each training prompt (n,) is from."""
+        shapes, names = self.shapes(prompts), np.asarray(source)
+        centres = np.stack([shapes[names == name].mean(axis=0) for name in dict.fromkeys(source)])
+        return replace(self, centres=centres)
+
+    def window(self) -> Window:
+        """What watches a workload move away, which has seen nothing yet."""
+        if self.centres is None:
+            return Window(np.zeros((1, len(self.centre))), SHIFT)
+        return Window(np.concatenate((np.zeros((1, len(self.centre))), self.centres)), REACH)
 
     def shapes(self, prompts: Sequence[str]) -> Floats:
         """Standardised shapes (n, SHAPE), held within ``LIMIT``."""
@@ -107,14 +124,18 @@ class Novelty:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What ``restored`` needs, under the names it is saved by."""
-        return {f"novelty.{name}": getattr(self, name) for name in ARRAYS}
+        made = {f"novelty.{name}": getattr(self, name) for name in ARRAYS}
+        return made if self.centres is None else made | {CENTRES: self.centres}
 
     @classmethod
     def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Novelty | None:
         """What was saved; None of a predictor that was saved before there was any."""
         if f"novelty.{ARRAYS[0]}" not in arrays:
             return None
-        return cls(*(arrays[f"novelty.{name}"] for name in ARRAYS))
+        found = cls(*(arrays[f"novelty.{name}"] for name in ARRAYS), arrays.get(CENTRES))
+        if found.centres is not None and found.centres.shape[1:] != found.centre.shape:
+            raise ValueError(f"{CENTRES} has shape {found.centres.shape}")
+        return found
 
     @cached_property
     def _known(self) -> set[int]:
@@ -122,15 +143,21 @@ class Novelty:
 
 
 class Window:
-    """The last ``WINDOW`` prompts of a workload; says how far it has moved."""
+    """The last ``WINDOW`` prompts of a workload; says how far it has moved.
 
-    def __init__(self) -> None:
+    That is how far their mean shape is from the nearest of ``centres`` (sources, SHAPE); beyond
+    ``limit`` the workload is another one.
+    """
+
+    def __init__(self, centres: Floats, limit: float) -> None:
+        self._centres, self._limit = centres, limit
         self._recent: Floats | None = None
 
-    def score(self, shapes: Floats) -> Floats:
-        """With each of n prompts in turn, how new the workload is, as ``Novelty.score``, (n,).
+    def drift(self, shapes: Floats) -> tuple[Floats, NDArray[np.int64]]:
+        """With each of n prompts in turn, how far their mean has moved and of how many it is.
 
-        ``shapes`` (n, SHAPE) are standardised. Of fewer than ``FEWEST`` prompts nothing is known.
+        Root mean square over the shape, in standard deviations, less what the mean of so many
+        would differ from 0 by chance. ``shapes`` (n, SHAPE) are standardised.
         """
         before = shapes[:0] if self._recent is None else self._recent
         rows = np.concatenate((before, shapes))
@@ -140,11 +167,19 @@ class Window:
         first = np.maximum(last - WINDOW, 0)
         count = last - first
         mean = (sums[last] - sums[first]) / count[:, None]
-        # the mean of so many would differ from 0 by chance alone
-        effect = np.sqrt(np.maximum((mean**2).mean(axis=1) - 1 / count, 0.0))
-        ramp = np.clip((effect - SHIFTING) / (SHIFT - SHIFTING), 0.0, 1.0)
-        score = np.where(effect > SHIFT, 1.0, FAMILIAR + ramp * (ABSTAIN - FAMILIAR))
-        return np.where((count < FEWEST) | (effect < SHIFTING), 0.0, score)
+        square = np.stack([((mean - centre) ** 2).mean(axis=1) for centre in self._centres])
+        return np.sqrt(np.maximum(square.min(axis=0) - 1 / count, 0.0)), count
+
+    def score(self, shapes: Floats) -> Floats:
+        """With each of n prompts in turn, how new the workload is, as ``Novelty.score``, (n,).
+
+        Of fewer than ``FEWEST`` prompts nothing is known.
+        """
+        moved, count = self.drift(shapes)
+        begin = SHIFTING * self._limit
+        ramp = np.clip((moved - begin) / (self._limit - begin), 0.0, 1.0)
+        score = np.where(moved > self._limit, 1.0, FAMILIAR + ramp * (ABSTAIN - FAMILIAR))
+        return np.where((count < FEWEST) | (moved < begin), 0.0, score)
 
 
 def _words(prompt: str) -> Counter[int]:

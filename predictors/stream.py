@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from lengthwise.context import Context
 from lengthwise.prediction import Prediction
 from lengthwise.predictors import columns
-from lengthwise.predictors.novelty import Novelty, Window
+from lengthwise.predictors.novelty import Novelty
 
 if TYPE_CHECKING:
     from lengthwise.predictors.learned import Learned
@@ -24,14 +24,15 @@ class Stream:
     """
 
     def __init__(self, predictor: Learned, novelty: Novelty) -> None:
-        self.predictor, self._novelty, self._window = predictor, novelty, Window()
+        self.predictor, self._novelty, self._window = predictor, novelty, novelty.window()
         self.needs, self.uses = predictor.needs, predictor.uses
 
     def fit(self, prompts: Sequence[str], output_tokens: ArrayLike, **given: Any) -> Self:
         """Fits the predictor, and knows no workload yet."""
         self.predictor.fit(prompts, output_tokens, **given)
         assert self.predictor.novelty_ is not None
-        self._novelty, self._window = self.predictor.novelty_, Window()
+        self._novelty = self.predictor.novelty_
+        self._window = self._novelty.window()
         return self
 
     def predict(

