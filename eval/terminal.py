@@ -189,7 +189,37 @@ def prediction_view(report: Mapping[str, Any]) -> RenderableType:
             found = report["metrics"][name]
             value, low, high = (plain_metric(name, found[k]) for k in ("value", "low", "high"))
             table.add_row(label, value, f"{low} to {high}", unit)
-    return Group(*lines, Text(), table)
+    parts: list[RenderableType] = [*lines, Text(), table]
+    for when in ("before", "after"):
+        if when in report.get("recalibrated", {}):
+            parts.append(Text(f"{when}: {_window_line(report['recalibrated'][when])}", "dim"))
+    if "windows" in report:
+        parts += [Text(), _windows_table(report["windows"]), Text(report["verdict"], "bold")]
+    return Group(*parts)
+
+
+def _window_line(window: Mapping[str, Any]) -> str:
+    """What one window says, in words."""
+    covered = window["coverage"]
+    told = "" if covered is None else f", 90% intervals cover {covered:.0%}"
+    factor = f"answers are {window['factor']:.2f} times what is predicted"
+    return f"τ {window['kendall_tau']:.2f}, {factor}{told}"
+
+
+def _windows_table(windows: Sequence[Mapping[str, Any]]) -> Table:
+    """Windows of a file in its order, as ``eval.prediction_windows`` makes them."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("answers")
+    for head in ("Kendall tau-b", "in 90% intervals", "actual / predicted", "abstained"):
+        table.add_column(head, justify="right")
+    for window in windows:
+        first, covered = window["first"], window["coverage"]
+        table.add_row(
+            f"{first + 1:,} to {first + window['rows']:,}", f"{window['kendall_tau']:.3f}",
+            "-" if covered is None else f"{covered:.1%}", f"{window['factor']:.2f}",
+            f"{window['abstained']:.0%}",
+        )  # fmt: skip
+    return table
 
 
 def plain_metric(name: str, value: float) -> str:

@@ -107,14 +107,20 @@ def _elsewhere(report: Report | None) -> list[Report]:
 def _data(report: Report | None) -> str:
     if report is None:
         return "Not recorded: it was saved without a training report.\n"
-    train, by = report["train"], report.get("answers_by")
+    train, by, again = report["train"], report.get("answers_by"), report.get("recalibrated")
+    did = "trained" if again is None else "recalibrated"
     lines = [
         f"- source: {report['data']}",
         f"- answers by: {by or 'one model, or one that is not named'}",
-        f"- trained on {train['rows']:,} answers to {train['prompts']:,} prompts, "
+        f"- {did} on {train['rows']:,} answers to {train['prompts']:,} prompts, "
         f"{train['censored']:,} of them cut short and counted as at least so long",
         f"- no prompt is both trained and tested on; seed {report['seed']}",
     ]
+    if again is not None:
+        lines.append(
+            f"- what was recalibrated, lengths and intervals but not the order: {again['from']}, "
+            f"trained on {again['trained_on'] or 'data that its folder does not name'}"
+        )
     return "\n".join([*lines, *(f"- {notice}" for notice in report.get("notices", ()))]) + "\n"
 
 
@@ -131,6 +137,13 @@ def _metrics(report: Report | None) -> str:
         [METRICS[key], *(_cell(found.get(key)) for found in columns.values())]
         for key in METRICS if key in report["metrics"]
     ])  # fmt: skip
+    again = report.get("recalibrated", {})
+    if "before" in again and "after" in again:
+        text += "\nBefore and after it was recalibrated, on the same split:\n\n"
+        text += _table(["", "answers in 90% intervals", "actual / predicted"], [
+            [when, "-" if again[when]["coverage"] is None else f"{again[when]['coverage']:.0%}",
+             f"{again[when]['factor']:.2f}"] for when in ("before", "after")
+        ])  # fmt: skip
     if report.get("by_source"):
         text += "\nOf that by source:\n\n" + _table(["source", "metric", "this predictor"], [
             [name, METRICS[key], _cell(found.get(key))]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.kendall import tau_error
 from lengthwise.prediction import Floats
 from lengthwise.predictors import spreads, targets
 from lengthwise.predictors.censoring import drawn_logs, expected_logs
@@ -63,7 +64,8 @@ def recalibrated(
         unseen[out] = level + slope * said[out]
     moved = target.moved(*line(said, logs))
     longest = max(float(tokens.max()), moved.longest)
-    return replace(moved, spread=spreads.of_ratios(np.exp(unseen), tokens, longest))
+    spread = spreads.of_ratios(np.exp(unseen), tokens, longest, conformal=True)
+    return replace(moved, spread=spread)
 
 
 def scaled(target: targets.Bucket, by: float, longest: float) -> targets.Bucket:
@@ -91,9 +93,8 @@ def orders(said: Floats, tokens: Floats) -> bool:
     """Whether lengths (n,) come in the order that is said more often than by chance."""
     from scipy.stats import kendalltau
 
-    n = len(said)
-    error = np.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))  # Kendall, Biometrika 1938
-    return bool(kendalltau(said, tokens).statistic > 2 * error)  # False of NaN: nothing is ordered
+    tau = kendalltau(said, tokens).statistic
+    return bool(tau > 2 * tau_error(len(said)))  # False of NaN: nothing is ordered
 
 
 def check(rows: int, of: str) -> None:

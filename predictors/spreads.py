@@ -23,11 +23,17 @@ TOP, FEWEST, LARGEST_TAIL = 0.01, 20, 0.5  # rows that a tail is learned from; w
 ARRAYS = ("spread.cuts", "spread.mass", "spread.ends")
 
 
-def of_ratios(predicted: Floats, tokens: Floats, longest: float) -> Spread:
-    """Lengths ``tokens`` (n,) around what was predicted of them, (n,)."""
+def of_ratios(
+    predicted: Floats, tokens: Floats, longest: float, *, conformal: bool = False
+) -> Spread:
+    """Lengths ``tokens`` (n,) around what was predicted of them, (n,).
+
+    ``conformal``: quantiles at (n + 1) times the level, as one more row would have it, which for
+    few rows lie farther out.
+    """
     logs = np.log(tokens / predicted)
     tail = _tail(logs)
-    cuts = np.exp(np.quantile(logs, LEVELS))
+    cuts = np.exp(np.quantile(logs, LEVELS, method="weibull" if conformal else "linear"))
     return Spread(
         np.concatenate((cuts, cuts[-1] * tail_ratios(tail)[1:])),
         np.concatenate((np.diff(LEVELS), (1 - LEVELS[-1]) * TAIL_MASS)),

@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lengthwise.context import given
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval.output import check_writable, provenance, replaced_folder
 from lengthwise.eval.prediction_metrics import prediction_metrics
+from lengthwise.eval.prediction_windows import PredictionWindow, verdict, window_of, windowed
 from lengthwise.prediction import Prediction
 from lengthwise.predictors import load_predictor, make_predictor
 from lengthwise.predictors.card import CARD
@@ -30,11 +31,13 @@ from lengthwise.predictors.card import card as card_text
 from lengthwise.predictors.columns import resampled
 from lengthwise.predictors.folder import Saved
 from lengthwise.predictors.folder import read as read_folder
+from lengthwise.predictors.learned import Learned
 from lengthwise.predictors.targets import bucket_edges, check_target
 from lengthwise.protocols import Predictor
 from lengthwise.serving.workload import Prompts, read_prompts
 from lengthwise.serving.workload.split import in_split
 from lengthwise.training.sources import (
+    merged,
     row_weights,
     shares_prompts,
     sketch,
@@ -66,8 +69,13 @@ def train_predictor(
     source_weights: Sequence[float] | None = None,
     options: Mapping[str, Any] | None = None,
     command: str | None = None,
+    recalibrate: str | Path | None = None,
 ) -> Report:
     """Trains on the train split of ``data``, evaluates on the test split, saves to ``out``.
+
+    ``recalibrate`` is a predictor that was trained before: its lengths and intervals are set right
+    on the train split in place of training (``Learned.recalibrated``); ``model``, ``target`` and
+    ``options`` are then its own.
 
     ``data`` is what ``read_prompts`` reads (a file, ``hf:NAME``) or what it returns, or several of
     these, which then count alike or as ``source_weights`` say, whatever their numbers of rows;
@@ -88,8 +96,13 @@ def train_predictor(
     if out is not None:
         check_writable(out)
     settings = dict(options or {})
-    predictor = _unfitted(model, target, seed, settings)
-    if out is not None and getattr(predictor, "checkpoint", "") is None:
+    before: Learned | None = None
+    if recalibrate is not None:
+        before = _trained_before(recalibrate, settings, source_weights)
+        model, target = before.name, before.target
+        answers_by = answers_by or _trained(recalibrate).get("answers_by")
+    predictor = before or _unfitted(model, target, seed, settings)
+    if before is None and out is not None and getattr(predictor, "checkpoint", "") is None:
         predictor = _unfitted(model, target, seed, {**settings, "checkpoint": f"{out}.checkpoint"})
     given_sources = [data] if isinstance(data, str | Path | Prompts) else list(data)
     if not given_sources:
@@ -104,8 +117,13 @@ def train_predictor(
         raise InputError(f"{rows.name}: no prompt falls into the train split")
 
     started = time.perf_counter()
-    weights = row_weights(source[seen], source_weights, len(parts))
-    _fit(predictor, train, weights, seed)
+    if before is None:
+        weights = row_weights(source[seen], source_weights, len(parts))
+        _fit(predictor, train, weights, seed)
+    else:
+        predictor = before.recalibrated(
+            list(train.prompt), train.output_tokens, censored=train.censored, context=train.context
+        )
     fitted = time.perf_counter()
     edges = _edges(train)
     report: Report = {
@@ -121,6 +139,9 @@ def train_predictor(
         "edges": edges,
         "sketch": sketch(rows.prompt),
     }
+    if before is not None:
+        report |= _recalibration(recalibrate, before, test)
+        report["sketch"] = merged(report["sketch"], _trained(recalibrate).get("sketch", ()))
     if len(parts) > 1:
         report["sources"] = {part.name: _counts(part) for part in parts}
         report["source_weights"] = None if source_weights is None else list(source_weights)
@@ -130,6 +151,8 @@ def train_predictor(
         prediction = _predict(predictor, test)
         predicted_s = time.perf_counter() - begun
         report["metrics"] = _metrics(prediction, test, edges, seed)
+        if before is not None:
+            report["recalibrated"]["after"] = asdict(_all_rows(prediction, test))
         if len(parts) > 1:
             report["by_source"] = _by_source(prediction, test, source[~seen], parts, edges, seed)
         baselines = _baselines(train)
@@ -166,6 +189,8 @@ def evaluate_predictor(
     ``split`` is "train", "test" or "all": by default "all" of data that share no prompt with those
     that the predictor was trained on, and otherwise "test", which it has not seen; ``test_share``
     defaults to what it was trained with. Rows whose length was cut short are left out, and counted.
+    ``windows`` of the report are those of ``eval.prediction_windows``, over the rows in their
+    order, ``verdict`` what they come to.
 
     ``card``: the result goes into the folder's report and model card, beside those of baselines
     that were trained on what the predictor was trained on.
@@ -199,6 +224,7 @@ def evaluate_predictor(
     predicted_s = time.perf_counter() - begun
     edges = trained.get("edges") or _edges(rows)
     metrics = _metrics(prediction, rows, edges, seed)
+    windows = windowed(*_whole(prediction, rows), _abstained(predictor, rows))
     if card:
         _note(folder, trained, rows, metrics, edges, seed)
     return {
@@ -209,8 +235,52 @@ def evaluate_predictor(
         "notices": list(rows.notices),
         "test": _counts(rows),
         "metrics": metrics,
+        "windows": [asdict(window) for window in windows],
+        "verdict": verdict(windows),
         "seconds": {"predict": predicted_s},
     }
+
+
+def _trained_before(
+    path: str | Path, settings: Mapping[str, Any], source_weights: Sequence[float] | None
+) -> Learned:
+    """The predictor to recalibrate; raises ``InputError`` for one that has nothing to set right."""
+    found = load_predictor(path)
+    if not isinstance(found, Learned):
+        raise InputError(
+            f"{str(path)!r} is no predictor that learned from text: to recalibrate takes one; "
+            "others are trained anew as fast"
+        )
+    if settings or source_weights is not None:
+        raise InputError("a predictor that is recalibrated keeps its options: give none")
+    return found
+
+
+def _recalibration(path: str | Path | None, before: Learned, test: Prompts) -> Report:
+    """What the report says of where the predictor is from, and what it was worth as it was."""
+    told: Report = {"from": Path(str(path)).name, "trained_on": _trained(str(path)).get("data")}
+    if (~test.censored).sum() >= 2:
+        told["before"] = asdict(_all_rows(_predict(before, test), test))
+    return {"recalibrated": told}
+
+
+def _all_rows(prediction: Prediction, rows: Prompts) -> PredictionWindow:
+    said, actual = _whole(prediction, rows)
+    return window_of(said, actual)
+
+
+def _whole(prediction: Prediction, rows: Prompts) -> tuple[Prediction, NDArray[np.int64]]:
+    """Predictions and lengths of the rows that were not cut short."""
+    whole = ~rows.censored
+    return prediction.select(whole), rows.output_tokens[whole]
+
+
+def _abstained(predictor: Predictor, rows: Prompts) -> NDArray[np.bool_] | None:
+    """Which of the rows that were not cut short are left in their order, were they to come so."""
+    if not isinstance(predictor, Learned):
+        return None
+    found = _predict(predictor.stream(), rows).abstained
+    return None if found is None else found[~rows.censored]
 
 
 def _unfitted(model: str, target: str, seed: int, options: Mapping[str, Any]) -> Predictor:
@@ -311,11 +381,9 @@ def _by_source(
 def _metrics(
     prediction: Prediction, rows: Prompts, edges: list[float] | None, seed: int
 ) -> dict[str, dict[str, float]]:
-    whole = ~rows.censored
-    found = prediction_metrics(
-        prediction.select(whole), rows.output_tokens[whole],
-        edges=edges, groups=list(rows.prompt[whole]), seed=seed,
-    )  # fmt: skip
+    said, actual = _whole(prediction, rows)
+    groups = list(rows.prompt[~rows.censored])
+    found = prediction_metrics(said, actual, edges=edges, groups=groups, seed=seed)
     return {
         name: {"value": interval.mean, "low": interval.low, "high": interval.high}
         for name, interval in found.items()

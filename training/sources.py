@@ -83,6 +83,11 @@ def sketch(prompts: Iterable[str]) -> list[str]:
     return sorted({_hash(prompt) for prompt in prompts})[:SKETCH]
 
 
+def merged(one: Sequence[str], other: Sequence[str]) -> list[str]:
+    """The sketch of the prompts of two sketches together."""
+    return sorted({*one, *other})[:SKETCH]
+
+
 def shares_prompts(prompts: Iterable[str], held: Sequence[str]) -> bool:
     """Whether any of the prompts is among those that ``held`` is the sketch of.
 

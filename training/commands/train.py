@@ -49,6 +49,11 @@ def train() -> None:
 @click.option(
     "--base", is_flag=True, help="Start from the predictor that ships: the same as --model base."
 )
+@click.option(
+    "--recalibrate",
+    metavar="DIR",
+    help="Train nothing: set a trained predictor's lengths and intervals right on DATA.",
+)
 @click.option("--out", required=True, metavar="DIR", help="Folder of the trained predictor.")
 @click.option(
     "--answers-by",
@@ -87,6 +92,7 @@ def predictor(
     target: str,
     model: str,
     base: bool,
+    recalibrate: str | None,
     out: str,
     answers_by: str | None,
     test_share: float,
@@ -102,12 +108,15 @@ def predictor(
 
     \b
     lengthwise train predictor responses.jsonl.gz --answers-by Mistral-7B-Instruct-v0.2 --out p
+    lengthwise train predictor ./log --recalibrate p --out p2
     """
     from lengthwise.eval.terminal import console, prediction_view
     from lengthwise.training.commands.data import prompts_of, weights_of
     from lengthwise.training.commands.show import notices
     from lengthwise.training.predictor import train_predictor
 
+    if recalibrate is not None and (base or (model, target) != ("ridge", "exact")):
+        raise InputError("--recalibrate keeps the model and the target of DIR: give neither")
     if base and model not in ("ridge", "base"):  # ridge is the default
         raise InputError(f"give --base or --model {model}, not both")
     report = train_predictor(
@@ -122,6 +131,7 @@ def predictor(
         source_weights=weights_of(source_weights),
         options=settings,
         command=command,
+        recalibrate=recalibrate,
     )
     notices(report["notices"])
     console().print(prediction_view(report))
