@@ -17,10 +17,11 @@ from lengthwise.eval.setting import PolicyLike, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Source, as_source
 from lengthwise.eval.statistics import Interval, t_interval
+from lengthwise.picoseconds import LONGEST_S
 from lengthwise.predictors.predict import PredictorLike, predict
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
-from lengthwise.serving.inputs import LONGEST_S
+from lengthwise.serving.events import EventsLike
 from lengthwise.serving.nodes import NodesLike
 from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.run import Backend
@@ -66,20 +67,23 @@ def capacity(
     progress: Callable[[int, int], None] | None = None,
     nodes: NodesLike | None = None,
     metrics_interval_s: float = 0.0,
+    failures: EventsLike | None = None,
 ) -> Capacity:
     """Bisects the arrival rate on each seed until it is known within ``tolerance`` (relative).
 
     The search doubles or halves ``start_rate`` until one rate meets the SLO and one misses it.
     Raises ``InputError`` where none of 2^-20 to 2^20 times ``start_rate`` does one or the other: a
-    workload that is too short to queue meets any SLO. ``nodes`` and ``metrics_interval_s`` are as
-    for ``simulate``.
+    workload that is too short to queue meets any SLO. ``nodes``, ``metrics_interval_s``
+    and ``failures`` are as for ``simulate``.
     """
     for name in slo:
         if name not in SLO_NAMES:
             raise InputError(f"SLO metric {name!r} is not one of {', '.join(SLO_NAMES)}")
     if seeds < 1 or not 0 < tolerance < 1:
         raise InputError("capacity needs 1 seed or more and a tolerance between 0 and 1")
-    setting = Setting(engine or Engine(), timing, replicas, router, nodes, metrics_interval_s)
+    setting = Setting(
+        engine or Engine(), timing, replicas, router, nodes, metrics_interval_s, failures
+    )
     setting.load()  # what is wrong with it is told now
     task = partial(
         _one_seed, as_source(workload), policy, dict(slo), predictor, tolerance, setting, backend,

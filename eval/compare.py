@@ -33,6 +33,7 @@ from lengthwise.predictors.predict import (
 )
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
+from lengthwise.serving.events import EventsLike
 from lengthwise.serving.nodes import NodesLike
 from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.run import Backend
@@ -188,6 +189,7 @@ def compare(
     progress: Callable[[int, int], None] | None = None,
     nodes: NodesLike | None = None,
     metrics_interval_s: float = 0.0,
+    failures: EventsLike | None = None,
     routers: Sequence[RouterLike] = (),
 ) -> Comparison:
     """Runs every policy with every predictor it can read, at every rate, on every seed.
@@ -195,15 +197,17 @@ def compare(
     fcfs runs always, as the baseline, and policies that read predictions run with the oracle too,
     so the table shows what a perfect predictor would gain. At one rate and seed all of them see
     the same requests: a seed draws one workload, whose arrivals each rate stretches. ``progress``
-    is called with (seeds done, seeds in all). ``nodes`` and ``metrics_interval_s`` are as for
-    ``simulate``; nodes with a policy of their own keep it in every row. ``routers`` are compared
-    too, each before every policy, in place of ``router``; round-robin before fcfs is the baseline
-    then.
+    is called with (seeds done, seeds in all). ``nodes``, ``metrics_interval_s`` and ``failures``
+    are as for ``simulate``; nodes with a policy of their own keep it in every row. ``routers`` are
+    compared too, each before every policy, in place of ``router``; round-robin before fcfs is the
+    baseline then.
     """
     if seeds < 1:
         raise InputError(f"seeds must be 1 or more, not {seeds}")
     source = as_source(workload)
-    setting = Setting(engine or Engine(), timing, replicas, router, nodes, metrics_interval_s)
+    setting = Setting(
+        engine or Engine(), timing, replicas, router, nodes, metrics_interval_s, failures
+    )
     loaded = setting.load()
     contenders = _contenders(policies, predictors, loaded, tuple(routers))
     task = partial(_one_seed, source, contenders, tuple(rates), setting, backend, dict(slo or {}))

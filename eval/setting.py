@@ -11,6 +11,7 @@ from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine, System
+from lengthwise.serving.events import Event, EventsLike, check_events, read_events
 from lengthwise.serving.nodes import Kind, NodesLike, nodes_of, read_nodes
 from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.timing import timing as load_timing
@@ -24,7 +25,8 @@ class Setting:
     """As the user spelled it, so that it can be sent to other processes.
 
     ``nodes`` describe nodes that may differ (``lengthwise.serving.nodes``), for which ``engine``
-    and ``timing`` are defaults; without them there are ``replicas`` equal ones.
+    and ``timing`` are defaults; without them there are ``replicas`` equal ones. ``failures`` is
+    what happens to nodes (``lengthwise.serving.events``).
     """
 
     engine: Engine = field(default_factory=Engine)
@@ -33,6 +35,7 @@ class Setting:
     router: RouterLike = "round-robin"
     nodes: NodesLike | None = None
     metrics_interval_s: float = 0.0
+    failures: EventsLike | None = None
 
     def load(self) -> Loaded:
         """Everything that is named here, loaded; raises ``InputError`` for what can't be."""
@@ -47,7 +50,9 @@ class Setting:
                     f"replicas must be a whole number of at least 1, not {self.replicas!r}"
                 )
             kinds = (Kind(self.replicas, self.engine, model),)
-        return Loaded(kinds, load_router(self.router), self.metrics_interval_s)
+        events = read_events(self.failures)
+        check_events(events, [kind.name for kind in kinds for _ in range(kind.count)])
+        return Loaded(kinds, load_router(self.router), self.metrics_interval_s, events)
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Loaded:
     kinds: tuple[Kind, ...]
     routing: RoutingPolicy
     metrics_interval_s: float
+    events: tuple[Event, ...] = ()
 
     @property
     def alike(self) -> bool:
@@ -67,7 +73,7 @@ class Loaded:
     def system(self, policy: PolicyLike) -> System:
         """The system in which the nodes that have no policy of their own follow ``policy``."""
         nodes = nodes_of(self.kinds, load_policy(policy))
-        return System(nodes, self.routing, self.metrics_interval_s)
+        return System(nodes, self.routing, self.metrics_interval_s, self.events)
 
     def config(self) -> dict[str, Any]:
         """What a result's config says of it."""
@@ -85,6 +91,8 @@ class Loaded:
             del said["engine"]
         if self.metrics_interval_s:
             said["metrics_interval_s"] = self.metrics_interval_s
+        if self.events:
+            said["failures"] = [{"kind": event.kind, **asdict(event)} for event in self.events]
         return said
 
 

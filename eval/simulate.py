@@ -29,6 +29,7 @@ from lengthwise.predictors.predict import (
 )
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine, Node, Records, System, run
+from lengthwise.serving.events import EventsLike
 from lengthwise.serving.inputs import node_blocks
 from lengthwise.serving.nodes import NodesLike
 from lengthwise.serving.options import DEFAULT_TIMING
@@ -142,6 +143,7 @@ def simulate(
     predicted_tokens: Predictions | ArrayLike | None = None,
     nodes: NodesLike | None = None,
     metrics_interval_s: float = 0.0,
+    failures: EventsLike | None = None,
 ) -> Result:
     """Runs a workload and returns a ``Result``.
 
@@ -150,10 +152,14 @@ def simulate(
     differ, in place of ``replicas`` equal ones:
     ``"2xh200/llama-3.1-8b,roofline:l40s/llama-3.1-8b"``, a YAML or JSON file, or a sequence of
     ``Node``; ``engine``, ``timing`` and ``policy`` hold for what they leave out. With
-    ``metrics_interval_s`` the router sees nodes as they were at its last multiple. Raises
-    ``InputError`` where a policy reads predicted lengths and there are none.
+    ``metrics_interval_s`` the router sees nodes as they were at its last multiple. ``failures`` is
+    what happens to nodes in the run: a YAML, JSON or CSV file, or a sequence of ``Slow`` (see
+    ``lengthwise.serving.events``). Raises ``InputError`` where a policy reads predicted lengths and
+    there are none.
     """
-    setting = Setting(engine or Engine(), timing, replicas, router, nodes, metrics_interval_s)
+    setting = Setting(
+        engine or Engine(), timing, replicas, router, nodes, metrics_interval_s, failures
+    )
     loaded = setting.load()
     if predicted_tokens is None:
         predicted_tokens = predict(predictor, workload, seed)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from lengthwise.prediction import Prediction
     from lengthwise.predictors import load_predictor
-    from lengthwise.serving import Engine, Node, System
+    from lengthwise.serving import Engine, Node, Slow, System
     from lengthwise.serving.timing import LinearTiming, timing
     from lengthwise.workload import Workload
 
@@ -43,6 +43,7 @@ _WHERE = {
     "RoutingPolicy": "lengthwise.policy",
     "SchedulingPolicy": "lengthwise.policy",
     "Score": "lengthwise.policy",
+    "Slow": "lengthwise.serving",
     "System": "lengthwise.serving",
     "UnknownNameError": "lengthwise.errors",
     "Workload": "lengthwise.workload",
@@ -68,6 +69,7 @@ __all__ = [
     "RoutingPolicy",
     "SchedulingPolicy",
     "Score",
+    "Slow",
     "System",
     "UnknownNameError",
     "Workload",

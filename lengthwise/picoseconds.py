@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 PS = 10**12  # in a second
+LONGEST_S = 9.2e6  # 64-bit integers reach 106 days
 
 
 def picoseconds(seconds: float) -> int:

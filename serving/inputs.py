@@ -9,16 +9,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.picoseconds import LONGEST_S, PS
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.prediction import Predictions
 from lengthwise.protocols import TimingModel
 from lengthwise.serving.clock import Clock
+from lengthwise.serving.events import Window, slow_windows
 from lengthwise.serving.options import Engine
-from lengthwise.serving.records import PS
 from lengthwise.serving.system import Node, System
 from lengthwise.workload import Workload
-
-LONGEST_S = 9.2e6  # int64 picoseconds reach 106 days
 
 Keys = list[tuple[int, ...]]
 
@@ -41,6 +40,7 @@ class Inputs:
     think_ps: NDArray[np.int64] | None  # (n,) in closed loops
     predictions: Predictions | None
     nodes: tuple[NodeInputs, ...]
+    slow: tuple[tuple[Window, ...], ...]  # of each node; empty where nothing happens
 
     @property
     def predicted(self) -> NDArray[np.float64] | None:
@@ -79,6 +79,7 @@ def prepare(
         think_ps=_picoseconds(workload, "think_s") if "parent" in workload else None,
         predictions=given,
         nodes=tuple(nodes),
+        slow=slow_windows(system.events, system.names),
     )
 
 

@@ -8,7 +8,6 @@ What it leaves out is the run's.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,12 +15,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.protocols import TimingModel
 from lengthwise.registry import loader
+from lengthwise.serving.listed import YAML, read_list
 from lengthwise.serving.options import Engine
 from lengthwise.serving.system import Node, Role
 from lengthwise.serving.timing import timing as load_timing
@@ -30,7 +28,6 @@ from lengthwise.serving.timing.speed import at_speed
 NodesLike = str | Path | Sequence[Node | Mapping[str, Any]]
 OPTIONS = tuple(field.name for field in fields(Engine))
 KEYS = ("count", "timing", "speed", "role", "name", "policy", *OPTIONS)
-YAML = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def read_nodes(given: NodesLike, engine: Engine, timing: str | TimingModel) -> t
         text = os.fspath(given)
         # a profile's file is a timing: as a node it is spelled with its count, 1xPROFILE.json
         if text.endswith(YAML) or (text.endswith(".json") and os.path.isfile(text)):
-            where, rows = text, _file(Path(text))
+            where, rows = text, read_list(Path(text), "nodes")
         else:
             rows = [_spelled(item) for item in text.split(",") if item]
     else:
@@ -130,26 +127,3 @@ def _spelled(item: str) -> dict[str, Any]:
     found = re.fullmatch(r"(?:(\d+)x)?(.+)", item)
     assert found is not None
     return {"count": int(found[1] or 1), "timing": found[2]}
-
-
-def _file(path: Path) -> Any:
-    """The list of nodes in a file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            found = json.loads(text)
-        else:
-            found = yaml.safe_load(text)
-    except OSError as error:
-        raise InputError(f"nodes file {str(path)!r}: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())
-        raise InputError(f"nodes file {str(path)!r} can't be read: {said}") from None
-    if isinstance(found, Mapping):
-        for key in found:
-            if key != "nodes":
-                raise UnknownNameError(f"key of {path}", str(key), ("nodes",))
-        found = found.get("nodes")
-    if not isinstance(found, list):
-        raise InputError(f"{path}: expected a list of nodes, not {found!r}"[:200])
-    return found

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
+from lengthwise.serving.events import Event, check_events
 from lengthwise.serving.options import Engine
 from lengthwise.serving.records import PS, Records
 
@@ -46,11 +47,14 @@ class System:
     multiple of that interval, before anything else happened at that moment, as a router does that
     scrapes metrics; 0 is the present moment. What the router counts itself (requests and tokens
     that it sent and that came back) is never old.
+
+    ``events`` are what happens to nodes in a run (``serving.events``).
     """
 
     nodes: tuple[Node, ...]
     routing: RoutingPolicy
     metrics_interval_s: float = 0.0
+    events: tuple[Event, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.nodes:
@@ -65,15 +69,27 @@ class System:
             raise InputError(
                 f"metrics_interval_s must be a number of 0 or more, not {self.metrics_interval_s}"
             )
+        object.__setattr__(self, "events", tuple(self.events))
+        check_events(self.events, self.names)
 
     @classmethod
     def replicated(
-        cls, node: Node, count: int, routing: RoutingPolicy, metrics_interval_s: float = 0.0
+        cls,
+        node: Node,
+        count: int,
+        routing: RoutingPolicy,
+        metrics_interval_s: float = 0.0,
+        events: Sequence[Event] = (),
     ) -> System:
         """``count`` nodes of one kind."""
         if count < 1:
             raise InputError(f"replicas must be 1 or more, not {count}")
-        return cls((node,) * count, routing, metrics_interval_s)
+        return cls((node,) * count, routing, metrics_interval_s, tuple(events))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each node is called, "" where it has no name."""
+        return tuple(node.name for node in self.nodes)
 
     @property
     def uniform(self) -> bool:

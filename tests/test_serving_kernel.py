@@ -161,11 +161,11 @@ def outcome(engine, workload, given):
         return str(error)
 
 
-def disagreements(seeds, **options):
+def disagreements(seeds, make=trial, **options):
     """Trials in which the engines differ, with the columns, or with what each refused."""
     found = {}
     for seed in seeds:
-        given = trial(seed, **options)
+        given = make(seed, **options)
         workload = given.pop("workload")
         assert kernel.supports(workload, given["system"]) is None
         slow = outcome(partial(run, backend="reference"), workload, given)

@@ -19,6 +19,7 @@ from lengthwise.predictors import load_predictor
 from lengthwise.predictors.predict import PredictorLike, predict
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine, System
+from lengthwise.serving.events import EventsLike
 from lengthwise.serving.nodes import NodesLike
 from lengthwise.serving.options import DEFAULT_TIMING, engine_of
 from lengthwise.serving.saturation import saturation_rate
@@ -65,6 +66,7 @@ def evaluate_policy(
     loads: Sequence[float] = (),
     nodes: NodesLike | None = None,
     metrics_interval_s: float = 0.0,
+    failures: EventsLike | None = None,
     tuning: bool = False,
     budget: int = BUDGET,
     say: Callable[[str], None] | None = None,
@@ -81,7 +83,8 @@ def evaluate_policy(
 
     ``beside`` is the router (default round-robin) or scheduling policy (default fcfs) that runs
     with what is judged; ``replicas`` defaults to 1 for a scheduling policy, 4 for a router;
-    ``nodes`` stand in for them. ``say`` is called with notices.
+    ``nodes`` stand in for them. ``failures`` is what happens to nodes, as for ``simulate``. ``say``
+    is called with notices.
     """
     judged = [_read(one) for one in _several(policy)]
     kind = _kind_of(judged)
@@ -96,7 +99,7 @@ def evaluate_policy(
     names = BESIDE[kind] if baseline_names is None else baseline_names
     beaten = baselines(kind, names)
     system = _system(
-        kind, beside, timing, engine, replicas, nodes, metrics_interval_s
+        kind, beside, timing, engine, replicas, nodes, metrics_interval_s, failures
     )  # fmt: skip
     known = load_predictor(predictor)
     groups: list[tuple[dict[str, Any], list[Trial]]] = []
@@ -145,13 +148,14 @@ def _system(
     replicas: int | None,
     nodes: NodesLike | None,
     metrics_interval_s: float,
+    failures: EventsLike | None,
 ) -> System:
     """What serves; nodes that bring a policy of their own are judged under the same one."""
     router = (beside or "round-robin") if kind == "scheduling" else "jsq"
     policy = (beside or "fcfs") if kind == "routing" else "fcfs"
     count = replicas or (1 if kind == "scheduling" or nodes is not None else 4)
     loaded = Setting(
-        engine_of(engine), timing, count, router, nodes, metrics_interval_s
+        engine_of(engine), timing, count, router, nodes, metrics_interval_s, failures
     ).load()  # fmt: skip
     return loaded.system(policy)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lengthwise.serving.events import SHIFT
 from lengthwise.serving.fast.arrivals import push_child
 from lengthwise.serving.fast.backlog import tally
 from lengthwise.serving.fast.batch import (
@@ -37,7 +38,7 @@ from lengthwise.serving.fast.batch import (
 )
 from lengthwise.serving.fast.blocks import admit, demand, find, grow, release, remember
 from lengthwise.serving.fast.compiler.jit import ceil, hot, kernel, node_of
-from lengthwise.serving.fast.flags import ASYNC, GUARD, MORE, POLICY, PREFIX, STOPS
+from lengthwise.serving.fast.flags import ASYNC, EVENTS, GUARD, MORE, POLICY, PREFIX, STOPS
 from lengthwise.serving.fast.guard import (
     guard_admission,
     guard_arrival,
@@ -660,6 +661,19 @@ def output_of(S: Any, r: int, yields: int) -> int:
 
 
 @kernel
+def slowed(S: Any, r: int, duration: int, start: int) -> int:
+    """How long the GPU's work takes that starts at a moment: ``timeline.Timeline``."""
+    rep = S.replica[r]
+    while rep.slow_at < rep.slow_end and S.slow[rep.slow_at].ends <= start:
+        rep.slow_at += 1
+    if rep.slow_at == rep.slow_end or start < S.slow[rep.slow_at].begins:
+        return duration
+    factor = S.slow[rep.slow_at].factor
+    rest = (duration & ((1 << SHIFT) - 1)) * factor + (1 << (SHIFT - 1))
+    return (duration >> SHIFT) * factor + (rest >> SHIFT)
+
+
+@kernel
 def two_clocks(
     S: Any, r: int, decodes: int, context: int, prefills: int, tokens: int, pairs: int, swap: int
 ) -> None:
@@ -684,7 +698,10 @@ def two_clocks(
         tail = sum_of_terms(node, "tail")
     rep.launched = scheduled + launch
     rep.start = max(rep.free_at, scheduled + prepare)
-    rep.free_at = max(rep.start + work + swap, rep.launched + tail)
+    work += swap
+    if EVENTS:
+        work = slowed(S, r, work, rep.start)
+    rep.free_at = max(rep.start + work, rep.launched + tail)
     seen = rep.free_at
     step = S.step[r, rep.iteration & 1]
     if rep.done < rep.iteration - 1:
@@ -753,6 +770,8 @@ def launch(S: Any, r: int) -> int:
         two_clocks(S, r, decodes, context, prefills, tokens, pairs, swap)
     else:
         duration = one_clock(S, r, decodes, context, prefills, tokens, pairs) + swap
+        if EVENTS:
+            duration = slowed(S, r, duration, rep.start)
         step.end = step.seen = rep.free_at = rep.start + duration
     S.end[r] = S.step[r, (rep.done + 1) & 1].end
     if run.log:

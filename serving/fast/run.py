@@ -218,7 +218,10 @@ def _prepare(
         )
         for node in kinds
     ]
-    nodes = tuple(plain[kind] for kind in of)
+    nodes = tuple(
+        alike if alike.name == node.name else dataclasses.replace(alike, name=node.name)
+        for alike, node in zip((plain[kind] for kind in of), system.nodes, strict=True)
+    )
     return prepare(workload, dataclasses.replace(system, nodes=nodes), predictions)
 
 
@@ -275,6 +278,7 @@ def flags_of(state: ks.State, *, stops: bool) -> dict[str, bool]:
         "GUARD": bool(node["guarded"].any()),
         "ASYNC": bool((node["depth"] > 1).any()),
         "STOPS": stops,
+        "EVENTS": bool(len(state.slow)),
     }
 
 

@@ -57,6 +57,8 @@ def allocate(
     tables = describe(workload, inputs.arrival_ps, kinds, calls, features)
     node = tables["node"]
     replica, queues = _replicas(kinds, node)
+    replica["slow_end"] = np.cumsum([len(windows) for windows in inputs.slow])
+    replica["slow_at"] = _before(np.array([len(windows) for windows in inputs.slow]))
     seats = int(replica["seats_end"][-1])
     largest = max(int(replica["capacity"].max()), kinds.largest("max_num_seqs"))
     first_child, sibling = _families(workload) if closed else (_none(np.int32), _none(np.int32))
@@ -98,6 +100,7 @@ def allocate(
         else _none(np.int32),
         asked=np.zeros(n if stops else 0, np.int64), gave=np.zeros(n if stops else 0, np.int64),
         candidate=np.zeros(max(n, seats) if stops else 0, np.int32),
+        slow=np.array([w for windows in inputs.slow for w in windows], ks.SLOW),
         where=np.zeros(n, np.int64), scheduled=np.zeros(n, np.int64),
         first_token=np.zeros(n, np.int64), finish=np.zeros(n, np.int64),
         preemptions=np.zeros(n, np.int64), recomputed=np.zeros(n, np.int64),

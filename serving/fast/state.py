@@ -101,6 +101,7 @@ REPLICA = _row(
     # of ``backlog``: sums over the queue and the batch, the latter as of two iterations; a list
     "queued_prefill", "queued_decode", "running_decode", "summed_last", "summed_done",
     "sent_head", "sent_tail",
+    "slow_at", "slow_end",  # of its windows in ``slow``, the first that is not over, and the last
 )  # fmt: skip
 
 # An iteration in flight: two rows a replica, by the parity of its number.
@@ -118,6 +119,9 @@ SLOT = np.dtype(
         ).descr,
     ]
 )  # fmt: skip
+
+# When a node is slow, one window after the other, and how much: x 2 ** events.SHIFT.
+SLOW = _row("begins", "ends", "factor")
 
 WAITING = np.dtype([("score", np.float64), ("id", np.int64)])
 
@@ -268,6 +272,7 @@ class State(NamedTuple):
     asked: NDArray[Any]  # when the router asks again for a request that it holds, else 0
     gave: NDArray[Any]  # the iteration before which a request was told to give way
     candidate: NDArray[Any]  # slots or waiting requests; what was chosen of them comes first
+    slow: NDArray[Any]  # (windows,) SLOW, those of one replica after the other
     # records, (n,) each
     where: NDArray[Any]
     scheduled: NDArray[Any]
@@ -318,7 +323,7 @@ KINDS: dict[str, tuple[np.dtype[Any], int]] = {
     **{name: (np.dtype(np.float64), 1) for name in _FLOATS},
     **{name: (np.dtype(np.int32), 1) for name in _INT32},
     "wheel": (np.dtype(np.int32), 2), "curve_row": (np.dtype(np.int32), 2),
-    "waits": (WAIT, 2), "watched": (WATCHED, 1),
+    "slow": (SLOW, 1), "waits": (WAIT, 2), "watched": (WATCHED, 1),
     "gym": (GYM, 0), "env": (ENV, 1), "place": (PLACE, 1), "column": (COLUMN, 1),
     "flat": (np.dtype(np.float32), 2), "mask": (np.dtype(np.int8), 2),
     "ended": (np.dtype(np.int8), 1), "glance": (FEATURE_ROW, 1),

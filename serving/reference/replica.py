@@ -10,6 +10,7 @@ from lengthwise.errors import InputError
 from lengthwise.picoseconds import PS
 from lengthwise.protocols import Batch
 from lengthwise.serving.clock import Clock
+from lengthwise.serving.events import Window
 from lengthwise.serving.options import Engine
 from lengthwise.serving.reference.kv_cache import KVCache
 from lengthwise.serving.reference.request import Request
@@ -38,11 +39,13 @@ class Replica:
 
     engine: Engine
 
-    def __init__(self, index: int, scheduler: Decider, clock: Clock) -> None:
+    def __init__(
+        self, index: int, scheduler: Decider, clock: Clock, slow: Sequence[Window] = ()
+    ) -> None:
         self.index = index
         self.scheduler = scheduler
         self.engine = scheduler.engine
-        self.timeline = Timeline(clock)
+        self.timeline = Timeline(clock, slow)
         self.in_flight: deque[Step] = deque()
         self.depth = 2 if self.engine.async_scheduling else 1
         self.here: dict[Request, None] = {}  # all that were sent and have not left, in order

@@ -192,7 +192,7 @@ class ReferenceRun:
         """Makes a node; what another engine overrides."""
         node, inputs = self.system.nodes[index], self._inputs.nodes[index]
         decides = Scheduler(node.engine, inputs.num_gpu_blocks, node.policy, scorer)
-        return Replica(index, decides, inputs.clock)
+        return Replica(index, decides, inputs.clock, self._inputs.slow[index])
 
     # Stops
 

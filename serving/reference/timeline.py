@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lengthwise.protocols import Batch
 from lengthwise.serving.clock import Clock
+from lengthwise.serving.events import Window, stretched
 from lengthwise.serving.reference.request import Request
 from lengthwise.serving.timing.model import Pipeline
 
@@ -28,8 +30,9 @@ class Step:
 class Timeline:
     """The GPU's time and the CPU's, iteration by iteration, in integer picoseconds."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, slow: Sequence[Window] = ()) -> None:
         self.clock = clock
+        self._slow = slow
         self.launched_ps = 0  # when the CPU has launched all that was scheduled
         self._free_at_ps = 0  # when the GPU has done all that was scheduled
 
@@ -44,7 +47,15 @@ class Timeline:
             self._pipelined(step, now_ps, running, before, swap_ps, self.clock.pipeline)
             return
         duration = (self.clock.iteration_ps(step.batch) if step.scheduled else 0) + swap_ps
+        duration = self._slowed(duration, step.start_ps)
         step.end_ps = step.seen_ps = self._free_at_ps = step.start_ps + duration
+
+    def _slowed(self, duration_ps: int, start_ps: int) -> int:
+        """How long the GPU's work takes that starts at a moment."""
+        for begins_ps, ends_ps, factor in self._slow:
+            if begins_ps <= start_ps < ends_ps:
+                return stretched(duration_ps, factor)
+        return duration_ps
 
     def _pipelined(
         self,
@@ -67,7 +78,8 @@ class Timeline:
             launch, tail = times.launch_ps(step.batch), times.tail_ps(step.batch)
         self.launched_ps = scheduled + launch
         step.start_ps = max(self._free_at_ps, scheduled + prepare)
-        self._free_at_ps = max(step.start_ps + work + swap_ps, self.launched_ps + tail)
+        work = self._slowed(work + swap_ps, step.start_ps)
+        self._free_at_ps = max(step.start_ps + work, self.launched_ps + tail)
         seen = self._free_at_ps
         if before is not None:
             before.end_ps = max(before.end_ps, self.launched_ps + times.update_ps(before.batch))

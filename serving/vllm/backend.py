@@ -61,7 +61,7 @@ class VllmRun(ReferenceRun):
             self._vllm, index, self.system.nodes[index], scorer, self._inputs, self._workload,
             self._plugins[index],
         )  # fmt: skip
-        return Replica(index, decides, self._inputs.nodes[index].clock)
+        return Replica(index, decides, self._inputs.nodes[index].clock, self._inputs.slow[index])
 
 
 def run(

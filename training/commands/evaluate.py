@@ -88,6 +88,7 @@ def predictor(
     "--metrics-interval", "metrics_interval_s", type=float, default=0.0, metavar="S",
     help="How old the router's view of nodes gets; 0 is always new.",
 )  # fmt: skip
+@click.option("--failures", metavar="FILE", help="What happens to nodes, as for `simulate`.")
 @click.option("--timing", default=DEFAULT_TIMING, show_default=True, metavar="NAME")
 @seeds_option
 @engine_options

@@ -197,6 +197,11 @@ def system_options(command: Command) -> Command:
                 metavar="S", help="How old the router's view of nodes gets; 0 is always new.",
             ),
             click.option(
+                "--failures", metavar="FILE",
+                help="What happens to nodes in the run: YAML, JSON or CSV with kind, node, at_s, "
+                "until_s, factor.",
+            ),
+            click.option(
                 "--router", default="round-robin", show_default=True, metavar="SPEC",
                 help="Who gets a request (`lengthwise list routers`).",
             ),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.features import FEATURES
+from lengthwise.serving.events import SHIFT
 from lengthwise.serving.fast.compiler.native import compile_text, load, machine
 from lengthwise.serving.fast.compiler.translate import translate
 from lengthwise.serving.fast.features import ACCESSORS
@@ -45,7 +46,7 @@ INLINED = {f"lengthwise.serving.fast.{name.replace('/', '.')}" for name in (FLAG
 def compiled(**flags: bool) -> dict[str, Callable[[int], int]]:
     """The entries of the fast engine for these flags; each takes the address of a state."""
     written = [*TERMS.values(), *FEATURES.values(), *ACCESSORS.items()]
-    written += [FOREVER_PS, UNKNOWN_TOKENS, WINDOW]
+    written += [FOREVER_PS, UNKNOWN_TOKENS, WINDOW, SHIFT]
     key = hashlib.sha256(f"{machine()} {flags} {KINDS} {FUTILE} {written}".encode())
     for name in ("compiler/build", TABLES, *PARTS, *TYPES):
         key.update(_file(name).read_bytes())

@@ -1,0 +1,63 @@
+"""Lists that a user wrote to a YAML, JSON or CSV file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lengthwise.errors import InputError, UnknownNameError
+
+YAML = (".yaml", ".yml")
+SUFFIXES = (*YAML, ".json", ".csv")
+
+
+def read_list(path: Path, what: str) -> list[Any]:
+    """The list in a file, by itself or under the key ``what``; a CSV's rows, without empty cells.
+
+    Raises ``InputError`` for a file that can't be read or holds no list.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".json":
+            found = json.loads(text)
+        elif path.suffix == ".csv":
+            found = _rows(text)
+        else:
+            found = yaml.safe_load(text)
+    except OSError as error:
+        raise InputError(f"{what} file {str(path)!r}: {error.strerror}") from None
+    except (ValueError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{what} file {str(path)!r} can't be read: {said}") from None
+    if isinstance(found, Mapping):
+        for key in found:
+            if key != what:
+                raise UnknownNameError(f"key of {path}", str(key), (what,))
+        found = found.get(what)
+    if not isinstance(found, list):
+        raise InputError(f"{path}: expected a list of {what}, not {found!r}"[:200])
+    return found
+
+
+def _rows(text: str) -> list[dict[str, Any]]:
+    rows = []
+    for row in csv.DictReader(text.splitlines(), skipinitialspace=True):
+        if None in row or None in row.values():
+            raise ValueError(f"a row has other than the header's cells: {row}"[:160])
+        rows.append({key.strip(): _value(cell) for key, cell in row.items() if cell.strip()})
+    return rows
+
+
+def _value(cell: str) -> Any:
+    """A whole number, a number or text."""
+    for kind in (int, float):
+        try:
+            return kind(cell)
+        except ValueError:
+            pass
+    return cell.strip()
