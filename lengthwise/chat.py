@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 # What datasets, templates and APIs call the roles of a chat. Collections name models by their
@@ -70,6 +71,12 @@ def asked(chat: Sequence[Message]) -> str:
         if role == "user" and text:
             return text
     return "\n".join(text for role, text in chat if role != "assistant" and text)
+
+
+def system_hash(chat: Sequence[Message]) -> str | None:
+    """A hash of the system prompt that a chat begins with; None where it has none."""
+    said = "\n".join(text.strip() for role, text in chat if role == "system" and text.strip())
+    return blake2b(said.encode(errors="replace"), digest_size=8).hexdigest() if said else None
 
 
 def field(item: Any, *names: str) -> Any:

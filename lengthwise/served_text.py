@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from lengthwise.chat import Message, asked
+from lengthwise.chat import Message, asked, system_hash
 from lengthwise.chat_template import KNOWN, PLAIN, Template, of_tokenizer
+from lengthwise.sessions import Answers
 
 # Of a long text the beginning and the end are read, where what is asked for mostly stands. The cap
 # is here, so that training and every plugin agree, and so that a prompt of megabytes costs no more.
@@ -20,6 +21,13 @@ HEAD, TAIL = 8_000, 4_000  # characters
 MARKS = ("<|", "[INST]", "[SYSTEM_PROMPT]", "<start_of_turn>", "<｜")
 LAST = 100  # characters, in which the mark stands at which an answer begins
 ANSWER = re.compile(r"(ASSISTANT:|### Response:|Assistant:)\s*$")  # where one of PLAIN's begins
+
+
+class Served(NamedTuple):
+    """What predictors get of a prompt: what was asked, and what its chat tells beside that."""
+
+    text: str
+    told: Mapping[str, Any]  # columns of ``Context``
 
 
 def messages_of(text: str, template: Template | None = None) -> list[Message] | None:
@@ -39,6 +47,22 @@ def served_text(text: str, template: Template | None = None) -> str:
     """What a predictor reads of a prompt: of a rendered chat what was asked, else all of it."""
     found = messages_of(text, template)
     return capped_text(text if found is None else asked(found))
+
+
+def told(chat: Sequence[Message], tokens_per_character: float) -> dict[str, Any]:
+    """What a chat tells beside what was asked last, as columns of ``Context``.
+
+    These are a hash of its system prompt, and how long its earlier answers were. What is not there
+    is left out.
+    """
+    found: dict[str, Any] = {}
+    if (hashed := system_hash(chat)) is not None:
+        found["system_hash"] = hashed
+    answers = Answers()
+    for role, text in chat:
+        if role == "assistant" and text:
+            answers = answers.then(max(len(text) * tokens_per_character, 1.0))
+    return found | (answers.row() if answers.count else {})
 
 
 def capped_text(text: str) -> str:
@@ -78,8 +102,13 @@ class PromptReader:
 
     def asked(self, token_ids: Sequence[int]) -> str:
         """What a predictor reads: the chat template is recognised and left out."""
+        return self.served(token_ids).text
+
+    def served(self, token_ids: Sequence[int]) -> Served:
+        """What a predictor reads, and what the chat around it tells."""
         text = str(self._tokenizer.decode(token_ids, skip_special_tokens=False))
         found = messages_of(text, self._template)
         if found is None:
-            return capped_text(self.whole(token_ids))
-        return capped_text(self._special.sub("", asked(found)).strip())
+            return Served(capped_text(self.whole(token_ids)), {})
+        chat = [Message(role, self._special.sub("", said).strip()) for role, said in found]
+        return Served(capped_text(asked(chat)), told(chat, len(token_ids) / len(text)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 # An answer on a trace's clock counts as finished after so many seconds a token: slower than what
 # is served, so that none counts that was still being written.
 SECONDS_PER_TOKEN = 0.05
+# Sessions that are remembered online, of which a name has at most a few hundred characters.
+MOST_SESSIONS = 10_000
 
 
 class Answers:
@@ -34,6 +37,44 @@ class Answers:
             "previous_log_tokens": mean,
             "previous_tokens": self.last,
         }
+
+
+class Sessions:
+    """The finished answers of sessions as they come, of the ``most`` that were used last.
+
+    A session is named by ``session_id``, within its ``tenant``, of what is known of a request (as
+    columns of ``Context``). Neither method costs more than a look-up.
+    """
+
+    def __init__(self, most: int = MOST_SESSIONS) -> None:
+        self._most = most
+        self._answers: OrderedDict[tuple[Any, Any], Answers] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def before(self, known: Mapping[str, Any]) -> dict[str, float]:
+        """The columns ``previous_*`` of a request that arrives; none for one of no session."""
+        if (key := _session(known)) is None:
+            return {}
+        if (answers := self._answers.get(key)) is None:
+            return Answers().row()
+        self._answers.move_to_end(key)
+        return answers.row()
+
+    def finished(self, known: Mapping[str, Any], tokens: float) -> None:
+        """An answer of so many tokens ended by itself."""
+        if (key := _session(known)) is None or not tokens > 0:
+            return
+        self._answers[key] = self._answers.get(key, Answers()).then(tokens)
+        self._answers.move_to_end(key)
+        if len(self._answers) > self._most:
+            self._answers.popitem(last=False)
+
+
+def _session(known: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    name = known.get("session_id")
+    return None if name is None else (known.get("tenant"), name)
 
 
 def earlier_answers(columns: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:

@@ -8,11 +8,16 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lengthwise.chat import Message, asked, field, flat, messages
-from lengthwise.policies.plugins.known import of_call
+from lengthwise.policies.plugins.known import of_call, with_chat
 from lengthwise.served_text import capped_text, served_text
+from lengthwise.served_text import told as told_of
 
 MOST = 2.0**53  # tokens: no client means more, and integers may be too large for a float
-READ = ("model", "temperature", "top_p", "tools", "response_format")
+READ = (
+    "model", "temperature", "top_p", "tools", "response_format", "user", "cache_salt", "session_id",
+    "conversation_id", "litellm_session_id",
+)  # fmt: skip
+CHARACTERS_PER_TOKEN = 4.0  # where nothing better is known of a text
 LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
@@ -46,18 +51,24 @@ def call_of(*values: Any) -> Call:
         texts += filter(None, (flat(field(value, name)) for name in ("prompt", "input")))
         length = _tokens(field(field(value, "vllm_xargs"), "predicted_tokens"))
         told = told if length is None else length
-        sent = field(value, "vllm_xargs")
+        sent, more = field(value, "vllm_xargs"), field(value, "metadata", "litellm_metadata")
         fields = {name: field(value, name) for name in READ}
         known |= of_call(
             {name: given for name, given in fields.items() if given is not None},
-            sent if isinstance(sent, dict) else {},
+            {**_dict(more), **_dict(sent)},
+            _dict(field(value, "headers") or field(more, "headers")),
         )
         limit = min(limit, *(_tokens(field(value, name)) or math.inf for name in LIMITS))
     text = "\n".join(filter(None, (*(text for _, text in chat), *texts)))
     if math.isfinite(limit):
         known["max_tokens"] = limit
+    known = with_chat(known, told_of(chat, 1 / CHARACTERS_PER_TOKEN))
     read = capped_text(asked(chat)) or "\n".join(map(served_text, texts))
     return Call(text, read, told, limit, known)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _tokens(value: Any) -> float | None:

@@ -13,19 +13,23 @@ import functools
 import os
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any, cast
 from weakref import WeakSet, finalize
 
+from lengthwise.chat import field
+from lengthwise.policies.plugins import client
 from lengthwise.policies.plugins.calls import call_of
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.prompt_lengths import Predict, PromptLengths
+from lengthwise.policies.plugins.prompt_lengths import Expected, Predict, PromptLengths
 from lengthwise.policies.plugins.routing import LOST_S, ReplicaRouter
 from lengthwise.policy import RoutingPolicy
 
 TAG = "lengthwise_request"  # in a call's metadata, which LiteLLM hands back when the call ended
 TELLS = ("prompt_tokens", "predicted_tokens", "now_s", "arrival_s")
+MOST_CALLS = 100_000  # whose lengths are remembered at once
 METADATA = ("litellm_metadata", "metadata")
 _strategies: WeakSet[RoutingStrategy] = WeakSet()  # as LiteLLM's callbacks, one a process
 
@@ -53,6 +57,7 @@ class RoutingStrategy:
         self._lengths = PromptLengths(
             predict, predict_timeout_s, default_tokens, self.ranking.counters
         )
+        self._expected: OrderedDict[str, Expected] = OrderedDict()  # by request, while it runs
         self._callers: dict[str, tuple[Any, Callable[[Any], None]]] = {}  # request -> its task
         _tell(self)
         self._watch_streams()
@@ -81,13 +86,16 @@ class RoutingStrategy:
         by_id = {deployment["model_info"]["id"]: deployment for deployment in healthy}
         now_s = time.time()
         asked = call_of({"messages": messages, "input": input}, call)
-        prompt, predicted = await self._lengths.of(asked)
+        expected = await self._lengths.of(asked)
         (best, *_) = self.ranking.rank(
-            list(by_id), prompt_tokens=prompt, predicted_tokens=predicted, now_s=now_s,
-            arrival_s=now_s,
+            list(by_id), prompt_tokens=expected.prompt, predicted_tokens=expected.answer,
+            now_s=now_s, arrival_s=now_s,
         )  # fmt: skip
         request = uuid.uuid4().hex
-        self.ranking.sent(best, request, prompt + predicted)
+        self.ranking.sent(best, request, expected.prompt + expected.answer)
+        self._expected[request] = expected
+        if len(self._expected) > MOST_CALLS:  # LiteLLM does not tell of every end
+            self._expected.popitem(last=False)
         name = next((name for name in METADATA if isinstance(call.get(name), dict)), METADATA[-1])
         call[name] = {**(call.get(name) or {}), TAG: request}
         if (task := asyncio.current_task()) is not None:  # LiteLLM is silent about who hung up
@@ -102,9 +110,18 @@ class RoutingStrategy:
             "instead of router.completion(...)"
         )
 
-    def ended(self, kwargs: dict[str, Any]) -> None:
-        """A call ended, well or not, perhaps another strategy's; ``kwargs``: LiteLLM's."""
-        self._end(_tags(kwargs))
+    def ended(self, kwargs: dict[str, Any], response: Any = None) -> None:
+        """A call ended, well or not, perhaps another strategy's; ``kwargs``: LiteLLM's.
+
+        ``response``: of one that ended well, for the length of its answer.
+        """
+        requests = _tags(kwargs)
+        self._end(requests)
+        generated = client.length(field(field(response, "usage"), "completion_tokens"))
+        for request in requests:
+            expected = self._expected.pop(request, None)
+            if expected is not None and generated is not None:
+                self._lengths.ended(expected, generated)
 
     def _watch_streams(self) -> None:
         """Hears of a stream that its reader leaves, which LiteLLM reports to nobody.
@@ -164,7 +181,7 @@ def _tell(strategy: RoutingStrategy) -> None:
         async def async_log_success_event(
             self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any
         ) -> None:
-            _ended(kwargs)
+            _ended(kwargs, response_obj)
 
         async def async_log_failure_event(
             self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any
@@ -176,6 +193,6 @@ def _tell(strategy: RoutingStrategy) -> None:
     litellm.logging_callback_manager.add_litellm_callback(LengthwiseWatch())
 
 
-def _ended(kwargs: dict[str, Any]) -> None:
+def _ended(kwargs: dict[str, Any], response: Any = None) -> None:
     for strategy in list(_strategies):
-        strategy.ended(kwargs)
+        strategy.ended(kwargs, response)

@@ -91,6 +91,15 @@ GAUGES = {
         "source", SOURCES[:2],
         "Kendall's tau of predicted and generated tokens over the last 256 finished requests",
     ),
+    "followed": Metric(
+        "source", SOURCES[1:2],
+        "1 while requests are ordered by these lengths, 0 while they are served first come, first "
+        "served because recent_tau was below 0 by two standard errors",
+    ),
+    "recent_coverage": Metric(
+        "source", SOURCES[1:2],
+        "Share of the last 256 finished requests whose length lay within its 90% interval",
+    ),
     "recent_log2": Metric(
         "source", SOURCES[:2],
         "Mean base-2 logarithm of generated over predicted tokens over the same requests: drift",

@@ -23,14 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.context import Context, given
-from lengthwise.policies.plugins.saved import abstained, saved_predictor
+from lengthwise.policies.plugins.known import with_chat
+from lengthwise.policies.plugins.saved import abstained, intervals, saved_predictor
 from lengthwise.prediction import EDGES
-from lengthwise.served_text import PromptReader
+from lengthwise.served_text import PromptReader, Served
 
 # sequence, tokens that follow as int32, and bytes of JSON that follow those: columns of ``Context``
 ASK = struct.Struct("<qqq")
-# sequence, predicted tokens: negative where the predictor abstained, NaN where it failed
-TELL = struct.Struct("<qd")
+# sequence, predicted tokens: negative where the predictor abstained, NaN where it failed; from
+# where to where the length is said to lie, NaN where that is not known
+TELL = struct.Struct("<qddd")
+TOLD = 3  # numbers of these for each request
 # Behind it, for each of the curves, the float64 values at ``EDGES``; NaN where there is none, for a
 # length without a distribution and where the predictor failed.
 POINTS = len(EDGES)
@@ -86,7 +89,7 @@ def main() -> None:
             batch.append(more)
         said = _predict_each(predictor, read, batch, options.curves)
         for (sequence, *_), row in zip(batch, said, strict=True):
-            out.write(TELL.pack(sequence, row[0]) + row[1:].tobytes())
+            out.write(TELL.pack(sequence, *row[:TOLD]) + row[TOLD:].tobytes())
         out.flush()
 
 
@@ -113,20 +116,24 @@ def _reader(options: argparse.Namespace) -> PromptReader:
 def _predict(
     predictor: Any, read: PromptReader | None, batch: list[Asked], curves: Sequence[str]
 ) -> NDArray[np.float64]:
-    """What is said of n prompts: the tokens, and behind them the curves, (n, 1 + curves x K)."""
+    """What is said of n prompts: the tokens, their interval, the curves, (n, 3 + curves x K)."""
     prompts = [prompt for _, prompt, _ in batch]
-    texts = ["" if read is None else read.asked(prompt) for prompt in prompts]
-    context = Context.each(known for *_, known in batch)
+    served = [Served("", {}) if read is None else read.served(prompt) for prompt in prompts]
+    rows = zip(batch, served, strict=True)
+    context = Context.each(with_chat(known, one.told) for (*_, known), one in rows)
     predicted = predictor.predict(
-        texts, prompt_tokens=[len(p) for p in prompts], **given(predictor, context)
+        [one.text for one in served],
+        prompt_tokens=[len(p) for p in prompts],
+        **given(predictor, context),
     )
     tokens = predicted.predicted_tokens
-    said = np.full((len(prompts), 1 + len(curves) * POINTS), np.nan)
+    said = np.full((len(prompts), TOLD + len(curves) * POINTS), np.nan)
+    said[:, 1:TOLD] = intervals(predicted)
     said[:, 0] = np.where(abstained(predicted), -tokens, tokens)
     if not predicted.certain:
         for k, name in enumerate(curves):
             curve = predicted.curve(name)
-            said[:, 1 + k * POINTS : 1 + (k + 1) * POINTS] = curve.values[curve.row]
+            said[:, TOLD + k * POINTS : TOLD + (k + 1) * POINTS] = curve.values[curve.row]
     return said
 
 
@@ -139,7 +146,7 @@ def _predict_each(
     except Exception as error:
         if len(batch) == 1:
             print(f"lengthwise predictor: {error!r}", file=sys.stderr)
-            return np.full((1, 1 + len(curves) * POINTS), np.nan)
+            return np.full((1, TOLD + len(curves) * POINTS), np.nan)
         each = [_predict_each(predictor, read, [one], curves) for one in batch]
         return np.concatenate(each)
 

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from lengthwise.curves import RequestCurve
 from lengthwise.errors import InputError
+from lengthwise.policies.plugins.accuracy import UNKNOWN
 from lengthwise.policies.plugins.budget import Budget
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.predicting import ASK, POINTS, TELL
@@ -45,6 +46,7 @@ class Answer(NamedTuple):
     tokens: float
     at_s: float  # on the process's clock
     curves: Mapping[str, RequestCurve] = NO_CURVES  # by feature, where it gave a distribution
+    interval: tuple[float, float] = UNKNOWN  # where the length is said to lie
 
 
 class PredictorProcess:
@@ -99,9 +101,13 @@ class PredictorProcess:
         self._thread.join(timeout=STUCK_S)
 
     def _answer(
-        self, sequence: int, tokens: float, curves: Mapping[str, RequestCurve] = NO_CURVES
+        self,
+        sequence: int,
+        tokens: float,
+        curves: Mapping[str, RequestCurve] = NO_CURVES,
+        interval: tuple[float, float] = UNKNOWN,
     ) -> None:
-        self._answers.append(Answer(sequence, tokens, self._clock(), curves))
+        self._answers.append(Answer(sequence, tokens, self._clock(), curves, interval))
 
     # The thread that reads
 
@@ -135,10 +141,11 @@ class PredictorProcess:
             heard += data
             whole = len(heard) // size * size
             for start in range(0, whole, size):
-                sequence, tokens = TELL.unpack_from(heard, start)
+                sequence, tokens, *within = TELL.unpack_from(heard, start)
                 with self._lock:
                     self._owed.pop(sequence, None)
-                self._answer(sequence, tokens, self._told(heard[start + TELL.size : start + size]))
+                curves = self._told(heard[start + TELL.size : start + size])
+                self._answer(sequence, tokens, curves, (within[0], within[1]))
             del heard[:whole]
 
     def _told(self, data: bytearray) -> Mapping[str, RequestCurve]:

@@ -5,17 +5,35 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from lengthwise.context import Context, given
-from lengthwise.policies.plugins.calls import Call
+from lengthwise.policies.plugins.accuracy import UNKNOWN, Accuracy
+from lengthwise.policies.plugins.calls import CHARACTERS_PER_TOKEN, Call
+from lengthwise.policies.plugins.known import with_chat
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.saved import abstained, count_abstained, saved_predictor
-
-CHARACTERS_PER_TOKEN = 4.0  # where nothing better is known of a prompt
+from lengthwise.policies.plugins.saved import (
+    abstained,
+    count_abstained,
+    intervals,
+    saved_predictor,
+)
+from lengthwise.sessions import Sessions
 
 Predict = Callable[[str], float]
+
+
+class Expected(NamedTuple):
+    """What is expected of a call, and what ``PromptLengths.ended`` needs to learn from it."""
+
+    prompt: float  # tokens, estimated
+    answer: float  # tokens, as told, predicted or the default
+    known: Mapping[str, Any] = MappingProxyType({})  # of the call, as columns of ``Context``
+    source: str = "default"  # who predicted; nobody where the predictor abstained
+    said: float = math.nan  # by the predictor, followed or not
+    interval: tuple[float, float] = UNKNOWN
 
 
 class PromptLengths:
@@ -33,57 +51,82 @@ class PromptLengths:
         default_tokens: float,
         counters: Counters,
     ) -> None:
-        self._predict: Callable[[Call], float] | None
+        self._predict: Callable[[Call], Expected] | None
         if predict is None:
             self._predict = None
         elif callable(predict):
             told = predict
-            self._predict = lambda call: told(call.asked)
+            self._predict = lambda call: _expected(call, float(told(call.asked)))
         else:
-            self._predict = _saved(predict, counters)
+            self._predict = _saved(predict)
         self._timeout_s = timeout_s
         self._default = default_tokens
         self._counters = counters
+        self._accuracy = Accuracy(counters)
+        self._sessions = Sessions()
 
-    async def of(self, call: Call) -> tuple[float, float]:
+    async def of(self, call: Call) -> Expected:
         """Tokens of a call's prompt, estimated, and of its answer: as told, or predicted.
 
         The answer has no more tokens than the client lets it have.
         """
-        return _estimate(call.text), min(await self._answer(call), call.limit)
-
-    async def _answer(self, call: Call) -> float:
+        default = min(self._default, call.limit)
+        nobody = Expected(_estimate(call.text), default, call.known)
         if call.told is not None:
             self._counters.add("predictions", "client")
-            return call.told
+            told = min(call.told, call.limit)
+            return nobody._replace(answer=told, source="client", said=told)
         if self._predict is None:
             self._counters.add("predictions", "default")
-            return self._default
+            return nobody
+        asked = call._replace(
+            known=with_chat({**call.known, **self._sessions.before(call.known)}, call.known)
+        )
         try:
-            predicted = float(
-                await asyncio.wait_for(asyncio.to_thread(self._predict, call), self._timeout_s)
-            )
-            if not (math.isfinite(predicted) and predicted > 0):
-                raise ValueError(f"it predicted {predicted!r} tokens")
+            found = await asyncio.wait_for(asyncio.to_thread(self._predict, asked), self._timeout_s)
+            if not (math.isfinite(found.said) and found.said > 0):
+                raise ValueError(f"it predicted {found.said!r} tokens")
         except Exception as error:
             self._counters.warn("predictor-error", f"the predictor failed: {error!r}")
             self._counters.add("fallbacks", "predictor-error")
-            return self._default
+            return nobody
+        count_abstained(self._counters, int(found.source == "default"))
+        if self._accuracy.drifted("predictor"):  # it goes on being watched
+            self._counters.add("fallbacks", "drift")
+            return found._replace(answer=default)
         self._counters.add("predictions", "predictor")
-        return predicted
+        return found
+
+    def ended(self, expected: Expected, generated: float) -> None:
+        """An answer ended by itself after so many tokens."""
+        self._sessions.finished(expected.known, generated)
+        if expected.source != "default":
+            self._accuracy.finished(expected.source, expected.said, generated, expected.interval)
 
 
 def _estimate(text: str) -> float:
     return max(len(text) / CHARACTERS_PER_TOKEN, 1.0)
 
 
-def _saved(folder: str | os.PathLike[str], counters: Counters) -> Callable[[Call], float]:
+def _expected(
+    call: Call,
+    tokens: float,
+    interval: tuple[float, float] = UNKNOWN,
+    source: str = "predictor",
+) -> Expected:
+    """What a predictor says of a call, none of it above the call's limit."""
+    said, low, high = (min(value, call.limit) for value in (tokens, *interval))
+    return Expected(_estimate(call.text), said, call.known, source, said, (low, high))
+
+
+def _saved(folder: str | os.PathLike[str]) -> Callable[[Call], Expected]:
     predictor = saved_predictor(folder)
 
-    def predict(call: Call) -> float:
+    def predict(call: Call) -> Expected:
         more: dict[str, Any] = {**given(predictor, Context.each([call.known]))}
         found = predictor.predict([call.asked], prompt_tokens=[_estimate(call.asked)], **more)
-        count_abstained(counters, int(abstained(found).sum()))
-        return float(found.predicted_tokens[0])
+        low, high = intervals(found)[0].tolist()
+        source = "default" if abstained(found).any() else "predictor"
+        return _expected(call, float(found.predicted_tokens[0]), (low, high), source)
 
     return predict

@@ -63,16 +63,16 @@ class PolicyRouting:
             *getattr(pending_request, "args", ()),
             *getattr(pending_request, "kwargs", {}).values(),
         )
-        prompt, predicted = await self._lengthwise_lengths.of(asked)
+        expected = await self._lengthwise_lengths.of(asked)
         now_s = time.time()
         ranked = self._lengthwise.rank(
-            list(by_id), prompt_tokens=prompt, predicted_tokens=predicted, now_s=now_s,
-            arrival_s=getattr(pending_request, "created_at", now_s),
+            list(by_id), prompt_tokens=expected.prompt, predicted_tokens=expected.answer,
+            now_s=now_s, arrival_s=getattr(pending_request, "created_at", now_s),
         )  # fmt: skip
         if pending_request is not None and ranked and not pending_request.future.done():
             # It counts from now on: many are placed at once, before the first of them is accepted.
             request = pending_request.metadata.internal_request_id
-            self._lengthwise.sent(ranked[0], request, prompt + predicted)
+            self._lengthwise.sent(ranked[0], request, expected.prompt + expected.answer)
         return [[by_id[str(name)]] for name in ranked]
 
     async def _choose_replica_for_request(self, pending_request: Any, **rest: Any) -> Any:

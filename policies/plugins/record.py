@@ -105,7 +105,7 @@ class Recorder:
         elif entry.predicted:
             told, by = entry.predicted_tokens, "abstained" if entry.abstained else entry.source
         limit = getattr(request.sampling_params, "max_tokens", None)
-        known = of_sampling(request.sampling_params, None)
+        known = of_sampling(request.sampling_params, None, getattr(request, "cache_salt", None))
         self._queue.put(
             {
                 "request_id": str(request.request_id),

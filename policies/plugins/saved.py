@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lengthwise.curves import RequestCurve
 from lengthwise.errors import InputError
+from lengthwise.policies.plugins.accuracy import LEVEL
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.prediction import CURVES, Prediction
 from lengthwise.protocols import Predictor
@@ -35,6 +36,16 @@ def abstained(prediction: Prediction) -> NDArray[np.bool_]:
     """Which of the n requests the predictor did not order, (n,)."""
     none = np.zeros(len(prediction), dtype=bool)
     return none if prediction.abstained is None else prediction.abstained
+
+
+def intervals(prediction: Prediction) -> NDArray[np.float64]:
+    """From where to where each length is said to lie (``accuracy.LEVEL``), (n, 2); NaN if unknown.
+
+    The observed share of lengths within is what shows whether a predictor still fits.
+    """
+    if prediction.certain:
+        return np.full((len(prediction), 2), np.nan)
+    return np.stack(prediction.interval(LEVEL), axis=1)
 
 
 def curves_of(prediction: Prediction, features: Iterable[str]) -> dict[str, RequestCurve]:

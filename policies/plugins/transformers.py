@@ -24,11 +24,20 @@ from typing import Any, cast
 
 import numpy as np
 
+from lengthwise.context import Context, given
 from lengthwise.errors import InputError
 from lengthwise.features import reads_prediction
 from lengthwise.policies.load import load_policy
+from lengthwise.policies.plugins.accuracy import UNKNOWN, Accuracy
+from lengthwise.policies.plugins.known import known_of, sound, with_chat
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.saved import abstained, count_abstained, curves_of, saved_predictor
+from lengthwise.policies.plugins.saved import (
+    abstained,
+    count_abstained,
+    curves_of,
+    intervals,
+    saved_predictor,
+)
 from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policies.plugins.transformers_guard import BatchGuard
 from lengthwise.policy import Guard, SchedulingPolicy
@@ -36,9 +45,12 @@ from lengthwise.prediction import CURVES, Prediction
 from lengthwise.preemption import Demand, Victims, exchanges
 from lengthwise.provider import Provider
 from lengthwise.served_text import PromptReader
+from lengthwise.sessions import Sessions
 from lengthwise.starvation import UNKNOWN_TOKENS
 
 Predict = Callable[[list[list[int]]], Sequence[float] | Prediction]
+Known = Callable[[str], Mapping[str, Any]]
+Asked = Callable[[list[int], Mapping[str, Any]], Sequence[float] | Prediction]
 
 
 def _left(state: Any, feature: str) -> float:
@@ -71,6 +83,7 @@ def register(
     *,
     predict: Predict | str | os.PathLike[str] | None = None,
     tokenizer: Any = None,
+    known: Known | None = None,
     default_tokens: float = UNKNOWN_TOKENS,
     guard: float = Guard.ratio,
     guard_floor_s: float = Guard.floor_s,
@@ -82,6 +95,10 @@ def register(
     is the folder of a saved predictor, which reads them through the model's ``tokenizer``; it is
     called in the generation thread, once for each request, and no length exceeds the request's
     ``max_new_tokens``.
+
+    ``known`` tells what is known of a request by its id, as columns of ``context.Context``: with
+    ``session_id`` the lengths of its session's finished answers are kept, and told to the saved
+    predictor. A chat's system prompt and earlier answers are read from the prompt.
 
     ``guard`` and ``guard_floor_s`` are a ``policy.Guard`` for a policy that says nothing of one: 0
     is off, there as here. Raises
@@ -101,36 +118,44 @@ def register(
     if taken is not None and not issubclass(taken, PolicyOrder):
         raise InputError(f"scheduler {name!r} is transformers' own; choose another name")
     rule = Guard(guard, guard_floor_s) if chosen.guard is None else chosen.guard
-    if predict is not None and not callable(predict):
-        predict = _saved(predict, tokenizer)
+    asked = None if predict is None else _asked(predict, tokenizer)
     made = type(
         "PolicyScheduler",
         (PolicyOrder, FIFOScheduler),
-        {"policy": chosen, "predict": staticmethod(predict) if predict else None,
+        {"policy": chosen, "predict": staticmethod(asked) if asked else None,
+         "known": staticmethod(known) if known else None,
          "default_tokens": default_tokens, "rule": rule},
     )  # fmt: skip
     SCHEDULER_MAPPING[name] = cast(Any, made)
     return made
 
 
-def _saved(folder: str | os.PathLike[str], tokenizer: Any) -> Predict:
-    predictor = saved_predictor(folder)
+def _asked(predict: Predict | str | os.PathLike[str], tokenizer: Any) -> Asked:
+    """What a predictor says of one prompt, and of what is known beside it."""
+    if callable(predict):
+        told = predict
+        return lambda prompt, known: told([prompt])
+    predictor = saved_predictor(predict)
     if tokenizer is None:
-        raise InputError(f"predictor {os.fspath(folder)!r} reads texts: give the model's tokenizer")
+        raise InputError(
+            f"predictor {os.fspath(predict)!r} reads texts: give the model's tokenizer"
+        )
     reader = PromptReader(tokenizer)
 
-    def predict(prompts: list[list[int]]) -> Prediction:
-        texts = [reader.asked(prompt) for prompt in prompts]
-        return predictor.predict(texts, prompt_tokens=[len(prompt) for prompt in prompts])
+    def ask(prompt: list[int], known: Mapping[str, Any]) -> Prediction:
+        text, told = reader.served(prompt)
+        more: dict[str, Any] = {**given(predictor, Context.each([with_chat(known, told)]))}
+        return predictor.predict([text], prompt_tokens=[len(prompt)], **more)
 
-    return predict
+    return ask
 
 
 class PolicyOrder:
     """Goes before transformers' ``FIFOScheduler`` in a class made of both."""
 
     policy: SchedulingPolicy
-    predict: Predict | None
+    predict: Asked | None
+    known: Known | None
     default_tokens: float
     rule: Guard  # a ratio of 0 is no guard
     clock: Callable[[], float] = staticmethod(time.perf_counter)  # that of arrivals
@@ -146,6 +171,8 @@ class PolicyOrder:
         self._lengthwise_scorer = Scorer(
             self.policy.score, self.lengthwise_counters, 0.1, self.policy.trained_on
         )
+        self._lengthwise_accuracy = Accuracy(self.lengthwise_counters)
+        self._lengthwise_sessions = Sessions()
         self._lengthwise_sequence = count()
         self._lengthwise_seated: set[str] = set()  # ids in the last batch
         guarded = self.rule.ratio > 0 and self.policy.queue == "priority"
@@ -173,6 +200,30 @@ class PolicyOrder:
             known = {**self.active_requests, **self.waiting_requests}
             guard.scheduled([future.state for future in found[0]], now_s, known)
         return found
+
+    def finish_request(self, request_id: str) -> None:
+        """A request has all its tokens, or failed: what its prediction was worth shows."""
+        state = self.active_requests.get(request_id)
+        if state is not None and getattr(state, "error", None) is None:
+            self._learn(state)
+        super().finish_request(request_id)  # type: ignore[misc]
+
+    def _learn(self, state: Any) -> None:
+        generated, said = len(state.generated_tokens), state.lengthwise_said
+        self._lengthwise_sessions.finished(state.lengthwise_known, generated)
+        if said is not None:
+            self._lengthwise_accuracy.finished("predictor", said[0], generated, said[1])
+
+    def _known(self, state: Any, limit: float) -> dict[str, Any]:
+        """What is known of a request beside its prompt."""
+        limits = {} if math.isinf(limit) else known_of(numbers={"max_tokens": limit})
+        if self.known is None:
+            return limits
+        try:
+            return {**limits, **sound(self.known(state.request_id))}
+        except Exception as error:
+            self.lengthwise_counters.warn("known", f"known failed: {error!r}")
+            return limits
 
     def _schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
         if self.policy.preemption.mode == "none" or self.block_new_requests:
@@ -209,13 +260,19 @@ class PolicyOrder:
         state.lengthwise_predicted, state.lengthwise_fcfs = min(self.default_tokens, limit), False
         state.lengthwise_curves, state.lengthwise_limit = {}, limit
         state.lengthwise_whole = 0  # the predicted length, rounded up; 0 while it is the default
+        state.lengthwise_said = None  # what the predictor said, and within what: followed or not
+        state.lengthwise_known = self._known(state, limit)
         if self.predict is None or not reads_prediction(self.policy.score.features):
             return
         try:
-            said = self.predict([state.initial_tokens])
+            known = state.lengthwise_known
+            known = {**known, **self._lengthwise_sessions.before(known)}
+            said = self.predict(state.initial_tokens, known)
+            interval, unsure, curves = UNKNOWN, False, {}
             if isinstance(said, Prediction):
-                count_abstained(self.lengthwise_counters, int(abstained(said).sum()))
-                state.lengthwise_curves = curves_of(said, self.policy.score.features)
+                unsure = bool(abstained(said).any())
+                low, high = np.minimum(intervals(said)[0], limit).tolist()
+                curves, interval = curves_of(said, self.policy.score.features), (low, high)
                 said = said.predicted_tokens.tolist()
             predicted = float(said[0])
             if not (math.isfinite(predicted) and predicted > 0):
@@ -226,7 +283,14 @@ class PolicyOrder:
             self.lengthwise_counters.add("fallbacks", "predictor-error")
             state.lengthwise_fcfs = True
             return
+        count_abstained(self.lengthwise_counters, int(unsure))
+        state.lengthwise_said = None if unsure else (predicted, interval)
+        if self._lengthwise_accuracy.drifted("predictor"):
+            self.lengthwise_counters.add("fallbacks", "drift")
+            state.lengthwise_fcfs = True
+            return
         state.lengthwise_predicted, state.lengthwise_whole = predicted, math.ceil(predicted)
+        state.lengthwise_curves = curves
         self.lengthwise_counters.add("predictions", "predictor")
 
     def _ranked(self, states: list[Any]) -> list[tuple[float, Any]]:

@@ -6,25 +6,25 @@ from collections.abc import Iterable
 from typing import Any
 
 from lengthwise.errors import InputError
-from lengthwise.served_text import PromptReader
+from lengthwise.served_text import PromptReader, Served
 
 
 def decode(
     name: str, prompts: Iterable[Any], tokenizers: Iterable[Any]
-) -> tuple[list[str], list[str]]:
-    """Each prompt's text without special tokens, and what predictors read of it.
+) -> tuple[list[str], list[Served]]:
+    """Each prompt's text without special tokens, and what predictors get of it.
 
-    Both are "" where there are no token ids. ``tokenizers`` names each prompt's: a folder or a name
-    on the hub. Raises ``InputError`` for one that can't be loaded.
+    Both are empty where there are no token ids. ``tokenizers`` names each prompt's: a folder or a
+    name on the hub. Raises ``InputError`` for one that can't be loaded.
     """
     readers: dict[str, PromptReader] = {}
-    whole, asked = [], []
+    whole, served = [], []
     for ids, tokenizer in zip(prompts, tokenizers, strict=True):
         if tokenizer not in readers:
             readers[tokenizer] = _reader(name, tokenizer)
         whole.append("" if ids is None else readers[tokenizer].whole(ids))
-        asked.append("" if ids is None else readers[tokenizer].asked(ids))
-    return whole, asked
+        served.append(Served("", {}) if ids is None else readers[tokenizer].served(ids))
+    return whole, served
 
 
 def _reader(name: str, tokenizer: str) -> PromptReader:

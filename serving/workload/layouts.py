@@ -95,8 +95,9 @@ def _engine_record(columns: Columns, name: str, options: Options) -> Columns:
     if "prompt" in columns:  # joined by prompt_id
         table["prompt"] = columns["prompt"]
     elif "prompt_token_ids" in columns:
-        whole, asked = decode(name, columns["prompt_token_ids"], columns["tokenizer"])
-        table |= {"prompt": _objects(whole), "asked": _objects(asked)}
+        whole, served = decode(name, columns["prompt_token_ids"], columns["tokenizer"])
+        table |= {"prompt": _objects(whole), "asked": _objects([one.text for one in served])}
+        table |= _system([one.told.get("system_hash") for one in served])
     return table
 
 
@@ -226,6 +227,11 @@ def _session_turns(columns: Columns, name: str, options: Options) -> Columns:
     return table | _history(table["session_id"], prompt) | _loop(table["session_id"], None)
 
 
+def _system(hashes: list[str | None]) -> Columns:
+    """The column of system prompts' hashes, if any has one."""
+    return {"system_hash": _objects(hashes)} if any(hashes) else {}
+
+
 def _conversations(columns: Columns, name: str, options: Options) -> Columns:
     """ShareGPT's, LMSYS-Chat's and OpenAI's lists of messages.
 
@@ -237,6 +243,7 @@ def _conversations(columns: Columns, name: str, options: Options) -> Columns:
     prompts: list[str] = []
     questions: list[str] = []
     answers: list[str] = []
+    systems: list[str | None] = []
     source: list[int] = []
     unknown: dict[str, None] = {}
     for row, given in enumerate(columns[column]):
@@ -253,6 +260,7 @@ def _conversations(columns: Columns, name: str, options: Options) -> Columns:
             elif history:
                 prompts.append(history)
                 questions.append(chat.asked(said[:turn]))
+                systems.append(chat.system_hash(said[:turn]))
                 answers.append(text)
                 source.append(row)
                 if options.turns == "first":
@@ -272,6 +280,7 @@ def _conversations(columns: Columns, name: str, options: Options) -> Columns:
         "prompt": _objects(prompts), "asked": _objects(questions),
         "response": _objects(answers), ROW: rows,
     }  # fmt: skip
+    table |= _system(systems)
     if "model" in columns:
         table["model"] = columns["model"][rows]
     if options.turns == "all":

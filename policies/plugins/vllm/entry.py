@@ -10,6 +10,7 @@ from typing import Any, Literal
 from lengthwise.curves import RequestCurve
 from lengthwise.picoseconds import picoseconds
 from lengthwise.policies.plugins import client
+from lengthwise.policies.plugins.accuracy import UNKNOWN
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.starvation import Waiter
 
@@ -33,6 +34,8 @@ class Entry(Waiter):
     limit: float = math.inf  # tokens that it may generate
     abstained: bool = False  # the predictor gave the typical length, for it knows no better
     doubted_tokens: float = 0.0  # what a predictor said that is not followed for now
+    interval: tuple[float, float] = UNKNOWN  # where the predictor said the length would lie
+    known: Mapping[str, Any] = field(default_factory=dict)  # beside its prompt (``Context``)
     score: float = 0.0
     turn: bool = False  # FCFS would have started it by now
     version: int = 0  # of its place in the queue

@@ -22,6 +22,7 @@ from lengthwise.policies.plugins.predictor_process import PredictorProcess
 from lengthwise.policies.plugins.saved import count_abstained
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.vllm.entry import Entry
+from lengthwise.sessions import Sessions
 
 ENDED = ("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED", "FINISHED_REPETITION")  # vLLM's statuses
 
@@ -45,6 +46,7 @@ class Lengths:
         self._model = str(getattr(model_config, "model", ""))
         self._counters = counters
         self._accuracy = Accuracy(counters)
+        self._sessions = Sessions()
         self._timeout_s = settings.predict_timeout_s
         self._asked: dict[int, tuple[Entry, float]] = {}  # by sequence: waits for an answer, since
         self._deadlines: deque[tuple[float, int]] = deque()
@@ -65,6 +67,9 @@ class Lengths:
         ``needed`` says whether the policy reads it: then the entry is pending until it is there.
         """
         entry.predicted_tokens = self._capped(entry, self._default)
+        if self._process is not None:  # who is not asked now may be asked of by its session's next
+            salt = getattr(entry.request, "cache_salt", None)
+            entry.known = of_sampling(entry.request.sampling_params, self._model, salt)
         if from_client is not None and self._believed:
             told = client.length(from_client)
             if told is not None:
@@ -89,7 +94,7 @@ class Lengths:
         now = time.monotonic()
         self._asked[entry.sequence] = entry, now
         self._deadlines.append((now + self._timeout_s, entry.sequence))
-        known = of_sampling(entry.request.sampling_params, self._model)
+        known = {**entry.known, **self._sessions.before(entry.known)}
         self._process.send(entry.sequence, prompt, packed(known))
 
     def news(self) -> list[Entry]:
@@ -97,11 +102,13 @@ class Lengths:
         if self._process is None:
             return []
         changed: list[Entry] = []
-        for sequence, tokens, at_s, curves in self._process.received():
+        for sequence, tokens, at_s, curves, interval in self._process.received():
             entry, since = self._asked.pop(sequence, (None, 0.0))
             if entry is None:
                 continue  # late: the request is already served first come, first served
             found = client.length(abs(tokens))
+            low, high = interval
+            entry.interval = self._capped(entry, low), self._capped(entry, high)
             if found is not None and self._accuracy.drifted("predictor"):
                 entry.doubted_tokens = self._capped(entry, found) if tokens > 0 else 0.0
                 self._fail(entry, "drift", entry.state == "pending")
@@ -129,10 +136,13 @@ class Lengths:
         request = entry.request
         if request.status.name not in ENDED:
             return
+        generated = request.num_output_tokens
+        self._sessions.finished(entry.known, generated)
         if entry.doubted_tokens:  # goes on being watched, so that it can be followed again
-            self._accuracy.finished("predictor", entry.doubted_tokens, request.num_output_tokens)
+            self._accuracy.finished("predictor", entry.doubted_tokens, generated, entry.interval)
         elif entry.predicted and not entry.abstained:
-            self._accuracy.finished(entry.source, entry.predicted_tokens, request.num_output_tokens)
+            predicted = entry.predicted_tokens
+            self._accuracy.finished(entry.source, predicted, generated, entry.interval)
 
     def close(self) -> None:
         """Ends the predictor's process."""
