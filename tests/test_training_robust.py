@@ -219,14 +219,16 @@ def test_the_best_baseline_is_the_one_with_the_lowest_geometric_mean() -> None:
     assert Validation([], latency, close).ties
 
 
-def test_the_double_target_is_the_target_networks_value_of_the_online_networks_choice() -> None:
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_the_double_target_is_the_target_networks_value_of_the_online_networks_choice(
+    n_steps: int,
+) -> None:
     """Against the formula written out transition by transition, and unlike the plain maximum."""
     vector = make_vector(
         SchedulingEnv, {"workload": mixed, "timing": TIMING, "engine": ONE, "slots": 12}, 4
     )
-    agent: Any = make_agent(
-        "dqn", vector, 3, settings_for("dqn", {"learning_starts": 64, "buffer_size": 512}), (8,), 0
-    )
+    given = {"learning_starts": 64, "buffer_size": 512, "n_steps": n_steps}
+    agent: Any = make_agent("dqn", vector, 3, settings_for("dqn", given), (8,), 0)
     agent.learn(256)
     for parameters in (agent.q_net, agent.q_net_target):
         for weights in parameters.parameters():
@@ -237,11 +239,15 @@ def test_the_double_target_is_the_target_networks_value_of_the_online_networks_c
     target = agent.q_net_target(replay.next_observations).detach().numpy()
     dones, rewards = replay.dones.numpy()[:, 0], replay.rewards.numpy()[:, 0]
     legal = agent.sizes.mask(replay.next_observations).numpy()
+    discounts = np.full(200, agent.gamma)
+    if n_steps > 1:  # three steps, but for the latest transitions and at an episode's end
+        discounts = replay.discounts.numpy()[:, 0]
+        assert np.median(discounts) == np.float32(agent.gamma**3)
     for i in range(200):
         chosen = max(np.flatnonzero(legal[i]), key=lambda a: online[i, a], default=0)
-        expected = rewards[i] + (0.0 if dones[i] else agent.gamma * target[i, chosen])
+        expected = rewards[i] + (0.0 if dones[i] else discounts[i] * target[i, chosen])
         assert found[i] == pytest.approx(expected, rel=1e-5)
-    plain = rewards + agent.gamma * np.where(dones > 0, 0.0, target.max(axis=1))
+    plain = rewards + discounts * np.where(dones > 0, 0.0, target.max(axis=1))
     assert (found <= plain + 1e-4).all() and (found < plain - 1e-3).any()
 
 

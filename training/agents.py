@@ -42,12 +42,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "learning_starts": 4096,
         "batch_size": 1024,
         "train_freq": 4,  # steps of all environments between two rounds of gradient steps
-        "gradient_steps": 1,
-        "target_update_interval": 4096,
+        "gradient_steps": 4,
+        "target_update_interval": 8192,
         "exploration_fraction": 0.4,
         "exploration_final_eps": 0.02,
-        "learning_rate": 2e-3,
-        "gamma": 0.97,
+        "learning_rate": 5e-4,
+        "gamma": 0.99,
+        # decisions whose rewards are added up before the target network is asked: a choice costs
+        # while its request is served, and with one the values of the choices hardly differ
+        "n_steps": 16,
     },
 }
 

@@ -1,7 +1,8 @@
 """Double DQN among legal actions; stable-baselines3's own knows neither masks nor double targets.
 
 Mnih et al., Nature 2015; van Hasselt, Guez and Silver, AAAI 2016: the online network chooses the
-next action, the target network says what it is worth.
+next action, the target network says what it is worth. Returns of several steps (Sutton 1988; in
+DQN: Hessel et al., "Rainbow", AAAI 2018): what a choice costs here shows many decisions later.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class MaskedDQN(DQN):
             worth = self.q_net_target(replay.next_observations).gather(1, chosen)
             # an episode's last observation holds no candidate, and nothing follows it
             following = torch.where(replay.dones > 0, 0.0, worth)
-            target: torch.Tensor = replay.rewards + self.gamma * following
+            # of several steps (``n_steps``), fewer where an episode ends before
+            discounts = self.gamma if replay.discounts is None else replay.discounts
+            target: torch.Tensor = replay.rewards + discounts * following
             return target
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
