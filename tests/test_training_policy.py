@@ -44,7 +44,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "maskable-ppo": {"rollout": 512, "batch_size": 128, "gamma": 0.9},
     "dqn": {
         "learning_starts": 256, "batch_size": 128, "target_update_interval": 256, "gamma": 0.9,
-        "learning_rate": 2e-3, "n_steps": 4,
+        "learning_rate": 2e-3, "n_steps": 4, "gradient_steps": 1,
     },
 }  # fmt: skip
 
