@@ -142,7 +142,7 @@ def judged(predictor: Any, rows: Table, seeds: int, load: float) -> dict[str, An
     """One cell of the matrix."""
     length, prompts = rows["output_tokens"].to_numpy(float), list(rows["prompt"])
     with remembered(predictor, prompts):
-        said = predictor.stream().predict(prompts)
+        said = predictor.stream().predict(prompts, prompt_tokens=rows["prompt_tokens"].to_numpy())
         return {
             "tau": tau_interval(said, length), "coverage": coverage(said, length),
             **latency_ratios(rows, predictor, seeds, load),
@@ -176,18 +176,25 @@ def row_of_matrix(
     """Trains on one source, tests on all, and writes ``out``/NAME.json."""
     data = sources(folder)
     train = half(data[name], 0)
-    fitted: Any = make_predictor(model, target=target)
-    fitted.fit(list(train["prompt"]), train["output_tokens"].to_numpy())
+    options = {} if model == "prompt-length" else {"target": target}
+    fitted: Any = make_predictor(model, **options)
+    fitted.fit(
+        list(train["prompt"]), train["output_tokens"].to_numpy(),
+        prompt_tokens=train["prompt_tokens"].to_numpy(),
+    )  # fmt: skip
+    knows = "company_" if model == "prompt-length" else "novelty_"  # where it was trained
     cells = []
     for other, rows in data.items():
         test = half(rows, 1)
         test = test.sample(min(len(test), most), random_state=0)
         cell = {"train": name, "test": other, "tested": len(test)}
         cell["after"] = judged(fitted, test, seeds, load)
-        cell |= shifted(fitted, test, seeds, load)
-        novelty, fitted.novelty_ = fitted.novelty_, None
+        if knows == "novelty_":
+            cell |= shifted(fitted, test, seeds, load)
+        kept = getattr(fitted, knows)
+        setattr(fitted, knows, None)
         cell["before"] = judged(fitted, test, seeds, load)
-        fitted.novelty_ = novelty
+        setattr(fitted, knows, kept)
         cells.append(cell)
     with whole_file(out / f"{name}.json") as fresh:
         fresh.write_text(json.dumps(cells))
@@ -271,7 +278,8 @@ def main() -> None:
         pass
     cells = [c for name in names for c in json.loads((given.out / f"{name}.json").read_text())]
     printed(cells)
-    nested(cells)
+    if "drift" in cells[0]:
+        nested(cells)
 
 
 if __name__ == "__main__":
