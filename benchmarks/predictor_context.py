@@ -143,17 +143,19 @@ def main() -> None:
         test = in_split(rows["prompt"], "test")
         every = sorted(set(rows["model"]))
         chosen = [every[i] for i in np.random.default_rng(0).permutation(len(every))[:UNSEEN]]
-        for names in ((), ("model",)):
-            found = []
-            for model in chosen:
-                its = rows["model"] == model
-                made, _ = fitted("ridge", rows, names, ~test & ~its)
-                told = said(made, rows, names, test & its)
-                found.append(kendalltau(told, rows["output_tokens"][test & its])[0])
-            print(
-                f"unseen models, ridge {'+'.join(names) or 'prompt alone'}: tau median "
-                f"{np.median(found):.3f}, {min(found):.3f} to {max(found):.3f} of {UNSEEN}"
-            )
+        for kind in models:
+            for names in ((), ("model",)):
+                found = []
+                for model in chosen:
+                    its = rows["model"] == model
+                    made, _ = fitted(kind, rows, names, ~test & ~its)
+                    told = said(made, rows, names, test & its)
+                    found.append(kendalltau(told, rows["output_tokens"][test & its])[0])
+                print(
+                    f"unseen models, {kind} {'+'.join(names) or 'prompt alone'}: tau median "
+                    f"{np.median(found):.3f}, {min(found):.3f} to {max(found):.3f} of {UNSEEN}",
+                    flush=True,
+                )
     if "sessions" in parts:
         rows = sessions(given.data)
         test = in_split(rows["first"], "test")
