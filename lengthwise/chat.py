@@ -56,7 +56,8 @@ def messages(given: Iterable[Any]) -> list[Message]:
     """
     found = []
     for item in given:
-        role = role_of(str(field(item, "from", "role"))) or "user"
+        name = field(item, "from", "role")
+        role = (role_of(name) if isinstance(name, str) else None) or "user"
         found.append(Message(role, flat(field(item, "value", "content"))))
     return found
 

@@ -22,11 +22,13 @@ from lengthwise.policies.plugins.predicting import command
 from lengthwise.policies.plugins.predictor_process import PredictorProcess
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.vllm import lengths
-from lengthwise.policies.plugins.vllm.entry import Entry
+from lengthwise.policies.plugins.vllm.entry import Entry, entry_of
 from lengthwise.policies.plugins.vllm.lengths import Lengths
+from lengthwise.policies.plugins.vllm.scheduling import PolicyScheduling
 from lengthwise.prediction import CURVES
 from lengthwise.predictors import make_predictor
 from tests import word_tokenizer
+from tests.engines.fake_scheduler import FakeScheduler, Request, config
 
 FAKE = Path(__file__).parent / "engines" / "fake_predictor.py"
 MODEL = SimpleNamespace(
@@ -358,3 +360,32 @@ def test_what_a_client_allows_bounds_what_is_left() -> None:
     assert one.left("expected_remaining_tokens") == 226.0  # no curve: what is left of the length
     one.request.num_output_tokens = 95
     assert one.left("gittins_index") == 1.0
+
+
+NO_TIMES = (10**400, 10**5000, float("nan"), [3], {}, "soon", b"1", True)
+
+
+@pytest.mark.parametrize("said", NO_TIMES, ids=range(len(NO_TIMES)))
+def test_a_deadline_that_is_none_is_counted_and_never_raises(said: Any) -> None:
+    counters = Counters()
+    one = Request("a", sent={"deadline_s": said}, priority=10**400)
+    made = entry_of(one, 0, 5.0, counters)
+    assert (made.deadline_s, made.priority) == (float("inf"), 0.0)
+    assert counters.counts == {("ignored", "deadline_s"): 1}
+    assert entry_of(Request("a", sent={"deadline_s": "2.5"}), 0, 5.0, counters).deadline_s == 7.5
+    assert entry_of(Request("a", sent=[said]), 0, 5.0, counters).deadline_s == float("inf")
+
+
+@pytest.mark.parametrize("policy", ["srtf", "hrrn"])
+def test_a_request_that_the_plugin_can_t_read_is_served_by_arrival(policy: str) -> None:
+    counters, settings = Counters(), Settings(policy=policy)
+    made: Any = type("Policy", (PolicyScheduling, FakeScheduler), {})(
+        config(seats=1), lengthwise=(settings, settings.load(), counters)
+    )
+    for name, sent in (("a", 50), ("b", None), ("c", 4)):
+        one = Request(name, sent={"predicted_tokens": sent}, limit=None if sent else "most")
+        made.add_request(one)
+    while made.requests:
+        made.update_from_output(made.schedule(), None)
+    assert made.finished == ["c", "a", "b"]  # as after a policy that gives no score
+    assert counters.counts["fallbacks", "plugin"] == 1

@@ -304,3 +304,27 @@ def test_in_sglang_too_no_length_exceeds_the_limit_and_nonsense_is_ignored() -> 
     calc(priorities, waiting)
     assert [r.lengthwise_predicted for r in waiting] == [10, 12, 50, 50]
     assert priorities.counters.counts["ignored", "predicted_tokens"] == 2
+
+
+def test_what_a_replica_reports_is_ignored_where_it_is_no_number() -> None:
+    router = ReplicaRouter("jsq", reports=("running_requests", "waiting_requests"))
+    for replica, waiting in (("a", "4"), ("b", None), ("c", 1)):
+        router.report(replica, waiting_requests=waiting, running_requests=[1])
+    assert router.rank(ABC) == ["b", "c", "a"]
+    ignored = {label: n for (name, label), n in router.counters.counts.items() if name == "ignored"}
+    assert ignored == {"waiting_requests": 1, "running_requests": 3}
+
+
+def test_a_client_s_tools_and_roles_may_be_anything() -> None:
+    odd = {"tools": np.zeros(2), "messages": [{"role": 10**5000, "content": "hello"}], "model": 5}
+    call = call_of(odd)
+    assert (call.asked, call.known["tools"]) == ("hello", 1.0)
+    assert call_of({"tools": 5}).known["tools"] == 0.0
+    assert call_of({"tools": [{"type": "function"}]}).known["tools"] == 1.0
+
+
+@pytest.mark.parametrize("setting", ["metrics_port", "guard", "predict_timeout_s"])
+def test_a_setting_that_no_float_holds_is_refused_in_one_line(setting: str) -> None:
+    with pytest.raises(InputError, match=f"setting {setting} ") as refused:
+        Settings.parse({"policy": "sjf", setting: 10**5000})
+    assert len(str(refused.value)) < 200

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
+import http.server
 import logging
+import sys
 import threading
+import time
+import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from lengthwise.policies.plugins import accuracy
+from lengthwise.policies.plugins import accuracy, record
 from lengthwise.policies.plugins.accuracy import Accuracy, kendall_tau
 from lengthwise.policies.plugins.budget import Budget
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.threads import keep
+from lengthwise.policies.plugins.predictor_process import PredictorProcess
+from lengthwise.policies.plugins.settings import Settings
+from lengthwise.policies.plugins.threads import Aside, Exited, keep
 from lengthwise.policies.plugins.vllm.clock import Clock
 from lengthwise.policies.plugins.waits import Waits
+
+FAKE = Path(__file__).parent / "engines" / "fake_predictor.py"
 
 
 class Watched(Counters):
@@ -109,6 +121,151 @@ def test_a_thread_waits_for_its_budget_and_ends_when_told() -> None:
     closed.set()
     thread.join(timeout=20)
     assert not thread.is_alive()
+
+
+def test_a_thread_that_exits_runs_again_and_says_when_its_budget_is_spent(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    counters, closed = Counters(), threading.Event()
+
+    def work() -> None:
+        raise SystemExit("a library's")
+
+    thread = keep("record", work, counters, closed, Budget(times=1))
+    while ("record-thread-off") not in counters._warned:
+        thread.join(timeout=0.01)
+    closed.set()
+    thread.join(timeout=20)
+    assert counters.counts["restarts", "record-thread"] == 2
+    assert caplog.text.count("failed more than 1 times within 600 s and stays off") == 1
+
+
+def kill(thread: threading.Thread) -> None:
+    """Raises SystemExit in a thread at its next line of Python."""
+    set_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    assert set_in(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)) == 1
+
+
+def named(name: str) -> threading.Thread:
+    (found,) = (t for t in threading.enumerate() if t.name == f"lengthwise-{name}")
+    return found
+
+
+def until(done: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.01)
+
+
+def test_a_predictor_s_threads_are_killed_and_its_answers_go_on() -> None:
+    counters = Counters()
+    process = PredictorProcess([sys.executable, str(FAKE), "works"], counters)
+    try:
+        for name in ("predictor-writer", "predictor"):
+            kill(named(name))
+            until(lambda name=name: counters.counts["restarts", f"{name}-thread"] == 1)
+        found: list[Any] = []
+
+        def answered() -> bool:
+            process.send(1, [5, 5])
+            found.extend(answer for answer in process.received() if answer.tokens == 4.0)
+            return bool(found)
+
+        until(answered)
+    finally:
+        process.close()
+
+
+def test_a_record_s_thread_is_killed_and_nothing_is_missing_from_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "FLUSH_S", 0.02)
+    counters = Counters()
+    model: Any = SimpleNamespace(model="m", tokenizer="t")
+    made = record.Recorder(Settings(policy="sjf", record=str(tmp_path)), model, counters)
+    kill(named("record"))
+    until(lambda: counters.counts["restarts", "record-thread"] == 1)
+    made.finished(
+        SimpleNamespace(
+            request_id="a", arrival_time=0.0, prompt_token_ids=[1], num_prompt_tokens=1,
+            num_output_tokens=3, sampling_params=None,
+            status=SimpleNamespace(name="FINISHED_STOPPED"),
+        )
+    )  # fmt: skip
+    made.close()
+    assert counters.counts["recorded", "written"] == 1
+    (file,) = tmp_path.glob("*.parquet")
+    assert pq.read_table(file)["output_tokens"].to_pylist() == [3]
+
+
+def test_the_metrics_server_is_watched_and_serves_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As prometheus_client does: a server of the standard library, in a thread that is told of."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None: ...
+
+    made: list[Any] = []
+
+    def start_http_server(port: int, addr: str) -> Any:
+        server = http.server.ThreadingHTTPServer((addr, port), Page)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        made.extend((server, thread))
+        return server, thread
+
+    counters = Counters()
+    monkeypatch.setitem(
+        sys.modules, "prometheus_client", SimpleNamespace(start_http_server=start_http_server)
+    )
+    counters._prometheus = {"some": None}
+    counters.listen("127.0.0.1", 0)
+    server, thread = made
+    server.shutdown()  # its thread ends
+    thread.join(timeout=20)
+    until(lambda: counters.counts["restarts", "metrics-thread"] == 1)
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/", timeout=20) as answer:
+        assert answer.status == 200
+    counters.listen("no-host." + "a" * 70, 1)  # a name that no name server takes
+    assert "metrics-port" in counters._warned
+
+
+def test_calls_that_hang_are_left_and_their_threads_replaced_within_a_budget() -> None:
+    counters, now, free = Counters(), [0.0], threading.Event()
+
+    def work(value: int) -> int:
+        if value < 0:
+            free.wait()
+        if value == 0:
+            raise SystemExit("a user's")
+        return 2 * value
+
+    async def run() -> None:
+        aside = Aside("router-predictor", work, counters, lambda: now[0])
+        assert await aside.ask(4, 60.0) == 8
+        with pytest.raises(Exited, match="a user's"):
+            await aside.ask(0, 60.0)
+        hung = [asyncio.create_task(aside.ask(-1, 60.0)) for _ in range(7)]
+        while len(aside._since) < 4:
+            await asyncio.sleep(0)
+        now[0] = 11.0
+        for at_s, replaced in ((11.0, 3), (22.0, 3)):  # three new ones, which then hang as well
+            now[0] = at_s
+            with pytest.raises(TimeoutError):
+                await aside.ask(5, 0.2)
+            assert counters.counts["restarts", "router-predictor-thread"] == replaced
+        with pytest.raises(TimeoutError, match="all its threads hang"):
+            await aside.ask(5, 60.0)
+        now[0] = 700.0  # what is past is forgiven
+        assert await aside.ask(5, 60.0) == 10
+        free.set()
+        assert await asyncio.gather(*hung) == [-2] * 7
+
+    asyncio.run(run())
 
 
 @pytest.fixture

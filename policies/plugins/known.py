@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 from lengthwise.context import COLUMNS, NAMES, PREVIOUS
@@ -40,7 +40,9 @@ def known_of(
     ``sent``: where a client's names may stand (its extra parameters, headers, its call), the most
     trusted first; ``numbers``: its sampling parameters.
     """
-    found: dict[str, Any] = {"model": model} if isinstance(model, str) and model else {}
+    found: dict[str, Any] = {}
+    if isinstance(model, str) and model:
+        found["model"] = client.text(model)
     places = [place for place in sent if isinstance(place, Mapping)]
     for column, names in CALLED.items():
         told = (_name(place.get(name)) for name in names for place in places)
@@ -62,8 +64,7 @@ def of_sampling(parameters: Any, model: str | None, salt: str | None = None) -> 
     ``tools`` are in the prompt by then and nobody can tell them from it, unless the client says so
     in ``vllm_xargs``; a schema is seen.
     """
-    sent = getattr(parameters, "extra_args", None)
-    sent = sent if isinstance(sent, dict) else {}
+    sent = client.sent(parameters)
     tools = client.number(sent.get("tools"))
     schema = getattr(parameters, "structured_outputs", _UNSEEN)
     return known_of(
@@ -79,11 +80,12 @@ def of_call(
 ) -> dict[str, Any]:
     """From the fields of an OpenAI request, its ``vllm_xargs`` or metadata, and HTTP headers."""
     kind = call.get("response_format")
-    lower = {str(name).lower(): value for name, value in (headers or {}).items()}
+    lower = {n.lower(): value for n, value in (headers or {}).items() if isinstance(n, str)}
+    tools = call.get("tools")
     return known_of(
         sent, lower, call, model=call.get("model"),
         numbers={name: call.get(name) for name in ("temperature", "top_p")},
-        tools=bool(call.get("tools")) if call else None,
+        tools=isinstance(tools, Sized) and len(tools) > 0 if call else None,
         json_schema=isinstance(kind, dict) and kind.get("type") == "json_schema" if call else None,
     )  # fmt: skip
 
@@ -118,9 +120,7 @@ def packed(known: dict[str, Any]) -> bytes:
 
 
 def _name(value: Any) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return None
-    return str(value)[:LONGEST] or None
+    return (client.text(value) or "")[:LONGEST] or None
 
 
 _UNSEEN = object()

@@ -7,9 +7,13 @@ label's known values are there from the start, at 0, so that a rate over them is
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
+
+from lengthwise.policies.plugins.threads import keep
 
 
 class Metric(NamedTuple):
@@ -30,9 +34,12 @@ COUNTERS = {
     "predictions": Metric("source", SOURCES, "Requests by where their predicted length came from"),
     "fallbacks": Metric(
         "reason",
-        ("policy", "predictor-timeout", "predictor-error", "predictor-off", "no-prompt", "drift"),
-        "Requests served first come, first served because the policy gave them no score (policy) "
-        "or the predictor no length (the other reasons)",
+        (
+            "policy", "plugin", "predictor-timeout", "predictor-error", "predictor-off",
+            "no-prompt", "drift",
+        ),
+        "Requests served first come, first served because the policy gave them no score (policy), "
+        "the plugin could not read them (plugin) or the predictor gave no length (all others)",
     ),
     "abstained": Metric(
         "by", ("predictor",),
@@ -59,7 +66,11 @@ COUNTERS = {
         "result", ("written", "dropped"), "Finished requests by what became of their record"
     ),
     "restarts": Metric(
-        "part", ("predictor", "predictor-thread", "predictor-writer-thread", "record-thread"),
+        "part",
+        (
+            "predictor", "predictor-thread", "predictor-writer-thread", "record-thread",
+            "metrics-thread", "router-predictor-thread",
+        ),
         "Times that a part of the plugin failed and was started again",
     ),
 }  # fmt: skip
@@ -130,13 +141,16 @@ class Counters:
         import prometheus_client  # type: ignore[import-not-found,unused-ignore]
 
         try:
-            prometheus_client.start_http_server(port, addr=host)
-        except (OSError, OverflowError) as error:
+            started = prometheus_client.start_http_server(port, addr=host)
+        except (OSError, OverflowError, UnicodeError) as error:  # the last: of a host's name
             why = getattr(error, "strerror", None) or error
             self.warn(
                 "metrics-port",
                 f"no metrics are served: can't listen on metrics_host {host!r}, port {port}: {why}",
             )
+        else:
+            if isinstance(started, tuple):  # prometheus_client 0.19 and later tell what they made
+                keep("metrics", partial(_serve, *started), self, threading.Event())
 
     def add(self, name: str, label: str, count: int = 1) -> None:
         """Counts ``count`` more of ``name`` (a key of ``COUNTERS``)."""
@@ -162,6 +176,15 @@ class Counters:
             self.log.warning(
                 "lengthwise: %s (%s); more of this is counted, not logged", detail, reason
             )
+
+
+def _serve(server: Any, thread: threading.Thread) -> None:
+    """Watches the thread that serves; when that has ended, serves in its place."""
+    if thread.is_alive():
+        thread.join()
+    else:
+        server.serve_forever()
+    raise RuntimeError("the metrics' server ended")
 
 
 def _made(engine: str) -> dict[str, Any]:

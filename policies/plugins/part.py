@@ -52,36 +52,52 @@ class Part:
         """Takes a row; its ``prompt_token_ids`` may be None."""
         self._rows.append(row)
 
-    def write(self) -> int:
-        """Puts all rows on the disk; the tokens of those that are new there, and one a row.
+    def write(self) -> tuple[int, int]:
+        """Puts all rows on the disk: the tokens that wait no longer, and one a row of them.
 
-        Raises what writing raises; the rows then still wait.
+        And how many rows were left out because no table can hold them: one such must not keep the
+        others from the disk. Raises what writing raises; the rows then still wait.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         if not self._rows:
-            return 0
-        table = self._table()
+            return 0, 0
+        kept, table = self._kept()
         self._folder.mkdir(exist_ok=True)  # somebody may have moved it away
         with whole_file(self._path) as fresh:
             pq.write_table(pa.concat_tables([*self._tables, table]), fresh, compression="zstd")
         size = sum(1 + len(row["prompt_token_ids"] or ()) for row in self._rows)
         self._tables.append(table)
-        self._written += len(self._rows)
+        self._written += len(kept)
         self._tokens += size if self._prompts else 0
-        self._rows = []
+        odd, self._rows = len(self._rows) - len(kept), []
         full = self._written >= PART_ROWS or self._tokens >= PART_TOKENS
         if full or time.monotonic() > self._due_s:
             self._begin()
-        return size
+        return size, odd
 
-    def _table(self) -> Any:
+    def _kept(self) -> tuple[list[dict[str, Any]], Any]:
+        """The rows that a table can hold, and that table."""
+        try:
+            return self._rows, self._table(self._rows)
+        except (ValueError, TypeError, OverflowError):  # pyarrow's own among them
+            kept = [row for row in self._rows if self._fits(row)]
+            return kept, self._table(kept)
+
+    def _fits(self, row: dict[str, Any]) -> bool:
+        try:
+            self._table([row])
+        except (ValueError, TypeError, OverflowError):
+            return False
+        return True
+
+    def _table(self, rows: list[dict[str, Any]]) -> Any:
         import pyarrow as pa
 
-        ids = [row["prompt_token_ids"] for row in self._rows]
+        ids = [row["prompt_token_ids"] for row in rows]
         columns: dict[str, Any] = {
-            name: pa.array([row.get(name) for row in self._rows], type=kind)
+            name: pa.array([row.get(name) for row in rows], type=kind)
             for name, kind in (
                 ("request_id", pa.string()), ("arrival_s", pa.float64()),
                 ("prompt_tokens", pa.int64()), ("predicted_tokens", pa.float64()),

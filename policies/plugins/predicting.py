@@ -85,6 +85,7 @@ def main() -> None:
         while len(batch) < BATCH and not asked.empty():
             more = asked.get()
             if more is None:
+                asked.put(None)  # the end, once these are answered
                 break
             batch.append(more)
         said = _predict_each(predictor, read, batch, options.curves)
@@ -99,12 +100,18 @@ def _say(out: BinaryIO, message: dict[str, Any]) -> None:
 
 
 def _listen(asked: queue.SimpleQueue[Asked | None]) -> None:
+    """Reads frames until there are no more; when it fails, too, that is the process's end.
+
+    The engine then starts another.
+    """
     pipe = sys.stdin.buffer
-    while len(frame := pipe.read(ASK.size)) == ASK.size:
-        sequence, length, known = ASK.unpack(frame)
-        tokens = array.array("i", pipe.read(4 * length))
-        asked.put((sequence, tokens.tolist(), json.loads(pipe.read(known)) if known else {}))
-    asked.put(None)
+    try:
+        while len(frame := pipe.read(ASK.size)) == ASK.size:
+            sequence, length, known = ASK.unpack(frame)
+            tokens = array.array("i", pipe.read(4 * length))
+            asked.put((sequence, tokens.tolist(), json.loads(pipe.read(known)) if known else {}))
+    finally:
+        asked.put(None)
 
 
 def _reader(options: argparse.Namespace) -> PromptReader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from lengthwise.policies.plugins.saved import (
     intervals,
     saved_predictor,
 )
+from lengthwise.policies.plugins.threads import Aside
 from lengthwise.sessions import Sessions
 
 Predict = Callable[[str], float]
@@ -40,7 +40,7 @@ class PromptLengths:
     """Tokens of prompts and of their answers.
 
     ``predict`` maps what was asked to its answer's tokens, or is the folder of a saved predictor.
-    It runs in a thread; a failure or a time-out means the default, is logged once and counted.
+    It runs in threads aside; a failure or a time-out means the default, is logged once and counted.
     Raises ``InputError`` for a folder that holds no predictor that reads prompts.
     """
 
@@ -51,14 +51,10 @@ class PromptLengths:
         default_tokens: float,
         counters: Counters,
     ) -> None:
-        self._predict: Callable[[Call], Expected] | None
-        if predict is None:
-            self._predict = None
-        elif callable(predict):
-            told = predict
-            self._predict = lambda call: _expected(call, float(told(call.asked)))
-        else:
-            self._predict = _saved(predict)
+        self._aside: Aside[Expected] | None = None
+        if predict is not None:
+            work = _called(predict) if callable(predict) else _saved(predict)
+            self._aside = Aside("router-predictor", work, counters)
         self._timeout_s = timeout_s
         self._default = default_tokens
         self._counters = counters
@@ -76,14 +72,14 @@ class PromptLengths:
             self._counters.add("predictions", "client")
             told = min(call.told, call.limit)
             return nobody._replace(answer=told, source="client", said=told)
-        if self._predict is None:
+        if self._aside is None:
             self._counters.add("predictions", "default")
             return nobody
         asked = call._replace(
             known=with_chat({**call.known, **self._sessions.before(call.known)}, call.known)
         )
         try:
-            found = await asyncio.wait_for(asyncio.to_thread(self._predict, asked), self._timeout_s)
+            found = await self._aside.ask(asked, self._timeout_s)
             if not (math.isfinite(found.said) and found.said > 0):
                 raise ValueError(f"it predicted {found.said!r} tokens")
         except Exception as error:
@@ -117,6 +113,10 @@ def _expected(
     """What a predictor says of a call, none of it above the call's limit."""
     said, low, high = (min(value, call.limit) for value in (tokens, *interval))
     return Expected(_estimate(call.text), said, call.known, source, said, (low, high))
+
+
+def _called(told: Predict) -> Callable[[Call], Expected]:
+    return lambda call: _expected(call, float(told(call.asked)))
 
 
 def _saved(folder: str | os.PathLike[str]) -> Callable[[Call], Expected]:

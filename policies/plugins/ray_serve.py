@@ -17,6 +17,7 @@ from typing import Any
 from lengthwise.policies.plugins.calls import call_of
 from lengthwise.policies.plugins.prompt_lengths import PromptLengths
 from lengthwise.policies.plugins.routing import ReplicaRouter
+from lengthwise.policies.plugins.vllm.clock import Clock
 
 TELLS = ("prompt_tokens", "predicted_tokens", "now_s", "arrival_s")
 
@@ -43,6 +44,7 @@ class PolicyRouting:
         """
         super().initialize_state(**rest)  # type: ignore[misc]
         self._lengthwise = ReplicaRouter(policy, reports=reports, tells=TELLS, seed=seed)
+        self._lengthwise_clock = Clock()  # the wall clock, which Ray Serve reads, may be set
         self._lengthwise_reports = tuple(reports)
         self._lengthwise_lengths = PromptLengths(
             predictor or None, predict_timeout_s, default_tokens, self._lengthwise.counters
@@ -64,10 +66,11 @@ class PolicyRouting:
             *getattr(pending_request, "kwargs", {}).values(),
         )
         expected = await self._lengthwise_lengths.of(asked)
-        now_s = time.time()
+        clock = self._lengthwise_clock
+        arrival_s = clock.arrival_s(getattr(pending_request, "created_at", time.time()))
         ranked = self._lengthwise.rank(
             list(by_id), prompt_tokens=expected.prompt, predicted_tokens=expected.answer,
-            now_s=now_s, arrival_s=getattr(pending_request, "created_at", now_s),
+            now_s=clock.now_s(), arrival_s=arrival_s,
         )  # fmt: skip
         if pending_request is not None and ranked and not pending_request.future.done():
             # It counts from now on: many are placed at once, before the first of them is accepted.

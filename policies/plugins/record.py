@@ -90,36 +90,37 @@ class Recorder:
     def _put(self, request: Any) -> None:
         prompt = request.prompt_token_ids  # None for embeddings
         size = 1 + len(prompt or ())
-        with self._lock:
-            full = self._backlog + size > BACKLOG_TOKENS
-            self._backlog += 0 if full else size
-        if full:
+        if self._backlog + size > BACKLOG_TOKENS:  # the thread only ever makes room
             self._drop(1, "the disk is too slow")
             return
+        row = self._row(request, prompt)
+        with self._lock:
+            self._backlog += size
+        self._queue.put(row)
+
+    def _row(self, request: Any, prompt: Any) -> dict[str, Any]:
         entry = getattr(request, "lengthwise", None)
         told, by = None, None
         if entry is None:  # stock FCFS: nobody asked, but the client may have said
-            sent = getattr(request.sampling_params, "extra_args", None) or {}
-            told = client.length(sent.get("predicted_tokens")) if self._believed else None
+            sent = client.sent(request.sampling_params).get("predicted_tokens")
+            told = client.length(sent) if self._believed else None
             by = None if told is None else "client"
         elif entry.predicted:
             told, by = entry.predicted_tokens, "abstained" if entry.abstained else entry.source
         limit = getattr(request.sampling_params, "max_tokens", None)
         known = of_sampling(request.sampling_params, None, getattr(request, "cache_salt", None))
-        self._queue.put(
-            {
-                "request_id": str(request.request_id),
-                "arrival_s": float(request.arrival_time),
-                "prompt_token_ids": None if prompt is None else array.array("i", prompt),
-                "prompt_tokens": int(request.num_prompt_tokens),
-                "predicted_tokens": told,
-                "predicted_by": by,
-                "output_tokens": int(request.num_output_tokens),
-                "max_tokens": None if limit is None else int(limit),
-                **{name: known.get(name) for name in KNOWN},
-                "finish_reason": REASONS.get(request.status.name, "error"),
-            }
-        )
+        return {
+            "request_id": client.text(request.request_id),
+            "arrival_s": float(request.arrival_time),
+            "prompt_token_ids": None if prompt is None else array.array("i", prompt),
+            "prompt_tokens": int(request.num_prompt_tokens),
+            "predicted_tokens": told,
+            "predicted_by": by,
+            "output_tokens": int(request.num_output_tokens),
+            "max_tokens": None if limit is None else min(int(limit), 2**63 - 1),
+            **{name: known.get(name) for name in KNOWN},
+            "finish_reason": REASONS.get(request.status.name, "error"),
+        }
 
     def _drop(self, requests: int, why: str) -> None:
         self._counters.add("recorded", "dropped", requests)
@@ -149,14 +150,16 @@ class Recorder:
 
     def _flush(self) -> bool:
         """Whether everything is on the disk now."""
-        waiting = self._part.waiting
         try:
-            written = self._part.write()
+            waiting = self._part.waiting
+            written, odd = self._part.write()
         except Exception as error:  # a full disk, a folder that is gone: it may come back
             self._counters.warn("record-disk", f"the record waits for its folder: {error!r}")
             return False
         with self._lock:
             self._backlog -= written
-        if waiting:
-            self._counters.add("recorded", "written", waiting)
+        if odd:
+            self._drop(odd, "they hold what no table can")
+        if waiting > odd:
+            self._counters.add("recorded", "written", waiting - odd)
         return True

@@ -17,6 +17,7 @@ import numpy as np
 
 from lengthwise.errors import InputError
 from lengthwise.policies.load import load_router
+from lengthwise.policies.plugins import client
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policy import RoutingPolicy
@@ -168,10 +169,18 @@ class ReplicaRouter:
             if replica is None or self._sent.get(request, (replica,))[0] == replica:
                 self._end(request)
 
-    def report(self, replica: Hashable, **values: float) -> None:
-        """A replica's own word on its ``REPORTED`` features."""
+    def report(self, replica: Hashable, **values: Any) -> None:
+        """A replica's own word on its ``REPORTED`` features; what is no number is ignored."""
+        sound = {}
+        for name, value in values.items():
+            number = client.number(value)
+            if number is None:
+                self.counters.add("ignored", name)
+                self.counters.warn("bad-report", f"a replica reports {name}={client.shown(value)}")
+            else:
+                sound[name] = number
         with self._lock:
-            self._replicas.setdefault(replica, Replica()).reported.update(values)
+            self._replicas.setdefault(replica, Replica()).reported.update(sound)
 
     def keep(self, replicas: Sequence[Hashable]) -> None:
         """Forgets replicas that are gone. A new one starts at the least that others were sent."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.policies.plugins import client
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policy import Score
 from lengthwise.provider import Provider
@@ -113,8 +114,8 @@ class Scorer:
     def _unscored(self, found: Any) -> None:
         self._counters.warn(
             "policy-no-score",
-            f"policy {self.score.name!r} gave {found!r:.60} for a score; what it gives no number "
-            "is served first come, first served",
+            f"policy {self.score.name!r} gave {client.shown(found)} for a score; what it gives no "
+            "number is served first come, first served",
         )
 
     def _failed(self, error: BaseException) -> None:

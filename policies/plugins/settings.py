@@ -12,6 +12,7 @@ from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.features import reads_prediction
 from lengthwise.policies.bundle import PREDICTOR
 from lengthwise.policies.load import load_policy
+from lengthwise.policies.plugins import client
 from lengthwise.policy import Guard, SchedulingPolicy
 from lengthwise.starvation import UNKNOWN_TOKENS
 
@@ -51,7 +52,7 @@ class Settings:
         refused by name.
         """
         if not isinstance(given, Mapping):
-            raise InputError(f"lengthwise takes an object of settings, not {given!r}")
+            raise InputError(f"lengthwise takes an object of settings, not {client.shown(given)}")
         fields: dict[str, Any] = {
             f.name: f.default for f in dataclasses.fields(cls) if f.name != "given"
         }
@@ -66,11 +67,14 @@ class Settings:
                 )
             kind = type(fields[name])
             if kind is float and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
+                value = client.number(value)  # None for one that no float holds
             if type(value) is not kind:
-                raise InputError(f"lengthwise setting {name} takes {kind.__name__}, not {value!r}")
+                said = client.shown(given[name])
+                raise InputError(f"lengthwise setting {name} takes {kind.__name__}, not {said}")
             if kind is not str and not value >= 0:
-                raise InputError(f"lengthwise setting {name} must be 0 or more, not {value!r}")
+                raise InputError(
+                    f"lengthwise setting {name} must be 0 or more, not {client.shown(value)}"
+                )
             values[name] = value
         settings = cls(**values, given=frozenset(values))
         if bool(settings.policy) == bool(settings.bundle):
@@ -80,7 +84,7 @@ class Settings:
         if settings.metrics_port > LAST_PORT:
             raise InputError(
                 f"lengthwise setting metrics_port must be {LAST_PORT} or less, "
-                f"not {settings.metrics_port}"
+                f"not {client.shown(settings.metrics_port)}"
             )
         return settings
 

@@ -153,8 +153,9 @@ class Priorities:
 
     def _set(self, request: Any) -> None:
         if not hasattr(request, "lengthwise_own"):
-            own = sys.maxsize if request.priority is None else self._sign * request.priority
-            request.lengthwise_urgency = own  # lowest first, as scores are
+            own = client.number(request.priority)
+            # lowest first, as scores are
+            request.lengthwise_urgency = sys.maxsize if own is None else self._sign * own
             request.lengthwise_predicted = self._length(request)
             request.lengthwise_own = request.priority
         score = self._scorer.one({name: VALUES[name](request) for name in self._scorer.names})
@@ -164,8 +165,8 @@ class Priorities:
         request.priority = self._sign * score
 
     def _length(self, request: Any) -> float:
-        limit = getattr(request.sampling_params, "max_new_tokens", None)
-        most = math.inf if limit is None else max(float(limit), 1.0)
+        limit = client.number(getattr(request.sampling_params, "max_new_tokens", None))
+        most = math.inf if limit is None else max(limit, 1.0)
         custom = getattr(request.sampling_params, "custom_params", None)
         said = custom if self._believed and isinstance(custom, dict) else {}  # it may be anything
         sent = said.get("predicted_tokens")

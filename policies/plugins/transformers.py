@@ -28,6 +28,7 @@ from lengthwise.context import Context, given
 from lengthwise.errors import InputError
 from lengthwise.features import reads_prediction
 from lengthwise.policies.load import load_policy
+from lengthwise.policies.plugins import client
 from lengthwise.policies.plugins.accuracy import UNKNOWN, Accuracy
 from lengthwise.policies.plugins.known import known_of, sound, with_chat
 from lengthwise.policies.plugins.metrics import Counters
@@ -38,7 +39,7 @@ from lengthwise.policies.plugins.saved import (
     intervals,
     saved_predictor,
 )
-from lengthwise.policies.plugins.scorer import Scorer
+from lengthwise.policies.plugins.scorer import RAISED, Scorer
 from lengthwise.policies.plugins.transformers_guard import BatchGuard
 from lengthwise.policy import Guard, SchedulingPolicy
 from lengthwise.prediction import CURVES, Prediction
@@ -256,7 +257,8 @@ class PolicyOrder:
 
     def _predict(self, state: Any) -> None:
         """Notes the predicted length, and whether the request is served FCFS for want of one."""
-        limit = max(float(getattr(state, "max_new_tokens", None) or math.inf), 1.0)
+        most = client.number(getattr(state, "max_new_tokens", None))
+        limit = math.inf if most is None else max(most, 1.0)
         state.lengthwise_predicted, state.lengthwise_fcfs = min(self.default_tokens, limit), False
         state.lengthwise_curves, state.lengthwise_limit = {}, limit
         state.lengthwise_whole = 0  # the predicted length, rounded up; 0 while it is the default
@@ -278,7 +280,7 @@ class PolicyOrder:
             if not (math.isfinite(predicted) and predicted > 0):
                 raise ValueError(f"it predicted {predicted!r} tokens")
             predicted = min(predicted, limit)
-        except Exception as error:
+        except RAISED as error:
             self.lengthwise_counters.warn("predictor-error", f"the predictor failed: {error!r}")
             self.lengthwise_counters.add("fallbacks", "predictor-error")
             state.lengthwise_fcfs = True

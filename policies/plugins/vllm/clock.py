@@ -43,4 +43,4 @@ class Clock:
             self._ahead_s = ahead_s
             return now_s  # stamped before the clock was set, or after: it came just now
         arrived_s = stamped_s - self._ahead_s - self._origin_s
-        return min(max(arrived_s, now_s - ON_THE_WAY_S), now_s)
+        return min(max(now_s - ON_THE_WAY_S, arrived_s), now_s)  # NaN is as old as can be

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from lengthwise import features
 from lengthwise.picoseconds import picoseconds
+from lengthwise.policies.plugins import client
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.scorer import Scorer
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.vllm.clock import Clock
-from lengthwise.policies.plugins.vllm.entry import Entry, entry_of, extra
+from lengthwise.policies.plugins.vllm.entry import Entry, bare_entry, entry_of
 from lengthwise.policies.plugins.vllm.lengths import Lengths
 from lengthwise.policies.plugins.vllm.queue import ClockQueue, RankQueue, ScoredQueue
 from lengthwise.policies.plugins.waits import Waits
@@ -128,14 +129,28 @@ class Driver:
     # What the scheduler reports
 
     def arrive(self, request: Any) -> None:
-        """A request is about to be added."""
+        """A request is about to be added; never raises.
+
+        One that the plugin can't make sense of is served first come, first served.
+        """
         if not self.scheduler.requests:
             self._guard.idle()
         if request.request_id in self.scheduler.requests:
             return  # the next turn of a streaming session, which has its entry
+        try:
+            self._take_in(request)
+        except Exception as error:
+            self.counters.warn("plugin-error", f"a request is served FCFS: {error!r}")
+            self.counters.add("fallbacks", "plugin")
+            entry = bare_entry(request, next(self._sequence), self.clock.now_s())
+            self._guard.arrived(entry)
+            self._guard.watch(entry)
+
+    def _take_in(self, request: Any) -> None:
         arrival_s = self.clock.arrival_s(request.arrival_time)
         entry = entry_of(request, next(self._sequence), arrival_s, self.counters)
-        self._lengths.ask(entry, extra(request).get("predicted_tokens"), self._reads_length)
+        told = client.sent(request.sampling_params).get("predicted_tokens")
+        self._lengths.ask(entry, told, self._reads_length)
         self._guard.arrived(entry)
         if getattr(request, "resumable", False):
             entry.state = "failed"  # a session waits for its user, not for us

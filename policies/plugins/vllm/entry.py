@@ -76,23 +76,30 @@ def entry_of(request: Any, sequence: int, arrival_s: float, counters: Counters) 
 
     Its length is not predicted yet.
     """
-    due_in_s = extra(request).get("deadline_s")
+    due_in_s = client.sent(request.sampling_params).get("deadline_s")
     seconds = client.number(due_in_s)
     if seconds is None and due_in_s is not None:
         counters.add("ignored", "deadline_s")
-        counters.warn("bad-deadline", f"vllm_xargs deadline_s={due_in_s!r:.60} is no time")
+        counters.warn("bad-deadline", f"vllm_xargs deadline_s={client.shown(due_in_s)} is no time")
     entry = request.lengthwise = Entry(
         request=request,
         sequence=sequence,
         arrival_ps=picoseconds(arrival_s),
         arrival_s=arrival_s,
-        priority=request.priority,
+        priority=client.number(request.priority) or 0.0,
         deadline_s=math.inf if seconds is None else arrival_s + seconds,
         predicted_tokens=1.0,
     )
     return entry
 
 
-def extra(request: Any) -> dict[str, Any]:
-    """What the client sent as ``vllm_xargs``."""
-    return getattr(request.sampling_params, "extra_args", None) or {}
+def bare_entry(request: Any, sequence: int, now_s: float) -> Entry:
+    """The entry of a request of which nothing is believed: it is served first come, first served.
+
+    It has come just now, and is the request's ``lengthwise`` from now on.
+    """
+    entry = request.lengthwise = Entry(
+        request=request, sequence=sequence, arrival_ps=picoseconds(now_s), arrival_s=now_s,
+        priority=0.0, deadline_s=math.inf, predicted_tokens=1.0, state="failed",
+    )  # fmt: skip
+    return entry

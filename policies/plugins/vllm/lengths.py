@@ -77,7 +77,8 @@ class Lengths:
                 return
             self._counters.add("ignored", "predicted_tokens")
             self._counters.warn(
-                "bad-client-value", f"vllm_xargs predicted_tokens={from_client!r:.60} is no length"
+                "bad-client-value",
+                f"vllm_xargs predicted_tokens={client.shown(from_client)} is no length",
             )
         if self._process is None:
             self._counters.add("predictions", "default")

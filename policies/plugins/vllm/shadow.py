@@ -8,10 +8,11 @@ from __future__ import annotations
 from itertools import count
 from typing import Any
 
+from lengthwise.policies.plugins import client
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.vllm.clock import Clock
-from lengthwise.policies.plugins.vllm.entry import entry_of, extra
+from lengthwise.policies.plugins.vllm.entry import bare_entry, entry_of
 from lengthwise.policies.plugins.vllm.lengths import Lengths
 from lengthwise.policies.plugins.waits import Waits
 
@@ -31,12 +32,21 @@ class Shadow:
         self._waits = Waits(counters)
 
     def arrive(self, request: Any) -> None:
-        """A request is about to be added."""
+        """A request is about to be added; never raises."""
         if request.request_id in self._scheduler.requests:
             return  # the next turn of a streaming session, which has its entry
+        try:
+            self._take_in(request)
+        except Exception as error:
+            self.counters.warn("plugin-error", f"shadow mode passes over a request: {error!r}")
+            self.counters.add("fallbacks", "plugin")
+            bare_entry(request, next(self._sequence), self.clock.now_s())
+
+    def _take_in(self, request: Any) -> None:
         arrival_s = self.clock.arrival_s(request.arrival_time)
         entry = entry_of(request, next(self._sequence), arrival_s, self.counters)
-        self._lengths.ask(entry, extra(request).get("predicted_tokens"), needed=False)
+        told = client.sent(request.sampling_params).get("predicted_tokens")
+        self._lengths.ask(entry, told, needed=False)
 
     def after_step(self) -> None:
         """Takes in the predictions that came, and who was admitted; never raises."""
