@@ -193,7 +193,7 @@ class Engine:
         self.scheduler = scheduler
         self.jobs = list(jobs)
         self.run = Run()
-        self.now_s = 0.0
+        self.now_s = self._ahead_s = 0.0
         self._step_s = step_s
         self._depth = 2 if scheduler.scheduler_config.async_scheduling else 1
         self._to_come = deque(
@@ -205,6 +205,11 @@ class Engine:
             self._hasher = get_request_block_hasher(scheduler.block_size, sha256)
         if hasattr(scheduler, "lengthwise"):
             scheduler.lengthwise.clock.follow(lambda: self.now_s)
+
+    def set_clock(self, ahead_s: float) -> None:
+        """Somebody sets the wall clock, by which vLLM stamps arrivals."""
+        self._ahead_s = ahead_s
+        self.scheduler.lengthwise.clock._wall = lambda: self.now_s + ahead_s
 
     def add(self, index: int) -> None:
         """A job arrives."""
@@ -222,7 +227,7 @@ class Engine:
             ),
             "pooling_params": None,
             "eos_token_id": None,
-            "arrival_time": job.arrival_s,
+            "arrival_time": job.arrival_s + self._ahead_s,
             "block_hasher": self._hasher,
             "priority": job.priority,
         }

@@ -1,0 +1,123 @@
+"""One vLLM scheduler with the plugin for as long as it is told: run by ``python -m tests.soak``.
+
+Reads ``{"minutes": ..., "steps": ...}`` from standard input, prints one JSON line. Rounds of
+random requests follow each other on the same scheduler, with KV blocks for a few of them, clients
+that hang up, a wall clock that is set now and then, and a predictor whose process is killed.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what vLLM prints must not mix with the answers
+
+# ruff: noqa: E402
+import numpy as np
+from stepping import Engine, Job, make_config, make_scheduler
+
+from lengthwise.policies.plugins.vllm import lengths
+
+FAKE = str(Path(__file__).with_name("fake_predictor.py"))
+JOBS = 300  # in a round
+KILL_S = 240.0  # between two ends of the predictor's process: its budget is three in ten minutes
+SERVER = {
+    "max_num_seqs": 16, "max_num_batched_tokens": 256, "blocks": 120, "block_size": 16,
+    "enable_prefix_caching": True, "async_scheduling": True,
+}  # fmt: skip
+
+
+def jobs(rng: random.Random, begin_s: float) -> list[Job]:
+    """A round's requests: some share prefixes, some say their length, some are hung up on."""
+    stem = [rng.randint(0, 400) for _ in range(100)]
+    made = []
+    for index in range(JOBS):
+        prompt, output = rng.randint(1, 120), rng.randint(1, 60)
+        shared = min(rng.choice([0, 0, 40, 100]), prompt)
+        own = [rng.randint(1000, 2**31 - 1) for _ in range(prompt - shared)]
+        if rng.random() < 0.01:
+            own = [2**31] * len(own)  # no token that a predictor could be sent
+        sent: dict[str, Any] = {"session_id": f"s{index % 50}"}
+        if rng.random() < 0.3:
+            sent["predicted_tokens"] = rng.choice([output, 2 * output, "7", "9" * 400, [1]])
+        made.append(
+            Job(
+                arrival_s=begin_s + rng.random() * 6, prompt=prompt, output=output, extra=sent,
+                tokens=stem[:shared] + own,
+                abort_step=rng.randint(0, 900) if rng.random() < 0.15 else None,
+            )
+        )  # fmt: skip
+    return made
+
+
+def rss_kib() -> float:
+    """Memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1024
+
+
+def slope(x: list[float], y: list[float]) -> tuple[float, float]:
+    """Least squares, and the standard error."""
+    a, b = np.array(x), np.array(y)
+    fit = np.polyfit(a, b, 1)
+    left = b - np.polyval(fit, a)
+    error = np.sqrt((left**2).sum() / (len(a) - 2) / ((a - a.mean()) ** 2).sum())
+    return float(fit[0]), float(error)
+
+
+def soak(minutes: float, steps: int) -> dict[str, Any]:
+    """Serves until the time is over or so many steps are done, whichever comes first."""
+    lengths.command = lambda *_, **__: [sys.executable, FAKE, "works"]
+    rng, begin = random.Random(0), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"policy": "srtf+preempt:mode=recompute", "predictor": "x", "record": folder}
+        scheduler = make_scheduler(make_config(lengthwise=settings, **SERVER))
+        driver = scheduler.lengthwise
+        done = served = aborted = preempted = kills = jumps = 0
+        at, seen, now_s, killed_s = [], [], 0.0, begin
+        while done < steps and time.monotonic() - begin < 60 * minutes:
+            engine = Engine(scheduler, jobs(rng, now_s))
+            engine.now_s, driver.clock._origin_s = now_s, 0.0  # time goes on
+            if rng.random() < 0.5:
+                engine.set_clock(rng.choice([-1.0, 1.0]) * rng.choice([5.0, 3600.0, 1e6]))
+                jumps += 1
+            run = engine.serve()  # and its check: nothing lost, nothing cut, every block is back
+            now_s = engine.now_s
+            done += len(run.steps)
+            served += len(run.finish_s)
+            aborted += len(run.aborted)
+            preempted += sum(map(len, run.preempted))
+            if time.monotonic() - killed_s > KILL_S:
+                if (child := driver._lengths._process._child) is not None:
+                    child.kill()
+                killed_s, kills = time.monotonic(), kills + 1
+            for old in sorted(Path(folder).glob("part-*"))[:-2]:
+                old.unlink()  # a disk is not what is tried here
+            del engine, run
+            gc.collect()
+            at.append(float(done))
+            seen.append(rss_kib())
+        scheduler.shutdown()
+        counts = {f"{key}:{label}": n for (key, label), n in driver.counters.counts.items()}
+    half = len(at) // 2
+    grows, error = slope([n / 1e6 for n in at[half:]], seen[half:])
+    recorded = counts.get("recorded:written", 0) + counts.get("recorded:dropped", 0)
+    assert not any(name.startswith("failed_steps") for name in counts), counts
+    return {
+        "minutes": (time.monotonic() - begin) / 60, "steps": done, "served": served,
+        "aborted": aborted, "preempted": preempted, "predictor kills": kills, "jumps": jumps,
+        "recorded": recorded, "rss_mib": [seen[0] / 1024, seen[half] / 1024, seen[-1] / 1024],
+        "kib per million steps": [grows, error], "counts": counts,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(json.dumps(soak(**json.load(sys.stdin))), file=ANSWERS, flush=True)
