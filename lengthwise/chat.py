@@ -83,7 +83,10 @@ def system_hash(chat: Sequence[Message]) -> str | None:
 def field(item: Any, *names: str) -> Any:
     """The first of these that a dict holds or an object has; None if it has none."""
     for name in names:
-        value = item.get(name) if isinstance(item, dict) else getattr(item, name, None)
+        try:
+            value = item.get(name) if isinstance(item, dict) else getattr(item, name, None)
+        except Exception:  # of somebody's property
+            continue
         if value is not None:
             return value
     return None

@@ -55,8 +55,8 @@ def call_of(*values: Any) -> Call:
         fields = {name: field(value, name) for name in READ}
         known |= of_call(
             {name: given for name, given in fields.items() if given is not None},
-            {**_dict(more), **_dict(sent)},
-            _dict(field(value, "headers") or field(more, "headers")),
+            {**as_dict(more), **as_dict(sent)},
+            as_dict(field(value, "headers")) or as_dict(field(more, "headers")),
         )
         limit = min(limit, *(_tokens(field(value, name)) or math.inf for name in LIMITS))
     text = "\n".join(filter(None, (*(text for _, text in chat), *texts)))
@@ -67,7 +67,8 @@ def call_of(*values: Any) -> Call:
     return Call(text, read, told, limit, known)
 
 
-def _dict(value: Any) -> dict[str, Any]:
+def as_dict(value: Any) -> dict[str, Any]:
+    """The value if it is a dict; empty for anything else."""
     return value if isinstance(value, dict) else {}
 
 

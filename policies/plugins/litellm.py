@@ -21,7 +21,7 @@ from weakref import WeakSet, finalize
 
 from lengthwise.chat import field
 from lengthwise.policies.plugins import client
-from lengthwise.policies.plugins.calls import call_of
+from lengthwise.policies.plugins.calls import as_dict, call_of
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.prompt_lengths import Expected, Predict, PromptLengths
 from lengthwise.policies.plugins.routing import LOST_S, ReplicaRouter
@@ -97,7 +97,7 @@ class RoutingStrategy:
         if len(self._expected) > MOST_CALLS:  # LiteLLM does not tell of every end
             self._expected.popitem(last=False)
         name = next((name for name in METADATA if isinstance(call.get(name), dict)), METADATA[-1])
-        call[name] = {**(call.get(name) or {}), TAG: request}
+        call[name] = {**as_dict(call.get(name)), TAG: request}
         if (task := asyncio.current_task()) is not None:  # LiteLLM is silent about who hung up
             self._callers[request] = task, functools.partial(self._returned, request)
             task.add_done_callback(self._callers[request][1])
@@ -166,8 +166,8 @@ class RoutingStrategy:
 
 def _tags(kwargs: dict[str, Any]) -> list[str]:
     """Our names of a call, from what LiteLLM knows of it; none of a call that we did not route."""
-    parameters = kwargs.get("litellm_params") or {}
-    found = ((parameters.get(name) or {}).get(TAG) for name in METADATA)
+    parameters = as_dict(kwargs.get("litellm_params"))
+    found = (as_dict(parameters.get(name)).get(TAG) for name in METADATA)
     return [request for request in found if request is not None]
 
 

@@ -222,7 +222,7 @@ class PolicyOrder:
             return limits
         try:
             return {**limits, **sound(self.known(state.request_id))}
-        except Exception as error:
+        except RAISED as error:
             self.lengthwise_counters.warn("known", f"known failed: {error!r}")
             return limits
 

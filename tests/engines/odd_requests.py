@@ -76,7 +76,8 @@ OBJECTS = st.sampled_from(list(NAMED)).map(_named)
 FIELDS = (
     "messages", "prompt", "input", "content", "role", "text", "vllm_xargs", "predicted_tokens",
     "deadline_s", "session_id", "tenant", "task", "max_tokens", "max_completion_tokens", "model",
-    "temperature", "top_p", "tools", "response_format", "type",
+    "temperature", "top_p", "tools", "response_format", "type", "headers", "metadata", "user",
+    "conversation_id", "cache_salt", "function", "parameters",
 )  # fmt: skip
 VALUES = st.recursive(
     SIMPLE | OBJECTS,
@@ -209,6 +210,9 @@ class _FIFO:
         self.waiting_requests[state.request_id] = state
         self.waiting_requests_order.append(state.request_id)
 
+    def finish_request(self, request_id: str) -> None:
+        del self.active_requests[request_id]
+
     def schedule_batch(self, token_budget: int, cache_budget: int) -> Any:
         chosen = [*self.active_requests.values(), *self._get_waiting_candidates()]  # type: ignore[attr-defined]
         chosen = chosen[: self.max_requests_per_batch]
@@ -231,7 +235,8 @@ def transformers(requests: list[Odd]) -> None:
 
     policy = _loaded(("srtf+preempt:mode=recompute", "sjf", "mlfq")[next(_which) % 3])
     given = {"policy": policy, "predict": staticmethod(predict), "default_tokens": 64.0,
-             "rule": Guard(1.5, 0.0)}  # fmt: skip
+             "rule": Guard(1.5, 0.0),
+             "known": staticmethod(lambda name: requests[int(name)]["sent"])}  # fmt: skip
     made: Any = type("Policy", (PolicyOrder, _FIFO), given)()
     for i, one in enumerate(requests):
         prompt = one["prompt"] or [0]
@@ -248,7 +253,7 @@ def transformers(requests: list[Odd]) -> None:
             future.state.generated_tokens.append(0)
             future.state.remaining_prefill_tokens = []
             if len(future.state.generated_tokens) >= future.state.output:
-                del made.active_requests[future.state.request_id]
+                made.finish_request(future.state.request_id)
                 ended.append(future.state.request_id)
         if len(ended) == len(requests):
             break
