@@ -335,6 +335,7 @@ def _one_seed(
                 alone_s=None if alone is None else alone.where_served(records.replica),
                 slo=slo or None,
                 tenants=workload["tenant"] if "tenant" in workload else None,
+                downtime_s=result.system.downtime_s(int(records.finish_ps.max())),
             )
             named = {"policy": who.policy_name, "predictor": who.predictor_name}
             if who.router_name:

@@ -217,12 +217,14 @@ def summary(
     slo: Mapping[str, float] | None = None,
     tenants: NDArray[Any] | None = None,
     num_gpu_blocks: ArrayLike | None = None,
+    downtime_s: float | None = None,
 ) -> dict[str, float]:
     """Every metric of a run as one flat dict; what the arguments can't give is left out.
 
     ``alone_s`` (n,) are the latencies of the same requests on an idle replica, for slowdown;
     ``slo`` maps per-request metrics to limits in seconds, for goodput; KV utilisation needs the
-    iteration log and ``num_gpu_blocks`` (nodes,), those of each node.
+    iteration log and ``num_gpu_blocks`` (nodes,), those of each node. ``downtime_s`` is how long
+    nodes were down, where any fails: retries and lost tokens stand beside it.
     """
     span, count = makespan_s(records), len(records.output_tokens)
     found: dict[str, float] = {"requests": float(count), "makespan_s": span}
@@ -232,6 +234,10 @@ def summary(
     found["throughput_tokens_per_s"] = float(records.output_tokens.sum()) / span
     found["preemptions"] = float(records.preemptions.sum())
     found["recomputed_tokens"] = float(records.recomputed_tokens.sum())
+    if downtime_s is not None:
+        found["downtime_s"] = downtime_s
+        found["retries"] = float(records.retries.sum())
+        found["lost_tokens"] = float(records.lost_tokens.sum())
     if alone_s is not None:
         slowdown = e2e_s(records) / alone_s
         found |= describe("slowdown", slowdown)

@@ -57,13 +57,16 @@ class Result:
     def requests(self) -> pd.DataFrame:
         """One row a request: request_id, replica, arrival_s, scheduled_s, first_token_s, finish_s,
         prompt_tokens, output_tokens, predicted_tokens, preemptions, recomputed_tokens,
-        cached_tokens.
+        cached_tokens, retries, lost_tokens. Of a request that lost its node, times are of the stay
+        in which it was served.
         """
         return self.records.to_frame()
 
     @cached_property
     def visits(self) -> pd.DataFrame:
-        """One row a stay of a request at a node: request_id, node, stage, start_s, finish_s."""
+        """One row a stay of a request at a node: request_id, node, stage, start_s (NaN where
+        nothing of it was computed there), finish_s, finished, lost_tokens.
+        """
         return self.records.visits.to_frame()
 
     @cached_property
@@ -113,6 +116,7 @@ class Result:
             slo=slo,
             tenants=self.workload["tenant"] if "tenant" in self.workload else None,
             num_gpu_blocks=self.num_gpu_blocks,
+            downtime_s=self.system.downtime_s(int(self.records.finish_ps.max())),
         )
 
     def save(self, folder: str | Path, command: str | None = None) -> Path:
@@ -153,9 +157,9 @@ def simulate(
     ``"2xh200/llama-3.1-8b,roofline:l40s/llama-3.1-8b"``, a YAML or JSON file, or a sequence of
     ``Node``; ``engine``, ``timing`` and ``policy`` hold for what they leave out. With
     ``metrics_interval_s`` the router sees nodes as they were at its last multiple. ``failures`` is
-    what happens to nodes in the run: a YAML, JSON or CSV file, or a sequence of ``Slow`` (see
-    ``lengthwise.serving.events``). Raises ``InputError`` where a policy reads predicted lengths and
-    there are none.
+    what happens to nodes in the run: a YAML, JSON or CSV file, or a sequence of ``Slow`` and
+    ``Fail`` (see ``lengthwise.serving.events``). Raises ``InputError`` where a policy reads
+    predicted lengths and there are none.
     """
     setting = Setting(
         engine or Engine(), timing, replicas, router, nodes, metrics_interval_s, failures

@@ -46,6 +46,11 @@ COLUMNS = (
     Column("tokens/s", "throughput_tokens_per_s", help="output tokens, at 100% completion"),
     Column("preempted", "preemptions", help="preemptions in a run"),
 )
+FAILURES = (
+    Column("retried", "retries", help="requests that lost their node, each time, in a run"),
+    Column("lost tokens", "lost_tokens", help="tokens that were generated and lost with a node"),
+)
+COUNTS = ("preemptions", *(column.metric for column in FAILURES))
 BEST = "to the row with the lowest mean latency that was not trained"
 GOODPUT = Column("meet SLO", "slo_attainment", help="share of requests that meet the SLO")
 
@@ -55,6 +60,8 @@ def columns_of(comparison: Comparison) -> tuple[Column, ...]:
     found = list(COLUMNS)
     if GOODPUT.metric in comparison.runs:
         found.insert(4, GOODPUT)
+    if FAILURES[0].metric in comparison.runs:
+        found += FAILURES
     if comparison.routed:
         for place, metric in ((3, "e2e_p99_s"), (1, "e2e_mean_s")):
             found[place : place + 1] = [
@@ -125,7 +132,7 @@ def row(comparison: Comparison, rate: float, who: Contender) -> list[Cell]:
         else:
             interval = comparison.interval(rate, who, column.metric)
             text = with_interval(interval)
-            if column.metric == "preemptions":
+            if column.metric in COUNTS:
                 text = f"{interval.mean:,.0f}"
             elif column.metric == "slo_attainment":
                 text = f"{interval.mean:.1%}"
@@ -182,6 +189,8 @@ def subtitle(comparison: Comparison) -> str:
     by = f", routed by {config['router']}" if replicas > 1 and not comparison.routed else ""
     if "metrics_interval_s" in config:
         by += f" on metrics of every {config['metrics_interval_s']:g} s"
+    if happens := len(config.get("failures", ())):
+        by += f", nodes fail or slow down {happens} time{'s' if happens > 1 else ''}"
     seeds = comparison.seeds
     return (
         f"{count} requests × {seeds} seed{'s' if seeds > 1 else ''}, on {on}{config['timing']}{by}"

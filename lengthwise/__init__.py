@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from lengthwise.prediction import Prediction
     from lengthwise.predictors import load_predictor
-    from lengthwise.serving import Engine, Node, Slow, System
+    from lengthwise.serving import Engine, Fail, Node, Slow, System
     from lengthwise.serving.timing import LinearTiming, timing
     from lengthwise.workload import Workload
 
@@ -32,6 +32,7 @@ _WHERE = {
     "Admission": "lengthwise.policy",
     "Between": "lengthwise.policy",
     "Engine": "lengthwise.serving",
+    "Fail": "lengthwise.serving",
     "Guard": "lengthwise.policy",
     "InputError": "lengthwise.errors",
     "LengthwiseError": "lengthwise.errors",
@@ -58,6 +59,7 @@ __all__ = [
     "Admission",
     "Between",
     "Engine",
+    "Fail",
     "Guard",
     "InputError",
     "LengthwiseError",

@@ -12,11 +12,13 @@ from lengthwise.errors import InputError
 from lengthwise.serving.system import HOLD, Stop
 
 
-def node(choice: int | Sequence[int] | NDArray[Any], count: int) -> int:
-    """The node, of ``count``, that an answer to "route" names, or ``HOLD``."""
+def node(choice: int | Sequence[int] | NDArray[Any], due: Stop) -> int:
+    """The node that an answer to "route" names, or ``HOLD``."""
     chosen = int(choice)  # type: ignore[arg-type]  # an array of one is a node too
-    if chosen != HOLD and not 0 <= chosen < count:
-        raise InputError(f"node {chosen} is not one of 0 to {count - 1}, nor HOLD (-1)")
+    if chosen != HOLD and not 0 <= chosen < due.candidates:
+        raise InputError(f"node {chosen} is not one of 0 to {due.candidates - 1}, nor HOLD (-1)")
+    if chosen in due.closed:
+        raise InputError(f"node {chosen} is down, as nodes {due.closed} are: it takes no request")
     return chosen
 
 

@@ -1,8 +1,16 @@
-"""What happens to nodes in a run: slow-downs, told by their own timetable.
+"""What happens to nodes in a run: slow-downs and failures, told by a timetable.
 
 ``slow``: the GPU's work of every iteration that starts from ``at_s`` on and before ``until_s``
 takes ``factor`` times as long, in picoseconds rounded to the nearest; an iteration that is under
 way when the window opens or closes keeps its length.
+
+``fail``: from ``at_s`` on a node computes nothing. Iterations under way then are lost, those that
+end at that very moment are not. The router learns of it ``detected_after_s`` later, or when the
+node is back if that is earlier, and has sent requests there until then; all that are there lose
+their KV cache and their tokens and go back to the router, which sends them on at once. The node
+takes requests again, with nothing cached, ``start_up_s`` after ``until_s``. While the router knows
+of no node that is up, requests wait. At one moment iterations end first, then failures are
+noticed, nodes come back and nodes fail (by node), and then requests arrive.
 """
 
 from __future__ import annotations
@@ -53,8 +61,47 @@ class Slow:
         return LAST_PS if self.until_s is None else round(self.until_s * PS)
 
 
-Event = Slow
-KINDS: dict[str, type[Event]] = {one.kind: one for one in (Slow,)}
+@dataclass(frozen=True)
+class Fail:
+    """A node is down from ``at_s`` until ``start_up_s`` after ``until_s``, or for good without it.
+
+    ``detected_after_s``: until the router knows.
+    """
+
+    node: int | str
+    at_s: float = 0.0
+    until_s: float | None = None
+    detected_after_s: float = 0.0
+    start_up_s: float = 0.0
+    kind: ClassVar[str] = "fail"
+
+    def __post_init__(self) -> None:
+        _check_times(self)
+        for name in ("detected_after_s", "start_up_s"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value <= LONGEST_S:
+                raise InputError(
+                    f"{said(self)}: {name} must be a number from 0 to {LONGEST_S:g}, not {value!r}"
+                )
+
+    @property
+    def ends_ps(self) -> int:
+        """When the node takes requests again."""
+        if self.until_s is None:
+            return LAST_PS
+        return round(self.until_s * PS) + round(self.start_up_s * PS)
+
+    @property
+    def noticed_ps(self) -> int:
+        """When the router knows."""
+        return min(_begins_ps(self) + round(self.detected_after_s * PS), self.ends_ps)
+
+
+Event = Slow | Fail
+KINDS: dict[str, type[Event]] = {Slow.kind: Slow, Fail.kind: Fail}
+# What a timetable tells, in the order in which it happens at one moment; LOST: fails and is noticed
+NOTICE, UP, FAIL, LOST = 0, 1, 2, 3
+Turn = tuple[int, int, int]  # a time in ps, one of these, and a node
 EventsLike = str | Path | Sequence[Event | Mapping[str, Any]]
 
 
@@ -104,6 +151,13 @@ def check_events(events: Sequence[Event], names: Sequence[str]) -> None:
         for first, second in pairwise(found):
             if _begins_ps(second) < first.ends_ps:
                 raise InputError(f"{said(second)}: it overlaps the one at {first.at_s!r} s")
+    lost = {place for (kind, place), found in windows.items()
+            if kind == Fail.kind and found[-1].ends_ps == LAST_PS}  # fmt: skip
+    if len(lost) == len(names):
+        raise InputError(
+            "every node fails and never comes back: requests could wait for ever; give one of them "
+            "until_s"
+        )
 
 
 def slow_windows(events: Sequence[Event], names: Sequence[str]) -> tuple[tuple[Window, ...], ...]:
@@ -114,6 +168,30 @@ def slow_windows(events: Sequence[Event], names: Sequence[str]) -> tuple[tuple[W
             window = _begins_ps(event), event.ends_ps, round(event.factor * 2**SHIFT)
             found[place_of(event.node, names)].append(window)
     return tuple(map(tuple, found))
+
+
+def turns(events: Sequence[Event], names: Sequence[str]) -> tuple[Turn, ...]:
+    """The timetable of failures, in order."""
+    found: list[Turn] = []
+    for event in events:
+        if isinstance(event, Fail):
+            at_ps, place = _begins_ps(event), place_of(event.node, names)
+            if event.noticed_ps == at_ps:
+                found.append((at_ps, LOST, place))
+            else:
+                found += [(at_ps, FAIL, place), (event.noticed_ps, NOTICE, place)]
+            if event.ends_ps < LAST_PS:
+                found.append((event.ends_ps, UP, place))
+    return tuple(sorted(found))
+
+
+def downtime_ps(events: Sequence[Event], until_ps: int) -> int:
+    """How long nodes are down up to a moment, summed over nodes."""
+    return sum(
+        max(0, min(event.ends_ps, until_ps) - _begins_ps(event))
+        for event in events
+        if isinstance(event, Fail)
+    )
 
 
 def read_events(given: EventsLike | None) -> tuple[Event, ...]:
@@ -137,7 +215,7 @@ def read_events(given: EventsLike | None) -> tuple[Event, ...]:
 
 
 def _read(row: Any, where: str) -> Event:
-    if isinstance(row, Slow):
+    if isinstance(row, Slow | Fail):
         return row
     if not isinstance(row, Mapping):
         raise InputError(f"{where}: expected the keys and values of an event, not {row!r}"[:200])

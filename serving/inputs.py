@@ -14,7 +14,7 @@ from lengthwise.policy import SchedulingPolicy
 from lengthwise.prediction import Predictions
 from lengthwise.protocols import TimingModel
 from lengthwise.serving.clock import Clock
-from lengthwise.serving.events import Window, slow_windows
+from lengthwise.serving.events import Turn, Window, slow_windows, turns
 from lengthwise.serving.options import Engine
 from lengthwise.serving.system import Node, System
 from lengthwise.workload import Workload
@@ -41,6 +41,7 @@ class Inputs:
     predictions: Predictions | None
     nodes: tuple[NodeInputs, ...]
     slow: tuple[tuple[Window, ...], ...]  # of each node; empty where nothing happens
+    turns: tuple[Turn, ...]  # failures, in order
 
     @property
     def predicted(self) -> NDArray[np.float64] | None:
@@ -80,6 +81,7 @@ def prepare(
         predictions=given,
         nodes=tuple(nodes),
         slow=slow_windows(system.events, system.names),
+        turns=turns(system.events, system.names),
     )
 
 

@@ -23,6 +23,9 @@ Floats = NDArray[np.float64]
 class Records:
     """One entry a request, in the order of the workload; times in integer picoseconds.
 
+    Of a request that lost its node, times but for the arrival and cached tokens are of the stay in
+    which it was served; preemptions and recomputed tokens are of all stays.
+
     ``iterations`` is the log of engine iterations, kept only when it was asked for.
     """
 
@@ -40,17 +43,40 @@ class Records:
     backend: str  # which engine ran it, "reference" or "fast" or "vllm"
     backend_reason: str = ""  # why, where the user left the choice
     iterations: Iterations | None = None
+    lost: Ints | None = None  # (visits, LOST): stays at nodes that failed, by request and time
+
+    @cached_property
+    def retries(self) -> Ints:
+        """How often each request lost its node and went back to the router, (n,)."""
+        return np.bincount(self._lost[:, 0], minlength=len(self.replica))
+
+    @cached_property
+    def lost_tokens(self) -> Ints:
+        """Tokens of each request that were generated and lost with a node, (n,)."""
+        return lost_sums(self._lost, "lost_tokens", len(self.replica))
+
+    @property
+    def _lost(self) -> Ints:
+        return no_visits() if self.lost is None else self.lost
 
     @cached_property
     def visits(self) -> Visits:
-        """Where each request was served: one visit a request, as no engine moves one between nodes.
+        """Where each request was: one visit where it was served, and one before for each node that
+        failed while it was there.
 
-        A request that was preempted, or held at the router, has one visit all the same.
+        A request that was preempted, or held at the router, has no more visits for it.
         """
-        count = len(self.replica)
+        count, lost = len(self.replica), self._lost
+        request = np.concatenate((np.arange(count), lost[:, 0]))
+        finish_ps = np.concatenate((self.finish_ps, lost[:, 3]))
+        order = np.lexsort((finish_ps, np.arange(len(request)) < count, request))
+        ends = np.arange(len(request)) < count
         return Visits(
-            request=np.arange(count), node=self.replica, stage=np.zeros(count, dtype=np.int8),
-            start_ps=self.scheduled_ps, finish_ps=self.finish_ps,
+            request=request[order], node=np.concatenate((self.replica, lost[:, 1]))[order],
+            stage=np.zeros(len(request), dtype=np.int8),
+            start_ps=np.concatenate((self.scheduled_ps, lost[:, 2]))[order],
+            finish_ps=finish_ps[order], finished=ends[order],
+            lost_tokens=np.concatenate((np.zeros(count, np.int64), lost[:, 4]))[order],
         )  # fmt: skip
 
     def to_frame(self) -> pd.DataFrame:
@@ -71,6 +97,8 @@ class Records:
                 "preemptions": self.preemptions,
                 "recomputed_tokens": self.recomputed_tokens,
                 "cached_tokens": self.cached_tokens,
+                "retries": self.retries,
+                "lost_tokens": self.lost_tokens,
             }
         )
 
@@ -85,8 +113,10 @@ class Visits:
     request: Ints
     node: Ints
     stage: NDArray[np.int8]  # place in ``STAGES``
-    start_ps: Ints  # start of the first iteration there that computed any of its tokens
-    finish_ps: Ints
+    start_ps: Ints  # start of the first iteration there that computed any of its tokens; -1: none
+    finish_ps: Ints  # when it was done, or when the router knew that the node had failed
+    finished: NDArray[np.bool_]
+    lost_tokens: Ints  # generated there, and lost as it failed
 
     def to_frame(self) -> pd.DataFrame:
         """A DataFrame with times in seconds: the columns that ``Result.visits`` documents."""
@@ -97,10 +127,30 @@ class Visits:
                 "request_id": self.request,
                 "node": self.node,
                 "stage": pd.Categorical.from_codes(self.stage, categories=pd.Index(STAGES)),
-                "start_s": self.start_ps / PS,
+                "start_s": np.where(self.start_ps < 0, np.nan, self.start_ps / PS),
                 "finish_s": self.finish_ps / PS,
+                "finished": self.finished,
+                "lost_tokens": self.lost_tokens,
             }
         )
+
+
+# A stay at a node that failed: what the engines write down of it.
+LOST = (
+    "request", "node", "start_ps", "finish_ps", "lost_tokens", "preemptions", "recomputed_tokens",
+)  # fmt: skip
+
+
+def no_visits() -> Ints:
+    """(0, LOST)"""
+    return np.zeros((0, len(LOST)), np.int64)
+
+
+def lost_sums(lost: Ints, column: str, requests: int) -> Ints:
+    """A column of ``LOST`` summed over each request's stays at nodes that failed, (requests,)."""
+    sums = np.zeros(requests, np.int64)
+    np.add.at(sums, lost[:, 0], lost[:, LOST.index(column)])
+    return sums
 
 
 @dataclass(frozen=True)

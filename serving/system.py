@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
-from lengthwise.serving.events import Event, check_events
+from lengthwise.serving.events import Event, Fail, check_events, downtime_ps
 from lengthwise.serving.options import Engine
 from lengthwise.serving.records import PS, Records
 
@@ -106,6 +106,12 @@ class System:
             for node in self.nodes
         )
 
+    def downtime_s(self, until_ps: int) -> float | None:
+        """How long nodes are down up to a moment, summed over nodes; None where none fails."""
+        if not any(isinstance(event, Fail) for event in self.events):
+            return None
+        return downtime_ps(self.events, until_ps) / PS
+
     @property
     def interval_ps(self) -> int:
         """``metrics_interval_s`` in picoseconds."""
@@ -137,6 +143,7 @@ class Stop:
     """Why a run stands still.
 
     "route": ``request`` has arrived; candidates are the nodes; answer with a node or ``HOLD``.
+    ``closed`` are those of them that are known to be down, which are no answer.
     "preempt": ``node`` is about to schedule while requests wait; candidates are the running ones,
     in the batch's order; answer with the places of those that give way (in the policy's mode, or by
     recomputing), which may be none. "admit": ``node`` is about to schedule with a free seat and
@@ -151,6 +158,7 @@ class Stop:
     node: int = -1
     request: int = -1
     candidates: int = 0
+    closed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,6 +177,8 @@ class Totals:
     generated_tokens: int
     preemptions: int
     recomputed_tokens: int
+    retries: int = 0  # requests that lost their node and went back to the router
+    lost_tokens: int = 0  # of ``generated_tokens``, those that were lost with a node
 
 
 class Run(Protocol):

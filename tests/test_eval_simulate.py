@@ -23,6 +23,8 @@ COLUMNS = [
     "request_id", "replica", "arrival_s", "scheduled_s", "first_token_s", "finish_s",
     "prompt_tokens", "output_tokens", "predicted_tokens", "preemptions", "recomputed_tokens",
     "cached_tokens",
+    "retries",
+    "lost_tokens",
 ]  # fmt: skip
 
 

@@ -12,8 +12,10 @@ import pytest
 
 import lengthwise as lw
 from lengthwise.errors import InputError
+from lengthwise.eval.compare import compare
+from lengthwise.eval.tables import columns_of
 from lengthwise.policies import load_policy, load_router
-from lengthwise.serving import Engine, Node, Slow, System, run
+from lengthwise.serving import HOLD, Engine, Fail, Node, Run, Slow, Stops, System, begin, run
 from lengthwise.serving.events import SHIFT, read_events, stretched
 from lengthwise.serving.records import PS
 from lengthwise.serving.run import Backend
@@ -53,7 +55,7 @@ def happening(seed: int) -> dict[str, Any]:
     last_s = float(found["workload"]["arrival_s"].max()) * 1.5 + 0.1
     events: list[Any] = []
     for node in range(len(found["system"].nodes)):
-        events += slows(rng, node, last_s)
+        events += slows(rng, node, last_s) + fails(rng, node, last_s, final=node > 0)
     changed = dataclasses.replace(found["system"], events=tuple(events))
     return {**found, "system": changed}
 
@@ -65,6 +67,20 @@ def slows(rng: np.random.Generator, node: int, last_s: float) -> list[Slow]:
         for at, until in zip(times[::2].tolist(), times[1::2].tolist(), strict=True)
         if at < until
     ]
+
+
+def fails(rng: np.random.Generator, node: int, last_s: float, *, final: bool) -> list[Fail]:
+    """Failures that may be noticed late, or after the node is back; ``final``: one may stay."""
+    times = np.sort(rng.uniform(0, last_s, 2 * int(rng.integers(3)))).round(int(rng.integers(1, 9)))
+    found: list[Fail] = []
+    for at, until in zip(times[::2].tolist(), times[1::2].tolist(), strict=True):
+        late = float(rng.choice([0, 0, 0.01, 0.5, 100]) * rng.random())
+        if at >= until or (found and found[-1].ends_ps > at * PS):
+            continue
+        found.append(Fail(node, at, until, late, float(rng.choice([0, 0, 0.2]))))
+    if found and final and rng.random() < 0.2:
+        found[-1] = dataclasses.replace(found[-1], until_s=None)
+    return found
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -83,6 +99,139 @@ def test_one_of_two_nodes_is_slow_for_good(backend: Backend) -> None:
     slow = Slow(1, factor=1.5)
     found = run(workload((0, 4, 2), (0, 4, 2)), system(2, slow), backend=backend)
     assert (found.finish_ps / PS).tolist() == [2, 3]
+
+
+THREE = workload((0, 4, 3), (0, 4, 3), (1, 4, 2))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("event", "visits"),
+    [
+        # request 0 has one token when node 0 fails, the second is lost with the iteration
+        (Fail(0, 1.5, 5), [(0, 0, 0, 1.5, 1), (0, 1, 3, 6, 0), (1, 1, 0, 3, 0),
+                           (2, 0, None, 1.5, 0), (2, 1, 6, 8, 0)]),
+        # an iteration that ends as the node fails counts
+        (Fail(0, 2, 5), [(0, 0, 0, 2, 2), (0, 1, 3, 6, 0), (1, 1, 0, 3, 0),
+                         (2, 0, None, 2, 0), (2, 1, 6, 8, 0)]),
+        # the router learns of it when requests 1 and 0 are done at 3 and 6
+        (Fail(0, 0.5, 9, detected_after_s=2), [(0, 0, 0, 2.5, 0), (0, 1, 3, 6, 0), (1, 1, 0, 3, 0),
+                                               (2, 0, None, 2.5, 0), (2, 1, 6, 8, 0)]),
+        # it is back before anybody noticed, and takes what comes back to the router
+        (Fail(0, 0.5, 2.2, 10, 0.3), [(0, 0, 0, 2.5, 0), (0, 1, 3, 6, 0), (1, 1, 0, 3, 0),
+                                      (2, 0, None, 2.5, 0), (2, 0, 2.5, 4.5, 0)]),
+    ],
+)  # fmt: skip
+def test_one_of_two_nodes_fails(event: Fail, visits: list[Any], backend: Backend) -> None:
+    """Three requests by hand: 0 and 2 are sent to node 0, which fails; 1 is node 1's."""
+    found = run(THREE, system(2, event), backend=backend)
+    frame = found.visits.to_frame()
+    seen = [
+        (row.request_id, row.node, None if np.isnan(row.start_s) else row.start_s, row.finish_s,
+         row.lost_tokens)
+        for row in frame.itertuples()
+    ]  # fmt: skip
+    assert seen == visits
+    assert found.retries.tolist() == [1, 0, 1]
+    assert found.lost_tokens.tolist() == [visits[0][4], 0, 0]
+    assert (found.arrival_ps == THREE["arrival_s"] * PS).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_requests_wait_while_no_node_is_up(backend: Backend) -> None:
+    found = run(THREE, system(1, Fail(0, 0.5, 5, start_up_s=2)), backend=backend)
+    assert (found.scheduled_ps / PS).tolist() == [7, 10, 13]
+    assert found.retries.tolist() == [1, 1, 0] and found.lost_tokens.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_node_that_is_back_takes_its_share_and_no_burst(backend: Backend) -> None:
+    many = workload(*((float(i), 4, 1) for i in range(40)))
+    found = run(many, system(2, Fail(0, 0, 20)), backend=backend)
+    assert (found.replica[:20] == 1).all()
+    assert found.replica[20:].tolist() == [0, 1] * 10
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_prefix_cache_of_a_node_that_failed_is_empty(backend: Backend) -> None:
+    engine = Engine(max_num_seqs=1, num_gpu_blocks=64, block_size=4, enable_prefix_caching=True)
+    alike = lw.Workload({
+        "arrival_s": [0, 10, 20], "prompt_tokens": [9, 9, 9], "output_tokens": [1, 1, 1],
+        "prefix_hashes": [(1, 2)] * 3, "hash_block_tokens": [4] * 3,
+    })  # fmt: skip
+    node = Node(engine, LinearTiming(1.0), load_policy("fcfs"))
+    for events, cached in (((), [0, 8, 8]), ((Fail(0, 12, 15),), [0, 8, 0])):
+        found = run(alike, System((node,), load_router("jsq"), events=events), backend=backend)
+        assert found.cached_tokens.tolist() == cached
+
+
+def test_nobody_is_lost_and_tokens_are_conserved() -> None:
+    """Over random runs: all finish, every token generated was delivered or is counted as lost,
+    and nobody is sent to a node that is known to be down."""
+    retried = 0
+    for seed in range(40):
+        given = happening(seed)
+        log = given.pop("log_iterations")
+        made = begin(**given)
+        assert log and made.advance().kind == "done"
+        found, totals = made.records(), made.totals
+        assert totals.finished == len(given["workload"]) and totals.in_system == 0
+        assert totals.generated_tokens == found.output_tokens.sum() + found.lost_tokens.sum()
+        assert totals.lost_tokens == found.lost_tokens.sum()
+        assert totals.retries == found.retries.sum() == len(found.visits.node) - totals.finished
+        assert totals.preemptions == found.preemptions.sum()
+        assert totals.recomputed_tokens == found.recomputed_tokens.sum()
+        retried += totals.retries
+        visits = found.visits
+        for event in given["system"].events:
+            if isinstance(event, Fail):
+                there = (visits.node == event.node) & (visits.start_ps >= 0)
+                begun = visits.start_ps[there]
+                assert not ((begun >= event.noticed_ps) & (begun < event.ends_ps)).any()
+    assert retried > 100
+
+
+def chosen(made: Run, seed: int) -> list[tuple[Any, ...]]:
+    """What a run asks and is told on the way, by answers at random."""
+    rng, told = np.random.default_rng(seed), list[tuple[Any, ...]]()
+    rows = np.zeros((999, 3))
+    names = ("outstanding_requests", "waiting_requests", "kv_utilization")
+    while (stop := made.advance(Stops(route=True, hold_ps=10**10))).kind == "route":
+        count = made.features(names, rows)
+        told.append((stop, made.totals, rows[:count].tolist()))
+        up = sorted({*range(stop.candidates)} - {*stop.closed})
+        assert up
+        for down in stop.closed:
+            with pytest.raises(InputError, match=f"node {down} is down"):
+                made.answer(down)
+        made.answer(HOLD if rng.random() < 0.1 else int(rng.choice(up)))
+    return [*told, (made.totals, [column.tolist() for column in columns(made.records())])]
+
+
+def columns(records: Any) -> list[Any]:
+    found = (getattr(records, field.name) for field in dataclasses.fields(records))
+    return [column for column in found if isinstance(column, np.ndarray)]
+
+
+def test_both_engines_stop_alike_whatever_happens() -> None:
+    closed = 0
+    for seed in range(12):
+        given = happening(seed)
+        given.pop("log_iterations")
+        told = [chosen(begin(**given, backend=backend), seed) for backend in ("reference", "fast")]
+        assert repr(told[0]) == repr(told[1])
+        closed += sum(len(one[0].closed) for one in told[0][:-1])
+    assert closed > 20
+
+
+def test_summaries_tell_what_was_lost() -> None:
+    found = lw.simulate(THREE, nodes=[ONE, ONE], failures=[Fail(0, 1.5, 5)])
+    told = found.summary()
+    assert (told["retries"], told["lost_tokens"], told["downtime_s"]) == (2, 1, 3.5)
+    assert "retries" not in lw.simulate(THREE, nodes=[ONE, ONE], failures=[Slow(0)]).summary()
+    compared = compare(THREE, ("fcfs",), seeds=1, nodes=[ONE, ONE], failures=[Fail(0, 1.5, 5)])
+    assert [column.heading for column in columns_of(compared)][-2:] == ["retried", "lost tokens"]
+    assert compared.runs["lost_tokens"].dropna().tolist() == [1.0]
 
 
 def test_a_router_that_counts_requests_sends_less_to_a_slow_node() -> None:
@@ -147,6 +296,9 @@ def test_events_in_a_file(tmp_path: Path, suffix: str) -> None:
         ({"at_s": "soon"}, "at_s must be a number from 0 to .* not 'soon'"),
         ({"until_s": 1}, "until_s must come after it, not 1"),
         ({"until_s": float("inf")}, "until_s must be a number from 0 to"),
+        ({"kind": "fail", "factor": 2}, r"unknown key 'factor' of event 0 in events \(fail\)"),
+        ({"kind": "fail", "start_up_s": -1}, "start_up_s must be a number from 0"),
+        ({"kind": "fail", "detected_after_s": None}, "detected_after_s must be a number from 0"),
         *(({"factor": value}, "factor must be a number from 1 to") for value in
           (0, -1, 0.5, float("nan"), 1e9, "twice", True)),
     ],
@@ -167,6 +319,17 @@ def test_windows_of_one_kind_must_not_overlap() -> None:
     for second in (Slow(0, 1.5, 3), Slow(0, 0, 1.1), Slow(0, 1, 2), Slow(0, 0)):
         with pytest.raises(InputError, match=r"slow of node 0 at .* overlaps the one at"):
             system(1, Slow(0, 1, 2), second)
+
+
+def test_failures_must_not_overlap_and_somebody_must_come_back() -> None:
+    system(2, Fail(0, 1, 2, start_up_s=1), Fail(0, 3), Slow(0, 1, 4), Fail(1, 0, 9))
+    with pytest.raises(InputError, match=r"fail of node 0 at 2.5 s: it overlaps the one at 1 s"):
+        system(1, Fail(0, 1, 2, start_up_s=1), Fail(0, 2.5, 4))
+    for events in ((Fail(0, 1),), (Fail(0, 1, 2), Fail(0, 3))):
+        with pytest.raises(InputError, match="every node fails and never comes back"):
+            system(1, *events)
+    with pytest.raises(InputError, match="every node fails and never comes back"):
+        system(2, Fail(0, 3), Fail(1, 2))
 
 
 def test_bad_files_are_told(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """When requests arrive: by themselves in order, or from a calendar of those that others let arrive.
 
-Requests that the router holds stand in the calendar too, at the time when it is asked again.
+Requests that the router holds or sends once more stand in the calendar too, at that time.
 """
 
 # compiled from its text; to mypy every number that an array yields is Any
@@ -11,14 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 from lengthwise.serving.fast.compiler.jit import hot, kernel
-from lengthwise.serving.fast.flags import MORE, STOPS
+from lengthwise.serving.fast.flags import EVENTS, MORE, STOPS
 from lengthwise.serving.fast.state import NONE
 
 
 @hot
 def reaches(S: Any, id: int) -> int:
     """When the router sees a request, or sees it again."""
-    if STOPS and S.asked[id] > 0:
+    if (STOPS or EVENTS) and S.asked[id] > 0:
         return S.asked[id]
     return S.arrival[id] + S.reach_ps[id] if len(S.reach_ps) else S.arrival[id]
 

@@ -1,7 +1,7 @@
 """Replicas of the fast engine behind a router: one total order of events, as in ``cluster``.
 
-At one moment iterations end first (by replica), then requests arrive (by id), then replicas that
-can schedule do so (by replica).
+At one moment iterations end first (by replica), then replicas fail or come back, then requests
+arrive (by id), then replicas that can schedule do so (by replica).
 """
 
 # compiled from its text; to mypy every number that an array yields is Any
@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from lengthwise.serving.events import FAIL, LOST, NOTICE, UP
 from lengthwise.serving.fast.arrivals import next_arrival, push_child, reaches, take_arrival
 from lengthwise.serving.fast.backlog import note_sent
 from lengthwise.serving.fast.compiler.jit import as_state, hot, kernel, node_of
-from lengthwise.serving.fast.flags import ASYNC, GUARD, MORE, POLICY, STOPS
+from lengthwise.serving.fast.failures import come_back, lose
+from lengthwise.serving.fast.flags import ASYNC, EVENTS, GUARD, MORE, POLICY, STOPS
 from lengthwise.serving.fast.guard import drop_unwatched
 from lengthwise.serving.fast.queue import compact
 from lengthwise.serving.fast.replica import (
@@ -30,6 +32,7 @@ from lengthwise.serving.fast.scores import score_at_arrival, weight
 from lengthwise.serving.fast.state import (
     ADMIT,
     DONE,
+    FAILED,
     GROW,
     HALF,
     HORIZON,
@@ -174,6 +177,49 @@ def come(S: Any, id: int) -> None:
         S.run.waiting += 1
 
 
+@kernel
+def wait_for_replica(S: Any, id: int) -> None:
+    """A request comes while all replicas are known to be down: it waits for the first that is
+    back."""
+    come(S, id)
+    place = S.run.next_turn
+    while S.turn[place].kind != UP:
+        place += 1
+    S.asked[id] = S.turn[place].time
+    push_child(S, id)
+
+
+@hot
+def next_turn(S: Any) -> int:
+    """When a replica fails, is known to have failed or comes back next."""
+    run = S.run
+    if run.next_turn == len(S.turn) or run.finished == run.requests:
+        return NEVER
+    return S.turn[run.next_turn].time
+
+
+@kernel
+def happen(S: Any) -> int:
+    """Replicas fail, are known to have failed, and come back, as the timetable says; a code."""
+    run = S.run
+    while next_turn(S) <= run.now:
+        turn = S.turn[run.next_turn]
+        r, rep = turn.node, S.replica[turn.node]
+        if turn.kind == UP:
+            come_back(S, r)
+        elif turn.kind != FAIL:
+            run.lost_room = run.lost_rows + rep.running + rep.waiting
+            if run.lost_room > len(S.lost):
+                return GROW
+        if turn.kind == FAIL or turn.kind == LOST:
+            rep.down = FAILED
+            S.end[r] = NEVER
+        if turn.kind == NOTICE or turn.kind == LOST:
+            lose(S, r)
+        run.next_turn += 1
+    return DONE
+
+
 @hot
 def pass_time(S: Any, to: int) -> None:
     """Lets time pass in which nothing happens."""
@@ -207,10 +253,17 @@ def run_until(table: int) -> int:
             return code
     while True:
         now = run.now
+        if EVENTS:
+            code = happen(S)
+            if code != DONE:
+                return code
         while True:
             id = next_arrival(S)
             if id == NONE or reaches(S, id) > now:
                 break
+            if EVENTS and run.open == 0:
+                wait_for_replica(S, id)
+                continue
             if STOPS and run.at_route:
                 come(S, id)
                 stop(S, ROUTE, NONE, id, run.replicas)
@@ -228,8 +281,12 @@ def run_until(table: int) -> int:
             if code != DONE:
                 return code
         following = NEVER if id == NONE else reaches(S, id)
+        if EVENTS:
+            following = min(following, next_turn(S))
         for r in range(run.replicas):
             rep = S.replica[r]
+            if EVENTS and rep.down:
+                continue
             depth = node_of(S, r).depth if ASYNC else 1
             while rep.iteration - rep.done < depth and (rep.running > 0 or rep.waiting > 0):
                 if ASYNC and rep.launched > now:  # the CPU is busy

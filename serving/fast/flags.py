@@ -10,4 +10,4 @@ PREFIX = True  # prefix caching
 GUARD = True  # a starvation guard
 ASYNC = True  # asynchronous scheduling
 STOPS = True  # a caller that is asked on the way, and totals for it
-EVENTS = True  # something happens to nodes: they slow down
+EVENTS = True  # something happens to nodes: they slow down, or fail

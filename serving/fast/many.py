@@ -48,13 +48,13 @@ TRIES = 10  # episodes drawn until one leaves a choice
 # next one is part of an episode's block.
 SCRATCH = (
     "log", "rows", "out", "stash", "heap", "stale", "watched", "candidate", "acting", "words",
-    "glance", "hit", "places",
+    "glance", "hit", "places", "lost",
 )  # fmt: skip
 CONSTANT = (
     "node", "decode_ps", "mixed_ps", "decode_context_ps", "mixed_launch_ps", "planned", "reach_ps",
     "prompt", "output", "predicted", "curve", "curve_data", "curve_row", "limit", "priority",
     "deadline", "ahead", "think", "first_child", "sibling", "roots", "hashes", "chain", "chain_at",
-    "prefix", "kept", "slow",
+    "prefix", "kept", "slow", "turn", "fresh",
 )  # fmt: skip
 STAYS = {"predicted_tokens": "predicted", "prompt_tokens": "prompt", "priority": "priority"}
 SHARED = (
@@ -409,7 +409,7 @@ class Many:
 
     def _once(self, array: NDArray[Any]) -> NDArray[Any]:
         """The array, or one of the same content that is there already: caches hold it once."""
-        key = (array.dtype.str, array.shape, array.tobytes())
+        key = (array.dtype, array.shape, array.tobytes())
         return self._known.setdefault(key, array)
 
     def _variant(self, flags: dict[str, bool]) -> int:

@@ -95,6 +95,7 @@ def depart(S: Any, r: int, id: int, seen: int) -> None:
         S.replica[r].outstanding -= weight(S, id)
     if STOPS:
         S.run.in_system -= 1
+    if STOPS or EVENTS:
         S.run.finished += 1
     if MORE and S.run.closed_loop:
         invite(S, id, seen)

@@ -9,10 +9,31 @@ from typing import Any
 
 import numpy as np
 
-from lengthwise.serving.fast.compiler.jit import draw, kernel
+from lengthwise.serving.fast.compiler.jit import draw, hot, kernel
+from lengthwise.serving.fast.flags import EVENTS
 from lengthwise.serving.fast.scores import evaluate, fill_replica
-from lengthwise.serving.fast.state import DONE
+from lengthwise.serving.fast.state import DONE, KNOWN
 from lengthwise.serving.fast.tables import write_features
+
+
+@hot
+def first_open(S: Any) -> int:
+    """The first replica that is not known to be down; there must be one."""
+    r = 0
+    while S.replica[r].down == KNOWN:
+        r += 1
+    return r
+
+
+@kernel
+def list_open(S: Any) -> int:
+    """Writes the replicas that are not known to be down to ``places``; returns how many."""
+    count = 0
+    for r in range(S.run.replicas):
+        if S.replica[r].down != KNOWN:
+            S.places[count] = r
+            count += 1
+    return count
 
 
 @kernel
@@ -22,6 +43,8 @@ def sample(S: Any, id: int) -> int:
     count = run.replicas
     for k in range(count):
         S.places[k] = k
+    if EVENTS:
+        count = list_open(S)
     if not 0 < run.choices < count:
         return count
     for k in range(run.choices):
@@ -43,6 +66,8 @@ def sample(S: Any, id: int) -> int:
 def route(S: Any, id: int) -> int:
     """The replica with the lowest score, the first of them; -1 - code if the score failed."""
     run = S.run
+    if EVENTS and run.open == 1:
+        return first_open(S)
     count = sample(S, id)
     for row in range(count):
         fill_replica(S, row, id, S.places[row], run.routing_reads)

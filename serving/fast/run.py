@@ -23,7 +23,7 @@ from lengthwise.serving.fast.features import ACCESSORS, mask
 from lengthwise.serving.fast.nodes import Kinds, kinds_of
 from lengthwise.serving.fast.setup import allocate, grow, with_rows
 from lengthwise.serving.inputs import Inputs, prepare
-from lengthwise.serving.records import Iterations, Records
+from lengthwise.serving.records import LOST, Iterations, Records, lost_sums
 from lengthwise.serving.reference.replica import endless
 from lengthwise.serving.scoring import Features
 from lengthwise.serving.system import HOLD, Node, Stop, Stops, System, Totals
@@ -140,7 +140,9 @@ class FastRun:
         node, request, candidates = (
             int(run[name]) for name in ("due_node", "due_request", "candidates")
         )
-        self._due = Stop(_KINDS[int(run["due"])], node, request, candidates)
+        down = self._state.replica["down"] == ks.KNOWN
+        closed = tuple(np.flatnonzero(down).tolist()) if run["due"] == ks.ROUTE else ()
+        self._due = Stop(_KINDS[int(run["due"])], node, request, candidates, closed)
         return self._due
 
     def features(self, names: Sequence[str], out: NDArray[Any]) -> int:
@@ -165,7 +167,7 @@ class FastRun:
         if due.kind != "route":
             self._chosen = answers.places(choice, due)
             return
-        node = answers.node(choice, len(state.replica))
+        node = answers.node(choice, due)
         run["answer"], self._due = node, None
         if node == HOLD:
             state.asked[due.request] = run["now"] + self._hold_ps
@@ -270,7 +272,8 @@ def _entries(state: ks.State, *, stops: bool) -> tuple[ks.State, dict[str, Calla
 def flags_of(state: ks.State, *, stops: bool) -> dict[str, bool]:
     """What ``flags`` says of a run: the machine code that it needs."""
     row, node = state.run[0], state.node
-    clustered = row["replicas"] > 1 or row["closed_loop"] or stops
+    happens = bool(len(state.slow) or len(state.turn))
+    clustered = row["replicas"] > 1 or row["closed_loop"] or stops or happens
     return {
         "MORE": bool(clustered or node["by_score"].any() or (node["reserve"] > 0).any()),
         "POLICY": bool(node["scored"].any() or node["preemption"].any()),
@@ -278,7 +281,7 @@ def flags_of(state: ks.State, *, stops: bool) -> dict[str, bool]:
         "GUARD": bool(node["guarded"].any()),
         "ASYNC": bool((node["depth"] > 1).any()),
         "STOPS": stops,
-        "EVENTS": bool(len(state.slow)),
+        "EVENTS": happens,
     }
 
 
@@ -313,6 +316,7 @@ def totals_of(row: Any) -> Totals:
         (run["request_high"] << ks.HALF) + run["request_low"],
         (run["waiting_high"] << ks.HALF) + run["waiting_low"],
         run["finished"], run["generated"], run["preempted"], run["recomputed"],
+        run["lost_rows"], run["lost_tokens"],
     )  # fmt: skip
 
 
@@ -337,12 +341,15 @@ def records_of(state: ks.State, inputs: Inputs, *, log: bool) -> Records:
     if log:
         rows = state.log[: state.run[0]["log_rows"]]
         iterations = Iterations(*(np.ascontiguousarray(rows[name]) for name in ks.LOG.names or ()))
-    predicted = inputs.predicted
+    predicted, requests = inputs.predicted, len(state.where)
+    lost = np.sort(state.lost[: state.run[0]["lost_rows"]])
+    lost = lost.view(np.int64).reshape(-1, len(LOST))
     return Records(
         replica=state.where, arrival_ps=state.arrival, scheduled_ps=state.scheduled,
         first_token_ps=state.first_token, finish_ps=state.finish,
         prompt_tokens=state.prompt, output_tokens=state.output,
-        predicted_tokens=np.full(len(state.where), np.nan) if predicted is None else predicted,
-        preemptions=state.preemptions, recomputed_tokens=state.recomputed,
-        cached_tokens=state.cached, backend="fast", iterations=iterations,
+        predicted_tokens=np.full(requests, np.nan) if predicted is None else predicted,
+        preemptions=state.preemptions + lost_sums(lost, "preemptions", requests),
+        recomputed_tokens=state.recomputed + lost_sums(lost, "recomputed_tokens", requests),
+        cached_tokens=state.cached, backend="fast", iterations=iterations, lost=lost,
     )  # fmt: skip

@@ -63,6 +63,8 @@ def allocate(
     largest = max(int(replica["capacity"].max()), kinds.largest("max_num_seqs"))
     first_child, sibling = _families(workload) if closed else (_none(np.int32), _none(np.int32))
     replicas = len(replica)
+    happens = bool(inputs.turns or any(inputs.slow))
+    run["open"] = replicas
     return ks.State(
         run=run, replica=replica, **tables,
         end=np.full(replicas, ks.NEVER), step=np.zeros((replicas, 2), ks.STEP),
@@ -95,13 +97,16 @@ def allocate(
         sent=np.zeros(n if run["reads"][0] & mask(["oldest_request_s"]) else 0, np.int32),
         think=_none(np.int64) if inputs.think_ps is None else inputs.think_ps,
         first_child=first_child, sibling=sibling,
-        calendar=np.zeros(n if closed or stops else 0, np.int32),
+        calendar=np.zeros(n if closed or stops or happens else 0, np.int32),
         roots=np.flatnonzero(workload["parent"] < 0).astype(np.int32) if closed
         else _none(np.int32),
-        asked=np.zeros(n if stops else 0, np.int64), gave=np.zeros(n if stops else 0, np.int64),
+        asked=np.zeros(n if stops or happens else 0, np.int64),
+        gave=np.zeros(n if stops else 0, np.int64),
         candidate=np.zeros(max(n, seats) if stops else 0, np.int32),
         slow=np.array([w for windows in inputs.slow for w in windows], ks.SLOW),
-        where=np.zeros(n, np.int64), scheduled=np.zeros(n, np.int64),
+        turn=np.array(list(inputs.turns), ks.TURN), lost=np.zeros(0, ks.LOST_VISIT),
+        fresh=replica.copy() if inputs.turns else np.zeros(0, ks.REPLICA),
+        where=np.zeros(n, np.int64), scheduled=np.full(n, ks.NONE if inputs.turns else 0),
         first_token=np.zeros(n, np.int64), finish=np.zeros(n, np.int64),
         preemptions=np.zeros(n, np.int64), recomputed=np.zeros(n, np.int64),
         cached=np.zeros(n, np.int64),
@@ -109,10 +114,13 @@ def allocate(
 
 
 def grow(state: ks.State) -> ks.State:
-    """The same state with twice the room where it ran out: in the log, or in a replica's queue."""
+    """The same state with twice the room where it ran out: in the log, in that of lost visits, or
+    in a replica's queue."""
     run = state.run[0]
     if run["log"] and run["log_rows"] >= len(state.log):
         return state._replace(log=np.concatenate((state.log, np.zeros_like(state.log))))
+    if run["lost_room"] > len(state.lost):
+        return state._replace(lost=_longer(state.lost, int(run["lost_room"]) - len(state.lost)))
     row = state.replica[run["at_replica"]]
     begin, capacity = int(row["queue_at"]), int(row["capacity"])
     end = int((state.replica["queue_at"] + state.replica["capacity"]).max())

@@ -16,8 +16,9 @@ import numpy as np
 from lengthwise.exact import LARGEST, LN2_HIGH, LN2_LOW, ROOT_HALF
 from lengthwise.serving.fast.batch import computed_of, generated_of
 from lengthwise.serving.fast.compiler.jit import bits_of, float_of, hot, kernel, node_of
+from lengthwise.serving.fast.flags import EVENTS
 from lengthwise.serving.fast.scores import fill_replica
-from lengthwise.serving.fast.state import ADMIT, NONE, ROUTE
+from lengthwise.serving.fast.state import ADMIT, KNOWN, NONE, ROUTE
 from lengthwise.serving.fast.tables import copy_features, write_features
 
 FAR = 1e6  # bound of a normalised number; nothing that a score should tell apart lies beyond
@@ -164,6 +165,9 @@ def show_nodes(S: Any, k: int) -> None:
     run, id = S.run, S.run.due_request
     queues = 0
     for r in range(run.replicas):
+        if EVENTS and S.replica[r].down == KNOWN:
+            clear_row(S, k, r)
+            continue
         fill_replica(S, r, id, r, S.gym.reads)
         queues += S.rows[r].waiting_requests > 0
         show_row(S, k, r, r, NONE)

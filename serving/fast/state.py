@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lengthwise import features
 from lengthwise.errors import InvariantError
+from lengthwise.serving.records import LOST
 from lengthwise.serving.timing.terms import TERMS
 
 NONE = -1  # no slot, no request, no block
@@ -56,6 +57,9 @@ RUN = _row(
     # lie behind the last look, NONE before the first
     "interval", "scraped",
     "at_route", "at_preempt", "at_admit", "horizon",  # where to stop
+    # failures: the place in the timetable, nodes that are not known to be down, rows of ``lost``,
+    # how many there must be room for, tokens that were lost
+    "next_turn", "open", "lost_rows", "lost_room", "lost_tokens",
     "now", "next_root", "children", "log_rows", "at_replica",
     # the stop that is due; ``listed`` and ``chosen`` are NONE until it is looked at, answered
     "due", "due_node", "due_request", "candidates", "listed", "shown", "chosen", "answer",
@@ -101,6 +105,7 @@ REPLICA = _row(
     # of ``backlog``: sums over the queue and the batch, the latter as of two iterations; a list
     "queued_prefill", "queued_decode", "running_decode", "summed_last", "summed_done",
     "sent_head", "sent_tail",
+    "down",  # 0; FAILED; KNOWN, the router knows it too
     "slow_at", "slow_end",  # of its windows in ``slow``, the first that is not over, and the last
 )  # fmt: skip
 
@@ -122,6 +127,12 @@ SLOT = np.dtype(
 
 # When a node is slow, one window after the other, and how much: x 2 ** events.SHIFT.
 SLOW = _row("begins", "ends", "factor")
+
+# Failures: what happens when to which node, one of those of ``events``; and a stay at a node that
+# failed, with the columns of ``records.LOST``.
+TURN = _row("time", "kind", "node")
+LOST_VISIT = _row(*LOST)
+FAILED, KNOWN = 1, 2
 
 WAITING = np.dtype([("score", np.float64), ("id", np.int64)])
 
@@ -156,7 +167,7 @@ GYM = np.dtype(
 )  # fmt: skip
 TOTALS = (
     "now", "in_system", "request_high", "request_low", "waiting_high", "waiting_low", "finished",
-    "generated", "preempted", "recomputed",
+    "generated", "preempted", "recomputed", "lost_rows", "lost_tokens",
 )  # fmt: skip
 ENV = np.dtype(
     [
@@ -273,6 +284,9 @@ class State(NamedTuple):
     gave: NDArray[Any]  # the iteration before which a request was told to give way
     candidate: NDArray[Any]  # slots or waiting requests; what was chosen of them comes first
     slow: NDArray[Any]  # (windows,) SLOW, those of one replica after the other
+    turn: NDArray[Any]  # (failures' turns,) TURN
+    fresh: NDArray[Any]  # (R,) REPLICA: as they were at the beginning, where one may fail
+    lost: NDArray[Any]  # (visits,) LOST_VISIT
     # records, (n,) each
     where: NDArray[Any]
     scheduled: NDArray[Any]
@@ -323,7 +337,8 @@ KINDS: dict[str, tuple[np.dtype[Any], int]] = {
     **{name: (np.dtype(np.float64), 1) for name in _FLOATS},
     **{name: (np.dtype(np.int32), 1) for name in _INT32},
     "wheel": (np.dtype(np.int32), 2), "curve_row": (np.dtype(np.int32), 2),
-    "slow": (SLOW, 1), "waits": (WAIT, 2), "watched": (WATCHED, 1),
+    "slow": (SLOW, 1), "turn": (TURN, 1), "fresh": (REPLICA, 1), "lost": (LOST_VISIT, 1),
+    "waits": (WAIT, 2), "watched": (WATCHED, 1),
     "gym": (GYM, 0), "env": (ENV, 1), "place": (PLACE, 1), "column": (COLUMN, 1),
     "flat": (np.dtype(np.float32), 2), "mask": (np.dtype(np.int8), 2),
     "ended": (np.dtype(np.int8), 1), "glance": (FEATURE_ROW, 1),

@@ -18,6 +18,7 @@ from lengthwise.picoseconds import PS
 from lengthwise.serving.fast.cluster import run_until
 from lengthwise.serving.fast.compiler.jit import as_state, hot, kernel, node_of, put_word, word_at
 from lengthwise.serving.fast.replica import nobody_must_yield
+from lengthwise.serving.fast.routing import first_open
 from lengthwise.serving.fast.shown import glance_at, show, show_nothing, spread
 from lengthwise.serving.fast.state import (
     ADMIT,
@@ -52,8 +53,8 @@ def to_next_route(table: int) -> int:
     """Goes on until a request can be sent to one of several nodes; a code."""
     S: Any = as_state(table)
     code = run_until(table)
-    while code == STOP and S.run.candidates < 2 and not S.gym.hold:
-        S.run.answer = 0
+    while code == STOP and S.run.open < 2 and not S.gym.hold:
+        S.run.answer = first_open(S)
         code = run_until(table)
     return code
 
@@ -151,7 +152,9 @@ def take_action(S: Any, k: int) -> None:
     choice = S.action[k]
     S.reward[k] = 0.0
     if not S.mask[k, choice]:
-        choice = 0 if gym.kind != PREEMPT else gym.slots - 1
+        choice = 0 if gym.kind == ADMIT else gym.slots - 1
+        if gym.kind == ROUTE:
+            choice = first_open(S)
         env.illegal += 1
         S.reward[k] = -gym.illegal_penalty
     if gym.kind == ADMIT:
@@ -215,6 +218,7 @@ def keep_totals(S: Any, k: int) -> None:
     env.last_waiting_high, env.last_waiting_low = run.waiting_high, run.waiting_low
     env.last_finished, env.last_generated = run.finished, run.generated
     env.last_preempted, env.last_recomputed = run.preempted, run.recomputed
+    env.last_lost_rows, env.last_lost_tokens = run.lost_rows, run.lost_tokens
 
 
 @kernel

@@ -15,6 +15,7 @@ from typing import Any
 from lengthwise.errors import InvariantError
 from lengthwise.features import FEATURES, Feature
 from lengthwise.serving.fast.features import ACCESSORS, BITS, mask
+from lengthwise.serving.fast.state import REPLICA
 from lengthwise.serving.timing.terms import Part, When, terms_of
 
 # What the expressions of ``features.ACCESSORS`` see of the state, where ``S`` and ``r`` are.
@@ -55,6 +56,12 @@ def write_counted_features(to: Any, reads: Any) -> Any:
 def copy_features(to: Any, seen: Any, reads: Any, *of: str) -> Any:
     """Copies those features of requests, replicas or pairs from another row."""
     return _assignments(to, reads, _of(of), {"seen": seen}, lambda name: f"seen.{name}")
+
+
+def restore(to: Any, origin: Any, *kept: str) -> Any:
+    """Copies the row ``origin`` of a replica to the row ``to``, but for the fields ``kept``."""
+    names = [name for name in REPLICA.names or () if name not in kept]
+    return "\n".join(f"{to}.{name} = {origin}.{name}" for name in names)
 
 
 def is_read(reads: Any, *names: str) -> Any:
@@ -101,6 +108,7 @@ def _kind(feature: Feature) -> tuple[str, str]:
 WRITTEN: dict[str, Callable[..., str]] = {
     function.__name__: function
     for function in (
-        sum_of_terms, write_features, write_counted_features, copy_features, is_read, is_read_of,
+        sum_of_terms, write_features, write_counted_features, copy_features, restore, is_read,
+        is_read_of,
     )
 }  # fmt: skip

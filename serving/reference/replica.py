@@ -50,6 +50,7 @@ class Replica:
         self.depth = 2 if self.engine.async_scheduling else 1
         self.here: dict[Request, None] = {}  # all that were sent and have not left, in order
         self.routed = 0
+        self.down = False
         self.outstanding = 0  # prompt and predicted tokens x FRACTION, of unfinished requests
         self._now_ps = 0
         self._futile = 0  # preemptions since somebody got further than ever before
@@ -117,7 +118,9 @@ class Replica:
     @property
     def can_schedule(self) -> bool:
         """Whether there is work, and room for another iteration in flight."""
-        return len(self.in_flight) < self.depth and bool(self.running or len(self.waiting))
+        if self.down or len(self.in_flight) >= self.depth:
+            return False
+        return bool(self.running or len(self.waiting))
 
     @property
     def ends_ps(self) -> int:

@@ -1,7 +1,8 @@
 """The reference engine's run: nodes behind a router, in one total order of events.
 
-At one moment iterations end first (by node), then requests arrive (by id), then nodes that can
-schedule do so (by node). Time is integer picoseconds.
+At one moment iterations end first (by node), then nodes fail or come back (``serving.events``),
+then requests arrive (by id), then nodes that can schedule do so (by node). Time is integer
+picoseconds.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from lengthwise.features import get
 from lengthwise.prediction import Predictions
 from lengthwise.serving import answers
 from lengthwise.serving.draws import sample
+from lengthwise.serving.events import FAIL, NOTICE, UP
 from lengthwise.serving.inputs import prepare
-from lengthwise.serving.records import Iterations, Records
+from lengthwise.serving.records import LOST, Iterations, Records, lost_sums
 from lengthwise.serving.reference.replica import Replica
 from lengthwise.serving.reference.request import Request
 from lengthwise.serving.reference.scheduler import Scheduler
@@ -29,7 +31,7 @@ from lengthwise.serving.scoring import FRACTION, Features, ReplicaView, Scorer
 from lengthwise.serving.system import HOLD, Stop, Stops, System, Totals
 from lengthwise.workload import Workload
 
-_END, _ARRIVAL, _WAKE = 0, 1, 2
+_END, _TURN, _ARRIVAL, _WAKE = 0, 1, 2, 3
 TO_THE_END = Stops()
 
 
@@ -63,9 +65,12 @@ class ReferenceRun:
             if id(node.policy) not in scorers:
                 scored = Scorer(node.policy.score, self._features, inputs.arrival_ps)
                 scorers[id(node.policy)] = scored
-        self.nodes = [
-            self._node(index, scorers[id(node.policy)]) for index, node in enumerate(system.nodes)
-        ]
+        self._scorers = [scorers[id(node.policy)] for node in system.nodes]
+        self.nodes = [self._node(index, scorer) for index, scorer in enumerate(self._scorers)]
+        self._closed = [False] * len(self.nodes)  # those that the router knows to be down
+        self._turn = 0  # place in the timetable of failures
+        self._lost: list[tuple[int, ...]] = []  # one a stay at a node that failed
+        self._lost_tokens = 0
         self.steps: list[tuple[int, Step]] | None = None  # set to a list, it collects every step
         self._interval_ps = system.interval_ps
         self._seen = [node.view(0) for node in self.nodes]  # as of the last multiple of it
@@ -112,8 +117,13 @@ class ReferenceRun:
                 elif event[1] == _WAKE:
                     heapq.heappop(self._ends)
                     heapq.heappush(self._ready, event[2])
+                elif event[1] == _TURN:
+                    self._happen(*self._inputs.turns[self._turn][1:])
                 elif self._arrive(event[2], ask=stops.route):
-                    return self._stop(Stop("route", request=event[2], candidates=len(self.nodes)))
+                    closed = tuple(at for at, down in enumerate(self._closed) if down)
+                    return self._stop(
+                        Stop("route", -1, event[2], candidates=len(self.nodes), closed=closed)
+                    )
             elif self._ready:
                 node = self.nodes[self._ready[0]]
                 if not node.can_schedule or node.timeline.launched_ps > self._now_ps:
@@ -152,11 +162,10 @@ class ReferenceRun:
             candidates = self._candidates(due)
             self._chosen = [candidates[place] for place in answers.places(choice, due)]
             return
-        node = answers.node(choice, len(self.nodes))
+        node = answers.node(choice, due)
         self._due = None
         if node == HOLD:
-            self._held.setdefault(due.request, self._now_ps - self._reach_ps[due.request])
-            heapq.heappush(self._ends, (self._now_ps + self._hold_ps, _ARRIVAL, due.request))
+            self._hold(due.request, self._now_ps + self._hold_ps)
         else:
             self._send(due.request, node)
 
@@ -165,7 +174,8 @@ class ReferenceRun:
         """The integrals up to now."""
         return Totals(
             self._now_ps, self._in_system, self._request_ps, self._waiting_ps, len(self._rows),
-            self._generated, self._preemptions, self._recomputed,
+            self._generated, self._preemptions, self._recomputed, len(self._lost),
+            self._lost_tokens,
         )  # fmt: skip
 
     def records(self) -> Records:
@@ -179,13 +189,16 @@ class ReferenceRun:
         predicted = self._inputs.predicted
         columns = [np.ascontiguousarray(column) for column in rows.T[1:]]
         replica, arrival, scheduled, first, finish, preemptions, recomputed, cached = columns
+        lost = np.array(sorted(self._lost), dtype=np.int64).reshape(-1, len(LOST))
+        preemptions += lost_sums(lost, "preemptions", requests)
+        recomputed += lost_sums(lost, "recomputed_tokens", requests)
         return Records(
             replica=replica, arrival_ps=arrival, scheduled_ps=scheduled, first_token_ps=first,
             finish_ps=finish, prompt_tokens=self._workload["prompt_tokens"],
             output_tokens=self._workload["output_tokens"],
             predicted_tokens=np.full(requests, np.nan) if predicted is None else predicted,
             preemptions=preemptions, recomputed_tokens=recomputed, cached_tokens=cached,
-            backend="reference", iterations=self._iterations(),
+            backend="reference", iterations=self._iterations(), lost=lost,
         )  # fmt: skip
 
     def _node(self, index: int, scorer: Scorer) -> Replica:
@@ -230,7 +243,7 @@ class ReferenceRun:
             dataclasses.replace(
                 self._seen[node.index], now_ps=now_ps, routed=node.routed,
                 unfinished=len(node.here), outstanding=node.outstanding,
-                oldest_ps=node.oldest_ps(now_ps),
+                oldest_ps=node.oldest_ps(now_ps), replica=node,
             )
             for node in nodes
         ]  # fmt: skip
@@ -248,6 +261,10 @@ class ReferenceRun:
 
     def _next_event(self) -> tuple[int, int, int] | None:
         event = self._ends[0] if self._ends else None
+        turns = self._inputs.turns
+        if self._turn < len(turns) and len(self._rows) < len(self._workload):
+            turn = (turns[self._turn][0], _TURN, 0)
+            event = turn if event is None or turn < event else event
         if self._next < len(self._arrivals):
             request = self._arrivals[self._next]
             arrival = (self._planned[request] + self._reach_ps[request], _ARRIVAL, request)
@@ -263,18 +280,23 @@ class ReferenceRun:
         if request not in self._held:
             self._in_system += 1
             self._waiting += 1
+        if all(self._closed):
+            coming = self._inputs.turns[self._turn :]
+            self._hold(request, next(time_ps for time_ps, kind, _ in coming if kind == UP))
+            return False
         if ask:
             return True
         self._send(request, self._route(request))
         return False
 
     def _route(self, request: int) -> int:
-        routing, count = self.system.routing, len(self.nodes)
-        if count == 1:
-            return 0
-        chosen = list(range(count))
-        if 0 < routing.choices < count:
-            chosen = sample(self._seed, request, count, routing.choices)
+        routing = self.system.routing
+        chosen = [at for at, down in enumerate(self._closed) if not down]
+        if len(chosen) == 1:
+            return chosen[0]
+        if 0 < routing.choices < len(chosen):
+            places = sample(self._seed, request, len(chosen), routing.choices)
+            chosen = [chosen[place] for place in places]
         values = self._routing_features(routing.score.features, request, chosen)
         scores = np.asarray(routing.score.evaluate(values), dtype=np.float64)
         if np.isnan(scores).any():
@@ -301,6 +323,47 @@ class ReferenceRun:
         node.routed += 1
         node.outstanding += self._weight[id]
         heapq.heappush(self._ready, index)
+
+    def _hold(self, request: int, until_ps: int) -> None:
+        """The router keeps a request until it is asked for again."""
+        self._held.setdefault(request, self._now_ps - self._reach_ps[request])
+        heapq.heappush(self._ends, (until_ps, _ARRIVAL, request))
+
+    def _happen(self, kind: int, index: int) -> None:
+        """What the timetable says of a node now."""
+        self._turn += 1
+        node = self.nodes[index]
+        if kind == UP:
+            routed = [other.routed for other in self.nodes if not self._closed[other.index]]
+            node.routed = max(node.routed, min(routed, default=0))  # no burst to catch up
+            node.down = self._closed[index] = False
+            return
+        if kind != NOTICE:
+            node.down = True
+            self._ends = [e for e in self._ends if e[1] not in (_END, _WAKE) or e[2] != index]
+            heapq.heapify(self._ends)
+        if kind != FAIL:
+            self._lose(node)
+
+    def _lose(self, node: Replica) -> None:
+        """The router knows that a node has failed: all that is there comes back to it."""
+        index, now_ps = node.index, self._now_ps
+        for request in node.here:
+            started = 0 <= request.scheduled_ps < now_ps
+            self._lost.append(
+                (
+                    request.id, index, request.scheduled_ps if started else -1, now_ps,
+                    request.generated, request.preemptions, request.recomputed,
+                )
+            )  # fmt: skip
+            self._lost_tokens += request.generated
+            self._held[request.id] = request.arrival_ps
+            heapq.heappush(self._ends, (now_ps, _ARRIVAL, request.id))
+        self._waiting += len(node.here) - self._queued[index]
+        self._queued[index] = 0
+        fresh = self.nodes[index] = self._node(index, self._scorers[index])
+        fresh.routed, fresh.down = node.routed, True
+        self._closed[index] = True
 
     def _count(self, node: Replica) -> None:
         """Keeps count of the requests that wait after something happened to a node."""

@@ -12,6 +12,7 @@ from lengthwise.errors import InputError
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.prediction import Predictions
 from lengthwise.registry import loader
+from lengthwise.serving.events import Fail
 from lengthwise.serving.records import Records
 from lengthwise.serving.reference.replica import Replica
 from lengthwise.serving.reference.run import TO_THE_END, ReferenceRun
@@ -79,6 +80,8 @@ def run(
     queue). Every other policy goes through lengthwise's plugin for vLLM. Raises ``InputError`` for
     what neither can do.
     """
+    if any(isinstance(event, Fail) for event in system.events):
+        raise InputError("backend vllm: nodes that fail are simulated by the other backends only")
     policies = {id(node.policy): node.policy for node in system.nodes}
     settings = {at: plugin_settings(policy) for at, policy in policies.items()}
     how = " and ".join(

@@ -21,7 +21,7 @@ from lengthwise.training.commands.options import (
 from lengthwise.training.groups import NamingGroup
 
 TARGETS = ("exact", "bucket", "rank", "quantile")
-ALGORITHMS = ("ppo", "dqn", "maskable-ppo", "es", "cma")
+ALGORITHMS = ("ppo", "dqn", "maskable-ppo", "es")
 
 
 @click.group(cls=NamingGroup)

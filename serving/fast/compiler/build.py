@@ -30,7 +30,7 @@ FLAGS = "flags"
 TABLES = "tables"
 PARTS = (
     "compiler/jit", "arrivals", "queue", "batch", "guard", "blocks", "curves", "backlog",
-    "scores", "routing", "replica", "stops", "cluster", "shown", "yields",
+    "scores", "routing", "replica", "failures", "stops", "cluster", "shown", "yields",
     "steps",
 )  # fmt: skip
 TYPES = (
