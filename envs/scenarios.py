@@ -5,7 +5,7 @@ One policy is trained for all scenarios of a set: each seed draws an episode of 
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -22,12 +22,14 @@ from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.predictors import load_predictor
 from lengthwise.predictors.predict import predict
 from lengthwise.protocols import Predictor, TimingModel
+from lengthwise.reading import read_described
 from lengthwise.serving import Engine, System, run
 from lengthwise.serving.nodes import NodesLike
 from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.records import PS
 from lengthwise.workload import Workload
 
+MOST_REQUESTS = 10**7  # of an episode
 CAPACITY_SEED = 2**31 - 1  # the workload that capacity is measured on
 SATURATED = (0.1, 0.9)  # shares of the answers between which a saturated system is watched
 LONGEST = {"prompt_tokens": 120_000, "output_tokens": 12_000}  # of lengths that were multiplied
@@ -82,12 +84,17 @@ class Scenario:
         for what, value in {"load": self.load, "rate": self.rate, **factors}.items():
             if value is not None and not (_number(value) and 0 < value < float("inf")):
                 raise InputError(f"scenario {self.name!r}: {what} must be above 0, not {value!r}")
-        if not isinstance(self.requests, int) or self.requests < 10:
+        whole = isinstance(self.requests, int) and not isinstance(self.requests, bool)
+        if not (whole and 10 <= self.requests <= MOST_REQUESTS):
             raise InputError(
-                f"scenario {self.name!r}: requests must be a whole number of at least 10, not "
-                f"{self.requests!r}"
+                f"scenario {self.name!r}: requests must be a whole number from 10 to "
+                f"{MOST_REQUESTS}, not {self.requests!r}"
             )
-        if len(self.span) != 2 or not 0 <= self.span[0] < self.span[1] <= 1:
+        if not (
+            len(self.span) == 2
+            and all(map(_number, self.span))
+            and 0 <= self.span[0] < self.span[1] <= 1
+        ):
             raise InputError(
                 f"scenario {self.name!r}: span must be two shares of the trace, in order, not "
                 f"{self.span!r}"
@@ -145,7 +152,7 @@ class Scenario:
     @cached_property
     def _source(self) -> Workloads:
         workload = self.workload
-        if isinstance(workload, str) and Path(workload).exists():
+        if isinstance(workload, str) and os.path.exists(workload):
             workload = Workload.read(workload)
         if isinstance(workload, Workload) and self.span != (0.0, 1.0):
             low, high = (round(share * len(workload)) for share in self.span)
@@ -206,6 +213,12 @@ class Scenarios:
         return (min(loads), max(loads)) if len(loads) == len(self.items) else None
 
 
+# what a file may say; its other keys are checked where they are used
+TYPES: dict[str, Any] = {
+    **dict.fromkeys(("workload", "timing", "policy", "router"), str),
+    **dict.fromkeys(("predictor",), str | None), "engine": Mapping | None,
+    "nodes": str | list | tuple | None, "span": tuple,
+}  # fmt: skip
 KEYS = tuple(item.name for item in fields(Scenario) if item.init)
 
 
@@ -297,12 +310,7 @@ def read_scenarios(spec: str | Path) -> Scenarios:
         return SETS[text]()
     if not text.endswith(".json"):
         raise UnknownNameError("set of scenarios", text, (*SETS, "FILE.json"))
-    try:
-        found = json.loads(Path(text).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"scenarios file {text!r}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"scenarios file {text!r} is not JSON: {error}") from None
+    found = read_described(Path(text), "scenarios file")
     defaults: Any = {}
     if isinstance(found, dict):
         for key in found:
@@ -339,6 +347,9 @@ def _read(row: Any, defaults: Mapping[str, Any], where: str) -> list[Scenario]:
         one["name"] = ", ".join(parts)
         if isinstance(one.get("span"), list):
             one["span"] = tuple(one["span"])
+        for key, kinds in TYPES.items():
+            if key in one and not isinstance(one[key], kinds):
+                raise InputError(f"{where}: {key} can't be {one[key]!r}")
         try:
             made = Scenario(**one)
             _ = made.system, made._predictor, made._source  # wrong names are told now

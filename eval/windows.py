@@ -6,9 +6,9 @@ come after. What is drawn from a seed is drawn from seeds that no training episo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def windows_of(
     stretches the arrivals of the whole. Without tuning, a trace of ``requests`` or fewer is judged
     as it is, ``test`` times, so that only the noise of predictors and routers differs.
     """
-    if isinstance(workload, str) and not Path(workload).exists():
+    if isinstance(workload, str) and not os.path.exists(workload):
         name = workload  # a preset; a wrong name is told by it
         Workload.preset(name, requests=2, rate=rate)
 

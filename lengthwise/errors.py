@@ -7,12 +7,24 @@ import re
 from collections.abc import Iterable
 
 
+LONGEST = 900  # characters of a message
+
+
 class LengthwiseError(Exception):
     """Base of every error that lengthwise raises on purpose."""
 
 
 class InputError(LengthwiseError, ValueError):
-    """Bad input: one line that says what came and what is allowed. The CLI exits with 2."""
+    """Bad input: one line that says what came and what is allowed. The CLI exits with 2.
+
+    A line is one to be read, so what came is shortened in its middle where it is very long.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        line = str(message)
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST * 2 // 3]} ... {line[-LONGEST // 4 :]}"
+        super().__init__(line)
 
 
 class UnknownNameError(InputError):

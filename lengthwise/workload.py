@@ -93,9 +93,12 @@ class Workload:
                     f"beyond its max_tokens, {data['max_tokens'][over[0]]}"
                 )
         if "parent" in data:
-            bad = np.flatnonzero(data["parent"] >= np.arange(rows))
+            parent = data["parent"]
+            bad = np.flatnonzero((parent >= np.arange(rows)) | (parent < -1))
             if len(bad):
-                raise InputError(f"{name}: row {bad[0]}: parent must be an earlier request")
+                raise InputError(
+                    f"{name}: row {bad[0]}: parent must be an earlier request, or -1 for none"
+                )
         for values in data.values():
             values.flags.writeable = False
         self.columns: dict[str, NDArray[Any]] = data

@@ -38,7 +38,7 @@ LARGEST = 64 * 2**20  # bytes of one file: far above any policy, far below a ser
 
 def is_bundle(path: str) -> bool:
     """Whether ``path`` is a folder with a ``policy.json`` in it."""
-    return (Path(path) / POLICY).is_file()
+    return os.path.isfile(os.path.join(path, POLICY))
 
 
 def write_bundle(policy: SchedulingPolicy | RoutingPolicy, folder: str | Path) -> Path:

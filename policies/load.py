@@ -83,7 +83,7 @@ def _parts(spec: str) -> list[str]:
     for end in range(2, len(parts) + 1):
         head = "+".join(parts[:end])
         path, py, function = head.partition(".py:")
-        if is_bundle(head) or (py and "+" not in function and Path(f"{path}.py").is_file()):
+        if is_bundle(head) or (py and "+" not in function and os.path.isfile(f"{path}.py")):
             return [head, *parts[end:]]
     return parts
 
@@ -121,7 +121,7 @@ def _apply(policy: Policy, options: str, spec: str) -> Policy:
 
 def _from_file(path: str, name: str) -> Score:
     file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise InputError(f"policy file {path!r} does not exist")
     module_spec = importlib.util.spec_from_file_location(f"_policy_{file.stem}", file)
     assert module_spec is not None and module_spec.loader is not None

@@ -6,6 +6,7 @@ No pickle and no code: reading an untrusted folder runs nothing of it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ class Saved:
 
 def is_saved(folder: str | Path) -> bool:
     """Whether ``folder`` holds a saved predictor."""
-    return (Path(folder) / DESCRIPTION).is_file()
+    return os.path.isfile(os.path.join(folder, DESCRIPTION))
 
 
 def write(saved: Saved, folder: str | Path, extra: Callable[[Path], None] | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.reading import read_described
 
 YAML = (".yaml", ".yml")
 SUFFIXES = (*YAML, ".json", ".csv")
@@ -21,17 +22,10 @@ def read_list(path: Path, what: str) -> list[Any]:
 
     Raises ``InputError`` for a file that can't be read or holds no list.
     """
+    parse = {".json": json.loads, ".csv": _rows}.get(path.suffix, yaml.safe_load)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".json":
-            found = json.loads(text)
-        elif path.suffix == ".csv":
-            found = _rows(text)
-        else:
-            found = yaml.safe_load(text)
-    except OSError as error:
-        raise InputError(f"{what} file {str(path)!r}: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError) as error:
+        found = read_described(path, f"{what} file", parse)
+    except yaml.YAMLError as error:
         said = " ".join(str(error).split())
         raise InputError(f"{what} file {str(path)!r} can't be read: {said}") from None
     if isinstance(found, Mapping):

@@ -21,7 +21,7 @@ from lengthwise.protocols import TimingModel
 from lengthwise.registry import loader
 from lengthwise.serving.listed import YAML, read_list
 from lengthwise.serving.options import Engine
-from lengthwise.serving.system import Node, Role
+from lengthwise.serving.system import Node, Role, check_seats
 from lengthwise.serving.timing import timing as load_timing
 from lengthwise.serving.timing.speed import at_speed
 
@@ -44,6 +44,7 @@ class Kind:
     def __post_init__(self) -> None:
         if not isinstance(self.count, int) or isinstance(self.count, bool) or self.count < 1:
             raise InputError(f"a node's count must be a whole number from 1, not {self.count!r}")
+        check_seats(self.count, self.count * self.engine.max_num_seqs)
 
 
 def nodes_of(kinds: Iterable[Kind], policy: SchedulingPolicy) -> tuple[Node, ...]:

@@ -15,6 +15,9 @@ VERSIONS: dict[str, dict[str, Any]] = {
 }
 
 
+# What an iteration can hold: each token of it takes 32 bytes of a node's tables.
+MOST_BATCHED_TOKENS = 2**22
+MOST = 2**40  # of the other options: above any engine, below where sums of them overflow
 DEFAULT_TIMING = "h200/llama-3.1-8b"  # what serves where nothing else was asked for
 
 
@@ -47,11 +50,21 @@ class Engine:
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
             _at_least(name, getattr(self, name), 1)
+        if self.max_num_batched_tokens > MOST_BATCHED_TOKENS:
+            raise InputError(
+                f"max_num_batched_tokens may be up to {MOST_BATCHED_TOKENS}, not "
+                f"{self.max_num_batched_tokens}"
+            )
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.type == "bool" and not isinstance(value, bool):
+                raise InputError(f"{option.name} must be true or false, not {value!r}")
         for name in ("num_gpu_blocks", "max_model_len"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         _at_least("long_prefill_token_threshold", self.long_prefill_token_threshold, 0)
-        if not 0 <= self.watermark < 1:
+        number = isinstance(self.watermark, int | float) and not isinstance(self.watermark, bool)
+        if not (number and 0 <= self.watermark < 1):
             raise InputError(f"watermark must be at least 0 and below 1, not {self.watermark!r}")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise InputError(
@@ -72,5 +85,8 @@ def engine_of(engine: Engine | Mapping[str, Any] | None) -> Engine:
 
 
 def _at_least(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not (whole and least <= value <= MOST):
+        raise InputError(
+            f"{name} must be a whole number of at least {least} and up to {MOST}, not {value!r}"
+        )

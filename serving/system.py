@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.picoseconds import LONGEST_S
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
 from lengthwise.serving.events import Event, Fail, check_events, downtime_ps
@@ -20,7 +21,7 @@ from lengthwise.serving.records import PS, Records
 
 Role = Literal["both", "prefill", "decode"]
 ROLES: tuple[Role, ...] = ("both", "prefill", "decode")
-MOST_SEATS = 2**23  # each takes about 200 bytes of a run's memory
+MOST_SEATS = 2**21  # each takes about 200 bytes of a run's memory
 HOLD = -1  # the answer to a route stop that leaves the request at the router for now
 
 
@@ -37,6 +38,15 @@ class Node:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise UnknownNameError("node role", str(self.role), ROLES)
+
+
+def check_seats(nodes: int, seats: int) -> None:
+    """Raises ``InputError`` for more seats than a run can hold; before nodes are made of it."""
+    if seats > MOST_SEATS:
+        raise InputError(
+            f"{nodes} nodes have {seats} seats (max_num_seqs) in all; a run takes up "
+            f"to {MOST_SEATS}: fewer replicas, or fewer seats each"
+        )
 
 
 @dataclass(frozen=True)
@@ -59,15 +69,12 @@ class System:
     def __post_init__(self) -> None:
         if not self.nodes:
             raise InputError("a system needs at least one node")
-        seats = sum(node.engine.max_num_seqs for node in self.nodes)
-        if seats > MOST_SEATS:
+        check_seats(len(self.nodes), sum(node.engine.max_num_seqs for node in self.nodes))
+        interval = self.metrics_interval_s
+        number = isinstance(interval, int | float) and not isinstance(interval, bool)
+        if not (number and 0 <= interval <= LONGEST_S):
             raise InputError(
-                f"{len(self.nodes)} nodes have {seats} seats (max_num_seqs) in all; a run takes up "
-                f"to {MOST_SEATS}: fewer replicas, or fewer seats each"
-            )
-        if not 0 <= self.metrics_interval_s < float("inf"):
-            raise InputError(
-                f"metrics_interval_s must be a number of 0 or more, not {self.metrics_interval_s}"
+                f"metrics_interval_s must be a number from 0 to {LONGEST_S:g}, not {interval!r}"
             )
         object.__setattr__(self, "events", tuple(self.events))
         check_events(self.events, self.names)
@@ -84,6 +91,7 @@ class System:
         """``count`` nodes of one kind."""
         if count < 1:
             raise InputError(f"replicas must be 1 or more, not {count}")
+        check_seats(count, count * node.engine.max_num_seqs)
         return cls((node,) * count, routing, metrics_interval_s, tuple(events))
 
     @property

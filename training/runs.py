@@ -18,6 +18,7 @@ from lengthwise.errors import InputError
 from lengthwise.eval.output import CONFIG, provenance, write_json
 from lengthwise.eval.statistics import Interval
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
+from lengthwise.reading import read_described
 from lengthwise.serving import Engine
 from lengthwise.trained import TrainedOn
 from lengthwise.training.checkpoint import read_checkpoint
@@ -97,12 +98,9 @@ def _same(folder: Path, given: Mapping[str, Any]) -> None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a run; ``InputError`` where there is none."""
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-    except OSError as error:
-        raise InputError(f"no training run at {str(folder)!r}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{str(folder / CONFIG)!r} is not JSON: {error}") from error
+    config = read_described(folder / CONFIG, "training run")
+    if not isinstance(config, dict):
+        raise InputError(f"training run {str(folder / CONFIG)!r} holds no options: {config!r}")
     return config
 
 

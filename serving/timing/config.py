@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.reading import read_described
 
 _NEEDED = (
     "hidden_size",
@@ -18,6 +20,8 @@ _NEEDED = (
     "num_attention_heads",
     "vocab_size",
 )
+_OPTIONAL = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+_MOST = 2**31 - 1  # of each number
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def model_shape(name: str) -> ModelShape:
     if name in known:
         return _from_config(name, known[name])
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "config.json"
     if path.suffix == ".json":
         return _from_config(path.parent.name or path.stem, _read(path))
@@ -89,12 +93,7 @@ def _known() -> dict[str, dict[str, Any]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the model config {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"the model config {path} is not JSON: {error}") from None
+    config = read_described(path, "model config")
     if not isinstance(config, dict):
         raise InputError(f"the model config {path} must be a JSON object")
     return config
@@ -103,9 +102,17 @@ def _read(path: Path) -> dict[str, Any]:
 def _from_config(name: str, config: dict[str, Any]) -> ModelShape:
     if "num_experts" in config or "num_local_experts" in config:
         raise InputError(f"model {name!r} is a mixture of experts; a roofline knows dense models")
-    missing = [key for key in _NEEDED if not isinstance(config.get(key), int)]
+    missing = [key for key in _NEEDED if config.get(key) is None]
     if missing:
         raise InputError(f"the config of model {name!r} lacks {', '.join(missing)}")
+    for key in (*_NEEDED, *_OPTIONAL):
+        value = config.get(key)
+        whole = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MOST
+        if not whole and (key in _NEEDED or value is not None):
+            raise InputError(
+                f"the config of model {name!r}: {key} must be a whole number from 1 to {_MOST}, "
+                f"not {value!r}"
+            )
     heads = config["num_attention_heads"]
     return ModelShape(
         name=name,

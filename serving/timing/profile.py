@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.protocols import Batch
+from lengthwise.reading import read_described
+from lengthwise.serving.options import MOST
 from lengthwise.serving.records import PS
 from lengthwise.serving.timing.model import Pipeline, TimingTables
 from lengthwise.serving.timing.terms import TERMS
@@ -22,6 +25,7 @@ FORMAT = "lengthwise-timing-profile"
 FORMAT_VERSION = 1
 TILE = 128  # without CUDA graphs, matrix products run in tiles of so many tokens
 SPED = ("launch", "prepare")  # the terms that the CPU's speed multiplies
+MOST_S = 1000.0  # of anything that an iteration is made of
 MEAN_CONTEXT = 1000  # tokens a sequence at which ``tables`` and ``pipeline`` agree for decoding
 IN_TABLES = ("launch_graph", "launch_eager")  # launching beside prefill, by size
 MEASURED = (*(term.name for term in TERMS.values() if term.measured), *IN_TABLES)
@@ -117,12 +121,7 @@ class ProfileTiming:
 
 def read_profile(path: Path, engine_version: str | None = None) -> ProfileTiming:
     """The profile in a file; refused if measured on another version than ``engine_version``."""
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the profile {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"the profile {path} is not JSON: {error}") from None
+    data = read_described(path, "profile")
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise InputError(f"{path} is no timing profile: its format is not {FORMAT!r}")
     if data.get("format_version") != FORMAT_VERSION:
@@ -133,8 +132,8 @@ def read_profile(path: Path, engine_version: str | None = None) -> ProfileTiming
     try:
         fit, engine = data["fit"], data["engine"]
         profile = ProfileTiming(
-            name=data["name"],
-            num_gpu_blocks=data["num_gpu_blocks"],
+            name=str(data["name"]),
+            num_gpu_blocks=_blocks(data["num_gpu_blocks"]),
             decode=_knots(fit["decode"]),
             decode_context=_knots(fit["decode_context"]),
             mixed=_knots(fit["mixed"]),
@@ -142,8 +141,9 @@ def read_profile(path: Path, engine_version: str | None = None) -> ProfileTiming
             about={key: value for key, value in data.items() if key != "fit"},
         )
         measured = engine["version"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the profile {path} is damaged: {error!r}") from None
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        said = str(error) if isinstance(error, InputError) else repr(error)
+        raise InputError(f"the profile {path} is damaged: {said}") from None
     if engine_version is not None and engine_version != measured:
         raise InputError(
             f"the profile {profile.name} was measured on {engine['name']} {measured}, "
@@ -155,11 +155,28 @@ def read_profile(path: Path, engine_version: str | None = None) -> ProfileTiming
 def _terms(given: Mapping[str, Any]) -> dict[str, float]:
     """The coefficients: all that every profile has measured, and those of other terms it names."""
     named = (term for term in TERMS if term in given)
-    return {term: float(given[term]) for term in dict.fromkeys((*MEASURED, *named))}
+    found = {term: float(given[term]) for term in dict.fromkeys((*MEASURED, *named))}
+    for term, seconds in found.items():
+        if not abs(seconds) <= MOST_S:
+            raise InputError(f"{term} is {seconds!r} s; {MOST_S:g} are the most")
+    return found
 
 
 def _knots(pairs: Any) -> tuple[tuple[float, float], ...]:
-    return tuple((float(size), float(seconds)) for size, seconds in pairs)
+    found = tuple((float(size), float(seconds)) for size, seconds in pairs)
+    sizes = [size for size, _ in found]
+    if not found or not all(low < high for low, high in pairwise(sizes)):
+        raise InputError("a table's sizes must rise")
+    if not all(0 <= size < math.inf and abs(seconds) <= MOST_S for size, seconds in found):
+        raise InputError(f"a table holds sizes from 0 and up to {MOST_S:g} s")
+    return found
+
+
+def _blocks(given: Any) -> int | None:
+    whole = isinstance(given, int) and not isinstance(given, bool)
+    if given is None or (whole and 1 <= given <= MOST):
+        return given
+    raise InputError(f"num_gpu_blocks is {given!r}; it must be a whole number from 1 to {MOST}")
 
 
 def padded(sizes: Ints, graphs: Ints) -> Ints:

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.reading import plain_bytes
 
 Columns = dict[str, NDArray[Any]]  # name -> (rows,), all of one length
 
@@ -63,7 +65,7 @@ def source_name(source: Any) -> str:
 
 def _from_file(path: Path) -> Columns:
     name = path.name
-    if path.is_dir():
+    if os.path.isdir(path):
         return _from_parts(path)
     suffix = Path(name.lower().removesuffix(".gz")).suffix
     if suffix not in SUFFIXES:
@@ -71,11 +73,9 @@ def _from_file(path: Path) -> Columns:
             f"{path}: unknown kind of file; it must end in {', '.join(SUFFIXES)} or that + .gz"
         )
     try:
-        data = path.read_bytes()
+        data = plain_bytes(path, "file")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{_near(path)}") from None
-    except OSError as error:
-        raise InputError(f"{path}: can't be read: {error.strerror}") from None
     data = _plain(name, data)
     if not data.strip():
         raise InputError(f"{name}: the file is empty")
@@ -108,7 +108,7 @@ def _near(path: Path) -> str:
     """ "; did you mean ...?" from the files beside the one that is missing."""
     import difflib
 
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         return f"; there is no folder {path.parent}"
     near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
     return f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -465,7 +465,7 @@ def _parents(name: str, table: Columns) -> Columns:
     if "think_s" not in table:
         raise InputError(f"{name}: parent needs a column think_s beside it, 0 where nobody thinks")
     parent = check_column(name, "parent", table["parent"])
-    late = np.flatnonzero(parent >= np.arange(len(parent)))
+    late = np.flatnonzero((parent >= np.arange(len(parent))) | (parent < -1))
     if len(late):
         raise InputError(
             f"{name}: row {late[0]}: parent is {parent[late[0]]}; it must be an earlier row, or -1"

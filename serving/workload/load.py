@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
+import os
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,7 @@ def _from_preset(
 
 def _table(spec: Any, name: str, model: str | None, options: dict[str, Any]) -> Table:
     is_name = isinstance(spec, str) and not name.startswith(HUGGING_FACE)
-    if is_name and "." not in name and "/" not in name and not Path(name).exists():
+    if is_name and "." not in name and "/" not in name and not os.path.exists(name):
         near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(
