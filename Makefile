@@ -42,6 +42,9 @@ engines: install
 mutants: install
 	rm -rf build/map && LENGTHWISE_COVER=build/map $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" -p tests.mutants.cover
 	$(BIN)/python -m tests.mutants build/map --out build/mutants.jsonl
+# 2,000 spoiled inputs of every kind; FUZZ="--kind csv --inputs 20000 --seed 3" asks for others.
+fuzz: install
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 bench: install
 	$(BIN)/python -m benchmarks.engine_speed

@@ -6,7 +6,6 @@ import difflib
 import re
 from collections.abc import Iterable
 
-
 LONGEST = 900  # characters of a message
 
 

@@ -122,17 +122,22 @@ def pretrained(model: str, *, max_tokens: int, drop_layers: int = 0) -> Encoder:
             if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "hidden_size"):
                 raise InputError(f"{model!r} is no text encoder (model type {config.model_type!r})")
             config.num_hidden_layers = max(1, config.num_hidden_layers - drop_layers)
-            backbone = _AutoModel.from_pretrained(
+            backbone, loading = _AutoModel.from_pretrained(
                 source,
                 config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
             )
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        if isinstance(error, InputError):
-            raise
+        # what is missing is drawn at random; nothing here reads a pooler
+        lacking = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
+        if lacking:
+            raise InputError(f"no pretrained encoder {model!r}: its weights lack {lacking[0]}")
+    except InputError:
+        raise
+    except Exception as error:  # of libraries, about files that anybody may have written
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"no pretrained encoder {model!r}: {first}") from error
     positions = int(getattr(config, "max_position_embeddings", max_tokens) or max_tokens)

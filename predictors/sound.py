@@ -15,6 +15,7 @@ from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.protocols import Predictor
 
 MOST_JSON_BYTES = 64 * 2**20
+MOST_LAYERS, MOST_SIZE = 1000, 2**31 - 1  # of an encoder
 MOST_BYTES = 8 * 2**30  # of one file
 RUNS = frozenset({".py", ".pyc", ".so", ".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"})
 ATTENTION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
@@ -77,6 +78,11 @@ def _check_json(path: Path, name: str, file: Path) -> None:
         raise InputError(f"{str(path)!r} is damaged: {name} is no JSON: {error}") from error
     if not isinstance(content, dict):
         return
+    if file.name == "config.json":
+        for key, value in content.items():
+            most = MOST_LAYERS if "layers" in key else MOST_SIZE
+            if isinstance(value, int | float) and not abs(value) <= most:
+                raise InputError(f"{str(path)!r} is refused: {key} of {name} is beyond {most}")
     if name.endswith("config.json"):
         for held in _dicts(content):
             if held.get("auto_map"):

@@ -84,7 +84,7 @@ def engine_of(engine: Engine | Mapping[str, Any] | None) -> Engine:
     return Engine(**(engine or {}))
 
 
-def _at_least(name: str, value: object, least: int) -> None:
+def _at_least(name: str, value: Any, least: int) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not (whole and least <= value <= MOST):
         raise InputError(

@@ -173,8 +173,9 @@ def _knots(pairs: Any) -> tuple[tuple[float, float], ...]:
 
 
 def _blocks(given: Any) -> int | None:
-    whole = isinstance(given, int) and not isinstance(given, bool)
-    if given is None or (whole and 1 <= given <= MOST):
+    if given is None:
+        return None
+    if isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= MOST:
         return given
     raise InputError(f"num_gpu_blocks is {given!r}; it must be a whole number from 1 to {MOST}")
 

@@ -2,7 +2,7 @@
 
 Each input is a function of the seed, its kind and its number alone. It runs in a worker that may
 hang, be killed or die of a signal without ending the others. An escape is whatever comes back
-beside "accepted" and a line of the library's own: its input and its traceback are kept in ``--out``.
+beside "accepted" and a line of the library's own: its input and traceback are kept in ``--out``.
 """
 
 from __future__ import annotations
@@ -131,13 +131,13 @@ def _run(kinds: list[str], inputs: int, jobs: int, seed: int, base: Path, out: P
             start(*todo.pop())
         multiprocessing.connection.wait([row[1] for row in running], timeout=1.0)
         for row in list(running):
-            process, pipe, kind, numbers, number, since, scratch = row
+            process, pipe, kind, numbers, number, _, scratch = row
             tally, over = tallies[kind], False
             try:
                 while pipe.poll():
                     message = pipe.recv()
                     if message[0] == "start":
-                        row[4], row[5] = number, since = message[1], time.monotonic()
+                        row[4], row[5] = message[1], time.monotonic()
                     elif message[0] == "done":
                         over = True
                         break
@@ -204,8 +204,9 @@ def main() -> None:
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for kind, tally in tallies.items():
         count = tally.counts
-        lines.append(f"| {kind} | {count.total()} | {count['refused']} | {count['accepted']} | "
-                     f"{count['escape']} | {tally.slowest_s:.2f} | {tally.peak_mb:.0f} |")  # fmt: skip
+        row = (kind, count.total(), count["refused"], count["accepted"], count["escape"],
+               f"{tally.slowest_s:.2f}", f"{tally.peak_mb:.0f}")  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, row))} |")
     table = "\n".join(lines)
     print(f"seed {given.seed}, {given.jobs} jobs, {time.monotonic() - begun:.0f} s\n\n{table}\n")
     groups: dict[str, list[str]] = {}

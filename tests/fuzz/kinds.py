@@ -61,6 +61,7 @@ def outcome(run: Callable[[Path], None], given: Path) -> str:
 
 # --- traces, prompts and sessions
 
+
 def _parts(text: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text}, {"type": "image_url", "image_url": "x"}]
 
@@ -101,7 +102,8 @@ ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
         "client_id": 3, "timestamp": 0.1 * i, "input_tokens": 80, "output_tokens": 20,
     },
     "agents": lambda i: {
-        "session_id": f"s{i // 4}", "idx": i % 4, "arrival_s": 0.2 * i, "prompt_tokens": 200 + 64 * i,
+        "session_id": f"s{i // 4}", "idx": i % 4, "arrival_s": 0.2 * i,
+        "prompt_tokens": 200 + 64 * i,
         "output_tokens": 9, "parent_idx": i % 4 - 1, "shared_blocks": 2, "n_blocks": 3,
         "think_time_s": 0.1, "agent": "a", "model": "m",
     },
@@ -116,7 +118,8 @@ ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
     },
     "openai": lambda i: {
         "model": "m", "messages": [
-            {"role": "system", "content": "Be brief."}, {"role": "user", "content": _parts(TEXTS[0])},
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": _parts(TEXTS[0])},
             {"role": "assistant", "content": TEXTS[1]},
         ],
     },
@@ -219,7 +222,9 @@ def _read(path: Path) -> None:
         read_prompts(path, **options)
         return
     if rng.random() < 0.6:
-        options["arrivals"] = rng.choice(("burst", "poisson:4", "closed:2", "constant:2", str(path)))
+        options["arrivals"] = rng.choice(
+            ("burst", "poisson:4", "closed:2", "constant:2", str(path))
+        )
     elif rng.random() < 0.3:
         options["rate"] = 3.0
     _run(load_workload(str(path), **options), rng)
@@ -243,6 +248,7 @@ def _run(workload: Any, rng: Random, **given: Any) -> None:
 
 # --- bundles and predictors
 
+
 def _bundles(base: Path) -> None:
     from lengthwise.policies import load_policy, load_router
     from lengthwise.policies.blend import Blend
@@ -252,15 +258,17 @@ def _bundles(base: Path) -> None:
     from lengthwise.trained import TrainedOn
 
     rng = np.random.default_rng(0)
-    names = ("wait_s", "predicted_remaining")
+    names = ("prompt_tokens", "predicted_tokens")
     mlp = MLP(np.zeros(2), np.ones(2), np.array([True, False]),
               ((rng.normal(size=(4, 2)), np.zeros(4)), (rng.normal(size=(1, 4)), np.zeros(1))),
               rng.normal(size=2))  # fmt: skip
-    trained = TrainedOn((("wait_s", 0.0, 4.0),), ("azure-conv-2023",))
+    trained = TrainedOn((("prompt_tokens", 0.0, 4.0),), ("azure-conv-2023",))
     write_bundle(SchedulingPolicy(Score("learned", mlp, names), trained_on=trained), base / "mlp")
     write_bundle(load_policy("mlfq:quantum=32+preempt:price=2+guard"), base / "mlfq")
     write_bundle(load_router("power-of-two"), base / "router")
-    write_bundle(SchedulingPolicy(Blend(("predicted", "prompt"), (1.0, 0.5)).score("mine")), base / "blend")
+    write_bundle(
+        SchedulingPolicy(Blend(("predicted", "prompt"), (1.0, 0.5)).score("mine")), base / "blend"
+    )
 
 
 def _saved(base: Path) -> None:
@@ -270,13 +278,13 @@ def _saved(base: Path) -> None:
     prompts = [f"{'long' if i % 2 else 'short'} story number {i} of {i % 7}" for i in range(80)]
     lengths = np.array([400.0 if i % 2 else 20.0 for i in range(80)]) + np.arange(80) % 9
     context = Context(model=[f"m{i % 3}" for i in range(80)])
-    for spec in ("ridge-exact", "ridge-bucket", "ridge-quantile", "ridge-rank", "gbdt-quantile",
-                 "constant-exact", "prompt-length-exact"):  # fmt: skip
-        name, _, target = spec.rpartition("-")
-        made = make_predictor(name, target=target) if "ridge" in name or "gbdt" in name \
-            else make_predictor(name)
+    for spec in ("ridge:exact", "ridge:bucket", "ridge:quantile", "ridge:rank", "gbdt:quantile",
+                 "constant", "prompt-length"):  # fmt: skip
+        name, _, target = spec.partition(":")
+        made = make_predictor(name, **({"target": target} if target else {}))
         more = {"context": context} if getattr(made, "uses", None) else {}
-        made.fit(prompts, lengths, **more).save(base / spec)
+        counts = [len(text) // 4 for text in prompts]
+        made.fit(prompts, lengths, prompt_tokens=counts, **more).save(base / spec.replace(":", "-"))
 
 
 def _encoders(base: Path) -> None:
@@ -310,7 +318,7 @@ def _folder(weights: str) -> Callable[[Random, Path, Path], Path]:
                 os.mkfifo(found)
             else:
                 found.mkdir()
-        for found in {rng.choice(files) for _ in range(rng.choice((1, 1, 2)))}:
+        for found in dict.fromkeys(rng.choice(files) for _ in range(rng.choice((1, 1, 2)))):
             if not found.is_file() or found.is_symlink():
                 continue
             data = found.read_bytes()
@@ -455,7 +463,7 @@ def _spelling(rng: Random, base: Path, folder: Path) -> Path:
     if how < 3:
         text = worded(text, rng)
     if how in (2, 3):
-        text += ":," [":" in text] + f"{rng.choice(TUNED)}={str(rng.choice(ODD))[:40]}"
+        text += ":,"[":" in text] + f"{rng.choice(TUNED)}={str(rng.choice(ODD))[:40]}"
     if how == 4 and "=" in text:
         at = text.rindex("=")
         text = f"{text[: at + 1]}{str(rng.choice(ODD))[:40]}"
@@ -465,9 +473,11 @@ def _spelling(rng: Random, base: Path, folder: Path) -> Path:
 
 
 def _use_spelling(path: Path) -> None:
-    (what, text), = json.loads(path.read_text()).items()
+    ((what, text),) = json.loads(path.read_text()).items()
     if "\x00" in text or any(0xD800 <= ord(c) < 0xE000 for c in text):
-        text = text.encode("utf-8", "replace").decode().replace("\x00", "\\0")  # no argument has one
+        text = (
+            text.encode("utf-8", "replace").decode().replace("\x00", "\\0")
+        )  # no argument has one
     rng = Random(0)
     if what == "policy":
         _use_policy(text)
@@ -504,6 +514,7 @@ def _use_spelling(path: Path) -> None:
 
 # --- files that describe: profiles, nodes, scenarios, runs
 
+
 def _described(name: str, *contents: Any) -> Callable[[Random, Path, Path], Path]:
     def make(rng: Random, base: Path, folder: Path) -> Path:
         content = rng.choice(contents)
@@ -522,6 +533,16 @@ def _described(name: str, *contents: Any) -> Callable[[Random, Path, Path], Path
     return make
 
 
+def _listed(rng: Random, base: Path, folder: Path) -> Path:
+    rows: Any = EVENTS[0]
+    if rng.random() < 0.6:
+        rows = bent(rows, rng)
+    data = _as_csv(rows)
+    path = folder / "events.csv"
+    path.write_bytes(spoiled(data, rng) if rng.random() < 0.5 else data)
+    return path
+
+
 def _profile() -> Any:
     import lengthwise.serving.timing
 
@@ -533,6 +554,11 @@ NODES = (
     [{"count": 2, "timing": "h200/llama-3.1-8b", "speed": 0.5, "name": "a", "policy": "srtf",
       "max_num_seqs": 8}, {"role": "both", "max_num_batched_tokens": 4096}],
     {"nodes": [{"count": 1, "num_gpu_blocks": 4000, "enable_prefix_caching": True}]},
+)  # fmt: skip
+EVENTS = (
+    [{"kind": "slow", "node": 0, "at_s": 0.5, "until_s": 1.0, "factor": 3},
+     {"kind": "slow", "node": "b", "at_s": 0.2, "factor": 1.5}],
+    {"events": [{"kind": "slow", "node": "a"}]},
 )  # fmt: skip
 SCENARIOS = (
     [{"workload": "azure-conv-2023", "rate": 2.0, "requests": 20, "name": "a"}],
@@ -553,6 +579,11 @@ def _use_nodes(path: Path) -> None:
 
     if sum(kind.count for kind in read_nodes(str(path), Engine(), DEFAULT_TIMING)) <= 64:
         _run(_small(), Random(0), nodes=str(path))
+
+
+def _use_events(path: Path) -> None:
+    nodes = [{"name": "a"}, {"name": "b"}]
+    _run(_small(), Random(0), nodes=nodes, events=str(path))
 
 
 def _use_scenarios(path: Path) -> None:
@@ -660,9 +691,7 @@ def beside(folder: Path) -> None:
     (folder / "nodes.json").write_text(json.dumps(NODES[0]))
     (folder / "scenarios.json").write_text(json.dumps(SCENARIOS[0]))
     (folder / "profile.json").write_text(json.dumps(_profile()))
-    (folder / "policy.py").write_text(
-        "def score(wait_s, predicted_remaining):\n    return predicted_remaining - wait_s\n"
-    )
+    (folder / "policy.py").write_text("def score(prompt_tokens):\n    return prompt_tokens\n")
 
 
 def _in_place(run: Callable[[Path], None]) -> Callable[[Path], None]:
@@ -685,6 +714,8 @@ KINDS: Mapping[str, Kind] = {
     "profile": Kind(_described("profile.json", _profile), _use_profile),
     "nodes-json": Kind(_described("nodes.json", *NODES), _use_nodes),
     "nodes-yaml": Kind(_described("nodes.yaml", *NODES), _use_nodes),
+    "events-json": Kind(_described("events.json", *EVENTS), _use_events),
+    "events-csv": Kind(_listed, _use_events),
     "scenarios": Kind(_described("scenarios.json", *SCENARIOS), _use_scenarios),
     "command": Kind(_beside(_command), _in_place(_use_command)),
 }
