@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint docs bench conformance fidelity engines mutants clean
+.PHONY: install demo test lint docs bench conformance fidelity engines mutants fuzz clean
 
 install: $(STAMP)
 
@@ -42,6 +42,7 @@ engines: install
 mutants: install
 	rm -rf build/map && LENGTHWISE_COVER=build/map $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" -p tests.mutants.cover
 	$(BIN)/python -m tests.mutants build/map --out build/mutants.jsonl
+
 # 2,000 spoiled inputs of every kind; FUZZ="--kind csv --inputs 20000 --seed 3" asks for others.
 fuzz: install
 	$(BIN)/python -m tests.fuzz $(FUZZ)

@@ -582,8 +582,14 @@ def _use_nodes(path: Path) -> None:
 
 
 def _use_events(path: Path) -> None:
-    nodes = [{"name": "a"}, {"name": "b"}]
-    _run(_small(), Random(0), nodes=nodes, events=str(path))
+    from lengthwise.policies import load_policy, load_router
+    from lengthwise.serving import Engine, Node, System, run
+    from lengthwise.serving.events import read_events
+    from lengthwise.serving.timing import timing
+
+    model, policy = timing("h200/llama-3.1-8b"), load_policy("fcfs")
+    nodes = tuple(Node(Engine(), model, policy, name=name) for name in ("a", "b"))
+    run(_small(), System(nodes, load_router("jsq"), events=read_events(path)), seed=0)
 
 
 def _use_scenarios(path: Path) -> None:
