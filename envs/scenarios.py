@@ -87,7 +87,7 @@ class Scenario:
         whole = isinstance(self.requests, int) and not isinstance(self.requests, bool)
         if not (whole and 10 <= self.requests <= MOST_REQUESTS):
             raise InputError(
-                f"scenario {self.name!r}: requests must be a whole number from 10 to "
+                f"scenario {self.name!r}: requests must be a whole number of at least 10 and up to "
                 f"{MOST_REQUESTS}, not {self.requests!r}"
             )
         if not (
