@@ -60,7 +60,11 @@ def main() -> None:
                             order = fitted.predict(list(test["prompt"])).order
                             taus.append(kendall_tau(order, length))
                         found[f"{n} rows, {kind}"] = float(np.mean(taus))
-        print(f"{name:24}", {key: round(value, 3) for key, value in found.items()}, flush=True)
+        print(
+            f"{name:24}",
+            {key: np.round(value, 3).tolist() for key, value in found.items()},
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

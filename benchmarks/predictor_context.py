@@ -143,30 +143,34 @@ def main() -> None:
         test = in_split(rows["prompt"], "test")
         every = sorted(set(rows["model"]))
         chosen = [every[i] for i in np.random.default_rng(0).permutation(len(every))[:UNSEEN]]
-        for names in ((), ("model",)):
-            found = []
-            for model in chosen:
-                its = rows["model"] == model
-                made, _ = fitted("ridge", rows, names, ~test & ~its)
-                told = said(made, rows, names, test & its)
-                found.append(kendalltau(told, rows["output_tokens"][test & its])[0])
-            print(
-                f"unseen models, ridge {'+'.join(names) or 'prompt alone'}: tau median "
-                f"{np.median(found):.3f}, {min(found):.3f} to {max(found):.3f} of {UNSEEN}"
-            )
+        for kind in models:
+            for names in ((), ("model",)):
+                found = []
+                for model in chosen:
+                    its = rows["model"] == model
+                    made, _ = fitted(kind, rows, names, ~test & ~its)
+                    told = said(made, rows, names, test & its)
+                    found.append(kendalltau(told, rows["output_tokens"][test & its])[0])
+                print(
+                    f"unseen models, {kind} {'+'.join(names) or 'prompt alone'}: tau median "
+                    f"{np.median(found):.3f}, {min(found):.3f} to {max(found):.3f} of {UNSEEN}",
+                    flush=True,
+                )
     if "sessions" in parts:
         rows = sessions(given.data)
         test = in_split(rows["first"], "test")
         print(f"mint: {len(test)} answers, {test.sum()} tested")
         before = ("previous_answers", "previous_log_tokens", "previous_tokens")
+        opening = rows | {"prompt": rows["first"]}  # of a server that is told no more
         for model in models:
-            tried = {}
-            for names in ((), before, ("model", "task"), ("model", "task", *before)):
-                made, seconds = fitted(model, rows, names, ~test)
-                label = "+".join(n for n in names if n not in before) or "prompt"
-                label = f"{model} {label}{' +session' if before[0] in names else ''}"
-                tried[label] = said(made, rows, names, test)
-            intervals(rows["output_tokens"][test], tried, rows["first"][test])
+            for read, table in (("opening question", opening), ("prompt", rows)):
+                tried = {}
+                for names in ((), before, ("model", "task"), ("model", "task", *before)):
+                    made, seconds = fitted(model, table, names, ~test)
+                    label = "+".join([read, *(n for n in names if n not in before)])
+                    label = f"{model} {label}{' +session' if before[0] in names else ''}"
+                    tried[label] = said(made, table, names, test)
+                intervals(rows["output_tokens"][test], tried, rows["first"][test])
 
 
 if __name__ == "__main__":

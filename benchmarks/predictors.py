@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from predictor_transfer import coverage, half, latency_ratios, sources, tau_interval
+from predictor_transfer import coverage, half, latency_ratios, remembered, sources, tau_interval
 
 from lengthwise.context import Context, given
 from lengthwise.eval.pool import over_cores
@@ -90,12 +90,12 @@ def used(predictor: Any, rows: Table) -> dict[str, Any]:
     """As the simulator uses it: order, coverage, latency, abstention."""
     length = rows["output_tokens"].to_numpy(float)
     stream = getattr(predictor, "stream", None)
-    said = ask(predictor if stream is None else stream(), rows)
-    found = {
-        "tau": tau_interval(blind(predictor, rows), length),
-        "coverage": coverage(said, length),
-    }
-    return found | latency_ratios(rows, predictor, 3, 1.0)
+    with remembered(predictor, list(rows["prompt"])):
+        said = ask(predictor if stream is None else stream(), rows)
+        return {
+            "tau": tau_interval(blind(predictor, rows), length), "coverage": coverage(said, length),
+            **latency_ratios(rows, predictor, 3, 1.0),
+        }  # fmt: skip
 
 
 def one_model(rows: Table) -> Table:

@@ -121,7 +121,10 @@ class Base(Learned):
         return np.asarray(self.blend_[0] + self.blend_[1] * own + self.blend_[2] * score[:, None])
 
     def _score(self, prompts: Sequence[str]) -> Floats:
-        return self.pretrained_(prompts, embeddings(prompts))
+        places: dict[str, int] = {}  # prompts with several answers are embedded once
+        row = [places.setdefault(prompt, len(places)) for prompt in prompts]
+        distinct = list(places)
+        return self.pretrained_(distinct, embeddings(distinct))[row]
 
     def _fitted(self) -> targets.AnyTarget:
         if self.target_ is None:

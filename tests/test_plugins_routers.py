@@ -89,8 +89,9 @@ def test_litellm(tmp_path: Path) -> None:
     for name in ("round-robin", "least-tokens", "dying"):  # LiteLLM itself asks again
         assert found[name]["answered"] == COUNT and not found[name]["failed"]
         assert found[name]["left"] == 0
-    for name in ("round-robin", "least-tokens"):
-        assert set(found[name]["counts"]) == {"predictions:predictor"}
+    for name in ("round-robin", "least-tokens"):  # prompts may be longer than those trained on
+        counted = set(found[name]["counts"]) - {"abstained:predictor"}
+        assert counted == {"predictions:predictor"}
     assert found["least-tokens"]["mean_s"] < 0.5 * found["round-robin"]["mean_s"]
     assert found["least-tokens"]["by_replica"]["replica2"] < 0.25 * COUNT
 

@@ -217,3 +217,33 @@ def test_the_simulator_judges_requests_in_the_order_of_arrival(ridge: Any) -> No
     found = predict(ridge, drawn)
     assert found is not None and found.abstained_share == 1.0
     assert len(set(found.predicted_tokens)) == 1
+
+
+def asked_by_length(
+    n: int, seed: int, middle: float, spread: float, slope: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt lengths, and answers that go with them."""
+    rng = np.random.default_rng(seed)
+    logs = rng.normal(middle, spread, n)
+    answers = np.exp(5 + slope * (logs - middle) + rng.normal(0, 0.5, n))
+    return np.exp(logs).round() + 1, answers.round() + 1
+
+
+def test_the_prompt_s_length_abstains_where_prompts_are_not_as_long(tmp_path: Path) -> None:
+    asked, answers = asked_by_length(400, 0, 5, 0.5, 0.6)
+    make_predictor("prompt-length").fit([], answers, prompt_tokens=asked).save(tmp_path / "p")
+    fitted: Any = load_predictor(tmp_path / "p")
+    for middle, spread, abstains in ((5, 0.5, False), (5.4, 0.5, True), (5, 0.15, True)):
+        other, _ = asked_by_length(400, 1, middle, spread, 0)
+        said = fitted.stream().predict([], prompt_tokens=other)
+        assert said.abstained[100:].mean() == pytest.approx(float(abstains), abs=0.05)
+        assert fitted.predict([], prompt_tokens=other).abstained is None
+    typical = fitted.stream().predict([], prompt_tokens=np.full(60, 9000)).predicted_tokens[-1]
+    assert typical == pytest.approx(np.median(answers))
+
+
+def test_a_prompt_s_length_that_tells_nothing_orders_nothing() -> None:
+    asked, answers = asked_by_length(200, 2, 5, 0.5, 0.0)
+    blank: Any = make_predictor("prompt-length").fit([], answers, prompt_tokens=asked)
+    assert blank.stream().predict([], prompt_tokens=asked).abstained.all()
+    assert load_predictor("prompt-length").stream().predict([], prompt_tokens=asked) is not None  # type: ignore[union-attr]

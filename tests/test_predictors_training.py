@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from lengthwise.errors import InputError
-from lengthwise.predictors import load_predictor
+from lengthwise.predictors import load_predictor, make_predictor
 from lengthwise.serving.workload import Prompts, read_prompts
 from lengthwise.training.predictor import evaluate_predictor, train_predictor
 
@@ -218,3 +218,27 @@ def test_all_models_of_a_file_are_learned_each_with_its_effect(data: Path) -> No
     without = train_predictor(Prompts(blind.prompt, blind.prompt_tokens, blind.output_tokens,
                                       blind.censored))  # fmt: skip
     assert pooled["value"] > without["metrics"]["kendall_tau"]["value"] + 0.05
+
+
+def test_several_answers_to_a_prompt_count_as_the_mean_of_their_logs_and_by_their_spread() -> None:
+    rng = np.random.default_rng(3)
+    asked = [f"{list(KINDS)[i % 3]}: case {i}" for i in range(90)]
+    logs = np.log([KINDS[text.partition(":")[0]] for text in asked])[:, None]
+    samples = np.exp(logs + 2 + rng.normal(0, 0.8, (90, 6)))
+    each = [text for text in asked for _ in range(6)]
+    mean = np.exp(np.log(samples).mean(axis=1))
+    many = make_predictor("ridge", alpha=3.0).fit(each, samples.ravel())
+    once = make_predictor("ridge", alpha=3.0).fit(asked, mean)
+    assert many.predict(asked).predicted_tokens == pytest.approx(
+        once.predict(asked).predicted_tokens, rel=1e-3
+    )
+    wide = make_predictor("ridge", target="quantile").fit(each, samples.ravel()).predict(asked)
+    narrow = make_predictor("ridge", target="quantile").fit(asked, mean).predict(asked)
+    spread = [np.log(np.divide(*one.interval(0.9)[::-1])).mean() for one in (wide, narrow)]
+    assert spread[0] > 1.5 * spread[1]
+
+
+def test_max_rows_draws_so_many_rows_by_the_seed(data: Path) -> None:
+    rows = [train_predictor(data, answers_by="terse", max_rows=80, seed=s) for s in (0, 0, 1)]
+    assert all(one["train"]["rows"] + one["test"]["rows"] == 80 for one in rows)
+    assert rows[0]["sketch"] == rows[1]["sketch"] != rows[2]["sketch"]

@@ -358,10 +358,11 @@ def test_the_short_way_to_actions_is_stable_baselines3s() -> None:
     assert torch.equal(best, theirs.mode())
 
 
-def test_the_evolution_strategy_is_a_run_like_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("algo", ["es", "cma"])
+def test_an_evolution_strategy_is_a_run_like_others(algo: str, tmp_path: Path) -> None:
     """It finds shortest first from first come, first served; resumed, it is the same to the bit."""
     small: dict[str, Any] = {"evaluations": 48, "episodes": 4, "population": 8}
-    given: dict[str, Any] = {"algo": "es", "baseline_names": ["fcfs"], "settings": small}
+    given: dict[str, Any] = {"algo": algo, "baseline_names": ["fcfs"], "settings": small}
     run = train(tmp_path / "run", **given)
     optimum = Validation.of(
         lambda seed: SchedulingEnv(burst, timing=TIMING, engine=ONE).source(seed), latency,

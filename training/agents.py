@@ -62,7 +62,7 @@ def settings_for(
 
     ``guided`` adds those of ``training.guide``.
     """
-    known = {**SETTINGS, "es": evolve.SETTINGS}
+    known = {**SETTINGS, **dict.fromkeys(evolve.ALGORITHMS, evolve.SETTINGS)}
     if algo not in known:
         raise UnknownNameError("algorithm", algo, known)
     settings = {**known[algo], **(GUIDANCE if guided else {})}

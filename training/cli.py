@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 # Packages that a plain install leaves out, and the extra that brings them.
 EXTRA_OF = {
-    "torch": "all", "transformers": "bert", "datasets": "bert", "matplotlib": "plot",
+    "torch": "all", "transformers": "bert", "datasets": "bert", "matplotlib": "plot", "cma": "rl",
     "gymnasium": "rl", "stable_baselines3": "rl", "sb3_contrib": "rl", "tensorboard": "rl",
 }  # fmt: skip
 

@@ -1,10 +1,10 @@
 """An evolution strategy over blends of terms, with the fast engine as fitness function.
 
-A separable CMA-ES (Ros and Hansen, PPSN 2008): a normal distribution over the weights, one
-variance a weight. A candidate's fitness is its mean log cost over that of the baseline that is
-best there, over episodes that all candidates share (common random numbers). The start is the best
-baseline that is a blend, so that learning never begins below it; the best on validation episodes is
-what is kept.
+A CMA-ES (Hansen and Ostermeier, Evolutionary Computation 2001), by default in its separable form
+(Ros and Hansen, PPSN 2008): a normal distribution over the weights, one variance a weight. A
+candidate's fitness is its mean log cost over that of the baseline that is best there, over episodes
+that all candidates share (common random numbers). The start is the best baseline that is a blend,
+so that learning never begins below it; the best on validation episodes is what is kept.
 """
 
 from __future__ import annotations
@@ -258,64 +258,54 @@ def nothing_to_learn(costs: Mapping[str, Floats]) -> str:
 
 
 class Search:
-    """The distribution of a separable CMA-ES: ask for candidates, tell their fitness.
+    """A CMA-ES of the package ``cma``: ask for candidates, tell their fitness.
 
-    Deterministic in (seed, what was told), so that telling again what was told brings it back.
+    ``diagonal`` keeps one variance a weight (the separable form), which learns faster; without it
+    covariances are learned too. Deterministic in (seed, what was told), so that telling again what
+    was told brings it back. Raises ``InputError`` for fewer than two weights or four candidates.
     """
 
-    def __init__(self, start: Floats, sigma: float, population: int, seed: int) -> None:
-        n = len(start)
-        if population < 4 or not sigma > 0 or n < 1:
-            raise InputError("a search needs a population of 4 or more and a sigma above 0")
-        self.mean, self.sigma = np.array(start, np.float64), sigma
-        self.population = population
-        ranks = np.log(population / 2 + 0.5) - np.log(np.arange(1, population // 2 + 1))
-        self.weights = ranks / ranks.sum()
-        mu = 1 / (self.weights**2).sum()
-        self._mu = mu
-        self._cs = (mu + 2) / (n + mu + 5)
-        self._ds = 1 + 2 * max(0.0, np.sqrt((mu - 1) / (n + 1)) - 1) + self._cs
-        self._cc = (4 + mu / n) / (n + 4 + 2 * mu / n)
-        gain = (n + 2) / 3  # the separable form learns faster
-        self._c1 = min(0.5, gain * 2 / ((n + 1.3) ** 2 + mu))
-        self._cmu = min(1 - self._c1, gain * 2 * (mu - 2 + 1 / mu) / ((n + 2) ** 2 + mu))
-        self._expected = np.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n * n))
-        self._variance, self._ps, self._pc = np.ones(n), np.zeros(n), np.zeros(n)
-        self._rng = np.random.default_rng(seed)
-        self.generation = 0
-        self._asked: Floats | None = None
+    def __init__(
+        self, start: Floats, sigma: float, population: int, seed: int, diagonal: bool = True
+    ) -> None:
+        if population < 4 or not sigma > 0 or len(start) < 2:
+            raise InputError(
+                "a search needs a population of 4 or more, a sigma above 0 and two weights or more"
+            )
+        from cma import CMAEvolutionStrategy
+
+        rng = np.random.default_rng(seed)  # in place of numpy's global one, which is others' too
+        self._strategy = CMAEvolutionStrategy(
+            np.array(start, np.float64), sigma,
+            {"popsize": population, "CMA_diagonal": diagonal, "verbose": -9, "seed": np.nan,
+             "randn": lambda *shape: rng.standard_normal(shape)},
+        )  # fmt: skip
+        self._asked: list[Floats] = []
+
+    @property
+    def mean(self) -> Floats:
+        """The distribution's mean, (n,)."""
+        return np.array(self._strategy.mean, np.float64)
+
+    @property
+    def generation(self) -> int:
+        """How often the fitness of candidates was told."""
+        return int(self._strategy.countiter)
 
     def ask(self) -> Floats:
         """Candidates, (population, n)."""
-        drawn = self._rng.standard_normal((self.population, len(self.mean)))
-        self._asked = self.mean + self.sigma * np.sqrt(self._variance) * drawn
-        return self._asked
+        self._asked = self._strategy.ask()
+        return np.array(self._asked)
 
     def tell(self, fitness: Sequence[float]) -> None:
         """The candidates' fitness, lower is better; raises ``InputError`` for NaN."""
         values = np.asarray(fitness, np.float64)
-        if self._asked is None or values.shape != (self.population,):
+        if values.shape != (len(self._asked),) or not self._asked:
             raise InputError("a search is told the fitness of the candidates that it was asked for")
         if not np.isfinite(values).all():
             raise InputError("a fitness must be a finite number")
-        best = self._asked[np.argsort(values, kind="stable")[: len(self.weights)]]
-        deviation = np.sqrt(self._variance)
-        y = (best - self.mean) / self.sigma
-        step = self.weights @ y
-        self.mean = self.mean + self.sigma * step
-        self.generation += 1
-        cs, cc = self._cs, self._cc
-        self._ps = (1 - cs) * self._ps + np.sqrt(cs * (2 - cs) * self._mu) * step / deviation
-        length = float(np.linalg.norm(self._ps))
-        decayed = np.sqrt(1 - (1 - cs) ** (2 * self.generation))
-        still = length / decayed < (1.4 + 2 / (len(self.mean) + 1)) * self._expected
-        self._pc = (1 - cc) * self._pc + still * np.sqrt(cc * (2 - cc) * self._mu) * step
-        kept = 1 - self._c1 - self._cmu + (not still) * self._c1 * cc * (2 - cc)
-        self._variance = (
-            kept * self._variance + self._c1 * self._pc**2 + self._cmu * self.weights @ y**2
-        )
-        self.sigma *= float(np.exp(min(1.0, cs / self._ds * (length / self._expected - 1))))
-        self._asked = None
+        self._strategy.tell(self._asked, values.tolist())
+        self._asked = []
 
 
 @dataclass(frozen=True)
@@ -356,6 +346,7 @@ def search(
     sigma: float = 0.3,
     every: int = 3,
     seed: int = 0,
+    diagonal: bool = True,
     told: Sequence[Sequence[float]] = (),
     after: Callable[[Evolved], bool] | None = None,
 ) -> Evolved:
@@ -363,10 +354,10 @@ def search(
 
     ``costs`` and ``validate`` run policies on training and on validation episodes; ``best`` and
     ``best_validation`` (episodes, 3) are the best baselines' costs there (see ``least``). ``start``
-    are weights of terms, ``scales`` what a weight is measured in. Every ``every`` generations the
-    distribution's mean and the generation's best are validated. ``told`` are the generations of an
-    earlier call with the same arguments, which are not run again, only validated; ``after`` each
-    generation may return True to end.
+    are weights of terms, ``scales`` what a weight is measured in, ``diagonal`` is that of
+    ``Search``. Every ``every`` generations the distribution's mean and the generation's best are
+    validated. ``told`` are the generations of an earlier call with the same arguments, which are
+    not run again, only validated; ``after`` each generation may return True to end.
     """
     terms = tuple(dict.fromkeys((*scales, *start)))
     if kind not in FAMILIES:
@@ -374,7 +365,7 @@ def search(
     unit = np.array([scales.get(name, 1.0) for name in terms])
     origin = np.array([start.get(name, 0.0) for name in terms]) * unit
     origin /= np.linalg.norm(origin) or 1.0
-    found = Search(origin, sigma, population, seed)
+    found = Search(origin, sigma, population, seed, diagonal)
     kept = list(origin)
     fitness = goal(validate([policy_of(kind, terms, origin / unit)])[0], best_validation)
     start_fitness, history = fitness, [(0, fitness)]

@@ -1,4 +1,4 @@
-"""``--algo es``: a run of the evolution strategy, with a folder and a result like the learners'."""
+"""``--algo es`` and ``cma``: an evolution strategy's run, its folder and result the learners'."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from lengthwise.training.judging import Judged
 from lengthwise.training.monitor import Stopping
 from lengthwise.training.runs import BUNDLE, CHECKPOINT, EVALUATIONS, replace_json
 
+ALGORITHMS = {"es": True, "cma": False}  # whether the search has one variance a weight and no more
 SETTINGS: dict[str, Any] = {
     "evaluations": 400,  # policies that are run on all training episodes
     "episodes": 16,
@@ -38,6 +39,7 @@ def evolve(
     judges: Sequence[Judged],
     resume: bool,
     stop: Stopping,
+    diagonal: bool = True,
 ) -> tuple[Judged, es.Evolved]:
     """Searches the weights of a blend; returns the policy and how it was found.
 
@@ -75,7 +77,7 @@ def evolve(
             start=weights, scales=dict(zip(terms, scales, strict=True)),
             goal=es.Goal(regret=float(settings["regret"])),
             evaluations=int(settings["evaluations"]), population=int(settings["population"]),
-            sigma=float(settings["sigma"]), seed=seed, told=told, after=after,
+            sigma=float(settings["sigma"]), seed=seed, diagonal=diagonal, told=told, after=after,
         )  # fmt: skip
     loads = getattr(source, "loads", None)
     policy = es.with_ground(evolved.policy, es.ground(episodes, loads))

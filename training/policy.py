@@ -31,7 +31,7 @@ from lengthwise.training.agents import make_agent, settings_for
 from lengthwise.training.calibration import calibrate
 from lengthwise.training.checkpoint import read_checkpoint, write_checkpoint
 from lengthwise.training.commands.show import notices
-from lengthwise.training.evolve import evolve
+from lengthwise.training.evolve import ALGORITHMS, evolve
 from lengthwise.training.guide import Guide, Guided, clone
 from lengthwise.training.judging import Judged, baselines
 from lengthwise.training.judging import evaluate_policy as evaluate_policy
@@ -96,7 +96,7 @@ def train_policy(
     progress: bool = True,
     command: str | None = None,
 ) -> PolicyRun:
-    """Trains ``algo`` ("ppo", "dqn", "maskable-ppo" or "es") on a registered environment.
+    """Trains ``algo`` ("ppo", "dqn", "maskable-ppo", "es" or "cma") on a registered environment.
 
     ``out`` becomes the run's folder: ``config.json`` (command, versions, seed, every option),
     ``checkpoint.pt`` (the latest), ``best.pt`` (the weights, after at least one update, that did
@@ -106,8 +106,8 @@ def train_policy(
     router of the registry, training begins with its demonstrations and goes on with a penalty for
     leaving it (``training.guide``; its settings stand among ``settings``). ``scenarios`` (a source
     of episodes, or what ``envs.scenarios.read_scenarios`` reads) stands in for the workload and the
-    system. "es" searches a blend of terms instead of a network's weights and has no steps: its
-    budget is the setting ``evaluations``, and it resumes exactly.
+    system. "es" and "cma" search a blend of terms instead of a network's weights and have no steps:
+    their budget is the setting ``evaluations``, and they resume exactly.
 
     An interrupted run goes on from its checkpoint when called again with ``resume=True`` and the
     same arguments (``steps`` may grow). SIGTERM and Ctrl-C save before they end the run, as
@@ -118,7 +118,7 @@ def train_policy(
     if not hidden or min(steps, n_envs, eval_seeds, *hidden) < 1:
         raise InputError("steps, n_envs, eval_seeds and the hidden layers must be 1 or more")
     chosen = settings_for(algo, settings, guided=guide is not None)
-    if algo == "es" and guide is not None:
+    if algo in ALGORITHMS and guide is not None:
         raise InputError("guide: the evolution strategy starts at a baseline already")
     make = load("env", env)
     options = {"workload": workload, "timing": timing, **(env_options or {})}
@@ -150,7 +150,7 @@ def train_policy(
         options["replicas"] = int(probe.action_space.n)
     run = _Run(Path(out), kind, algo, chosen, hidden, seed, steps, judges, progress, [])
     open_run(run.folder, config, resume=resume)
-    if algo == "es":
+    if algo in ALGORITHMS:
         write_config(run.folder, config, command)
         return _evolved(run, probe, eval_seeds, resume)
     if resume and (run.folder / CHECKPOINT).exists():
@@ -232,6 +232,7 @@ def _evolved(run: _Run, probe: DecisionEnv, eval_seeds: int, resume: bool) -> Po
         policy, found = evolve(
             probe.source, run.kind, folder=run.folder, settings=run.settings, seed=run.seed,
             validation=validation.episodes, judges=run.judges, resume=resume, stop=stop,
+            diagonal=ALGORITHMS[run.algo],
         )  # fmt: skip
         if stop.signal is not None:
             raise _stopped(run.folder, found.evaluations, "evaluations", stop)
@@ -427,6 +428,6 @@ def export_run(run: str | Path, to: str | Path) -> Path:
 
     Raises ``InputError`` for a folder that is no training run.
     """
-    if read_config(Path(run)).get("algo") == "es":
+    if read_config(Path(run)).get("algo") in ALGORITHMS:
         return write_bundle(read_bundle(Path(run) / BUNDLE), to)
     return write_bundle(best_policy(Path(run)), to)

@@ -21,7 +21,7 @@ from lengthwise.training.commands.options import (
 from lengthwise.training.groups import NamingGroup
 
 TARGETS = ("exact", "bucket", "rank", "quantile")
-ALGORITHMS = ("ppo", "dqn", "maskable-ppo", "es")
+ALGORITHMS = ("ppo", "dqn", "maskable-ppo", "es", "cma")
 
 
 @click.group(cls=NamingGroup)
