@@ -143,17 +143,21 @@ def main() -> None:
         test = in_split(rows["prompt"], "test")
         every = sorted(set(rows["model"]))
         chosen = [every[i] for i in np.random.default_rng(0).permutation(len(every))[:UNSEEN]]
+        nothing = np.zeros(len(test), bool)
         for kind in models:
-            for names in ((), ("model",)):
+            for told, hidden in (
+                ("prompts new too", test),
+                ("prompts that others answered", nothing),
+            ):
                 found = []
                 for model in chosen:
                     its = rows["model"] == model
-                    made, _ = fitted(kind, rows, names, ~test & ~its)
-                    told = said(made, rows, names, test & its)
-                    found.append(kendalltau(told, rows["output_tokens"][test & its])[0])
+                    made, _ = fitted(kind, rows, ("model",), ~hidden & ~its)
+                    length = said(made, rows, ("model",), test & its)
+                    found.append(kendalltau(length, rows["output_tokens"][test & its])[0])
                 print(
-                    f"unseen models, {kind} {'+'.join(names) or 'prompt alone'}: tau median "
-                    f"{np.median(found):.3f}, {min(found):.3f} to {max(found):.3f} of {UNSEEN}",
+                    f"unseen models, {kind}, {told}: tau median {np.median(found):.3f}, "
+                    f"{min(found):.3f} to {max(found):.3f} of {UNSEEN}",
                     flush=True,
                 )
     if "sessions" in parts:

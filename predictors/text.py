@@ -22,6 +22,7 @@ from lengthwise.predictors.trees import Trees
 
 ALPHAS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 COMPONENTS = 48  # of the TF-IDF columns, for trees
+MANY = 20_000  # distinct prompts of which one fold is enough to choose a penalty by
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,14 @@ class Design:
         """A ridge on all rows, for labels (n, k): weights (width, k), intercept (k,)."""
         return solve(self.matrix, self.mean(labels), alpha, self.weights)
 
-    def held_out(self, labels: Floats, alpha: float) -> Floats:
-        """For each prompt, what a ridge fitted to the other folds says; like ``labels`` (n, k)."""
+    def held_out(self, labels: Floats, alpha: float, folds_out: int | None = None) -> Floats:
+        """For each prompt, what a ridge fitted to the other folds says; like ``labels`` (n, k).
+
+        NaN for those of folds from ``folds_out`` on, which are then not held out.
+        """
         matrix, means, folds = self.matrix, self.mean(labels), self.folds[self.first]
-        out = np.empty_like(means)
-        for fold in range(int(self.folds.max()) + 1):
+        out = np.full_like(means, np.nan)
+        for fold in range(int(self.folds.max()) + 1 if folds_out is None else folds_out):
             unseen = folds == fold
             heavy = None if self.weights is None else self.weights[~unseen]
             weights, intercept = solve(matrix[~unseen], means[~unseen], alpha, heavy)
@@ -91,10 +95,14 @@ class Design:
 
     def best_alpha(self, labels: Floats) -> tuple[float, Floats]:
         """The penalty with the least held-out squared error, and its held-out outputs."""
-        tried = {alpha: self.held_out(labels, alpha) for alpha in ALPHAS}
+        some = 1 if len(self.rows) > MANY else None
+        tried = {alpha: self.held_out(labels, alpha, some) for alpha in ALPHAS}
         heavy = self.given[:, None]
-        best = min(tried, key=lambda alpha: float((heavy * (tried[alpha] - labels) ** 2).sum()))
-        return best, tried[best]
+        errors = {
+            alpha: float(np.nansum(heavy * (said - labels) ** 2)) for alpha, said in tried.items()
+        }
+        best = min(errors, key=errors.__getitem__)
+        return best, tried[best] if some is None else self.held_out(labels, best)
 
     def held_out_mean(self, labels: Floats) -> Floats:
         """Held-out outputs for one label a prompt, (n,), at a middling penalty."""
