@@ -8,6 +8,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.kendall import tau_error
 from lengthwise.policies.plugins.metrics import Counters
 
 WINDOW = 256  # finished requests that "recent" means
@@ -95,11 +96,6 @@ class Accuracy:
                 f"{coverage:.0%} of the last {len(within)} answers were as long as the {source}'s "
                 f"{LEVEL:.0%} intervals say: train it, or recalibrate it, on what is served now",
             )
-
-
-def tau_error(n: int) -> float:
-    """Standard error of tau over n independent pairs (Kendall, Biometrika 1938)."""
-    return math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))
 
 
 def kendall_tau(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
