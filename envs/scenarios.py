@@ -24,6 +24,8 @@ from lengthwise.predictors.predict import predict
 from lengthwise.protocols import Predictor, TimingModel
 from lengthwise.reading import read_described
 from lengthwise.serving import Engine, System, run
+from lengthwise.serving.draws import stream
+from lengthwise.serving.events import RandomEvents
 from lengthwise.serving.nodes import NodesLike
 from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.records import PS
@@ -33,6 +35,7 @@ MOST_REQUESTS = 10**7  # of an episode
 CAPACITY_SEED = 2**31 - 1  # the workload that capacity is measured on
 SATURATED = (0.1, 0.9)  # shares of the answers between which a saturated system is watched
 LONGEST = {"prompt_tokens": 120_000, "output_tokens": 12_000}  # of lengths that were multiplied
+FAILURES = 0xFA11  # the stream of an episode's random numbers that failures are drawn from
 VARIED = ("workload", "load", "rate", "predictor")  # keys of a file that may hold lists
 REAL = "noisy-oracle:tau=0.5"  # about as good as a predictor of lengths from prompts
 PREDICTED = ("oracle", "noisy-oracle:tau=0.7", REAL, "noisy-oracle:tau=0.3")
@@ -57,7 +60,8 @@ class Scenario:
     Arrivals of each episode are stretched to ``rate`` requests/s or to ``load``, a share of
     ``capacity``. A ``predictor`` with noise draws it anew for each episode. ``nodes`` stands in for
     ``replicas`` equal ones; ``policy`` and ``router`` are what is not trained. ``prompt_factor``
-    and ``output_factor`` multiply all lengths, up to ``LONGEST``.
+    and ``output_factor`` multiply all lengths, up to ``LONGEST``. ``failures`` are drawn anew for
+    each episode (the keys of ``serving.events.RandomEvents``).
     """
 
     name: str
@@ -76,6 +80,7 @@ class Scenario:
     span: tuple[float, float] = (0.0, 1.0)
     prompt_factor: float = 1.0
     output_factor: float = 1.0
+    failures: RandomEvents | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.load is not None and self.rate is not None:
@@ -143,7 +148,16 @@ class Scenario:
         rate = self.rate if self.load is None else self.load * self.capacity
         workload = drawn if rate is None else drawn.at_rate(rate)
         predictions = predict(self._predictor, workload, seed)
-        return Episode(workload, self.system, predictions, seed, scale, self.name)
+        system = self.system
+        if self._failures is not None:
+            span_s = float(workload["arrival_s"].max())
+            events = self._failures.draw(stream(seed, FAILURES), len(system.nodes), span_s)
+            system = replace(system, events=events)
+        return Episode(workload, system, predictions, seed, scale, self.name)
+
+    @cached_property
+    def _failures(self) -> RandomEvents | None:
+        return None if self.failures is None else RandomEvents.of(self.failures)
 
     @cached_property
     def _predictor(self) -> Predictor | None:
@@ -352,7 +366,8 @@ def _read(row: Any, defaults: Mapping[str, Any], where: str) -> list[Scenario]:
                 raise InputError(f"{where}: {key} can't be {one[key]!r}")
         try:
             made = Scenario(**one)
-            _ = made.system, made._predictor, made._source  # wrong names are told now
+            # what is wrong is told now
+            _ = made.system, made._predictor, made._source, made._failures
         except UnknownNameError:
             raise
         except (InputError, TypeError) as error:

@@ -30,6 +30,7 @@ from lengthwise.serving.listed import SUFFIXES, read_list
 
 LAST_PS = 2**62  # after all that any run does
 MOST = 1e6  # of a factor
+LEAST_S = 1e-3  # of what is drawn at random
 SHIFT = 20  # factors are whole multiples of 2 ** -SHIFT, so that both engines stretch alike
 
 Window = tuple[int, int, int]  # from and until, ps, and a factor x 2 ** SHIFT
@@ -192,6 +193,75 @@ def downtime_ps(events: Sequence[Event], until_ps: int) -> int:
         for event in events
         if isinstance(event, Fail)
     )
+
+
+@dataclass(frozen=True)
+class RandomEvents:
+    """Failures and slow-downs of nodes at random, each node's independent of the others'.
+
+    A node fails ``fail_every_s`` after it came back, on average, for ``fail_for_s`` on average
+    (both exponential, the usual model of mean times to failure and to repair), and the router
+    learns of it ``detected_after_s`` later. It slows down ``slow_every_s`` after the last time,
+    for ``slow_for_s`` (averages too), by a factor that is uniform from 1 to ``slow_factor``.
+    Without a time between, that does not happen.
+    """
+
+    fail_every_s: float | None = None
+    fail_for_s: float = 30.0
+    detected_after_s: float = 1.0
+    slow_every_s: float | None = None
+    slow_for_s: float = 30.0
+    slow_factor: float = 3.0
+
+    def __post_init__(self) -> None:
+        for name in ("fail_every_s", "fail_for_s", "slow_every_s", "slow_for_s"):
+            value = getattr(self, name)
+            if value is None and name.endswith("every_s"):
+                continue
+            if not _is_number(value) or not LEAST_S <= value <= LONGEST_S:
+                raise InputError(
+                    f"{name} must be a number from {LEAST_S:g} to {LONGEST_S:g}, not {value!r}"
+                )
+        Fail(0, detected_after_s=self.detected_after_s)
+        Slow(0, factor=self.slow_factor)
+
+    @classmethod
+    def of(cls, given: RandomEvents | Mapping[str, Any]) -> RandomEvents:
+        """From plain data; raises ``UnknownNameError`` for unknown keys."""
+        if isinstance(given, RandomEvents):
+            return given
+        if not isinstance(given, Mapping):
+            raise InputError(f"failures must be keys and values, not {given!r}"[:200])
+        keys = [field.name for field in fields(cls)]
+        for key in given:
+            if key not in keys:
+                raise UnknownNameError("key of failures", str(key), keys)
+        return cls(**given)
+
+    def draw(self, rng: np.random.Generator, nodes: int, span_s: float) -> tuple[Event, ...]:
+        """What happens to ``nodes`` nodes in a run of about ``span_s``; all come back."""
+        found: list[Event] = []
+        for node in range(nodes):
+            for at, until in _windows(rng, self.fail_every_s, self.fail_for_s, span_s):
+                found.append(Fail(node, at, until, self.detected_after_s))
+            for at, until in _windows(rng, self.slow_every_s, self.slow_for_s, span_s):
+                found.append(Slow(node, at, until, float(rng.uniform(1, self.slow_factor))))
+        return tuple(found)
+
+
+def _windows(
+    rng: np.random.Generator, every_s: float | None, for_s: float, span_s: float
+) -> list[tuple[float, float]]:
+    """Windows that begin before ``span_s``, with exponential lengths and times between."""
+    found: list[tuple[float, float]] = []
+    if every_s is None:
+        return found
+    at_s = float(rng.exponential(every_s))
+    while at_s < span_s:
+        until_s = min(at_s + max(float(rng.exponential(for_s)), LEAST_S), LONGEST_S)
+        found.append((at_s, until_s))
+        at_s = until_s + max(float(rng.exponential(every_s)), LEAST_S)
+    return found
 
 
 def read_events(given: EventsLike | None) -> tuple[Event, ...]:

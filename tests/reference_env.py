@@ -54,9 +54,7 @@ class ReferenceEnv:
 
     def _advance(self) -> None:
         if self.kind == "route":
-            stops = Stops(route=True, hold_ps=self.hold_ps or Stops().hold_ps)
-            self.stop = self.run.advance(stops)
-            self.done = self.stop.kind == "done"
+            self._advance_to_route()
             return
         if self.picked:
             if len(self.left) > 1 and self.seats > len(self.picked) and self.tokens > 0:
@@ -69,6 +67,23 @@ class ReferenceEnv:
                 return
             self.run.answer(0)
         self.done = True
+
+    def _advance_to_route(self) -> None:
+        stops = Stops(route=True, hold_ps=self.hold_ps or Stops().hold_ps)
+        while True:
+            self.stop = self.run.advance(stops)
+            self.done = self.stop.kind == "done"
+            if self.done or len(self.open()) > 1 or self.hold_ps:
+                return
+            self.run.answer(self.open()[0])
+
+    def open(self) -> list[int]:
+        """The nodes that may be named."""
+        return [at for at in range(self.stop.candidates) if at not in self.stop.closed]
+
+    def slots_shown(self, rows: int) -> list[int]:
+        """Where the rows of candidates stand."""
+        return self.open() if self.kind == "route" else list(range(rows))
 
     def _queue(self, stop: Stop) -> None:
         engine = self.episode.system.nodes[stop.node].engine
@@ -98,7 +113,8 @@ class ReferenceEnv:
 
     def raw(self) -> NDArray[np.float64]:
         if self.kind == "route":
-            return self.columns.raw(self.features(self.columns.reads, self.stop.candidates))
+            rows = self.columns.raw(self.features(self.columns.reads, self.stop.candidates))
+            return rows[self.open()]
         shown: NDArray[np.float64] = self.rows[self.left[: self.slots]]
         return shown
 
@@ -118,7 +134,7 @@ class ReferenceEnv:
         answer = 0.0 if predictions is None else predictions.predicted_tokens[id]
         prompt = self.episode.workload["prompt_tokens"][id]
         return [
-            (queues > 0).sum() / nodes,
+            (queues[self.open()] > 0).sum() / nodes,
             symlog(totals.in_system / nodes),
             symlog(float(prompt)) - 6.0,
             symlog(answer) - 5.0,
@@ -131,8 +147,9 @@ class ReferenceEnv:
         if self.done:
             return out
         seen = np.clip(self.columns.normaliser().normalise(self.raw()), -FAR, FAR)
-        out[: seen.size] = seen.ravel()
-        out[self.slots * width :][: len(seen)] = 1
+        shown = self.slots_shown(len(seen))
+        out[: self.slots * width].reshape(self.slots, width)[shown] = seen
+        out[self.slots * width :][shown] = 1
         if self.hold_ps:
             out[self.slots * (width + 1) - 1] = 1
         out[-4:] = np.clip(self.state(), -FAR, FAR)
@@ -142,7 +159,7 @@ class ReferenceEnv:
         width = len(self.columns.names)
         reward = 0.0
         if not self.flat()[self.slots * width + choice]:
-            choice, reward = 0, -self.penalty
+            choice, reward = self.slots_shown(1)[0], -self.penalty
         if self.kind == "admit":
             row = self.left.pop(choice)
             self.picked.append(row)

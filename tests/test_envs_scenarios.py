@@ -17,7 +17,7 @@ from lengthwise.envs.scenarios import (
     varied,
 )
 from lengthwise.errors import InputError, UnknownNameError
-from lengthwise.serving import Engine, run
+from lengthwise.serving import Engine, Fail, Slow, run
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
 
@@ -53,6 +53,40 @@ def test_a_load_is_a_share_of_capacity(load):
     # a D/D/1 queue: nobody waits below 1, and the last of n waits n (service - interval) above
     expected = 0.0 if load < 1 else 299 * (0.5 - 0.5 / load)
     assert waited == pytest.approx(expected, rel=0.05, abs=1e-6)
+
+
+def test_failures_are_drawn_anew_for_each_episode():
+    """About as often and as long as was asked for; the same seed draws the same."""
+    given = {"fail_every_s": 20, "fail_for_s": 5, "slow_every_s": 30, "slow_factor": 2}
+    scenario = Scenario("failing", constant(), requests=400, rate=1.0, predictor=None,
+                        replicas=50, failures=given, **ONE)  # fmt: skip
+    events = scenario(3).system.events
+    assert events == scenario(3).system.events != scenario(4).system.events
+    fails = [event for event in events if isinstance(event, Fail)]
+    slows = [event for event in events if isinstance(event, Slow)]
+    assert len(fails) == pytest.approx(50 * 400 / 25, rel=0.1)
+    assert np.mean([e.until_s - e.at_s for e in fails]) == pytest.approx(5, rel=0.1)
+    assert len(slows) == pytest.approx(50 * 400 / 60, rel=0.15)
+    assert np.mean([e.factor for e in slows]) == pytest.approx(1.5, rel=0.05)
+    assert max(e.at_s for e in events) < 400
+
+
+@pytest.mark.parametrize(
+    ("failures", "message"),
+    [
+        ({"fail_evry_s": 3}, "unknown key 'fail_evry_s' of failures; did you mean 'fail_every_s'"),
+        ({"fail_every_s": 0}, r"fail_every_s must be a number from 0\.001 to"),
+        ({"slow_every_s": 1, "slow_factor": 0.5}, "factor must be a number from 1 to"),
+        ({"fail_every_s": 1, "detected_after_s": -1}, "detected_after_s must be a number from 0"),
+        ([], "failures must be keys and values, not"),
+    ],
+)
+def test_bad_failures_of_a_scenario_are_told(tmp_path, failures, message):
+    path = tmp_path / "scenarios.json"
+    path.write_text(json.dumps([{"workload": "azure-conv-2023", "failures": failures}]))
+    with pytest.raises(InputError, match=message) as caught:
+        read_scenarios(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_episode_s_scale_is_the_cost_of_what_serves_it():

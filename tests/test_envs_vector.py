@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -18,6 +19,7 @@ from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.predictors.predict import predict
 from lengthwise.serving import Engine, Node, System, Totals
+from lengthwise.serving.events import RandomEvents
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
 from tests.reference_env import ReferenceEnv
@@ -60,6 +62,15 @@ def unequal(seed: int) -> Episode:
     return Episode(workload, system, predictions, seed, 40.0, f"{len(nodes)} nodes")
 
 
+def failing(seed: int) -> Episode:
+    """Nodes fail and slow down, all of them at once now and then."""
+    made = unequal(seed)
+    rng = np.random.default_rng(seed)
+    often = RandomEvents(0.5, 0.3, 0.05, 0.5, 0.3)
+    events = often.draw(rng, len(made.system.nodes), 4.0)
+    return replace(made, system=replace(made.system, events=events))
+
+
 def cached(seed: int) -> Episode:
     """Prefix caching and asynchronous scheduling now and then: other machine code."""
     engine = Engine(
@@ -77,6 +88,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"workload": bursty, "timing": SLOW, "engine": SMALL, "metrics_interval_s": 0.1},
     ),
     "unequal": ("route", {"scenarios": unequal, "replicas": 4}),
+    "failing": ("route", {"scenarios": failing, "replicas": 4}),
+    "failing, hold": ("route", {"scenarios": failing, "replicas": 4, "hold": True}),
     "hold": (
         "route",
         {"workload": bursty, "timing": SLOW, "engine": SMALL, "replicas": 2, "hold": True},
