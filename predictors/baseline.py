@@ -162,8 +162,11 @@ class PromptLength(HubPredictor):
         low, high = saved.state["range"]
         made.range_ = (float(low), float(high))
         if "company" in saved.state:
-            *numbers, orders = saved.state["company"]
-            made.company_ = Company(*(float(value) for value in numbers), bool(orders))
+            middle, spread, mean, square, typical, orders = saved.state["company"]
+            made.company_ = Company(
+                float(middle), float(spread), float(mean), float(square), float(typical),
+                bool(orders),
+            )  # fmt: skip
         return made
 
     def _logs(self, prompts: Sequence[str], prompt_tokens: ArrayLike | None) -> columns.Floats:
@@ -217,9 +220,12 @@ class LengthStream:
         self._window = Window(np.zeros((1, 2)), SHIFT)
         self.needs, self.uses = predictor.needs, predictor.uses
 
-    def fit(self, prompts: Sequence[str], output_tokens: ArrayLike, **given: Any) -> Predictor:
+    def fit(self, prompts: Sequence[str], output_tokens: ArrayLike, **given: Any) -> Self:
         """Fits the predictor, and knows no workload yet."""
-        return self.predictor.fit(prompts, output_tokens, **given).stream()
+        self.predictor.fit(prompts, output_tokens, **given)
+        assert self.predictor.company_ is not None
+        self._company, self._window = self.predictor.company_, Window(np.zeros((1, 2)), SHIFT)
+        return self
 
     def predict(
         self,
@@ -236,6 +242,6 @@ class LengthStream:
         neutral = Prediction.exact([self._company.typical])
         return capped(said.abstaining(new | (not self._company.orders), neutral), context)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, folder: Any) -> None:
         """Writes the predictor."""
-        self.predictor.save(path)
+        self.predictor.save(folder)

@@ -171,7 +171,9 @@ class Learned(HubPredictor, ABC):
             target = recalibration.recalibrated(self._fitted(), raw, own, folds)
         made.target_ = target
         if isinstance(self.shown_, targets.Bucket) and isinstance(target, targets.Bucket):
-            by = target.edges[1] / self._fitted().edges[1]
+            before = self._fitted()
+            assert isinstance(before, targets.Bucket)
+            by = target.edges[1] / before.edges[1]
             made.shown_ = recalibration.scaled(self.shown_, by, float(length.max()))
         if self.novelty_ is not None:
             tokens = target.prediction(raw).predicted_tokens * np.exp(names)

@@ -132,7 +132,9 @@ class Novelty:
         """What was saved; None of a predictor that was saved before there was any."""
         if f"novelty.{ARRAYS[0]}" not in arrays:
             return None
-        found = cls(*(arrays[f"novelty.{name}"] for name in ARRAYS), arrays.get(CENTRES))
+        found = cls(
+            **{name: arrays[f"novelty.{name}"] for name in ARRAYS}, centres=arrays.get(CENTRES)
+        )
         if found.centres is not None and found.centres.shape[1:] != found.centre.shape:
             raise ValueError(f"{CENTRES} has shape {found.centres.shape}")
         return found

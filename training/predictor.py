@@ -141,7 +141,7 @@ def train_predictor(
     }
     if before is not None:
         report |= _recalibration(recalibrate, before, test)
-        report["sketch"] = merged(report["sketch"], _trained(recalibrate).get("sketch", ()))
+        report["sketch"] = merged(report["sketch"], _trained(str(recalibrate)).get("sketch", ()))
     if len(parts) > 1:
         report["sources"] = {part.name: _counts(part) for part in parts}
         report["source_weights"] = None if source_weights is None else list(source_weights)
