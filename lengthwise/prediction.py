@@ -181,9 +181,9 @@ class Prediction:
             raise InputError(f"level must lie in (0, 1), not {level!r}")
         if self.certain:
             raise InputError("these predictions are single lengths: no interval is known of them")
-        ends, tails = [], ((1 - level) / 2, (1 + level) / 2)
+        ends, tails, pieces = [], ((1 - level) / 2, (1 + level) / 2), self.pieces
         for tail, wider in zip(tails, (np.minimum, np.maximum), strict=True):
-            at = np.log(remaining.quantile(self.pieces, np.zeros(len(self)), tail))
+            at = np.log(remaining.quantile(pieces, np.zeros(len(self)), tail))
             if self.unfamiliar is not None:
                 far = wider(at, np.interp(tail, ANY_LEVELS, np.log(ANY_LENGTH)))
                 at = at + self.unfamiliar * (far - at)

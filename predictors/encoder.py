@@ -29,6 +29,9 @@ NEW_VOCABULARY = 8000
 _AutoModel: Any = AutoModel  # some of its methods have no types
 
 BATCH = 32  # prompts a forward pass without gradients
+# On a CPU a token of padding costs as much as any other, and a pass of few prompts hardly more for
+# each: a pass holds prompts within this ratio of lengths, or so many tokens of one another.
+PADDED, NEAR = 1.125, 4
 
 
 @dataclass
@@ -84,13 +87,12 @@ class Encoder:
         ``advance(k)`` is told after each batch that k prompts are done.
         """
         self.backbone.eval()
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        out = torch.empty((len(ids), self.width))
+        out, done = torch.empty((len(ids), self.width)), 0
         with torch.inference_mode():
-            for at in range(0, len(order), BATCH):
-                rows = order[at : at + BATCH]
+            for rows in _passes([len(one) for one in ids], self.device.type == "cpu"):
                 out[rows] = self.pooled([ids[i] for i in rows]).float().cpu()
-                advance(at + len(rows))
+                done += len(rows)
+                advance(done)
         return out.clone()
 
     def save(self, path: Path) -> None:
@@ -106,6 +108,20 @@ class Encoder:
             if found is not None:
                 return int(found)
         return 0
+
+
+def _passes(lengths: Sequence[int], close: bool) -> Iterator[list[int]]:
+    """Places of ``lengths``, at most ``BATCH`` at a time, and if so told ``close`` in length."""
+    rows: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        shortest = lengths[rows[0]] if rows else lengths[i]
+        far = close and lengths[i] > max(PADDED * shortest, shortest + NEAR)
+        if rows and (far or len(rows) == BATCH):
+            yield rows
+            rows = []
+        rows.append(i)
+    if rows:
+        yield rows
 
 
 def pretrained(model: str, *, max_tokens: int, drop_layers: int = 0) -> Encoder:

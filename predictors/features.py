@@ -14,7 +14,7 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -114,9 +114,12 @@ class TextFeatures:
             at, counts = np.unique(np.array(found, dtype=np.int64), return_counts=True)
             weight = (1 + np.log(counts)) * self.idf[at]
             norm = np.sqrt((weight * weight).sum())
-            shape = np.clip((np.array(shape_of(prompt)) - self.shift) / self.scale, -LIMIT, LIMIT)
+            shape = (np.array(shape_of(prompt)) - self.shift) / self.scale
             columns += [at, shape_columns]
-            values += [weight / norm if norm > 0 else weight, shape]
+            values += [
+                weight / norm if norm > 0 else weight,
+                np.maximum(np.minimum(shape, LIMIT), -LIMIT),
+            ]
             starts.append(starts[-1] + len(at) + len(SHAPE))
         return Rows(
             np.array(starts), np.concatenate(columns), np.concatenate(values),
@@ -142,6 +145,7 @@ def terms_of(prompt: str, version: int = VERSION) -> Iterable[str]:
         yield f"{first} {second}"
 
 
+@lru_cache(maxsize=64)  # a batch: features, novelty and the workload's drift each ask for it
 def shape_of(prompt: str) -> tuple[float, ...]:
     """The numbers that ``SHAPE`` names; letters, digits and punctuation are those of ASCII."""
     characters = max(len(prompt), 1)

