@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint docs bench conformance fidelity engines mutants fuzz clean
+.PHONY: install demo test lint docs bench conformance fidelity engines mutants fuzz soak matrix sbom audit clean
 
 install: $(STAMP)
 
@@ -46,6 +46,21 @@ mutants: install
 # 2,000 spoiled inputs of every kind; FUZZ="--kind csv --inputs 20000 --seed 3" asks for others.
 fuzz: install
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+
+# The vLLM plugin in the real scheduler; SOAK="--minutes 600" goes on for longer than ten.
+soak: install
+	$(BIN)/python -m tests.soak $(SOAK)
+
+# Every Python and the oldest and newest packages; MATRIX="--python 3.12 --packages oldest" is one.
+matrix: install
+	$(BIN)/python -m tests.matrix $(MATRIX)
+
+sbom: install
+	mkdir -p dist
+	$(BIN)/python -m uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py environment $(BIN)/python --of JSON -o dist/sbom.json
+
+audit: install
+	$(BIN)/python -m uv tool run pip-audit==2.10.1 --strict --path $$($(BIN)/python -c "import site; print(site.getsitepackages()[0])")
 
 bench: install
 	$(BIN)/python -m benchmarks.engine_speed

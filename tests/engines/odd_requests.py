@@ -1,6 +1,6 @@
 """Odd requests, and fakes of every engine and router that each plugin must serve them in.
 
-    python -m tests.engines.odd_requests --requests 100000
+    python -m tests.engines.odd_requests --requests 100000 --jobs 7
 
 One strategy for all: what a client can send, and more. ``PLUGINS`` are functions of a list of such
 requests that raise whatever a hook raised, and ``AssertionError`` for a request that was lost.
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -377,17 +378,22 @@ def tried(plugin: Callable[[list[Odd]], None], requests: int) -> int:
     return seen
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--requests", type=int, default=100_000, help="in all")
-    count = parser.parse_args().requests
+def _timed(name: str, requests: int) -> tuple[str, int, float]:
     logging.getLogger("lengthwise").setLevel(logging.ERROR)  # each fake warns of each kind once
-    total = 0
-    for name, plugin in PLUGINS.items():
-        start = time.monotonic()
-        seen = tried(plugin, -(-count // len(PLUGINS)))
-        total += seen
-        print(f"{name}: {seen} odd requests, {time.monotonic() - start:.0f} s", flush=True)
+    start = time.monotonic()
+    return name, tried(PLUGINS[name], requests), time.monotonic() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Odd requests for every plugin.")
+    parser.add_argument("--requests", type=int, default=100_000, help="in all")
+    parser.add_argument("--jobs", type=int, default=1, help="plugins at once")
+    options = parser.parse_args()
+    each, total = -(-options.requests // len(PLUGINS)), 0
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for name, seen, took_s in pool.map(_timed, PLUGINS, itertools.repeat(each)):
+            total += seen
+            print(f"{name}: {seen} odd requests, {took_s:.0f} s", flush=True)
     print(f"{total} odd requests: 0 exceptions in a hook, 0 lost")
 
 

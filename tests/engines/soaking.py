@@ -45,14 +45,15 @@ def jobs(rng: random.Random, begin_s: float) -> list[Job]:
         own = [rng.randint(1000, 2**31 - 1) for _ in range(prompt - shared)]
         if rng.random() < 0.01:
             own = [2**31] * len(own)  # no token that a predictor could be sent
+        after_s = rng.random() * 6  # 600 steps of 0.01 s
         sent: dict[str, Any] = {"session_id": f"s{index % 50}"}
         if rng.random() < 0.3:
             sent["predicted_tokens"] = rng.choice([output, 2 * output, "7", "9" * 400, [1]])
         made.append(
             Job(
-                arrival_s=begin_s + rng.random() * 6, prompt=prompt, output=output, extra=sent,
+                arrival_s=begin_s + after_s, prompt=prompt, output=output, extra=sent,
                 tokens=stem[:shared] + own,
-                abort_step=rng.randint(0, 900) if rng.random() < 0.15 else None,
+                abort_step=int(100 * after_s) + rng.randint(1, 80) if rng.random() < 0.15 else None,
             )
         )  # fmt: skip
     return made
