@@ -146,6 +146,11 @@ def no_visits() -> Ints:
     return np.zeros((0, len(LOST)), np.int64)
 
 
+def with_lost(found: Ints, lost: Ints, column: str) -> Ints:
+    """What was counted of each request where it was served, and of its stays before, (n,)."""
+    return found + lost_sums(lost, column, len(found)) if len(lost) else found
+
+
 def lost_sums(lost: Ints, column: str, requests: int) -> Ints:
     """A column of ``LOST`` summed over each request's stays at nodes that failed, (requests,)."""
     sums = np.zeros(requests, np.int64)

@@ -23,7 +23,7 @@ from lengthwise.serving.fast.features import ACCESSORS, mask
 from lengthwise.serving.fast.nodes import Kinds, kinds_of
 from lengthwise.serving.fast.setup import allocate, grow, with_rows
 from lengthwise.serving.inputs import Inputs, prepare
-from lengthwise.serving.records import LOST, Iterations, Records, lost_sums
+from lengthwise.serving.records import LOST, Iterations, Records, with_lost
 from lengthwise.serving.reference.replica import endless
 from lengthwise.serving.scoring import Features
 from lengthwise.serving.system import HOLD, Node, Stop, Stops, System, Totals
@@ -349,7 +349,7 @@ def records_of(state: ks.State, inputs: Inputs, *, log: bool) -> Records:
         first_token_ps=state.first_token, finish_ps=state.finish,
         prompt_tokens=state.prompt, output_tokens=state.output,
         predicted_tokens=np.full(requests, np.nan) if predicted is None else predicted,
-        preemptions=state.preemptions + lost_sums(lost, "preemptions", requests),
-        recomputed_tokens=state.recomputed + lost_sums(lost, "recomputed_tokens", requests),
+        preemptions=with_lost(state.preemptions, lost, "preemptions"),
+        recomputed_tokens=with_lost(state.recomputed, lost, "recomputed_tokens"),
         cached_tokens=state.cached, backend="fast", iterations=iterations, lost=lost,
     )  # fmt: skip

@@ -57,15 +57,15 @@ RUN = _row(
     # lie behind the last look, NONE before the first
     "interval", "scraped",
     "at_route", "at_preempt", "at_admit", "horizon",  # where to stop
-    # failures: the place in the timetable, nodes that are not known to be down, rows of ``lost``,
-    # how many there must be room for, tokens that were lost
-    "next_turn", "open", "lost_rows", "lost_room", "lost_tokens",
     "now", "next_root", "children", "log_rows", "at_replica",
     # the stop that is due; ``listed`` and ``chosen`` are NONE until it is looked at, answered
     "due", "due_node", "due_request", "candidates", "listed", "shown", "chosen", "answer",
     # totals; integrals in two words of which the lower one has HALF bits
     "in_system", "waiting", "finished", "generated", "preempted", "recomputed",
     "request_high", "request_low", "waiting_high", "waiting_low",
+    # failures: the place in the timetable, nodes that are not known to be down, rows of ``lost``,
+    # how many there must be room for, tokens that were lost
+    "next_turn", "open", "lost_rows", "lost_room", "lost_tokens",
 )  # fmt: skip
 HALF = 31
 

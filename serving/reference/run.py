@@ -22,7 +22,7 @@ from lengthwise.serving import answers
 from lengthwise.serving.draws import sample
 from lengthwise.serving.events import FAIL, NOTICE, UP
 from lengthwise.serving.inputs import prepare
-from lengthwise.serving.records import LOST, Iterations, Records, lost_sums
+from lengthwise.serving.records import LOST, Iterations, Records, with_lost
 from lengthwise.serving.reference.replica import Replica
 from lengthwise.serving.reference.request import Request
 from lengthwise.serving.reference.scheduler import Scheduler
@@ -190,8 +190,8 @@ class ReferenceRun:
         columns = [np.ascontiguousarray(column) for column in rows.T[1:]]
         replica, arrival, scheduled, first, finish, preemptions, recomputed, cached = columns
         lost = np.array(sorted(self._lost), dtype=np.int64).reshape(-1, len(LOST))
-        preemptions += lost_sums(lost, "preemptions", requests)
-        recomputed += lost_sums(lost, "recomputed_tokens", requests)
+        preemptions = with_lost(preemptions, lost, "preemptions")
+        recomputed = with_lost(recomputed, lost, "recomputed_tokens")
         return Records(
             replica=replica, arrival_ps=arrival, scheduled_ps=scheduled, first_token_ps=first,
             finish_ps=finish, prompt_tokens=self._workload["prompt_tokens"],
