@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lengthwise.errors import InputError
+from lengthwise.picoseconds import MOST_PS
 from lengthwise.protocols import Batch, TimingModel
 from lengthwise.serving.options import Engine
 from lengthwise.serving.records import PS
@@ -32,6 +34,25 @@ class Clock:
         """The clock of a node with these options and this timing."""
         swap_ps = round(getattr(timing, "swap_s_per_token", SWAP_S_PER_TOKEN) * PS)
         return cls(iteration_clock(engine, timing), swap_ps, async_clock(engine, timing))
+
+    def check(self, engine: Engine, timing: TimingModel, longest: int, slowed: float) -> None:
+        """Raises ``InputError`` where the largest batch that fits takes longer than the engines can
+        count: ``longest`` are a request's tokens, ``slowed`` by how much events stretch it.
+        """
+        if not hasattr(timing, "tables"):
+            return  # it is asked as it goes, and counted in integers without a limit
+        tokens, seqs = engine.max_num_batched_tokens, engine.max_num_seqs
+        prefill = Batch(prefill_tokens=tokens, prefill_seqs=1, chunk_context=tokens * longest)
+        decode = Batch(decode_seqs=seqs, context_tokens=seqs * longest)
+        took = [self.iteration_ps(batch) for batch in (prefill, decode)]
+        if self.pipeline is not None:
+            for batch in (prefill, decode):
+                took += [self.pipeline.gpu_ps(batch), self.pipeline.launch_ps(batch)]
+        if max(took) * slowed > MOST_PS:
+            raise InputError(
+                f"timing {timing.name!r}: an iteration may take {max(took) * slowed / PS:g} s; "
+                f"{MOST_PS / PS:.0f} s are the most"
+            )
 
     def decode_tokens_per_s(self, engine: Engine) -> float:
         """The nominal speed of a node with these options: a feature that tells nodes apart.

@@ -14,7 +14,7 @@ from lengthwise.policy import SchedulingPolicy
 from lengthwise.prediction import Predictions
 from lengthwise.protocols import TimingModel
 from lengthwise.serving.clock import Clock
-from lengthwise.serving.events import Turn, Window, slow_windows, turns
+from lengthwise.serving.events import Slow, Turn, Window, slow_windows, turns
 from lengthwise.serving.options import Engine
 from lengthwise.serving.system import Node, System
 from lengthwise.workload import Workload
@@ -66,12 +66,15 @@ def prepare(
         tuple[int | str, ...], NodeInputs
     ] = {}  # by identity: equal nodes share what is theirs
     keys: dict[int, Keys] = {}
+    slowed = max((one.factor for one in system.events if isinstance(one, Slow)), default=1.0)
     nodes: list[NodeInputs] = []
     for index, node in enumerate(system.nodes):
         kind = (id(node.engine), id(node.timing), id(node.policy), node.role)
         if kind not in made:
             where = "" if system.uniform else f"{system.label(index)}: "
-            made[kind] = _node(workload, node, where, keys, predicted=predicted is not None)
+            made[kind] = _node(
+                workload, node, where, keys, predicted=predicted is not None, slowed=slowed
+            )
         nodes.append(made[kind])
     arrival_ps = _picoseconds(workload, "arrival_s")
     return Inputs(
@@ -86,7 +89,13 @@ def prepare(
 
 
 def _node(
-    workload: Workload, node: Node, where: str, keys: dict[int, Keys], *, predicted: bool
+    workload: Workload,
+    node: Node,
+    where: str,
+    keys: dict[int, Keys],
+    *,
+    predicted: bool,
+    slowed: float,
 ) -> NodeInputs:
     """One kind of node; ``where`` begins what is said of it, ``keys`` are known by block size."""
     if node.role != "both":
@@ -102,7 +111,10 @@ def _node(
         if size not in keys:
             keys[size] = block_keys(workload, size)
         found = keys[size]
-    return NodeInputs(blocks, Clock.of(node.engine, node.timing), found)
+    clock = Clock.of(node.engine, node.timing)
+    longest = int((workload["prompt_tokens"] + workload["output_tokens"]).max())
+    clock.check(node.engine, node.timing, longest, slowed)
+    return NodeInputs(blocks, clock, found)
 
 
 def _check_policy(policy: SchedulingPolicy, where: str, *, predicted: bool) -> None:

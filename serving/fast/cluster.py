@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lengthwise.picoseconds import LAST_PS
 from lengthwise.serving.events import FAIL, LOST, NOTICE, UP
 from lengthwise.serving.fast.arrivals import next_arrival, push_child, reaches, take_arrival
 from lengthwise.serving.fast.backlog import note_sent
@@ -36,6 +37,7 @@ from lengthwise.serving.fast.state import (
     GROW,
     HALF,
     HORIZON,
+    LATE,
     NEVER,
     NONE,
     NOTHING,
@@ -314,6 +316,8 @@ def run_until(table: int) -> int:
         if STOPS and following > run.horizon:
             pass_time(S, max(run.horizon, now))
             return HORIZON
+        if following > LAST_PS:
+            return LATE
         pass_time(S, following)
         for r in range(run.replicas):
             while S.end[r] <= following:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lengthwise.picoseconds import LAST_PS
 from lengthwise.serving.events import SHIFT
 from lengthwise.serving.fast.arrivals import push_child
 from lengthwise.serving.fast.backlog import tally
@@ -80,7 +81,8 @@ def invite(S: Any, id: int, now: int) -> None:
     """The children of a finished request are put on the calendar."""
     child = S.first_child[id]
     while child != NONE:
-        S.arrival[child] = max(now + S.think[child], S.planned[child])
+        # beyond the last moment they are all alike, and too late
+        S.arrival[child] = max(now + min(S.think[child], LAST_PS + 1 - now), S.planned[child])
         push_child(S, child)
         child = S.sibling[child]
 

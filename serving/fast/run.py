@@ -24,7 +24,7 @@ from lengthwise.serving.fast.nodes import Kinds, kinds_of
 from lengthwise.serving.fast.setup import allocate, grow, with_rows
 from lengthwise.serving.inputs import Inputs, prepare
 from lengthwise.serving.records import LOST, Iterations, Records, with_lost
-from lengthwise.serving.reference.replica import endless
+from lengthwise.serving.reference.replica import endless, too_late
 from lengthwise.serving.scoring import Features
 from lengthwise.serving.system import HOLD, Node, Stop, Stops, System, Totals
 from lengthwise.workload import Workload
@@ -327,6 +327,8 @@ def raise_for(code: int, state: ks.State, calls: ScoreCalls) -> None:
         at = int(row["at_replica"])
         requests = int(state.replica[at]["running"] + state.replica[at]["waiting"])
         raise endless(requests, at, int(row["now"]))
+    if code == ks.LATE:
+        raise too_late()
     if code == ks.NAN:
         raise InputError(f"policy or router {calls.names} gave NaN for a score")
     if code == ks.RAISED:

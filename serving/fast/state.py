@@ -35,9 +35,10 @@ WHEEL = 1024  # iterations; one that lies further ahead is passed over once a tu
 FEATURE_ROW = np.dtype([(f.name, f.dtype) for f in features.FEATURES.values()])
 
 # What run_until returns, and beside that step_many: an environment needs a new episode, has one
-# without any choice, was given an action that is none, or was not reset.
+# without any choice, was given an action that is none, or was not reset. LATE: simulated time goes
+# beyond what its integers hold.
 DONE, GROW, RAISED, NAN, ENDLESS, FAULT, STOP, HORIZON = 0, 1, 2, 3, 4, 5, 6, 7
-DRAW, EMPTY, NO_ACTION, NO_RUN = 8, 9, 10, 11
+DRAW, EMPTY, NO_ACTION, NO_RUN, LATE = 8, 9, 10, 11, 12
 
 # What a run that stands still asks for; NOTHING is due otherwise.
 NOTHING, ROUTE, PREEMPT, ADMIT = 0, 1, 2, 3

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence, Sized
 from functools import cached_property
 
 from lengthwise.errors import InputError
-from lengthwise.picoseconds import PS
+from lengthwise.picoseconds import LONGEST_S, PS
 from lengthwise.protocols import Batch
 from lengthwise.serving.clock import Clock
 from lengthwise.serving.events import Window
@@ -27,6 +27,14 @@ def endless(requests: int, replica: int, now_ps: int) -> InputError:
     return InputError(
         f"{requests} requests preempt each other forever for want of KV blocks, as they would in "
         f"vLLM (replica {replica}, {now_ps / PS:g} s): num_gpu_blocks is too small for this policy"
+    )
+
+
+def too_late() -> InputError:
+    """What is wrong where time passes what 64-bit integers hold; both engines say it."""
+    return InputError(
+        f"the run goes on beyond {LONGEST_S:g} s (106 days) of simulated time: requests are too "
+        "many, think too long, or are served too slowly"
     )
 
 

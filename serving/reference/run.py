@@ -17,13 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.errors import InputError, InvariantError
 from lengthwise.features import get
+from lengthwise.picoseconds import LAST_PS
 from lengthwise.prediction import Predictions
 from lengthwise.serving import answers
 from lengthwise.serving.draws import sample
 from lengthwise.serving.events import FAIL, NOTICE, UP
 from lengthwise.serving.inputs import prepare
 from lengthwise.serving.records import LOST, Iterations, Records, with_lost
-from lengthwise.serving.reference.replica import Replica
+from lengthwise.serving.reference.replica import Replica, too_late
 from lengthwise.serving.reference.request import Request
 from lengthwise.serving.reference.scheduler import Scheduler
 from lengthwise.serving.reference.timeline import Step
@@ -252,6 +253,8 @@ class ReferenceRun:
 
     def _move(self, to_ps: int) -> None:
         """Lets time pass in which nothing happens; metrics are scraped on the way."""
+        if to_ps > LAST_PS:
+            raise too_late()
         interval = self._interval_ps
         if interval and to_ps // interval > self._now_ps // interval:
             self._seen = [node.view(to_ps // interval * interval) for node in self.nodes]

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.errors import InputError
+from lengthwise.picoseconds import MOST_PS, PS
 from lengthwise.protocols import Batch
 from lengthwise.serving.timing.terms import Part, Sum, When, check
+
+
+def whole_ps(picoseconds: Any, what: str) -> NDArray[np.int64]:
+    """Durations as integers; ``InputError`` for those that no iteration takes."""
+    if not (np.abs(picoseconds) <= MOST_PS).all():
+        raise InputError(
+            f"{what}: an iteration takes longer than {MOST_PS / PS:.0f} s, which no engine's does"
+        )
+    return np.rint(picoseconds).astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lengthwise.protocols import Batch
 from lengthwise.reading import read_described
 from lengthwise.serving.options import MOST
 from lengthwise.serving.records import PS
-from lengthwise.serving.timing.model import Pipeline, TimingTables
+from lengthwise.serving.timing.model import Pipeline, TimingTables, whole_ps
 from lengthwise.serving.timing.terms import TERMS
 
 FORMAT = "lengthwise-timing-profile"
@@ -200,4 +200,4 @@ def _line(knots: Knots, at: Ints, *, beyond: bool = True) -> Floats:
 
 
 def _ps(seconds: Floats) -> Ints:
-    return np.rint(seconds * PS).astype(np.int64)
+    return whole_ps(seconds * PS, "the profile")

@@ -20,7 +20,7 @@ from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.protocols import Batch
 from lengthwise.serving.records import PS
 from lengthwise.serving.timing.config import ModelShape, model_shape
-from lengthwise.serving.timing.model import TimingTables
+from lengthwise.serving.timing.model import TimingTables, whole_ps
 
 # Shares of the datasheet's rates that large kernels reach, and what an iteration costs beside them.
 COMPUTE_EFFICIENCY = 0.70
@@ -92,7 +92,7 @@ class RooflineTiming:
         if tp > 1:
             exchanged = 2 * tokens * model.hidden_size * 2 * (tp - 1) / tp / gpu.link_bytes_s
             body_s = body_s + 2 * model.num_hidden_layers * (ALL_REDUCE_LATENCY_S + exchanged)
-        iteration_ps = np.rint((overhead + head_s + body_s) * PS).astype(np.int64)
+        iteration_ps = whole_ps((overhead + head_s + body_s) * PS, self.name)
         attention_flops = 4 * model.num_attention_heads * model.head_dim * model.num_hidden_layers
         prefill = gpu.bf16_flops * PREFILL_ATTENTION_EFFICIENCY * tp
         context = round(model.kv_bytes_per_token / bandwidth * PS)

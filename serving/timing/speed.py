@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from lengthwise.errors import InputError
 from lengthwise.protocols import Batch, TimingModel
-from lengthwise.serving.timing.model import Pipeline, TimingTables
+from lengthwise.serving.timing.model import Pipeline, TimingTables, whole_ps
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class AtSpeed:
         return float(self.timing.iteration_time(batch)) / self.speed
 
     def _slow(self, ps: Any) -> Any:
-        return np.rint(ps / self.speed).astype(np.int64)
+        return whole_ps(ps / self.speed, self.name)
 
     def _terms(self, terms: Mapping[str, int]) -> dict[str, int]:
         return {name: round(ps / self.speed) for name, ps in terms.items()}
