@@ -49,7 +49,7 @@ def read_described(path: Path, what: str, parse: Callable[[str], Any] = json.loa
     try:
         text = plain_bytes(path, what, MOST_BYTES).decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise InputError(f"cannot read the {what} {path}: {error.strerror}") from None
+        raise InputError(f"{what} {str(path)!r}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{what} {str(path)!r} is not UTF-8 text (byte {error.start})") from None
     try:

@@ -200,13 +200,20 @@ def check_column(
     """
     dtype = "float64" if key == "arrival_s" else OPTIONAL.get(key, "int64")
     at = np.arange(len(values)) if rows is None else rows
+    if key == "tenant":
+        strange = next((row for row, value in enumerate(values) if not _is_name(value)), None)
+        if strange is not None:
+            raise InputError(
+                f"{name}: row {at[strange]}: tenant is {str(values[strange])[:60]}; it must be a "
+                "name or a number"
+            )
     if dtype == "object":
         # one by one: numpy would unpack tuples of equal length into a matrix
         return np.fromiter(values, dtype=object, count=len(values))
     try:
         numbers = np.array(values, dtype=np.float64)
     except OverflowError:
-        far = next(i for i, value in enumerate(values) if abs(value) > MOST)
+        far = next(i for i, one in enumerate(values) if isinstance(one, int) and abs(one) > MOST)
         raise InputError(f"{name}: row {at[far]}: {key} is beyond {MOST}") from None
     except (TypeError, ValueError):
         place = next((i for i, value in enumerate(values) if not _is_number(value)), None)
@@ -239,10 +246,14 @@ def _exact(values: Any, numbers: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.array([int(value) for value in values], dtype=np.int64)
 
 
+def _is_name(value: Any) -> bool:
+    return not isinstance(value, list | dict | set | np.ndarray)
+
+
 def _is_number(value: Any) -> bool:
     try:
         float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True
 

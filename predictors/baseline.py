@@ -20,6 +20,7 @@ from lengthwise.predictors.hub import HubPredictor
 from lengthwise.predictors.novelty import ABSTAIN, LIMIT, Window
 from lengthwise.predictors.shifting import capped
 from lengthwise.protocols import Predictor
+from lengthwise.workload import MOST_TOKENS
 
 SHIFT = 0.23  # as ``novelty.SHIFT``, of two numbers: the mean and the spread of log prompt lengths
 
@@ -32,8 +33,10 @@ class Constant(HubPredictor):
 
     def __init__(self, tokens: float = 200.0) -> None:
         self.tokens = columns.number(tokens, name="tokens", of="constant")
-        if self.tokens < 1:
-            raise InputError(f"constant: tokens must be 1 or more, not {tokens!r}")
+        if not 1 <= self.tokens <= MOST_TOKENS:
+            raise InputError(
+                f"constant: tokens must be 1 or more and up to {MOST_TOKENS}, not {tokens!r}"
+            )
         self.tokens_ = self.tokens
 
     def fit(

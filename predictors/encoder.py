@@ -156,6 +156,9 @@ def pretrained(model: str, *, max_tokens: int, drop_layers: int = 0) -> Encoder:
     except Exception as error:  # of libraries, about files that anybody may have written
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"no pretrained encoder {model!r}: {first}") from error
+    known = backbone.get_input_embeddings().num_embeddings
+    if max(tokenizer.get_vocab().values(), default=0) >= known:
+        raise InputError(f"no pretrained encoder {model!r}: its tokenizer has ids beyond {known}")
     positions = int(getattr(config, "max_position_embeddings", max_tokens) or max_tokens)
     # RoBERTa's and OPT's positions start at 2
     return Encoder(backbone, tokenizer, max(8, min(max_tokens, positions - 2)))

@@ -100,7 +100,7 @@ def test_a_config_file_is_a_model(tmp_path: Path) -> None:
         ("h100/llama-3.1-8b", "roofline:h100/llama-3.1-8b is an estimate"),
         ("h200/lama-3.1-8b", "no profile"),
         ("nothing", "unknown timing 'nothing'"),
-        ("nowhere.json", "cannot read the profile nowhere.json"),
+        ("nowhere.json", "profile 'nowhere.json': No such file"),
         ("live:llama-3.1-8b@tpu", "not @tpu"),
         ("h200/llama-3.1-8b:gpu=2", "takes the option cpu=FACTOR, not 'gpu=2'"),
         ("h200/llama-3.1-8b:cpu=fast", "takes the option cpu=FACTOR"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,8 @@ def _same(folder: Path, given: Mapping[str, Any]) -> None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The configuration of a run; ``InputError`` where there is none."""
+    if not os.path.isfile(folder / CONFIG):
+        raise InputError(f"no training run at {str(folder)!r}: it has no {CONFIG}")
     config = read_described(folder / CONFIG, "training run")
     if not isinstance(config, dict):
         raise InputError(f"training run {str(folder / CONFIG)!r} holds no options: {config!r}")

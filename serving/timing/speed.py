@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lengthwise.errors import InputError
 from lengthwise.protocols import Batch, TimingModel
 from lengthwise.serving.timing.model import Pipeline, TimingTables, whole_ps
@@ -45,7 +47,8 @@ class AtSpeed:
         return whole_ps(ps / self.speed, self.name)
 
     def _terms(self, terms: Mapping[str, int]) -> dict[str, int]:
-        return {name: round(ps / self.speed) for name, ps in terms.items()}
+        whole = whole_ps(np.array([ps / self.speed for ps in terms.values()]), self.name)
+        return dict(zip(terms, whole.tolist(), strict=True))
 
 
 @dataclass(frozen=True)

@@ -374,6 +374,8 @@ def seconds(name: str, column: str, values: NDArray[Any], unit_s: float = 1.0) -
         nanoseconds = dates.dt.tz_localize(None).to_numpy(dtype="datetime64[ns]").astype(np.int64)
         return np.asarray((nanoseconds - nanoseconds.min()) / 1e9)
     numbers = values.astype(np.float64)
+    if len(numbers) == 0:
+        raise InputError(f"{name}: no requests; a workload needs at least one")
     bad = np.flatnonzero(~np.isfinite(numbers))
     if len(bad):
         raise InputError(f"{name}: row {bad[0]}: {column} is {values[bad[0]]}; it must be a number")

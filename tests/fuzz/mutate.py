@@ -87,8 +87,8 @@ def _bend(value: Any, rng: Random) -> Any:
 def _other(value: Any, rng: Random) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     how = rng.randrange(4)
-    if number and how == 0:
-        return value * rng.choice((-1, 0, 10, 1e6, 1e-6, 1 / 3)) if value == value else 0
+    if number and how == 0 and abs(value) < 1e300:
+        return value * rng.choice((-1, 0, 10, 1e6, 1e-6, 1 / 3))
     if isinstance(value, str) and how == 0:
         return worded(value, rng)
     if how == 1:
