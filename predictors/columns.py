@@ -83,7 +83,7 @@ def resampled(heavy: Floats, seed: int) -> NDArray[np.int64]:
 def number(value: object, *, name: str, of: str) -> float:
     """An option that must be a finite number."""
     told = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (told and abs(value) <= np.finfo(np.float64).max):  # type: ignore[arg-type]
+    if not (told and abs(value) <= float(np.finfo(np.float64).max)):  # type: ignore[arg-type]
         raise InputError(f"{of}: {name} must be a finite number, not {value!r}")
     return float(value)  # type: ignore[arg-type]
 

@@ -307,6 +307,6 @@ def _numbers(values: NDArray[Any]) -> NDArray[np.float64]:
     """Numbers where there are some, NaN elsewhere: what isn't a number is reported later."""
     if values.dtype.kind in "biuf":
         return values.astype(np.float64)
-    far = np.finfo(np.float64).max
+    far = float(np.finfo(np.float64).max)
     told = (v if isinstance(v, int | float) and abs(v) <= far else np.nan for v in values)
     return np.fromiter(told, dtype=np.float64, count=len(values))
