@@ -22,7 +22,7 @@ def whole_ps(picoseconds: Any, what: str) -> NDArray[np.int64]:
         raise InputError(
             f"{what}: an iteration takes longer than {MOST_PS / PS:.0f} s, which no engine's does"
         )
-    return np.rint(picoseconds).astype(np.int64)
+    return np.asarray(np.rint(picoseconds), dtype=np.int64)
 
 
 @dataclass(frozen=True)
