@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.engines.environments import ROOT
 from tests.engines.installed import NOT_OURS
-from tests.engines.numba_versions import RUNS_TESTS
+from tests.engines.numba_versions import RUNS_TESTS, needs
 from tests.engines.resolving import _index
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
@@ -55,7 +55,9 @@ def cell(python: str, packages: str, made: Path, folder: Path) -> str:
     inside = str(folder / "env" / "bin" / "python")
     install = ["pip", "install", "--quiet", "--python", inside, "--only-binary", ":all:"]
     try:
-        _run([*install, *PACKAGES[packages], f"lengthwise[plot] @ {made.as_uri()}"], folder)
+        ours = f"lengthwise[plot] @ {made.as_uri()}"
+        # what lowest-direct takes for direct is what is named here
+        _run([*install, *PACKAGES[packages], ours, *map(str, needs())], folder)
         _run([*install, *RUNS_TESTS, "packaging"], folder)
     except subprocess.CalledProcessError as error:
         return f"can't be installed: {_last(error)}"
