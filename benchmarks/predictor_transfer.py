@@ -112,8 +112,14 @@ def remembered(predictor: Any, prompts: list[str]) -> Iterator[None]:
     if not hasattr(predictor, "_raw"):
         yield
         return
-    raw, place = predictor._raw(prompts), {prompt: row for row, prompt in enumerate(prompts)}
-    predictor._raw = lambda asked: raw[[place[prompt] for prompt in asked]]
+    read = predictor._raw
+    raw, place = read(prompts), {prompt: row for row, prompt in enumerate(prompts)}
+
+    def again(asked: list[str]) -> Any:
+        known = all(prompt in place for prompt in asked)
+        return raw[[place[prompt] for prompt in asked]] if known else read(asked)
+
+    predictor._raw = again
     try:
         yield
     finally:
