@@ -112,7 +112,10 @@ def read_bundle(folder: str | Path) -> SchedulingPolicy | RoutingPolicy:
 
 def _contents(path: Path, name: str) -> bytes:
     """A file of the bundle; not one that a link takes from elsewhere, nor one without end."""
-    file = (path / name).resolve()
+    try:
+        file = (path / name).resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise InputError(f"bundle {str(path)!r}: {name} can't be read: {error}") from None
     if not file.is_relative_to(path.resolve()):
         raise InputError(f"bundle {str(path)!r}: {name} lies outside the bundle")
     if file.stat().st_size > LARGEST:

@@ -59,7 +59,12 @@ class Encoder:
         head = most - most // 4
         out = []
         for prompt in prompts:
-            ids = list(self.tokenizer(_readable(prompt, most), verbose=False)["input_ids"])
+            try:
+                ids = list(self.tokenizer(_readable(prompt, most), verbose=False)["input_ids"])
+            except BaseException as error:
+                if type(error).__name__ != "PanicException":  # Rust's, which is no Exception
+                    raise
+                raise InputError(f"the encoder's tokenizer is damaged: {error}") from None
             if len(ids) > most:
                 ids = ids[:head] + ids[len(ids) - (most - head) :]
             out.append(ids or [self._filler])

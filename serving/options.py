@@ -17,6 +17,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
 
 # What an iteration can hold: each token of it takes 32 bytes of a node's tables.
 MOST_BATCHED_TOKENS = 2**22
+MOST_BLOCKS = 2**23  # each takes 48 bytes of a node's tables
 MOST = 2**40  # of the other options: above any engine, below where sums of them overflow
 DEFAULT_TIMING = "h200/llama-3.1-8b"  # what serves where nothing else was asked for
 
@@ -54,6 +55,10 @@ class Engine:
             raise InputError(
                 f"max_num_batched_tokens may be up to {MOST_BATCHED_TOKENS}, not "
                 f"{self.max_num_batched_tokens}"
+            )
+        if (self.num_gpu_blocks or 0) > MOST_BLOCKS:
+            raise InputError(
+                f"num_gpu_blocks may be up to {MOST_BLOCKS}, not {self.num_gpu_blocks}"
             )
         for option in fields(self):
             value = getattr(self, option.name)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lengthwise.errors import InputError
 from lengthwise.protocols import Batch
 from lengthwise.reading import read_described
-from lengthwise.serving.options import MOST
+from lengthwise.serving.options import MOST_BLOCKS
 from lengthwise.serving.records import PS
 from lengthwise.serving.timing.model import Pipeline, TimingTables, whole_ps
 from lengthwise.serving.timing.terms import TERMS
@@ -175,9 +175,11 @@ def _knots(pairs: Any) -> tuple[tuple[float, float], ...]:
 def _blocks(given: Any) -> int | None:
     if given is None:
         return None
-    if isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= MOST:
+    if isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= MOST_BLOCKS:
         return given
-    raise InputError(f"num_gpu_blocks is {given!r}; it must be a whole number from 1 to {MOST}")
+    raise InputError(
+        f"num_gpu_blocks is {given!r}; it must be a whole number from 1 to {MOST_BLOCKS}"
+    )
 
 
 def padded(sizes: Ints, graphs: Ints) -> Ints:

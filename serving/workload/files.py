@@ -262,7 +262,7 @@ def _from_hugging_face(spec: str) -> Columns:
             loaded = datasets.load_from_disk(name)
         else:
             loaded = datasets.load_dataset(name)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of libraries, about names and files of anybody
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"hf:{name}: the data set can't be loaded: {first}") from None
     if isinstance(loaded, dict):  # a DatasetDict: one data set a split
