@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.optimize import linprog
 
 from lengthwise.eval import metrics
 from lengthwise.eval.alone import alone_s
-from lengthwise.eval.bound import mean_latency_bound_s
+from lengthwise.eval.bound import (
+    _batching,
+    _Cells,
+    _cells,
+    _mean_busy_times,
+    _Needs,
+    _needs,
+    _one_machine,
+    _prices,
+    mean_latency_bound_s,
+)
 from lengthwise.eval.simulate import simulate
-from lengthwise.protocols import TimingModel
+from lengthwise.protocols import Batch, TimingModel
 from lengthwise.serving import Engine
+from lengthwise.serving.records import PS
 from lengthwise.serving.timing import LinearTiming, timing
+from lengthwise.serving.timing.model import TimingTables
 from lengthwise.workload import Workload
 
 TIMINGS: dict[str, TimingModel] = {
@@ -125,3 +138,131 @@ def test_bound_is_not_given_where_arrivals_depend_on_the_schedule() -> None:
     )
     alone = alone_s(loop, Engine(), TIMINGS["linear"])
     assert np.isnan(mean_latency_bound_s(loop, Engine(), TIMINGS["linear"], alone))
+
+
+# The pieces of the bound on cells of at most one prompt token and one decoding sequence: alone
+# either takes 1 s, both together 3 s, so A = B = 1.
+CELLS = _Cells(
+    least_s=np.array([[np.inf, 1.0], [1.0, 3.0]]),
+    decode=np.array([[0.0], [1.0]]),
+    prefill=np.array([[0.0, 1.0]]),
+    sequences=np.array([[0.0, 1.0], [1.0, 2.0]]),
+)
+
+
+def needs(prompt: list[float], steps: list[float], attention: float) -> _Needs:
+    """``attention`` seconds of either kind."""
+    extra = np.full(len(prompt), attention)
+    return _Needs(np.array(prompt), np.array(steps), extra, extra.copy())
+
+
+def test_what_a_request_needs_by_hand() -> None:
+    two = Workload({"arrival_s": [0, 0], "prompt_tokens": [10, 1], "output_tokens": [5, 1]})
+    nothing = np.zeros(9, dtype=np.int64)
+    terms = {"context": 3000, "mixed_context": 2000, "chunk_context": 7000}
+    tables = TimingTables(nothing, nothing, terms)
+    found = _needs(two, Engine(), tables)
+    assert found.steps.tolist() == [4, 0]  # the first token comes with the prompt's last chunk
+    # token k of the prompt attends to k; each of 4 steps to 10 tokens at least
+    assert (found.prefill_attention_s * PS).tolist() == pytest.approx([7000 * 55, 7000])
+    assert (found.decode_attention_s * PS).tolist() == pytest.approx([2000 * 10 * 4, 0])
+    cached = _needs(two, Engine(enable_prefix_caching=True), tables)
+    assert not cached.prompt.any() and not cached.prefill_attention_s.any()
+    assert cached.decode_attention_s.tolist() == found.decode_attention_s.tolist()
+
+
+def test_mean_busy_times_by_hand() -> None:
+    """The short job interrupts the long one: 1 s of that by t = 1, the other 3 s from 2 to 5."""
+    found = _mean_busy_times(np.array([0.0, 1.0, 9.0]), np.array([4.0, 1.0, 0.0]))
+    assert found.tolist() == pytest.approx([(1 * 0.5 + 3 * 3.5) / 4, 1.5, 9.0])
+
+
+@pytest.mark.parametrize(("steps", "replicas", "expected"), [
+    (1.0, 1, 2.5 + 0.7),  # 5 s of work, of which 3.5 before the one step of 1 s
+    (1.0, 2, 1.25 + 0.7),  # twice as fast, but a step takes as long as before
+    (3.0, 1, 3.5 + 2.0),  # 7 s: 3.5 before three steps, 3.5 before one on average
+])  # fmt: skip
+def test_one_machine_by_hand(steps: float, replicas: int, expected: float) -> None:
+    found = _one_machine(np.array([2.0]), needs([3.0], [steps], 0.5), CELLS, replicas)
+    assert found == pytest.approx(expected)
+
+
+def test_batching_by_hand() -> None:
+    """At a price of y, A = B = 1 + y: five requests need 5 (1 + y) each, the last is too late."""
+    arrival = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 30.0])
+    six = needs([3.0] * 6, [1.0] * 6, 0.5)
+    assert _batching(arrival, six, CELLS, 1) == pytest.approx((5 * 5 * 2 - 30) / 6)  # y = 1
+    assert _batching(arrival, six, CELLS, 2) == 0  # two replicas cost 60 s
+    # unfinished at 10 s, none of them counts more than that
+    early = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 10.0])
+    assert _batching(early, six, CELLS, 1) == pytest.approx((5 * 10 - 10) / 6)
+    assert _batching(early, six, CELLS, 2) == pytest.approx((5 * 10 - 20) / 6)
+    assert _batching(early + 7.0, six, CELLS, 2) == pytest.approx((5 * 10 - 20) / 6)
+
+
+def random_tables(rng: np.random.Generator, seats: int, tokens: int) -> TimingTables:
+    """Tables that also fall, as measured ones do."""
+    return TimingTables(
+        rng.integers(1, 100, seats + 1),
+        rng.integers(1, 100, tokens + 1),
+        {"prefill_seq": 5, "decode_seq": 3, "floor": 20, "floor_seq": 4},
+    )
+
+
+def test_cells_are_the_least_of_what_lies_in_and_above_them() -> None:
+    """Small enough that each cell is one iteration: then the grid is the tables, made monotone."""
+    engine = Engine(max_num_seqs=4, max_num_batched_tokens=9)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        tables = random_tables(rng, 4, 9)
+        cells = _cells(engine, tables)
+        assert cells.decode[:, 0].tolist() == [0, 1, 2, 3, 4]
+        assert cells.prefill[0].tolist() == list(range(10))
+        assert cells.least_s[0, 0] == np.inf
+        for d in range(5):
+            mixed = {}
+            for p in range(1, 10 - d):
+                mixed[p] = tables.mixed_ps[d + p :].min() + 5 + 3 * d
+                expected = max(mixed[p], 20 + 4 * (d + 1))
+                assert cells.least_s[d, p] * PS == pytest.approx(expected)
+                assert cells.sequences[d, p] == d + 1
+            if d:
+                least = min(int(tables.decode_ps[d:].min()), *mixed.values())
+                assert cells.least_s[d, 0] * PS == pytest.approx(max(least, 20 + 4 * d))
+            assert (cells.least_s[d, 10 - d :] == np.inf).all()  # more than the budget
+
+
+def test_no_iteration_is_shorter_than_its_cell() -> None:
+    engine = Engine(max_num_seqs=60, max_num_batched_tokens=200)
+    rng = np.random.default_rng(1)
+    tables = random_tables(rng, 60, 200)
+    cells = _cells(engine, tables)
+    for _ in range(500):
+        d = int(rng.integers(0, 61))
+        p = int(rng.integers(0 if d else 1, 201 - d))
+        row = int(np.searchsorted(cells.decode[:, 0], d))
+        column = int(np.searchsorted(cells.prefill[0], p))
+        batch = Batch(prefill_tokens=p, prefill_seqs=min(p, 1), decode_seqs=d)
+        assert cells.least_s[row, column] * PS <= tables.iteration_ps(batch) * (1 + 1e-9)
+        assert cells.sequences[row, column] <= d + min(p, 1)
+
+
+def test_prices_are_those_of_the_linear_program() -> None:
+    """Feasible in every cell, and within the grid of 64 steps of what scipy finds best."""
+    rng = np.random.default_rng(2)
+    for _ in range(10):
+        engine = Engine(max_num_seqs=5, max_num_batched_tokens=12)
+        cells = _cells(engine, random_tables(rng, 5, 12))
+        prompt, steps = rng.uniform(1, 100, 2)
+        a, b = _prices(cells, cells.least_s, prompt, steps)
+        assert a >= 0 and b >= 0
+        p, d = np.broadcast_arrays(cells.prefill, cells.decode)
+        real = np.isfinite(cells.least_s)
+        assert (a * p + b * d <= cells.least_s + 1e-18)[real].all()
+        best = linprog(
+            [-prompt, -steps],
+            np.stack((p[real], d[real]), axis=1),
+            cells.least_s[real] * PS,
+            bounds=(0, None),
+        )
+        assert (a * prompt + b * steps) * PS == pytest.approx(-best.fun, rel=0.03)

@@ -104,3 +104,15 @@ def test_an_answer_of_one_token_has_no_tpot_to_miss() -> None:
 def test_what_nobody_can_meet_is_said_as_such() -> None:
     with pytest.raises(InputError, match=r"misses the SLO even at .* where requests run alone"):
         capacity(Regular(), "fcfs", {"ttft_mean": 0.01}, seeds=1, engine=ONE, timing=TENTH)
+
+
+def test_a_limit_that_is_just_met_is_met_and_the_rate_found_meets_it() -> None:
+    """Alone a request takes 0.1 s, so that is met until the queue forms at 10 requests/s."""
+    found = capacity(
+        Regular(), "fcfs", {"ttft_max": 0.1}, seeds=1, tolerance=0.01, engine=ONE, timing=TENTH
+    )
+    (rate,) = found.per_seed
+    assert rate == max(probe.rate for probe in found.probes if probe.met)
+    missed = min(probe.rate for probe in found.probes if not probe.met)
+    assert rate <= 10 < missed <= 1.01 * rate
+    assert found.rate.mean == rate

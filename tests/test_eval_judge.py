@@ -118,6 +118,20 @@ def test_windows_share_no_request(test: int, tuning: int) -> None:
         assert (len(found.tuning), len(found.test)) == (5, 5)
 
 
+@pytest.mark.parametrize(("test", "tuning"), [(6, 1), (2, 6)])
+def test_windows_that_are_missing_on_either_side_are_told(test: int, tuning: int) -> None:
+    """Six windows are there: one to tune on leaves five to judge on, and half is the most."""
+    found = windows_of(trace(60), requests=10, rate=None, test=test, tuning=tuning)
+    assert len(found.notices) == 1
+    assert (len(found.tuning), len(found.test)) == ((1, 5) if tuning == 1 else (3, 2))
+
+
+def test_windows_that_are_judged_are_spread_over_the_rest() -> None:
+    found = windows_of(trace(100), requests=10, rate=None, test=4, tuning=2)
+    assert [w.span for w in found.tuning] == [(0, 10), (10, 20)]
+    assert [w.span for w in found.test] == [(20, 30), (40, 50), (60, 70), (80, 90)]
+
+
 def test_windows_that_share_requests_are_refused() -> None:
     one, two = (windows_of(trace(60), requests=20, rate=None, test=3).test[i] for i in (0, 1))
     for shared in (one, dataclasses.replace(one, seed=7, span=(15, 35))):

@@ -84,6 +84,7 @@ def test_weighted_percentile_is_that_of_repeated_values() -> None:
 def test_jain_index_of_textbook_cases() -> None:
     assert metrics.jain_index([3, 3, 3]) == 1
     assert metrics.jain_index([1, 0, 0, 0]) == 0.25
+    assert metrics.jain_index([0, 0]) == 1  # nobody has more than another
     # Jain, Chiu, Hawe 1984: if k of n users share equally and the others get nothing, k/n
     assert metrics.jain_index([2] * 30 + [0] * 70) == pytest.approx(0.3)
 
@@ -107,6 +108,62 @@ def test_inter_token_latency_and_kv_utilization_by_hand() -> None:
     # 4 blocks for 2 s, 8 for 1 s, nothing from 3 s to 8 s, 2 for 2 s; over 10 s of 10 blocks
     assert found["kv_utilization_mean"] == pytest.approx((8 + 8 + 4) / 100)
     assert found["kv_utilization_max"] == 0.8
+
+
+def test_kv_utilization_is_of_each_node_s_own_blocks() -> None:
+    """Two nodes at once, of 10 and 40 blocks: 5 used on the small one, 10 on the large one."""
+    log = Iterations(
+        replica=np.array([0, 1]),
+        start_ps=np.array([0, 0]) * PS,
+        duration_ps=np.array([4, 2]) * PS,
+        prefill_tokens=np.array([5, 5]),
+        decode_seqs=np.zeros(2, dtype=np.int64),
+        running=np.ones(2, dtype=np.int64),
+        waiting=np.zeros(2, dtype=np.int64),
+        used_blocks=np.array([5, 10]),
+        preempted=np.zeros(2, dtype=np.int64),
+    )
+    found = metrics.kv_utilization(log, [10, 40])
+    assert found["kv_utilization_mean"] == pytest.approx((5 * 4 + 10 * 2) / 4 / 50)
+    assert found["kv_utilization_max"] == 0.5  # 5 of 10, not 10 of 10 nor 10 of 40
+    frame = log.to_frame()
+    assert frame["start_s"].tolist() == [0, 0]
+    assert frame["duration_s"].tolist() == [4, 2]  # seconds
+
+
+def test_a_limit_that_is_just_met_is_met() -> None:
+    run = records()
+    assert metrics.meets_slo(run, {"ttft": 5.0}).tolist() == [True, True]
+    assert metrics.meets_slo(run, {"ttft": 4.999}).tolist() == [True, False]
+    # the answer of one token has no TPOT to miss; the other one's is 2
+    assert metrics.meets_slo(run, {"tpot": 2.0}).tolist() == [True, True]
+    assert metrics.meets_slo(run, {"tpot": 1.0}).tolist() == [False, True]
+    assert metrics.meets_slo(run, {"e2e": 9.0, "ttft": 2.0}).tolist() == [False, False]
+
+
+def test_a_run_of_three_requests_by_hand() -> None:
+    """One seat, a prompt in one iteration of 1 s, then 1 s a token: everything in its column."""
+    workload = Workload(
+        {"arrival_s": [0.0, 0.5, 10.0], "prompt_tokens": [4, 4, 4], "output_tokens": [3, 1, 2]}
+    )
+    result = simulate(
+        workload, "fcfs", engine=Engine(max_num_seqs=1, block_size=2),
+        timing=LinearTiming(base_s=1.0, num_gpu_blocks=20), log_iterations=True,
+    )  # fmt: skip
+    rows = result.requests
+    assert rows["arrival_s"].tolist() == [0, 0.5, 10]
+    assert rows["scheduled_s"].tolist() == [0, 3, 10]  # not when its first token came
+    assert rows["first_token_s"].tolist() == [1, 4, 11]
+    assert rows["finish_s"].tolist() == [3, 4, 12]
+    log = result.iterations
+    assert log is not None
+    assert log["start_s"].tolist() == [0, 1, 2, 3, 10, 11]
+    assert log["duration_s"].tolist() == [1.0] * 6
+    found = result.summary({"e2e": 2.0})
+    assert found["wait_mean_s"] == pytest.approx(2.5 / 3)
+    assert found["slo_attainment"] == pytest.approx(1 / 3)
+    assert found["goodput_requests_per_s"] == pytest.approx(1 / 12)
+    assert found["slowdown_max"] == 3.5  # 3.5 s where 1 s is enough
 
 
 def test_service_gap_by_hand() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval import tune as tuning
-from lengthwise.eval.tune import METRICS, Case, records_of, tune
+from lengthwise.eval.tune import METRICS, WIDE, Case, records_of, tune
 from lengthwise.policies import load_policy, load_router
 from lengthwise.serving import Engine, Node, System
 from lengthwise.serving.timing import LinearTiming
@@ -42,6 +42,10 @@ def window(seed: int, requests: int = 60) -> Window:
 
 
 RUNS = [window(seed) for seed in range(3)]
+
+
+def generator() -> np.random.Generator:
+    return np.random.default_rng(5)
 
 
 def level(policy: Any, runs: list[Window], metric: str = "mean latency") -> float:
@@ -137,3 +141,29 @@ def test_bad_input_is_told() -> None:
         tune(load_policy("work"), RUNS, metric="mean latencies")
     with pytest.raises(InputError, match="above 0, not nan"):
         tune(load_policy("work"), RUNS, metric=lambda records: math.nan)
+
+
+def test_halving_is_paid_as_it_runs() -> None:
+    """Of five runs: eight on the first, four more on the second, two on two, one on the last."""
+    search = tuning._Search(load_policy("work"), [RUNS[0]] * 5, METRICS["mean latency"], generator())
+    assert search.rungs == [1, 2, 4, 5]
+    assert search._price(8) == 8 * 1 + 4 * 1 + 2 * 2 + 1 * 1
+
+
+def test_candidates_by_kind_of_tunable() -> None:
+    rng = generator()
+    drawn = [tuning._near({"on": True, "n": 8, "x": 2.0, "off": 0.0, "none": 0}, WIDE, rng, {})
+             for _ in range(60)]  # fmt: skip
+    assert {one["on"] for one in drawn} == {True, False}
+    assert all(1 <= one["n"] <= 64 and isinstance(one["n"], int) for one in drawn)
+    assert all(2 / 8 <= one["x"] <= 2 * 8 for one in drawn)
+    assert min(one["x"] for one in drawn) < 1 and max(one["x"] for one in drawn) > 4
+    assert all(-1 <= one["off"] <= 1 for one in drawn) and len({d["off"] for d in drawn}) > 50
+    assert {one["none"] for one in drawn} == {0}
+
+
+def test_a_sampling_router_is_named_with_its_choices() -> None:
+    router = load_router("jsq-tokens:choices=2")
+    found = tuning.with_tunables(router, dict(router.score.tunables))
+    assert found.name.endswith("choices=2")
+    assert load_router(found.name).choices == 2
