@@ -95,7 +95,7 @@ def _cut(whole: Workload, requests: int, test: int, tuning: int) -> Windows:
     count = min(test, there - first)
     places = first + np.arange(count) * (there - first) // count
     notices = whole.notices
-    if count < test and first < tuning:
+    if count < test or first < tuning:
         notices += (
             f"{whole.name}: {there} windows of {requests} requests do not overlap; "
             f"{f'{first} to tune on, ' if tuning else ''}{count} to judge on",

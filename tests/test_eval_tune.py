@@ -145,7 +145,9 @@ def test_bad_input_is_told() -> None:
 
 def test_halving_is_paid_as_it_runs() -> None:
     """Of five runs: eight on the first, four more on the second, two on two, one on the last."""
-    search = tuning._Search(load_policy("work"), [RUNS[0]] * 5, METRICS["mean latency"], generator())
+    search = tuning._Search(
+        load_policy("work"), [RUNS[0]] * 5, METRICS["mean latency"], generator()
+    )
     assert search.rungs == [1, 2, 4, 5]
     assert search._price(8) == 8 * 1 + 4 * 1 + 2 * 2 + 1 * 1
 

@@ -11,6 +11,7 @@ from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import Preemption, SchedulingPolicy, Score
 from lengthwise.serving import Engine, Node, System
 from lengthwise.serving.run import begin
+from lengthwise.serving.run import run as run_whole
 from lengthwise.serving.system import Stops
 from lengthwise.serving.timing.linear import LinearTiming
 from lengthwise.workload import Workload
@@ -130,3 +131,27 @@ def test_a_swapped_prompt_is_no_backlog() -> None:
         seen.append(out[0].tolist())
         run.answer(0)
     assert seen == [[0, 0], [0, 0], [0, 1]]  # what was computed of request 0 lies in host memory
+
+
+@pytest.mark.parametrize("backend", ["reference", "fast"])
+def test_a_policy_reads_how_often_a_request_was_preempted(backend: Any) -> None:
+    """Shortest first, but whoever was sent back twice goes before all and is left alone."""
+
+    def twice_is_enough(predicted_tokens: Any, preemptions: Any) -> Any:
+        return predicted_tokens - 1000.0 * (preemptions >= 2)
+
+    policy = SchedulingPolicy(
+        Score.from_function(twice_is_enough), Preemption(mode="recompute", price=0.0)
+    )
+    node = Node(Engine(num_gpu_blocks=100, max_num_seqs=1), LinearTiming(1.0), policy)
+    shorts = 6
+    workload = Workload(
+        {"arrival_s": [0.0, *(2.5 + 3.0 * np.arange(shorts))], "prompt_tokens": [1] * (shorts + 1),
+         "output_tokens": [20] + [1] * shorts}
+    )  # fmt: skip
+    system = System((node,), load_router("jsq"))
+    records = run_whole(workload, system, workload["output_tokens"] * 1.0, backend=backend)
+    assert records.preemptions.tolist() == [2] + [0] * shorts
+    # the third short one finds it protected by its score and waits to the end
+    assert (records.finish_ps[3:] > records.finish_ps[0]).all()
+    assert (records.finish_ps[1:3] < records.finish_ps[0]).all()

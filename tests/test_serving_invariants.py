@@ -7,6 +7,7 @@ what any correct run must give.
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from lengthwise.serving import Engine, Stop, Stops
 from lengthwise.serving.draws import sample, splitmix64, uniform
 from lengthwise.serving.inputs import block_keys
 from lengthwise.serving.records import PS
+from lengthwise.serving.reference.kv_cache import KVCache
 from lengthwise.serving.reference.run import ReferenceRun
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
@@ -210,6 +212,88 @@ def test_the_checker_sees_what_is_wrong() -> None:
     unfinished = made()
     with pytest.raises(InvariantError, match="0 of 2 requests"):
         unfinished.records()
+
+
+@pytest.mark.parametrize("clause", [
+    "one more than the seats", "a waiting request in the batch", "a waiting request with blocks",
+    "a waiting request that is counted twice", "a running request that is not in the batch",
+    "one token more than it knows", "tokens outside blocks", "fewer than no free blocks",
+    "more free blocks than there are", "a block twice", "a block nobody counts",
+    "a free block twice", "a free block that is held", "an index of nothing",
+])  # fmt: skip
+def test_each_clause_of_the_checker_sees_its_own(clause: str) -> None:
+    """One corruption, which no other clause would report in these words."""
+    columns = {"arrival_s": [0] * 3, "prompt_tokens": [8] * 3, "output_tokens": [3] * 3}
+    given = alike(
+        workload=Workload(columns), policy=load_policy("fcfs"), routing=load_router("jsq"),
+        engine=Engine(num_gpu_blocks=20, block_size=4, enable_prefix_caching=True, max_num_seqs=2),
+        timing=LinearTiming(1.0), check=True,
+    )  # fmt: skip
+    run = ReferenceRun(**given)
+    run.advance(Stops(admit=True))
+    node: Any = run.nodes[0]
+    node.schedule()
+    node.check()
+    decides, kv = node.scheduler, node.kv
+    first, second = node.running
+    (waits,) = decides.waiting.ordered()
+    blank = kv._blank
+    match clause:
+        case "one more than the seats":
+            decides.engine = dataclasses.replace(decides.engine, max_num_seqs=1)
+            said = "2 requests run on 1"
+        case "a waiting request in the batch":
+            waits.in_batch, said = True, "a waiting request runs"
+        case "a waiting request with blocks":
+            waits.held, said = 1, "a waiting request runs or holds"
+        case "a waiting request that is counted twice":
+            decides.waiting.ordered = lambda: [waits, waits]
+            said = "a waiting request runs"
+        case "a running request that is not in the batch":
+            first.in_batch, said = False, "can't know"
+        case "one token more than it knows":
+            first.computed, said = first.known + first.pending + 1, "can't know"
+        case "tokens outside blocks":
+            first.held, said = 1, "outside its KV blocks"
+        case "fewer than no free blocks":
+            kv.free, said = -1, "-1 of 19 KV blocks are free"
+        case "more free blocks than there are":
+            kv.free, said = 20, "20 of 19 KV blocks are free"
+        case "a block twice":
+            first.blocks[1], said = first.blocks[0], "holds a KV block twice"
+        case "a block nobody counts":
+            first.blocks[0], said = second.blocks[0], "reference counts differ"
+        case "a free block twice":
+            blank[0], said = blank[1], "counted wrongly"
+        case "a free block that is held":
+            blank[0], said = first.blocks[0], "counted wrongly"
+        case _:
+            kv._key_of[99], said = 1, "the prefix index and the cached"
+    with pytest.raises(InvariantError, match=said):
+        node.check()
+
+
+def test_the_checker_without_a_prefix_cache_and_the_records_see_theirs() -> None:
+    kv = KVCache(20, 4, False)
+    holder: Any = SimpleNamespace(held=3)
+    kv.free -= 3
+    kv.check([holder])
+    holder.held = 2
+    with pytest.raises(InvariantError, match="held and KV blocks used differ"):
+        kv.check([holder])
+    run = ReferenceRun(
+        **alike(
+            workload=Workload({"arrival_s": [0, 0], "prompt_tokens": [8, 8],
+                               "output_tokens": [3, 3]}),
+            policy=load_policy("fcfs"), routing=load_router("jsq"),
+            engine=Engine(num_gpu_blocks=20), timing=LinearTiming(1.0),
+        )
+    )  # fmt: skip
+    assert run.advance() == Stop("done")
+    run.records()
+    run._rows[1] = run._rows[0]
+    with pytest.raises(InvariantError, match="finished twice"):
+        run.records()
 
 
 def test_splitmix64_is_the_published_generator() -> None:

@@ -187,6 +187,38 @@ def test_nobody_goes_first_for_a_wait_below_the_floor(backend: str) -> None:
     assert served("sjf+guard:ratio=1,floor_s=18", backend)[0] == 20 + 5
 
 
+@pytest.mark.parametrize("policy", [
+    "sjf+guard:ratio=0.5,floor_s=0",
+    "srtf+preempt:price=0.0+guard:ratio=0.3,floor_s=0",
+    "mlfq:quantum=2+preempt:price=0.0+guard:ratio=1,floor_s=0.5",
+])  # fmt: skip
+def test_the_compiled_guard_is_this_one_over_more_than_a_window(policy: str) -> None:
+    """Waves with idle moments between them; predictions that are wrong; waits to be forgotten."""
+    rng = np.random.default_rng(8)
+    count = WINDOW + 400
+    gaps = rng.exponential(1.0, count) + np.where(np.arange(count) % 350 == 349, 4000.0, 0.0)
+    output = np.rint(rng.lognormal(0.3, 0.9, count)).astype(int) + 1
+    workload = Workload(
+        {"arrival_s": np.cumsum(gaps), "prompt_tokens": rng.integers(1, 9, count),
+         "output_tokens": output}
+    )  # fmt: skip
+    engine = Engine(max_num_seqs=3, num_gpu_blocks=60, block_size=4, max_num_batched_tokens=16)
+    system = System.replicated(
+        Node(engine, LinearTiming(base_s=1.0), load_policy(policy)), 1, load_router("jsq")
+    )
+    predicted = np.maximum(output * rng.lognormal(0, 0.8, count), 1.0)
+    slow, fast = (
+        run(workload, system, predicted, backend=backend) for backend in ("reference", "fast")
+    )
+    assert slow.finish_ps.tolist() == fast.finish_ps.tolist()
+    assert slow.scheduled_ps.tolist() == fast.scheduled_ps.tolist()
+    assert slow.preemptions.tolist() == fast.preemptions.tolist()
+    off = load_policy(policy.rpartition("+guard")[0] + "+guard:ratio=0")
+    system = System.replicated(Node(engine, LinearTiming(base_s=1.0), off), 1, load_router("jsq"))
+    unguarded = run(workload, system, predicted, backend="fast")
+    assert (unguarded.finish_ps != fast.finish_ps).sum() > 50  # the guard had work to do
+
+
 class OneSeat:
     """As much of transformers' scheduler as a policy's goes before, with one seat."""
 
