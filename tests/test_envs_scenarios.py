@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lengthwise.envs.episodes import episode_source
 from lengthwise.envs.scenarios import (
     KEYS,
     LONGEST,
@@ -14,10 +15,12 @@ from lengthwise.envs.scenarios import (
     Scenarios,
     presets,
     read_scenarios,
+    unequal,
     varied,
 )
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.serving import Engine, Fail, Slow, run
+from lengthwise.serving.events import RandomEvents
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.workload import Workload
 
@@ -216,3 +219,46 @@ def test_named_sets_and_unknown_ones(tmp_path):
         read_scenarios("preset")
     with pytest.raises(InputError, match="No such file"):
         read_scenarios(tmp_path / "none.json")
+
+
+def test_every_window_of_a_trace_is_drawn_and_deadlines_move_with_it():
+    """Twelve requests, one a second, hold three windows of ten."""
+    trace = constant(12).replace(deadline_s=np.arange(12) + 3.0, prompt_tokens=np.arange(1, 13))
+    draw = episode_source(trace, requests=10, rate=None)
+    firsts = [int(draw(seed)["prompt_tokens"][0]) for seed in range(60)]
+    assert set(firsts) == {1, 2, 3}
+    for seed in range(6):
+        window = draw(seed)
+        assert window["arrival_s"].tolist() == list(range(10))
+        assert window["deadline_s"].tolist() == [3.0 + k for k in range(10)]
+    faster = episode_source(trace, requests=10, rate=10 * trace.rate)(0)
+    assert faster["arrival_s"][1] == pytest.approx(0.1)
+    assert (faster["deadline_s"] - faster["arrival_s"]).tolist() == pytest.approx([3.0] * 10)
+    # as many as there are is the whole, and one more is no window yet
+    assert len(episode_source(trace, requests=12, rate=None)(5)) == 12
+
+
+def test_an_episode_s_run_is_seeded_with_it_and_failures_with_another_stream():
+    given = {"fail_every_s": 20, "fail_for_s": 5}
+    scenario = Scenario(
+        "failing", constant(), requests=300, load=0.5, predictor=None, replicas=2,
+        failures=given, **ONE,
+    )  # fmt: skip
+    assert [scenario(seed).seed for seed in (1, 2, 7)] == [1, 2, 7]
+    times = [[event.at_s for event in scenario(seed).system.events] for seed in (1, 2)]
+    assert times[0] != times[1]
+    span_s = float(scenario(1).workload["arrival_s"].max())
+    by_its_own_seed = RandomEvents.of(given).draw(np.random.default_rng(1), 2, span_s)
+    assert times[0] != [event.at_s for event in by_its_own_seed]
+
+
+def test_the_unequal_fleet_is_what_it_says():
+    """Two fast, one at half speed, one with a quarter of the seats; presets at three loads."""
+    fleet = unequal()
+    assert fleet.loads == (0.7, 1.05) and len(fleet) == 3 * len(PRESETS)
+    system = next(iter(fleet)).system
+    assert [node.engine.max_num_seqs for node in system.nodes] == [64, 64, 64, 16]
+    assert system.metrics_interval_s == 1.0
+    took = [node.timing.tables(100, 8).decode_ps[8] for node in system.nodes]
+    assert took[1] == took[0] == took[3] and took[2] / took[0] == pytest.approx(2, rel=1e-3)
+    assert all(node.engine.max_num_seqs == 64 for node in next(iter(presets())).system.nodes)

@@ -16,7 +16,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import Ridge as SklearnRidge
 from threadpoolctl import threadpool_limits
 
-from lengthwise.predictors import make_predictor, targets
+from lengthwise.predictors import boosting, make_predictor, targets
 from lengthwise.predictors.boosting import probabilities
 from lengthwise.predictors.features import SHAPE, TextFeatures, shape_of
 from lengthwise.predictors.isotonic import Isotonic, pooled
@@ -111,6 +111,54 @@ def test_trees_equal_scikit_learns_regressor(quantile: float | None) -> None:
     theirs = HistGradientBoostingRegressor(max_iter=40, random_state=0, **loss).fit(x, y)
     fresh = rng.normal(size=(500, 7)) * 3
     np.testing.assert_array_equal(Trees.of(theirs)(fresh)[:, 0], theirs.predict(fresh))
+
+
+def test_a_value_at_a_threshold_goes_where_scikit_learn_sends_it() -> None:
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(300, 1))
+    theirs = HistGradientBoostingRegressor(max_iter=5, random_state=0).fit(x, np.sin(3 * x[:, 0]))
+    ours = Trees.of(theirs)
+    edges = np.unique(ours.threshold[np.isfinite(ours.threshold)])[:, None]
+    assert len(edges) > 5
+    np.testing.assert_array_equal(ours(edges)[:, 0], theirs.predict(edges))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_is_held_out_does_not_hear_the_lengths_of_its_fold(weighted: bool) -> None:
+    """A ridge's guess, and the ensembles that begin at it: each fold of five, lengths made up."""
+    rng = np.random.default_rng(5)
+    prompts = [f"{'long' if k % 3 else 'short'} story {k % 40} number {k % 7}" for k in range(120)]
+    weights = rng.uniform(0.5, 2, 120) if weighted else None
+    design = Design.of(prompts, 0, weights)
+    labels = rng.normal(4, 1, 120)
+    for fold in range(5):
+        out = design.folds == fold
+        assert 0 < out.sum() < 120
+        made_up = np.where(out, rng.permutation(labels) + 3.0, labels)
+        before, after = (design.held_out_mean(each) for each in (labels, made_up))
+        np.testing.assert_array_equal(before[out], after[out])
+        assert (before[~out] != after[~out]).any()
+
+
+def test_boosted_outputs_are_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one iteration there is no choice of how many, in which all folds have a say."""
+    monkeypatch.setattr(boosting, "ITERATIONS", 1)
+    rng = np.random.default_rng(6)
+    columns, folds = rng.normal(size=(200, 3)), np.arange(200) % 5
+    labels = columns[:, 1] * 2 + rng.normal(size=200)
+    out = folds == 2
+    made_up = np.where(out, labels[::-1] + 5.0, labels)
+    data = [boosting.Rowwise(columns, each, folds) for each in (labels, made_up)]
+    before, after = (boosting._regression(each, each.values, 0)[1] for each in data)
+    np.testing.assert_array_equal(before[out], after[out])
+    assert (before[~out] != after[~out]).any()
+    buckets = [np.digitize(each, [-1.0, 1.0]) for each in (labels, made_up)]
+    before, after = (boosting._buckets(data[0], each, 3, 0)[1] for each in buckets)
+    np.testing.assert_array_equal(before[out], after[out])
+    even = folds % 2 == 0
+    made_up = np.where(even, labels[::-1] + 5.0, labels)
+    before, after = (boosting._quantile(data[0], each, 0.9, 0)[1] for each in (labels, made_up))
+    np.testing.assert_array_equal(before[even], after[even])
 
 
 @pytest.mark.parametrize("classes", [2, 5])

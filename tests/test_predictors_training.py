@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +243,32 @@ def test_max_rows_draws_so_many_rows_by_the_seed(data: Path) -> None:
     rows = [train_predictor(data, answers_by="terse", max_rows=80, seed=s) for s in (0, 0, 1)]
     assert all(one["train"]["rows"] + one["test"]["rows"] == 80 for one in rows)
     assert rows[0]["sketch"] == rows[1]["sketch"] != rows[2]["sketch"]
+
+
+@pytest.mark.parametrize(("model", "target"), [("ridge", "quantile"), ("gbdt", "exact")])
+def test_no_model_hears_the_lengths_that_it_is_measured_on(
+    model: str, target: str, tmp_path: Path
+) -> None:
+    """The test split's answers in another order: the report moves, the predictor does not."""
+    rng = np.random.default_rng(7)
+    kinds = rng.integers(0, 3, 160)
+    rows = Prompts(
+        prompt=np.array([f"{list(KINDS)[k]}: case {i}" for i, k in enumerate(kinds)], dtype=object),
+        prompt_tokens=np.full(160, 6),
+        output_tokens=np.rint(np.exp(rng.normal(np.array([1.5, 6, 3.5])[kinds], 0.4))).astype(int)
+        + 1,
+        censored=np.zeros(160, dtype=bool),
+    )
+    tested = np.isin(rows.prompt, rows.split("test", 0.5).prompt)
+    assert 40 < tested.sum() < 120
+    moved = rows.output_tokens.copy()
+    moved[tested] = rng.permutation(moved[tested]) * 7
+    made, reports = [], []
+    for name, given in (("a", rows), ("b", replace(rows, output_tokens=moved))):
+        reports.append(train_predictor(given, model=model, target=target, out=tmp_path / name))
+        made.append(load_predictor(str(tmp_path / name)))
+    assert reports[0]["metrics"] != reports[1]["metrics"]
+    asked = [*rows.prompt[:40], "Something else"]
+    for one, other in zip(*(vars(each.predict(asked)).values() for each in made), strict=True):  # type: ignore[union-attr]
+        if isinstance(one, np.ndarray):
+            np.testing.assert_array_equal(one, other)

@@ -219,7 +219,7 @@ class Batches:
 def in_transformers(hall: Hall) -> list[int]:
     made = type("Made", (PolicyOrder, Batches), {
         "policy": hall.policy, "predict": None, "default_tokens": 256.0,
-        "rule": Guard(1.0, LONGEST_FLOOR_S), "clock": lambda self: 10.0,
+        "rule": Guard(1.0, LONGEST_FLOOR_S), "clock": lambda self: 10.0, "known": None,
     })(len(hall.running) + hall.seats)  # fmt: skip
     for place, each in enumerate((*hall.running, *(Runs(s, 10) for s in hall.waiting))):
         state = SimpleNamespace(

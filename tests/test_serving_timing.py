@@ -18,7 +18,12 @@ from lengthwise.serving.timing.accuracy import error_of_roofline
 from lengthwise.serving.timing.config import model_names, model_shape
 from lengthwise.serving.timing.load import PROFILES, shipped
 from lengthwise.serving.timing.profile import capture_sizes
-from lengthwise.serving.timing.roofline import gpus, roofline
+from lengthwise.serving.timing.roofline import (
+    ALL_REDUCE_LATENCY_S,
+    BANDWIDTH_EFFICIENCY,
+    gpus,
+    roofline,
+)
 
 # parameters as the models' cards give them, in 1e9
 CARDS = {
@@ -62,6 +67,20 @@ def test_roofline_is_bounded_by_bandwidth_then_by_arithmetic() -> None:
     half = model.iteration_time(Batch(prefill_tokens=4096, prefill_seqs=1))
     assert long / half == pytest.approx(2, rel=0.1)
     assert long > 2 * 8192 * 7e9 / 989e12  # no faster than the arithmetic
+
+
+def test_two_gpus_exchange_twice_a_layer() -> None:
+    """After attention and after the MLP (Shoeybi et al. 2019, figure 4): by hand, at one token."""
+    one, two = roofline("h200/qwen2.5-32b"), roofline("2xh200/qwen2.5-32b")
+    model, gpu = two.model, two.gpu
+    layers, tokens = model.num_hidden_layers, 64
+    read_s = 2 * (layers * model.layer_parameters + model.vocab_size * model.hidden_size)
+    read_s /= gpu.bandwidth_bytes_s * BANDWIDTH_EFFICIENCY
+    took = [each.tables(tokens, tokens).decode_ps[tokens] * 1e-12 for each in (one, two)]
+    # a ring all-reduce sends 2 (n - 1) / n of the 2-byte numbers over each link: here once
+    message_s = tokens * model.hidden_size * 2 / gpu.link_bytes_s
+    exchange_s = 2 * layers * (ALL_REDUCE_LATENCY_S + message_s)
+    assert took[1] - (took[0] - read_s / 2) == pytest.approx(exchange_s, rel=1e-6)
 
 
 def test_more_gpus_are_faster_and_hold_more() -> None:

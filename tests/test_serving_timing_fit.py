@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -80,3 +82,19 @@ def test_the_fit_finds_what_the_engine_was_made_of(slow_cpu: bool) -> None:
     held_out = errors(iterations, found, iterations.held_out)
     assert held_out["decode"]["mean"] < 0.03
     assert held_out["mixed, without"]["median"] < 0.04
+
+
+def test_the_fit_does_not_see_what_is_held_out() -> None:
+    """As if those iterations were not usable at all; with them it says something else."""
+    iterations = fitting.read_iterations(simulate_sweep(2, slow_cpu=False), GRAPHS.tolist())
+    assert 0.1 < iterations.held_out[iterations.usable].mean() < 0.3
+    without = replace(iterations, usable=iterations.usable & ~iterations.held_out)
+    found, blind = fitting.fit(iterations), fitting.fit(without, hold_out=False)
+    assert found.terms == blind.terms
+    assert found.decode_context == blind.decode_context and found.decode == blind.decode
+    assert found.terms != fitting.fit(iterations, hold_out=False).terms
+    # one shape, whatever its repetitions, is all held out or not at all
+    shapes = iterations.frame.groupby(
+        ["label", "prefill_tokens", "prefill_seqs", "decode_seqs", "chunk_context"], sort=False
+    ).ngroup()
+    assert (pd.Series(iterations.held_out).groupby(shapes).nunique() == 1).all()

@@ -248,7 +248,7 @@ def test_the_ratio_means_the_same_in_transformers(ratio: float, ends_s: float) -
     jobs = [(0, 3), (1, 5), *((at, 1) for at in range(1, 25))]
     made: Any = type("Made", (PolicyOrder, OneSeat), {
         "policy": load_policy("sjf"), "rule": Guard(ratio, 0.0), "default_tokens": 256.0,
-        "predict": staticmethod(lambda prompts: [len(prompt) for prompt in prompts]),
+        "predict": staticmethod(lambda prompt, known: [len(prompt)]), "known": None,
         "clock": lambda self: self.now_s,
     })()  # fmt: skip
     for second in range(40):

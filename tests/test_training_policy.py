@@ -17,22 +17,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lengthwise.envs.columns import SCALES
+from lengthwise.envs.columns import SCALES, Columns
 from lengthwise.envs.routing import RoutingEnv
 from lengthwise.envs.scheduling import SchedulingEnv
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval.simulate import simulate
+from lengthwise.eval.windows import TEST_SEED, TUNING_SEED
 from lengthwise.policies.bundle import read_bundle, write_bundle
 from lengthwise.serving import Engine
 from lengthwise.serving.timing import LinearTiming
+from lengthwise.training import calibration
 from lengthwise.training.agents import SETTINGS, make_agent, settings_for
 from lengthwise.training.checkpoint import read_checkpoint
 from lengthwise.training.policy import PolicyRun, evaluate_policy, export_run, train_policy
 from lengthwise.training.runs import learned
 from lengthwise.training.scorer import score_layers, score_skip
+from lengthwise.training.validation import CONFIRMATION_SEED, VALIDATION_SEED, Validation
+from lengthwise.training.vectors import make_vector
 from lengthwise.workload import Workload
 from tests.systems import burst
 
@@ -163,6 +167,96 @@ def test_an_interrupted_run_goes_on(algo: str, tmp_path: Path) -> None:
     assert run.evaluations[: len(state["evaluations"])] == same.evaluations
     assert run.evaluations[-1][0] >= 1536
     assert run.evaluations[-1][1] == pytest.approx(SHORTEST_FIRST_S, rel=0.02)
+
+
+def test_held_out_workloads_are_never_drawn_and_a_resumed_run_draws_others(tmp_path: Path) -> None:
+    drawn: list[int] = []
+
+    def noted(seed: int) -> Workload:
+        drawn.append(seed)
+        return burst(seed)
+
+    train("ppo", tmp_path / "run", workload=noted, steps=512)
+    held_out = set(range(VALIDATION_SEED, VALIDATION_SEED + 2))
+    first = set(drawn) - {seed for seed in drawn if seed >= 2**31}
+    assert held_out <= set(drawn)
+    confirmed = {seed for seed in drawn if seed >= 2**31} - held_out
+    assert min(confirmed) == CONFIRMATION_SEED and len(confirmed) > 2
+    # nor are these what finished policies are judged or tuned on
+    assert max(confirmed) < min(TEST_SEED, TUNING_SEED)
+    drawn.clear()
+    train("ppo", tmp_path / "run", workload=noted, steps=1024, resume=True)
+    again = {seed for seed in drawn if seed < 2**31}
+    assert len(first) > 50 and len(again) > 20
+    assert len(first & again) <= 1  # the probe that says what an environment is
+
+
+def test_the_bundle_holds_the_best_weights_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held-out costs as they are told to be: the second evaluation has the lowest."""
+    judged: list[Any] = []
+    real = Validation.costs
+
+    def told(self: Validation, one: Any) -> list[float]:
+        if one.score.name != "learned":
+            return real(self, one)
+        judged.append(one)
+        return [{0: 9.0, 1: 2.0}.get(len(judged) - 1, 3.0)] * len(self.episodes)
+
+    monkeypatch.setattr(Validation, "costs", told)
+    run = train("ppo", tmp_path / "run", steps=1536)
+    assert len(run.evaluations) >= 3
+    assert run.best is not None and run.best == (run.evaluations[1][0], 2.0)
+    rng = np.random.default_rng(0)
+    best, last = judged[1].score, judged[len(run.evaluations) - 1].score
+    values = {name: rng.uniform(1, 9, 5) for name in best.features}
+    held = read_bundle(run.bundle).score.evaluate(values)
+    assert np.allclose(held, best.evaluate(values), rtol=1e-6)
+    assert not np.allclose(held, last.evaluate(values), rtol=1e-6)
+
+
+class Paid(VecEnvWrapper):
+    """Pays what a generator says, and notes it."""
+
+    def __init__(self, vector: VecEnv) -> None:
+        super().__init__(vector)
+        self.paid: list[Any] = []
+        self.rng = np.random.default_rng(3)
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        observation, _, done, info = self.venv.step_wait()
+        self.paid.append(self.rng.normal(-1.0, 1.0, self.num_envs))
+        return observation, self.paid[-1], done, info
+
+
+def test_scales_are_those_of_what_was_seen_and_of_discounted_returns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calibration, "STEPS", 400)
+    options = {"workload": burst, "timing": TIMING, "engine": ONE, "slots": 12}
+
+    def measured(names: Any, scales: Any) -> tuple[calibration.Scales, Paid]:
+        vector = Paid(make_vector(SchedulingEnv, {**options, "scales": scales}, 4))
+        columns = Columns.of(names, scales)
+        return calibration.calibrate(vector, columns, 0.8, seed=1), vector
+
+    names = make_vector(SchedulingEnv, options, 1).env.columns.names
+    found, vector = measured(names, None)
+    sums, returns = np.zeros(4), []
+    for paid in vector.paid:
+        sums = 0.8 * sums + paid
+        returns.append(sums)
+    assert len(vector.paid) == 100
+    assert found.reward == pytest.approx(np.std(returns))
+    # seen through these scales, the same decisions have mean 0 and spread 1
+    again, _ = measured(names, found.features)
+    assert again.features.keys() == found.features.keys() and len(found.features) >= 2
+    for name, (shift, scale) in again.features.items():
+        assert (shift, scale) == pytest.approx(found.features[name], rel=1e-3, abs=1e-3)
 
 
 def test_runs_that_cannot_be_resumed(tmp_path: Path) -> None:
