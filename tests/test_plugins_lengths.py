@@ -16,7 +16,7 @@ import pytest
 
 from lengthwise.curves import RequestCurve
 from lengthwise.errors import InputError
-from lengthwise.policies.plugins import budget, predictor_process
+from lengthwise.policies.plugins import budget, predicting, predictor_process
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.predicting import command
 from lengthwise.policies.plugins.predictor_process import PredictorProcess
@@ -25,7 +25,7 @@ from lengthwise.policies.plugins.vllm import lengths
 from lengthwise.policies.plugins.vllm.entry import Entry, entry_of
 from lengthwise.policies.plugins.vllm.lengths import Lengths
 from lengthwise.policies.plugins.vllm.scheduling import PolicyScheduling
-from lengthwise.prediction import CURVES
+from lengthwise.prediction import CURVES, Prediction
 from lengthwise.predictors import make_predictor
 from tests import word_tokenizer
 from tests.engines.fake_scheduler import FakeScheduler, Request, config
@@ -159,6 +159,69 @@ def test_a_silent_predictor_means_fcfs_logged_once(
         assert sum(counters.counts["fallbacks", reason] for reason in reasons) == failed
     said = [r.getMessage() for r in caplog.records if "got no predicted length" in r.getMessage()]
     assert 0 < len(said) == len(set(said))
+
+
+class Told:
+    """A predictor's process that says what the test says."""
+
+    up = True
+
+    def __init__(self, *given: Any) -> None:
+        self.sent: list[int] = []
+        self.says: list[predictor_process.Answer] = []
+
+    def send(self, sequence: int, *given: Any) -> None:
+        self.sent.append(sequence)
+
+    def received(self) -> list[predictor_process.Answer]:
+        said, self.says = self.says, []
+        return said
+
+    def close(self) -> None: ...
+
+
+def test_an_answer_that_is_late_changes_nothing_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second is in time, more is not: the request is served by arrival, and stays so."""
+    told, now = Told(), [100.0]
+    monkeypatch.setattr(lengths, "PredictorProcess", lambda *given: told)
+    monkeypatch.setattr(lengths, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    counters = Counters()
+    made = Lengths(Settings(policy="sjf", predictor="x", predict_timeout_s=0.5), MODEL, counters)
+    early, late = entry(0, 5), entry(1, 5)
+    for one in (early, late):
+        made.ask(one, None, needed=True)
+    assert told.sent == [0, 1]
+    now[0] = 100.5
+    told.says = [predictor_process.Answer(0, 30.0, 100.4)]
+    assert made.news() == [early]
+    assert (early.state, early.predicted_tokens, early.source) == ("ready", 30.0, "predictor")
+    assert late.state == "pending"
+    now[0] = 100.51
+    assert made.news() == [late]
+    assert late.state == "failed"
+    told.says = [predictor_process.Answer(1, 30.0, 100.6)]
+    assert made.news() == []
+    assert (late.state, late.predicted_tokens, late.source) == ("failed", 256.0, "default")
+    assert counters.counts["fallbacks", "predictor-timeout"] == 1
+    assert counters.counts["predictions", "predictor"] == 1
+    assert not made._asked
+
+
+def test_one_bad_prompt_spoils_no_other_of_its_batch() -> None:
+    class Picky:
+        needs = frozenset({"prompt_tokens"})
+
+        def predict(self, prompts: Any, *, prompt_tokens: Any, **rest: Any) -> Any:
+            if 13 in list(prompt_tokens):
+                raise ValueError("thirteen")
+            return Prediction.exact(2.0 * np.asarray(prompt_tokens))
+
+    batch = [(k, [0] * length, {}) for k, length in enumerate((4, 13, 6, 13, 8))]
+    said = predicting._predict_each(Picky(), None, batch, ())
+    assert said.shape[0] == 5
+    assert said[[0, 2, 4], 0].tolist() == [8.0, 12.0, 16.0]
+    assert np.isnan(said[[1, 3], 0]).all()
+    assert predicting._predict_each(Picky(), None, batch[:1], ()).shape[0] == 1
 
 
 def test_a_dead_predictor_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,6 +229,25 @@ def test_memory_is_bounded_and_nobody_waits(
     assert counters.counts == {("recorded", "dropped"): 40}
 
 
+def test_what_is_written_makes_room_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten requests fit; a hundred come, each ten after the ones before are on the disk."""
+    monkeypatch.setattr(record, "BACKLOG_TOKENS", 1000)
+    monkeypatch.setattr(Recorder, "_run", lambda self: None)
+    counters = Counters()
+    made = recorder(tmp_path, counters)
+    for index in range(100):
+        made.finished(request(index, prompt=99))
+        if index % 10 == 9:
+            assert made._backlog == 1000
+            while not made._queue.empty():
+                row = made._queue.get()
+                assert row is not None
+                made._part.add(row)
+            assert made._flush()
+            assert made._backlog == 0
+    assert counters.counts == {("recorded", "written"): 100}
+
+
 def test_what_is_unlike_a_request_breaks_nothing(tmp_path: Path) -> None:
     counters = Counters()
     made = recorder(tmp_path, counters)

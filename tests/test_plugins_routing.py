@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import json
 import random
@@ -16,11 +17,14 @@ from hypothesis import strategies as st
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies.load import load_router
 from lengthwise.policies.plugins.calls import call_of
+from lengthwise.policies.plugins.litellm import RoutingStrategy
 from lengthwise.policies.plugins.priority import priority_for
+from lengthwise.policies.plugins.ray_serve import PolicyRouting
 from lengthwise.policies.plugins.routing import ReplicaRouter
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.sglang import ENVIRONMENT, Priorities, register
 from lengthwise.policy import RoutingPolicy, Score
+from tests.engines.odd_requests import RequestRouter, litellm_modules
 
 ABC = ["a", "b", "c"]
 KEYS = st.sampled_from([
@@ -328,3 +332,49 @@ def test_a_setting_that_no_float_holds_is_refused_in_one_line(setting: str) -> N
     with pytest.raises(InputError, match=f"setting {setting} ") as refused:
         Settings.parse({"policy": "sjf", setting: 10**5000})
     assert len(str(refused.value)) < 200
+
+
+def test_a_call_at_ray_serve_or_litellm_is_load_by_its_prompt_and_its_answer() -> None:
+    """Four letters a token: the prompt of the first call weighs more than two answers."""
+    ray: Any = type("Router", (PolicyRouting, RequestRouter), {})()
+    ray.initialize_state(policy="least-tokens", reports=("waiting_requests",))
+    replicas = [SimpleNamespace(replica_id=name, routing_stats=None) for name in ("a", "b")]
+    ray.curr_replicas = {one.replica_id: one for one in replicas}
+    deployments = [{"model_info": {"id": name}} for name in ("a", "b")]
+
+    async def healthy(**rest: Any) -> Any:
+        return deployments
+
+    async def iterate(**rest: Any) -> Any: ...
+
+    async def run() -> tuple[list[str], list[str]]:
+        with litellm_modules():
+            lite = RoutingStrategy(
+                SimpleNamespace(
+                    async_get_healthy_deployments=healthy, _acompletion_streaming_iterator=iterate
+                ),
+                "least-tokens",
+            )
+        at_ray, at_lite = [], []
+        for number, letters in enumerate((4000, 40, 40, 40)):
+            messages = [{"role": "user", "content": "abc " * (letters // 4)}]
+            pending = SimpleNamespace(
+                args=({"messages": messages},), kwargs={}, created_at=0.0,
+                future=asyncio.get_running_loop().create_future(),
+                metadata=SimpleNamespace(internal_request_id=str(number)),
+            )  # fmt: skip
+            at_ray.append((await ray.choose_replicas(replicas, pending))[0][0].replica_id)
+            found = await lite.async_get_available_deployment(
+                "m", messages=messages, request_kwargs={}
+            )
+            at_lite.append(found["model_info"]["id"])
+        # replicas that are gone are in no count
+        ray.curr_replicas.pop("b")
+        await ray.choose_replicas(replicas[:1])
+        assert set(ray._lengthwise._replicas) == {"a"}
+        return at_ray, at_lite
+
+    at_ray, at_lite = asyncio.run(run())
+    for chosen in (at_ray, at_lite):
+        first = chosen[0]
+        assert first not in chosen[1:] and len(set(chosen)) == 2

@@ -13,6 +13,7 @@ from lengthwise.errors import InputError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.transformers import PolicyOrder
+from lengthwise.policies.plugins.transformers_guard import BatchGuard
 from lengthwise.policy import Guard
 from lengthwise.serving import Engine, Node, System, run
 from lengthwise.serving.timing import LinearTiming
@@ -62,6 +63,19 @@ def test_a_preempted_request_gives_back_what_it_still_owes() -> None:
     assert books.turns(5) == []
     books.admitted(first, 6)  # 12 served
     assert books.turns(6) == [second]  # 15 begun: not the third
+
+
+def test_what_was_generated_before_a_preemption_stays_served() -> None:
+    books = guard()
+    first = arrive(books, 0, 10)
+    books.admitted(first, 0)
+    books.turns(0)  # 10 served, 10 begun
+    second = arrive(books, 1, 5)
+    books.preempted(first, 3, 4)  # 3 of 10 tokens were generated: 3 served
+    books.admitted(arrive(books, 5, 7), 5)  # 10 served
+    assert books.turns(5) == []
+    books.admitted(arrive(books, 6, 1), 6)  # 11 served
+    assert books.turns(6) == [second]
 
 
 def test_who_generated_more_than_predicted_owes_one_token() -> None:
@@ -303,3 +317,20 @@ def test_a_guard_that_is_off_changes_nothing() -> None:
 def test_what_no_guard_can_be_is_refused(bad: str) -> None:
     with pytest.raises(InputError, match="guard ratio must be 0 or more and finite"):
         load_policy(f"sjf+guard:{bad}")
+
+
+def test_the_guard_in_transformers_forgets_who_is_gone() -> None:
+    known: dict[str, Any] = {}
+    books = BatchGuard(Guard(1.0, 0.0), has=known.__contains__)
+    for number in range(1000):
+        state = SimpleNamespace(
+            request_id=str(number), lengthwise_sequence=number, created_time=float(number),
+            lengthwise_predicted=3.0, generated_tokens=[],
+        )  # fmt: skip
+        known[state.request_id] = state
+        books.arrived(state, idle=False)
+        books.send_ahead(number + 0.5)
+        books.scheduled([state], number + 0.5, known)
+        known.pop(str(number - 1), None)
+    assert len(books._waiters) <= 2 * len(known) + 65
+    assert books.is_ahead("0") is False

@@ -261,7 +261,7 @@ def transformers(requests: list[Odd]) -> None:
     assert sorted(ended, key=int) == [f"{i}" for i in range(len(requests))], "lost"
 
 
-class _RequestRouter:
+class RequestRouter:
     """Ray Serve's, as far as the plugin sees it."""
 
     def initialize_state(self, **rest: Any) -> None: ...
@@ -274,7 +274,7 @@ class _RequestRouter:
 
 def ray_serve(requests: list[Odd]) -> None:
     """Ray Serve, whose replicas report what clients could say."""
-    made: Any = type("Router", (PolicyRouting, _RequestRouter), {})()
+    made: Any = type("Router", (PolicyRouting, RequestRouter), {})()
     made.initialize_state(
         policy=("least-tokens", "jsq", "round-robin")[next(_which) % 3],
         reports=("waiting_requests", "running_requests"),
@@ -305,7 +305,7 @@ def ray_serve(requests: list[Odd]) -> None:
 
 
 @contextmanager
-def _litellm() -> Iterator[None]:
+def litellm_modules() -> Iterator[None]:
     """The modules that the strategy imports of LiteLLM."""
     names = ("litellm", "litellm.integrations", "litellm.integrations.custom_logger")
     before = {name: sys.modules.get(name) for name in names}
@@ -334,7 +334,7 @@ def litellm(requests: list[Odd]) -> None:
     async def iterate(**rest: Any) -> Any: ...
 
     async def run() -> None:
-        with _litellm():
+        with litellm_modules():
             router = SimpleNamespace(
                 async_get_healthy_deployments=healthy, _acompletion_streaming_iterator=iterate
             )
