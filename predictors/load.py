@@ -28,7 +28,8 @@ def load_predictor(spec: str | Path | Predictor | None) -> Predictor | None:
     if spec is None or spec == "none":
         return None
     if not isinstance(spec, str | Path):
-        if not isinstance(spec, Predictor):
+        # whoever only predicts need not learn or be saved
+        if not (callable(getattr(spec, "predict", None)) and hasattr(spec, "needs")):
             raise InputError(f"not a predictor: {spec!r}; a predictor is a name or a folder")
         return spec
     if folder.is_saved(spec):
