@@ -194,3 +194,32 @@ def test_normalised_by_stable_baselines3() -> None:
     expected = (raw["cell"] - made.obs_rms["cell"].mean) / np.sqrt(made.obs_rms["cell"].var + 1e-8)
     np.testing.assert_allclose(seen["cell"], expected, rtol=1e-5)
     np.testing.assert_array_equal(seen["mask"], raw["mask"])
+
+
+class Bell(Corridor):
+    """Tells of a bell at every other cell only, within a dict too."""
+
+    def step(self, action: Any) -> Any:
+        *seen, info = super().step(action)
+        if self.cell % 2:
+            info |= {"bell": self.steps, "said": {"loud": self.cell}}
+        return *seen, info
+
+
+def test_an_info_is_told_where_it_is_known() -> None:
+    """Items that all environments have, some have and none has, against stable-baselines3's own."""
+    ours, theirs = SB3VecEnv(vector(make=Bell)), DummyVecEnv([Bell] * 3)  # type: ignore[list-item]
+    ours.seed(1)
+    theirs.seed(1)
+    ours.reset()
+    theirs.reset()
+    rng, counts = np.random.default_rng(0), set()
+    for _ in range(60):
+        actions = rng.integers(0, 2, 3)
+        (*_, done, infos), (*_, wanted) = ours.step(actions), theirs.step(actions)
+        counts.add(sum("bell" in info for info in wanted))
+        for info, other, ended in zip(infos, wanted, done, strict=True):
+            if not ended:
+                other.pop("TimeLimit.truncated")
+                assert info == other
+    assert counts == {0, 1, 2, 3}

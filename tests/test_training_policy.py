@@ -34,7 +34,7 @@ from lengthwise.training.agents import SETTINGS, make_agent, settings_for
 from lengthwise.training.checkpoint import read_checkpoint
 from lengthwise.training.policy import PolicyRun, evaluate_policy, export_run, train_policy
 from lengthwise.training.runs import learned
-from lengthwise.training.scorer import score_layers, score_skip
+from lengthwise.training.scorer import ILLEGAL, CandidateNet, Sizes, score_layers, score_skip
 from lengthwise.training.validation import CONFIRMATION_SEED, VALIDATION_SEED, Validation
 from lengthwise.training.vectors import make_vector
 from lengthwise.workload import Workload
@@ -393,3 +393,27 @@ def test_evaluate_policy_beside_baselines(tmp_path: Path) -> None:
     assert rows[0]["mean_latency_s"] == pytest.approx(np.mean(means))
     assert rows[0]["ratio"] == 1.0
     assert rows[3]["ratio"] < 0.9
+
+
+def test_a_slot_without_a_candidate_changes_nothing() -> None:
+    """Actor and critic of batches with empty slots, against each row's candidates by themselves."""
+    torch.manual_seed(0)
+    wide, narrow = Sizes(4, 3, 2), Sizes(2, 3, 2)
+    net = CandidateNet(wide, [8, 8])
+    torch.nn.init.normal_(net.skip.weight)
+    rows, state = torch.randn(5, 4, 3), torch.randn(5, 2)
+    mask = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1], [1, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 0.0]])
+    logits, latent = net(torch.cat([rows.flatten(1), mask, state], dim=1))
+    assert (logits[mask == 0] == ILLEGAL).all()
+    two = rows[mask > 0].reshape(5, 2, 3)
+    alone = CandidateNet(narrow, [8, 8])
+    alone.load_state_dict(net.state_dict())
+    flat = torch.cat([two.flatten(1), torch.ones(5, 2), state], dim=1)
+    wanted = alone(flat)
+    torch.testing.assert_close(logits[mask > 0].reshape(5, 2), wanted[0])
+    torch.testing.assert_close(latent, wanted[1])
+    by_hand = torch.relu(two @ net.embed[0].weight.T + net.embed[0].bias)  # type: ignore[operator]
+    pooled = torch.cat([by_hand.mean(1), by_hand.amax(1), state], dim=1)
+    torch.testing.assert_close(latent, net.pool(pooled))
+    torch.testing.assert_close(alone.forward_actor(flat), wanted[0])
+    torch.testing.assert_close(alone.forward_critic(flat), wanted[1])

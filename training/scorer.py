@@ -8,10 +8,9 @@ permutation-invariant critic.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,6 +77,21 @@ class Flat(BaseFeaturesExtractor):
         return torch.cat([part.float() for part in parts], dim=1)
 
 
+class _Seen(NamedTuple):
+    """A batch's candidates, found once for actor and critic."""
+
+    rows: Tensor  # (B, slots, F) where all slots have a candidate, else (candidates, F)
+    mask: Tensor  # (B, slots)
+    whole: bool  # every slot has a candidate
+
+    def spread(self, found: Tensor, nothing: float) -> Tensor:
+        """What was found of ``rows``, (B, slots, outputs); ``nothing`` where there is none."""
+        if self.whole:
+            return found
+        out = found.new_full((*self.mask.shape, found.shape[-1]), nothing)
+        return out.masked_scatter(self.mask[..., None].expand_as(out), found)
+
+
 class CandidateNet(nn.Module):
     """Actor and critic over a ``Flat`` vector. Slots without a candidate are not computed."""
 
@@ -96,34 +110,34 @@ class CandidateNet(nn.Module):
 
     def forward(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, slots) and the critic's latent vector (B, hidden[-1])."""
-        return self.forward_actor(flat), self.forward_critic(flat)
+        seen = self._seen(flat)
+        return self._actor(seen), self._critic(flat, seen)
 
     def forward_actor(self, flat: Tensor) -> Tensor:
         """Minus the scores (B, slots); ``ILLEGAL`` where there is no candidate."""
-        return self._spread(flat, self._logits, ILLEGAL)[..., 0]
+        return self._actor(self._seen(flat))
 
     def forward_critic(self, flat: Tensor) -> Tensor:
         """The candidates pooled by mean and maximum, with the state: (B, hidden[-1])."""
-        embedded = self._spread(flat, self.embed, 0.0)
-        count = self.sizes.mask(flat).sum(1, keepdim=True)
-        mean = embedded.sum(1) / count.clamp(min=1)
+        return self._critic(flat, self._seen(flat))
+
+    def _seen(self, flat: Tensor) -> _Seen:
+        rows, mask = self.sizes.candidates(flat), self.sizes.mask(flat)
+        whole = bool(mask.all())
+        return _Seen(rows if whole else rows[mask], mask, whole)
+
+    def _actor(self, seen: _Seen) -> Tensor:
+        logits = -self.score(seen.rows) - self.skip(seen.rows)
+        return seen.spread(logits, ILLEGAL)[..., 0]
+
+    def _critic(self, flat: Tensor, seen: _Seen) -> Tensor:
+        embedded = seen.spread(self.embed(seen.rows), 0.0)
+        count = seen.mask.sum(1, keepdim=True).clamp(min=1)
+        mean = embedded.sum(1) / count
         most = embedded.amax(1)  # a rectified number is never below 0
         state = flat[:, flat.shape[1] - self.sizes.state :]
         latent: Tensor = self.pool(torch.cat([mean, most, state], dim=1))
         return latent
-
-    def _logits(self, rows: Tensor) -> Tensor:
-        logits: Tensor = -self.score(rows) - self.skip(rows)
-        return logits
-
-    def _spread(self, flat: Tensor, net: Callable[[Tensor], Tensor], nothing: float) -> Tensor:
-        """``net`` of each candidate, (B, slots, outputs), and ``nothing`` where there is none."""
-        rows, mask = self.sizes.candidates(flat), self.sizes.mask(flat)
-        if bool(mask.all()):
-            return net(rows)
-        found = net(rows[mask])
-        out = found.new_full((*mask.shape, found.shape[-1]), nothing)
-        return out.masked_scatter(mask[..., None].expand_as(out), found)
 
 
 class ScorerPolicy(ActorCriticPolicy):
