@@ -166,10 +166,12 @@ def service_gap(
     arrival, finish = records.arrival_ps / PS, records.finish_ps / PS
     scheduled, first = records.scheduled_ps / PS, records.first_token_ps / PS
     edges = np.arange(arrival.min(), finish.max() + window_s, window_s)
-    names = sorted(set(tenants.tolist()), key=str)
-    served = np.full((len(names), len(edges) - 1), np.nan)
-    for row, tenant in enumerate(names):
-        mine = tenants == tenant
+    # names as text: as they are, NaN is nobody's and a list has no hash
+    row_of = {name: row for row, name in enumerate(sorted({str(name) for name in tenants}))}
+    rows = np.array([row_of[str(name)] for name in tenants])
+    served = np.full((len(row_of), len(edges) - 1), np.nan)
+    for row in row_of.values():
+        mine = rows == row
         prompt = _served(
             scheduled[mine], first[mine], input_weight * records.prompt_tokens[mine], edges
         )

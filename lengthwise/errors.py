@@ -33,6 +33,7 @@ class UnknownNameError(InputError):
     """
 
     def __init__(self, kind: str, name: str, allowed: Iterable[str]) -> None:
+        name = str(name)  # a file may hold a number where a name belongs
         names = sorted(allowed)
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, runtime_checkable
@@ -23,6 +24,8 @@ from lengthwise.trained import TrainedOn
 
 Tunable = bool | int | float
 LONGEST_FLOOR_S = 1e6  # of a guard
+MOST_NUMBER = sys.float_info.max  # an int may be beyond it, and then is no float
+MOST_COUNT = 2**31 - 1  # of tokens, requests and replicas, as the compiled engine counts them
 LARGEST = 2**53  # of a tunable: whole numbers are exact up to here in every engine
 
 
@@ -218,12 +221,16 @@ class Preemption:
     def __post_init__(self) -> None:
         if self.mode not in ("none", "recompute", "swap"):
             raise UnknownNameError("preemption mode", self.mode, ("none", "recompute", "swap"))
-        if not self.price >= 0 or not self.margin >= 0 or not self.protect_after >= 0:
-            raise InputError("preemption price, margin and protect_after must be 0 or more")
-        if self.overhead_tokens < 0:
-            raise InputError(f"overhead_tokens must be 0 or more, not {self.overhead_tokens}")
-        if self.max_per_step < 1:
-            raise InputError(f"preemption max_per_step must be 1 or more, not {self.max_per_step}")
+        for name in ("price", "margin", "protect_after"):
+            value = getattr(self, name)
+            if not 0 <= value <= MOST_NUMBER and value != math.inf:
+                raise InputError(f"preemption {name} must be 0 or more, not {value!r}")
+        for name, least in (("overhead_tokens", 0), ("max_per_step", 1)):
+            value = getattr(self, name)
+            if not least <= value <= MOST_COUNT:
+                raise InputError(
+                    f"preemption {name} must be {least} or more, up to {MOST_COUNT}, not {value!r}"
+                )
 
     def cost(self, lost_tokens: int, running: int, waiting: int) -> float:
         """What preempting costs, in score units; ``waiting`` is 1 or more.
@@ -255,7 +262,7 @@ class Admission:
     reserve: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.reserve >= 0:
+        if not 0 <= self.reserve <= MOST_NUMBER and self.reserve != math.inf:
             raise InputError(f"admission reserve must be 0 or more, not {self.reserve!r}")
 
 
@@ -271,7 +278,7 @@ class Guard:
     floor_s: float = 0.5  # nobody goes first for a wait shorter than this
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ratio < math.inf or not 0 <= self.floor_s <= LONGEST_FLOOR_S:
+        if not 0 <= self.ratio <= MOST_NUMBER or not 0 <= self.floor_s <= LONGEST_FLOOR_S:
             raise InputError(
                 f"guard ratio must be 0 or more and finite, floor_s from 0 to {LONGEST_FLOOR_S:g} s"
             )
@@ -317,6 +324,12 @@ class RoutingPolicy:
     choices: int = 0
     label: str = ""
     trained_on: TrainedOn | None = None  # of a learned one
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.choices <= MOST_COUNT:
+            raise InputError(
+                f"a router's choices must be from 0 to {MOST_COUNT}, not {self.choices!r}"
+            )
 
     @property
     def name(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +150,7 @@ class Workload:
 
     def at_rate(self, rate: float) -> Workload:
         """Arrival times (deadlines with them) stretched to a mean of ``rate`` requests/s."""
-        if not (np.isfinite(rate) and rate > 0):
+        if not 0 < rate <= sys.float_info.max:
             raise InputError(f"rate must be a positive number of requests/s, not {rate!r}")
         if len(self) == 1:
             return self

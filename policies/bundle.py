@@ -25,6 +25,7 @@ from lengthwise.policy import (
     SchedulingPolicy,
     Score,
 )
+from lengthwise.reading import plain_bytes
 from lengthwise.registry import load as load_registered
 from lengthwise.trained import TrainedOn
 from lengthwise.writing import whole_folder
@@ -33,6 +34,7 @@ from lengthwise.writing import whole_folder
 # network's linear part, nor what a policy was trained on
 FORMAT = 3
 POLICY, WEIGHTS, PREDICTOR = "policy.json", "weights.safetensors", "predictor"
+LARGEST_NUMBER = 2**63 - 1
 LARGEST = 64 * 2**20  # bytes of one file: far above any policy, far below a serving host's memory
 
 
@@ -118,9 +120,7 @@ def _contents(path: Path, name: str) -> bytes:
         raise InputError(f"bundle {str(path)!r}: {name} can't be read: {error}") from None
     if not file.is_relative_to(path.resolve()):
         raise InputError(f"bundle {str(path)!r}: {name} lies outside the bundle")
-    if file.stat().st_size > LARGEST:
-        raise InputError(f"bundle {str(path)!r}: {name} is larger than {LARGEST // 2**20} MiB")
-    return file.read_bytes()
+    return plain_bytes(file, "bundle's file", LARGEST)
 
 
 def _constant(name: str) -> float:
@@ -232,6 +232,8 @@ def _types(values: dict[str, Any], **wanted: type) -> None:
         allowed = (int, float) if kind is float else kind
         if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
             raise TypeError(f"{name} must be {kind.__name__}, not {value!r}")
+        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:
+            raise TypeError(f"{name} must be at most {LARGEST_NUMBER}, not {value!r}")
 
 
 def _registered(policy: SchedulingPolicy | RoutingPolicy) -> str:

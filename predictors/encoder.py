@@ -62,7 +62,7 @@ class Encoder:
             try:
                 ids = list(self.tokenizer(_readable(prompt, most), verbose=False)["input_ids"])
             except BaseException as error:
-                if type(error).__name__ != "PanicException":  # Rust's, which is no Exception
+                if not _panicked(error):
                     raise
                 raise InputError(f"the encoder's tokenizer is damaged: {error}") from None
             if len(ids) > most:
@@ -129,6 +129,11 @@ def _passes(lengths: Sequence[int], close: bool) -> Iterator[list[int]]:
         yield rows
 
 
+def _panicked(error: BaseException) -> bool:
+    """Whether Rust code (tokenizers, safetensors) panicked, which is no ``Exception``."""
+    return type(error).__name__ == "PanicException"
+
+
 def pretrained(model: str, *, max_tokens: int, drop_layers: int = 0) -> Encoder:
     """The encoder in a folder, at a hub name, or ``minilm``; its last ``drop_layers`` left out.
 
@@ -158,7 +163,9 @@ def pretrained(model: str, *, max_tokens: int, drop_layers: int = 0) -> Encoder:
             raise InputError(f"no pretrained encoder {model!r}: its weights lack {lacking[0]}")
     except InputError:
         raise
-    except Exception as error:  # of libraries, about files that anybody may have written
+    except BaseException as error:  # of libraries, about files that anybody may have written
+        if not isinstance(error, Exception) and not _panicked(error):
+            raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"no pretrained encoder {model!r}: {first}") from error
     known = backbone.get_input_embeddings().num_embeddings

@@ -125,6 +125,6 @@ def _kind(
 
 def _spelled(item: str) -> dict[str, Any]:
     """``2xTIMING``, or ``TIMING``."""
-    found = re.fullmatch(r"(?:(\d+)x)?(.+)", item)
+    found = re.fullmatch(r"(?:(\d+)x)?(.+)", item, re.DOTALL)  # a stray line break is told of
     assert found is not None
     return {"count": int(found[1] or 1), "timing": found[2]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -166,9 +168,8 @@ def test_a_run_of_three_requests_by_hand() -> None:
     assert found["slowdown_max"] == 3.5  # 3.5 s where 1 s is enough
 
 
-def test_service_gap_by_hand() -> None:
-    # tenant a is served 300 weighted tokens in the first minute, b none although it waits
-    two = records(
+def two_waiting() -> Records:
+    return records(
         arrival_ps=np.array([0, 0]) * PS,
         scheduled_ps=np.array([0, 70]) * PS,
         first_token_ps=np.array([10, 80]) * PS,
@@ -176,10 +177,26 @@ def test_service_gap_by_hand() -> None:
         prompt_tokens=np.array([100, 100]),
         output_tokens=np.array([200, 50]),
     )
-    gap = metrics.service_gap(two, np.array(["a", "b"], dtype=object))
+
+
+def test_service_gap_by_hand() -> None:
+    # tenant a is served 300 weighted tokens in the first minute, b none although it waits
+    gap = metrics.service_gap(two_waiting(), np.array(["a", "b"], dtype=object))
     # first minute: a gets its prompt (100) and half of 2 x 200; the second isn't a's to the end
     assert gap["service_gap_max"] == pytest.approx(100 + 200, rel=1e-6)
     assert gap["service_gap_mean"] == gap["service_gap_max"]
+
+
+@pytest.mark.parametrize("odd", [float("nan"), "\0", ["a"], {"a": 1}])
+def test_service_gap_of_tenants_with_odd_names(odd: Any) -> None:
+    """NaN equals nothing, numpy cuts null characters off, and lists have no hash."""
+    tenants = np.empty(2, dtype=object)
+    tenants[0], tenants[1] = odd, "b"
+    assert metrics.service_gap(records(), tenants).keys() == {
+        "service_gap_mean", "service_gap_max",
+    }  # fmt: skip
+    named = metrics.service_gap(two_waiting(), np.array(["a", "b"], dtype=object))
+    assert metrics.service_gap(two_waiting(), tenants) == named
 
 
 def test_service_gap_needs_two_backlogged_tenants() -> None:

@@ -246,6 +246,63 @@ def test_a_file_that_points_outside_the_bundle_is_refused(
         read_bundle(bundle)
 
 
+@pytest.mark.parametrize("name", ["policy.json", "weights.safetensors"])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (os.mkfifo, "is a pipe or a device"),
+        (lambda file: file.symlink_to(file.name), "can't be read|no bundle"),
+        (Path.mkdir, "is a folder"),
+    ],
+)
+def test_a_file_that_is_none_is_refused_at_once(
+    bundle: Path, name: str, make: Any, message: str
+) -> None:
+    (bundle / name).unlink()
+    make(bundle / name)
+    with pytest.raises(InputError, match=message):
+        read_bundle(bundle)
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("preemption", "overhead_tokens", HUGE), ("preemption", "overhead_tokens", 2**40),
+        ("preemption", "max_per_step", 2**63), ("preemption", "price", HUGE),
+        ("admission", "reserve", HUGE), ("guard", "ratio", HUGE), ("guard", "floor_s", HUGE),
+    ],
+)  # fmt: skip
+def test_numbers_beyond_the_engine_s_are_refused(
+    bundle: Path, part: str, name: str, value: int
+) -> None:
+    given = {"guard": {"ratio": 1.5, "floor_s": 0.5}}
+
+    def edit(described: dict[str, Any]) -> None:
+        described[part] = {**(described[part] or given[part]), name: value}
+
+    change(bundle, edit)
+    with pytest.raises(InputError, match=name):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("choices", [-1, 2**31, -(2**63) - 1, HUGE])
+def test_a_router_samples_no_more_replicas_than_are_counted(tmp_path: Path, choices: int) -> None:
+    router = write_bundle(load_router("power-of-two"), tmp_path / "router")
+    change(router, lambda described: described.update(choices=choices))
+    with pytest.raises(InputError, match="choices must be"):
+        read_bundle(router)
+
+
+def test_the_ground_of_a_bundle_has_numbers_that_are_floats(bundle: Path) -> None:
+    ground = {"ranges": {"prompt_tokens": [HUGE, 4]}, "workloads": ["azure-conv-2023"]}
+    change(bundle, lambda described: described.update(trained_on=ground))
+    with pytest.raises(InputError, match="low must be"):
+        read_bundle(bundle)
+
+
 def test_a_missing_bundle_and_missing_weights_are_named(tmp_path: Path, bundle: Path) -> None:
     with pytest.raises(InputError, match="no bundle at"):
         read_bundle(tmp_path / "nowhere")
@@ -257,7 +314,7 @@ def test_a_missing_bundle_and_missing_weights_are_named(tmp_path: Path, bundle: 
 def test_a_bundle_too_large_to_be_a_policy_is_refused(bundle: Path) -> None:
     with open(bundle / "weights.safetensors", "r+b") as file:
         file.truncate(65 * 2**20)  # sparse: takes no disk
-    with pytest.raises(InputError, match="larger than"):
+    with pytest.raises(InputError, match=f"has {65 * 2**20} bytes; {64 * 2**20} are the most"):
         read_bundle(bundle)
 
 

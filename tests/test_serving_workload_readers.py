@@ -387,6 +387,20 @@ AGENTS = (
 )
 
 
+@pytest.mark.parametrize("odd", [["a"], {"a": 1}])
+@pytest.mark.parametrize("column", ["session_id", "agent", "idx"])
+def test_agents_with_odd_names(tmp_path: Path, column: str, odd: Any) -> None:
+    rows = [
+        {"session_id": "s", "agent": "a", "idx": i, "arrival_s": i, "prompt_tokens": 64,
+         "output_tokens": 5, "parent_idx": -1, "shared_blocks": 0, "n_blocks": 1,
+         "think_time_s": 1.0, column: odd}
+        for i in range(2)
+    ]  # fmt: skip
+    path = write(tmp_path / "t.jsonl", jsonl(*rows))
+    workload = load_workload(path, arrivals="burst", closed_loop=True)
+    assert list(workload["parent"]) == [-1, 0]  # one session, one agent
+
+
 def test_agent_sessions(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", AGENTS)
     table = read_table(path, drop_zero=True)

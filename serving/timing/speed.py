@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +73,7 @@ def at_speed(timing: TimingModel, speed: float) -> TimingModel:
     """
     if isinstance(speed, bool) or not isinstance(speed, int | float):
         raise InputError(f"a node's speed must be a number above 0, not {speed!r}")
-    if not 0 < speed < math.inf:
+    if not 0 < speed <= sys.float_info.max:
         raise InputError(f"a node's speed must be a number above 0, not {speed!r}")
     if speed == 1:
         return timing

@@ -27,6 +27,8 @@ from lengthwise.serving.workload.readers import read
 from lengthwise.workload import Workload
 
 Floats = NDArray[np.float64]
+MOST_CYCLES = 2**21  # stays in and out of bursts; each takes 50 bytes
+CV = (1e-6, 1e6)  # below it gaps are all alike, above it all but a few are 0
 
 
 def poisson(n: int, rate: float, rng: np.random.Generator) -> Floats:
@@ -61,7 +63,13 @@ def bursty(
     dwell = np.array([dwell_s * (1 - share) / share, dwell_s])
     rates = np.array([calm_rate, calm_rate * ratio])
     first = int(rng.random() < share)  # in equilibrium from the start
-    cycles = max(16, int(1.2 * n / float((dwell * rates).sum())) + 1)
+    expected = 1.2 * n / float((dwell * rates).sum())
+    if not expected <= MOST_CYCLES:
+        raise InputError(
+            f"bursty arrivals with dwell_s={dwell_s:g} change more than {MOST_CYCLES} times in {n} "
+            "requests; stay longer"
+        )
+    cycles = max(16, int(expected) + 1)
     ends = np.zeros(1)  # s, the ends of the stays
     passed = np.zeros(1)  # the integrated rate at those times
     while passed[-1] <= work[-1]:
@@ -214,5 +222,7 @@ def _unit_gaps(n: int, cv: float, rng: np.random.Generator) -> Floats:
     """n gaps of mean 1 and coefficient of variation ``cv``."""
     if cv == 1.0:
         return rng.exponential(1.0, n)
+    if not CV[0] <= cv <= CV[1]:
+        raise InputError(f"arrivals' cv must be from {CV[0]:g} to {CV[1]:g}, not {cv:g}")
     shape = 1.0 / cv**2
     return rng.gamma(shape, 1.0 / shape, n)

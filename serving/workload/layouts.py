@@ -185,7 +185,7 @@ def _agent_sessions(columns: Columns, name: str, options: Options) -> Columns:
             f"{prompt[row] // AGENT_BLOCK_TOKENS} blocks of {AGENT_BLOCK_TOKENS}"
         )
     keys = zip(columns["session_id"], columns["idx"], strict=True)
-    place = {(_hashable(session), idx): row for row, (session, idx) in enumerate(keys)}
+    place = {(_hashable(one), _hashable(idx)): row for row, (one, idx) in enumerate(keys)}
     chains: list[tuple[int, ...]] = []
     new = 0
     for row in range(rows):
@@ -479,7 +479,7 @@ def _history(sessions: NDArray[Any], prompt: NDArray[np.int64]) -> Columns:
     """Prefix hashes of prompts that only ever grow at their end within a session."""
     codes = _codes(sessions)
     full = prompt // HISTORY_BLOCK_TOKENS
-    longest = np.zeros(codes.max() + 1, dtype=np.int64)
+    longest = np.zeros(codes.max(initial=-1) + 1, dtype=np.int64)
     np.maximum.at(longest, codes, full)
     start = np.concatenate(([0], np.cumsum(longest)))[codes]
     spans = zip(start.tolist(), full.tolist(), strict=True)
@@ -498,7 +498,7 @@ def _loop(
     last: dict[Any, int] = {}
     for row, one in enumerate(sessions):
         session = _hashable(one)
-        agent = (session, agents[row]) if agents is not None else session
+        agent = (session, _hashable(agents[row])) if agents is not None else session
         parent[row] = last.get(agent, last.get(session, -1))
         last[agent] = last[session] = row
     think = np.zeros(len(parent)) if think_s is None else think_s
@@ -528,8 +528,8 @@ def _codes(values: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _hashable(value: Any) -> Any:
-    """A name, whatever JSON type it has: a list or an object counts as its text."""
-    return str(value) if isinstance(value, list | dict) else value
+    """A name, whatever type it has: a list or an object counts as its text."""
+    return str(value) if isinstance(value, list | dict | np.ndarray) else value
 
 
 def _objects(values: list[Any]) -> NDArray[Any]:
