@@ -168,6 +168,20 @@ def test_a_run_of_three_requests_by_hand() -> None:
     assert found["slowdown_max"] == 3.5  # 3.5 s where 1 s is enough
 
 
+def test_alone_is_on_the_engine_that_serves() -> None:
+    """In chunks of 10 a prompt of 100 tokens takes ten iterations: alone as well as here."""
+    workload = Workload({"arrival_s": [0.0], "prompt_tokens": [100], "output_tokens": [3]})
+    small = Engine(max_num_seqs=1, max_num_batched_tokens=10, block_size=32)
+    timing = LinearTiming(base_s=1.0, num_gpu_blocks=21)
+    result = simulate(workload, "fcfs", engine=small, timing=timing, log_iterations=True)
+    found = result.summary()
+    assert found["e2e_mean_s"] == 12
+    assert found["slowdown_mean"] == 1
+    # a timing model counts blocks of 16 tokens: 21 of them are 10 of 32, of which 4 hold 102
+    assert result.num_gpu_blocks.tolist() == [10]
+    assert found["kv_utilization_max"] == pytest.approx(0.4)
+
+
 def two_waiting() -> Records:
     return records(
         arrival_ps=np.array([0, 0]) * PS,

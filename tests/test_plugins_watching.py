@@ -95,6 +95,16 @@ def test_a_budget_forgives_with_time() -> None:
     assert [budget.take() for _ in range(3)] == [True, True, False]
 
 
+def test_three_times_in_ten_minutes_and_not_one_less() -> None:
+    now = [0.0]
+    budget = Budget(lambda: now[0])
+    assert [budget.take() for _ in range(4)] == [True, True, True, False]
+    now[0] = 599.9
+    assert not budget.take()
+    now[0] = 600.0
+    assert [budget.take() for _ in range(4)] == [True, True, True, False]
+
+
 def test_a_thread_that_fails_runs_again_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     counters, runs = Counters(), [0]
 

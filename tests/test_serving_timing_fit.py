@@ -98,3 +98,16 @@ def test_the_fit_does_not_see_what_is_held_out() -> None:
         ["label", "prefill_tokens", "prefill_seqs", "decode_seqs", "chunk_context"], sort=False
     ).ngroup()
     assert (pd.Series(iterations.held_out).groupby(shapes).nunique() == 1).all()
+
+
+def test_no_coefficient_of_the_gpu_is_negative() -> None:
+    """Iterations that took less the more they attended to: no more attention ever saves time."""
+    rng = np.random.default_rng(3)
+    knots = np.array([1.0, 256.0, 1024.0, 2048.0])
+    columns = np.hstack([fitting._hat(rng.uniform(1, 2048, 300), knots), rng.random((300, 4))])
+    took = 5e-3 + 1e-3 * columns[:, 1:4].sum(axis=1) - 1e-3 * columns[:, 4]
+    start = np.full(4, 5e-3)
+    found = fitting._fit_mixed(columns, took, start, knots <= 256)
+    assert (found >= 0).all()
+    assert found[4] == 0
+    assert (columns @ found).sum() == pytest.approx(took.sum())  # unbiased in all
