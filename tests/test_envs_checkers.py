@@ -214,6 +214,12 @@ def test_a_feature_without_its_column_is_told() -> None:
         scheduling(features=("slack_s",)).reset(seed=0)
 
 
+@pytest.mark.parametrize("wrong", [{"bank": 0}, {"plays": 0}, {"bank": 3, "plays": -1}])
+def test_a_bank_holds_an_episode_or_more_and_plays_it(wrong: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="bank and plays must be 1 or more"):
+        gymnasium.make_vec("lengthwise/Scheduling-v1", num_envs=1, workload=bursty, **wrong)
+
+
 def test_windows_of_a_workload() -> None:
     whole = bursty(0, 200)
     env = scheduling(workload=whole, requests=50)

@@ -25,6 +25,7 @@ from lengthwise.training.evolution import (
     scales_of,
 )
 from lengthwise.training.policy import train_policy
+from lengthwise.training.validation import CONFIRMATION_SEED, VALIDATION_SEED
 
 TIMING = LinearTiming(
     base_s=0.01, per_prefill_token_s=1e-4, per_sequence_s=0.001, num_gpu_blocks=10_000
@@ -170,6 +171,32 @@ RUN = {
     "settings": {"evaluations": 24, "population": 8, "episodes": 2},
     "baseline_names": ["fcfs", "sjf", "work", "hrrn"],
 }  # fmt: skip
+
+
+def test_a_search_never_sees_what_it_is_judged_on(tmp_path):
+    """Its own episodes lie below all that are held out, which lie apart; seeds share none."""
+    drawn = []
+
+    class Noted(Scenarios):
+        def __call__(self, seed):
+            drawn.append(seed)
+            return super().__call__(seed)
+
+    settings = {"evaluations": 8, "population": 8, "episodes": 2}
+    own, least = [], evolve.TRAINING_SEED
+    for seed in (0, 1):
+        drawn.clear()
+        out = tmp_path / str(seed)
+        train_policy(
+            scenarios=Noted(scenarios().items),
+            out=out,
+            **{**RUN, "algo": "es", "settings": settings, "seed": seed},
+        )
+        own.append({at for at in drawn if least <= at < VALIDATION_SEED})
+        assert len(own[-1]) == 2
+        assert set(range(VALIDATION_SEED, VALIDATION_SEED + 4)) <= set(drawn)
+        assert CONFIRMATION_SEED in drawn
+    assert not own[0] & own[1]
 
 
 @pytest.mark.parametrize("algo", evolve.ALGORITHMS)
