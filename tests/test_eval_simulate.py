@@ -55,6 +55,9 @@ def test_a_predictor_that_reads_text_needs_text(workload: lw.Workload) -> None:
     class Reader:
         needs = frozenset({"prompt"})
 
+        def predict(self, prompts: list[str]) -> None:
+            raise AssertionError("nothing to read")
+
     with pytest.raises(InputError, match=r"reads the text of prompts, which lmsys-chat"):
         predict(Reader(), workload)  # type: ignore[arg-type]
 

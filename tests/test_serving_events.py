@@ -63,7 +63,7 @@ def happening(seed: int) -> dict[str, Any]:
 def slows(rng: np.random.Generator, node: int, last_s: float) -> list[Slow]:
     times = np.sort(rng.uniform(0, last_s, 2 * int(rng.integers(4)))).round(int(rng.integers(1, 9)))
     return [
-        Slow(node, at, until, float(rng.choice([1, 1.1, 2, 3.7, 50])))
+        Slow(node, at, until, float(rng.choice([1, 1.1, 2, 3.7, 20])))
         for at, until in zip(times[::2].tolist(), times[1::2].tolist(), strict=True)
         if at < until
     ]
