@@ -66,11 +66,11 @@ def _work(
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     signal.signal(signal.SIGALRM, _late)
+    own = before = _peak_mb()  # the libraries that it shares with its parent count as its own
     for number in numbers:
         folder = scratch / str(number)
         folder.mkdir()
         pipe.send(("start", number))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         begun = time.process_time(), time.monotonic()
         why = ""
         signal.setitimer(signal.ITIMER_REAL, 4 * HANG_S)
@@ -81,16 +81,21 @@ def _work(
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         took = time.process_time() - begun[0]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = _peak_mb()
         if came != "escape" and took > HANG_S:
             came, why = "escape", f"Hang: {took:.1f} s\n"
-        if came != "escape" and peak > MOST_MB > before:
+        if came != "escape" and peak - own > MOST_MB > before - own:
             came, why = "escape", f"Memory: {before:.0f} to {peak:.0f} MB\n"
+        before = peak
         if came == "escape":
             _keep(folder, out / f"{kind}-{number}", why)
         shutil.rmtree(folder, ignore_errors=True)
-        pipe.send(("end", number, came, took, peak, why))
+        pipe.send(("end", number, came, took, peak - own, why))
     pipe.send(("done",))
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _keep(folder: Path, to: Path, why: str) -> None:
