@@ -387,6 +387,17 @@ AGENTS = (
 )
 
 
+def test_sessions_named_by_lists_are_joined_to_arrivals(tmp_path: Path) -> None:
+    rows = [
+        {"session_id": [name], "idx": i, "arrival_s": i, "prompt_tokens": 64, "output_tokens": 5,
+         "parent_idx": -1, "shared_blocks": 0, "n_blocks": 1, "think_time_s": 1.0}
+        for name in "ab"
+        for i in range(2)
+    ]  # fmt: skip
+    path = write(tmp_path / "t.jsonl", jsonl(*rows))
+    assert len(load_workload(path, arrivals="burst", requests=1)) == 2  # a session, both requests
+
+
 @pytest.mark.parametrize("odd", [["a"], {"a": 1}])
 @pytest.mark.parametrize("column", ["session_id", "agent", "idx"])
 def test_agents_with_odd_names(tmp_path: Path, column: str, odd: Any) -> None:

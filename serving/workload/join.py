@@ -11,6 +11,7 @@ from lengthwise.errors import InputError
 from lengthwise.serving.draws import stream
 from lengthwise.serving.workload.arrivals import CLOSED, closed_loop, read_trace
 from lengthwise.serving.workload.arrivals import arrivals as arrival_times
+from lengthwise.serving.workload.layouts import hashable
 from lengthwise.serving.workload.table import Table
 from lengthwise.workload import Workload
 
@@ -114,4 +115,5 @@ def _sessions(table: Table) -> NDArray[np.int64]:
     else:
         keys = table.columns["session_id"]
     seen: dict[Any, int] = {}
-    return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)
+    found = [seen.setdefault(hashable(key), len(seen)) for key in keys]
+    return np.array(found, dtype=np.int64)

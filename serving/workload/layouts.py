@@ -185,11 +185,11 @@ def _agent_sessions(columns: Columns, name: str, options: Options) -> Columns:
             f"{prompt[row] // AGENT_BLOCK_TOKENS} blocks of {AGENT_BLOCK_TOKENS}"
         )
     keys = zip(columns["session_id"], columns["idx"], strict=True)
-    place = {(_hashable(one), _hashable(idx)): row for row, (one, idx) in enumerate(keys)}
+    place = {(hashable(one), hashable(idx)): row for row, (one, idx) in enumerate(keys)}
     chains: list[tuple[int, ...]] = []
     new = 0
     for row in range(rows):
-        above = place.get((_hashable(columns["session_id"][row]), parent_idx[row]), -1)
+        above = place.get((hashable(columns["session_id"][row]), parent_idx[row]), -1)
         if above >= row:
             raise InputError(f"{name}: row {row}: parent_idx {parent_idx[row]} is no earlier row")
         prefix = chains[above][: min(shared[row], blocks[row])] if above >= 0 else ()
@@ -497,8 +497,8 @@ def _loop(
     parent = np.full(len(sessions), -1, dtype=np.int64)
     last: dict[Any, int] = {}
     for row, one in enumerate(sessions):
-        session = _hashable(one)
-        agent = (session, _hashable(agents[row])) if agents is not None else session
+        session = hashable(one)
+        agent = (session, hashable(agents[row])) if agents is not None else session
         parent[row] = last.get(agent, last.get(session, -1))
         last[agent] = last[session] = row
     think = np.zeros(len(parent)) if think_s is None else think_s
@@ -523,11 +523,11 @@ def _roles(name: str, row: int, column: str, given: Any) -> list[str]:
 def _codes(values: NDArray[Any]) -> NDArray[np.int64]:
     """0, 1, 2 ... for the values in order of first appearance."""
     seen: dict[Any, int] = {}
-    codes = (seen.setdefault(_hashable(value), len(seen)) for value in values)
+    codes = (seen.setdefault(hashable(value), len(seen)) for value in values)
     return np.fromiter(codes, dtype=np.int64, count=len(values))
 
 
-def _hashable(value: Any) -> Any:
+def hashable(value: Any) -> Any:
     """A name, whatever type it has: a list or an object counts as its text."""
     return str(value) if isinstance(value, list | dict | np.ndarray) else value
 
