@@ -156,8 +156,10 @@ def kill(thread: threading.Thread) -> None:
     assert set_in(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)) == 1
 
 
-def named(name: str) -> threading.Thread:
-    (found,) = (t for t in threading.enumerate() if t.name == f"lengthwise-{name}")
+def named(name: str, before: list[threading.Thread]) -> threading.Thread:
+    """The thread of that name; those of tests before may still be on their way out."""
+    alive = (one for one in threading.enumerate() if one not in before)
+    (found,) = (one for one in alive if one.name == f"lengthwise-{name}")
     return found
 
 
@@ -169,11 +171,11 @@ def until(done: Any) -> None:
 
 
 def test_a_predictor_s_threads_are_killed_and_its_answers_go_on() -> None:
-    counters = Counters()
+    counters, before = Counters(), threading.enumerate()
     process = PredictorProcess([sys.executable, str(FAKE), "works"], counters)
     try:
         for name in ("predictor-writer", "predictor"):
-            kill(named(name))
+            kill(named(name, before))
             until(lambda name=name: counters.counts["restarts", f"{name}-thread"] == 1)
         found: list[Any] = []
 
@@ -191,10 +193,10 @@ def test_a_record_s_thread_is_killed_and_nothing_is_missing_from_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(record, "FLUSH_S", 0.02)
-    counters = Counters()
+    counters, before = Counters(), threading.enumerate()
     model: Any = SimpleNamespace(model="m", tokenizer="t")
     made = record.Recorder(Settings(policy="sjf", record=str(tmp_path)), model, counters)
-    kill(named("record"))
+    kill(named("record", before))
     until(lambda: counters.counts["restarts", "record-thread"] == 1)
     made.finished(
         SimpleNamespace(
