@@ -76,31 +76,6 @@ def unfinished_per_seat(outstanding_requests: Any, max_seats: Any) -> Any:
     return (outstanding_requests + 1) / np.maximum(max_seats, 1)
 
 
-def unseen_s(
-    outstanding_requests: Any,
-    running_requests: Any,
-    waiting_requests: Any,
-    decode_tokens_per_s: Any,
-) -> Any:
-    """Requests sent there that the replica has not reported yet over the nominal speed,
-    thousandths.
-    """
-    unseen = np.maximum(outstanding_requests - running_requests - waiting_requests, 0)
-    return 1000.0 * unseen / np.maximum(decode_tokens_per_s, 1.0)
-
-
-def turned_away_s(
-    outstanding_tokens: Any, outstanding_requests: Any, max_seats: Any, decode_tokens_per_s: Any
-) -> Any:
-    """Until a seat is free by the router's own count: the share of the tokens sent there and not
-    finished that must end first, s.
-    """
-    ahead = np.maximum(outstanding_requests + 1 - max_seats, 0) / np.maximum(
-        outstanding_requests, 1
-    )
-    return outstanding_tokens / np.maximum(decode_tokens_per_s, 1.0) * ahead
-
-
 def own_step_s(predicted_tokens: Any, max_seats: Any, decode_tokens_per_s: Any) -> Any:
     """The request's own answer at one token an iteration of the nominal batch, s."""
     batch = np.minimum(max_seats, 32)
@@ -193,7 +168,7 @@ TERMS: dict[str, Score] = {
         predicted, root_predicted, prompt, footprint, arrival, remaining, requests,
         expected_remaining, left_prompt, requests_per_seat, outstanding, outstanding_s,
         outstanding_per_seat, prefill_s, decode_s, seat_wait_s, own_s, own_prompt_s, turn, kv,
-        unfinished_s, unfinished_per_seat, unseen_s, turned_away_s, own_step_s, own_crowd_s,
+        unfinished_s, unfinished_per_seat, own_step_s, own_crowd_s,
         prompt_crowd_s, new_tokens_requests,
     )
 }  # fmt: skip

@@ -28,7 +28,7 @@ from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.picoseconds import LONGEST_S, PS
 from lengthwise.serving.listed import SUFFIXES, read_list
 
-LAST_PS = 2**62  # after all that any run does
+NEVER_PS = 2**62  # after all that any run does
 MOST = 1e6  # of a factor
 LEAST_S = 1e-3  # of what is drawn at random
 SHIFT = 20  # factors are whole multiples of 2 ** -SHIFT, so that both engines stretch alike
@@ -59,7 +59,7 @@ class Slow:
     @property
     def ends_ps(self) -> int:
         """When it is over."""
-        return LAST_PS if self.until_s is None else round(self.until_s * PS)
+        return NEVER_PS if self.until_s is None else round(self.until_s * PS)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Fail:
     def ends_ps(self) -> int:
         """When the node takes requests again."""
         if self.until_s is None:
-            return LAST_PS
+            return NEVER_PS
         return round(self.until_s * PS) + round(self.start_up_s * PS)
 
     @property
@@ -153,7 +153,7 @@ def check_events(events: Sequence[Event], names: Sequence[str]) -> None:
             if _begins_ps(second) < first.ends_ps:
                 raise InputError(f"{said(second)}: it overlaps the one at {first.at_s!r} s")
     lost = {place for (kind, place), found in windows.items()
-            if kind == Fail.kind and found[-1].ends_ps == LAST_PS}  # fmt: skip
+            if kind == Fail.kind and found[-1].ends_ps == NEVER_PS}  # fmt: skip
     if len(lost) == len(names):
         raise InputError(
             "every node fails and never comes back: requests could wait for ever; give one of them "
@@ -181,7 +181,7 @@ def turns(events: Sequence[Event], names: Sequence[str]) -> tuple[Turn, ...]:
                 found.append((at_ps, LOST, place))
             else:
                 found += [(at_ps, FAIL, place), (event.noticed_ps, NOTICE, place)]
-            if event.ends_ps < LAST_PS:
+            if event.ends_ps < NEVER_PS:
                 found.append((event.ends_ps, UP, place))
     return tuple(sorted(found))
 
