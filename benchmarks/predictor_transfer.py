@@ -43,6 +43,8 @@ from lengthwise.writing import whole_file
 
 Table = pd.DataFrame
 ENGINE = lw.Engine(max_num_seqs=64)
+# the same prompts
+SAME = {"gsm8k_example_solutions": "zeroeval_gsm", "zeroeval_gsm": "gsm8k_example_solutions"}
 HARM = 1.02  # of FCFS's mean latency: more is harm
 SHIFTS = np.arange(0.05, 2.0, 0.05).round(2)  # tried
 
