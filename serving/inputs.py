@@ -103,7 +103,7 @@ def _node(
             f"{where}role {node.role} needs KV transfer, which no engine here has yet: "
             "only role both can be run"
         )
-    _check_policy(node.policy, where, predicted=predicted)
+    check_policy(node.policy, where, predicted=predicted)
     blocks = gpu_blocks(node.engine, node.timing)
     _check_lengths(workload, node.engine, blocks, where)
     size, found = node.engine.block_size, None
@@ -117,7 +117,8 @@ def _node(
     return NodeInputs(blocks, clock, found)
 
 
-def _check_policy(policy: SchedulingPolicy, where: str, *, predicted: bool) -> None:
+def check_policy(policy: SchedulingPolicy, where: str, *, predicted: bool) -> None:
+    """Refuses a policy that no node can follow; ``where`` begins what is said of it."""
     if policy.preemption.mode != "none" and policy.queue == "fcfs":
         raise InputError(
             f"{where}policy {policy.name!r} keeps the fcfs queue, in which a preempted request is "

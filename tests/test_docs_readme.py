@@ -16,7 +16,7 @@ COMMANDS = sorted(
         " ".join(filter(None, words))
         for kind, code in BLOCKS
         if kind == ""
-        for words in re.findall(r"^lengthwise (\w+)(?: (predictor|policy)\b)?", code, re.MULTILINE)
+        for words in re.findall(r"^lengthwise ([\w-]+)(?: (predictor|policy)\b)?", code, re.M)
     }
 )
 

@@ -25,10 +25,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export:export", "Export a trained policy as a bundle for the engines."),
     "profile": ("profile:profile", "Measure an engine's iteration times on this machine's GPU."),
     "reproduce": ("reproduce:reproduce", "Reproduce a published table, ours beside theirs."),
+    "mock-server": (
+        "mock_server:mock_server",
+        "Serve OpenAI's API as vLLM would, timed by the simulated engine.",
+    ),
     "list": ("listing:listing", "List policies, predictors, routers, timings, workloads, envs."),
 }
 # Packages that a plain install leaves out, and the extra that brings them.
 EXTRA_OF = {
+    "aiohttp": "gateway", "prometheus_client": "gateway",
     "torch": "all", "transformers": "bert", "datasets": "bert", "matplotlib": "plot", "cma": "rl",
     "gymnasium": "rl", "stable_baselines3": "rl", "sb3_contrib": "rl", "tensorboard": "rl",
 }  # fmt: skip
