@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import subprocess
+from pathlib import Path
 
 from tests.engines.environments import ROOT, VERSIONS, variables
 
@@ -20,13 +21,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Soaks the vLLM plugin.")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--steps", type=int, default=10**9, help="end after so many, if sooner")
+    parser.add_argument("--log", type=Path, help="a CSV file that gets a line after each round")
     parser.add_argument("--engine", choices=VERSIONS, default=VERSIONS[-1], help="vLLM's version")
     options = parser.parse_args()
     python, environment = variables(options.engine)
     done = subprocess.run(
         ["nice", python, str(ROOT / "tests" / "engines" / "soaking.py")],
         env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, check=True,
-        input=json.dumps({"minutes": options.minutes, "steps": options.steps}),
+        input=json.dumps({"minutes": options.minutes, "steps": options.steps,
+                          "log": options.log and str(options.log.absolute())}),
     )  # fmt: skip
     found = json.loads(done.stdout.splitlines()[-1])
     counts = found.pop("counts")

@@ -108,6 +108,10 @@ REFUSED = [
     ("simulate empty.csv", "empty.csv"),
     ("simulate truncated.csv.gz", "truncated.csv.gz"),
     ("simulate plain.csv.gz", "plain.csv.gz"),
+    ("simulate whole.csv.gz --max-expanded 0.0005", "expand to more than 500; allow it"),
+    ("train predictor whole.csv.gz --max-expanded 0.0005 --out p", "expand to more than 500"),
+    ("evaluate predictor prompt-length whole.csv.gz --max-expanded 0.0005", "more than 500"),
+    ("evaluate policy bundle whole.csv.gz --max-expanded 0.0005", "expand to more than 500"),
     ("simulate trace.csv --out trace.csv/below", "can't write"),
     ("compare trace.csv --out others", "holds other files"),
     ("compare trace.csv --rates 4,x", "--rates takes numbers"),
@@ -147,6 +151,7 @@ def bad_files(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text(head)
     packed = gzip.compress(TRACE.encode() * 50)
     (tmp_path / "truncated.csv.gz").write_bytes(packed[: len(packed) // 2])
+    (tmp_path / "whole.csv.gz").write_bytes(packed)
     (tmp_path / "plain.csv.gz").write_text(TRACE)
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "thesis.tex").write_text("years of work")

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,14 +182,23 @@ CLOSED = "closed"
 ARRIVALS = 1  # the stream of random numbers that belongs to arrivals
 
 
-def read_trace(spec: Any) -> Any:
-    """A trace given by its file's (or ``hf:``) name as a ``Workload``; the rest as it is."""
+def read_trace(spec: Any, **options: Any) -> Any:
+    """A trace given by its file's (or ``hf:``) name as a ``Workload``; the rest as it is.
+
+    ``options`` are those of ``read_table``.
+    """
     if not isinstance(spec, str | Path):
         return spec
     text = str(spec)
-    if not text.startswith(HUGGING_FACE) and not text.removesuffix(".gz").endswith(SUFFIXES):
+    is_file = text.lower().removesuffix(".gz").endswith(SUFFIXES) or _is_folder(text)
+    if not is_file and not text.startswith(HUGGING_FACE):
         return text
-    return read(spec, drop_zero=True)
+    return read(spec, drop_zero=True, **options)
+
+
+def _is_folder(text: str) -> bool:
+    """Whether it names a folder, of Parquet files then, and no process."""
+    return text.partition(":")[0] not in (*PROCESSES, "burst", CLOSED) and os.path.isdir(text)
 
 
 def _parsed(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.reading import plain_bytes
+from lengthwise.serving.workload.parquet import parquet_tables
 
 Columns = dict[str, NDArray[Any]]  # name -> (rows,), all of one length
 
@@ -27,9 +28,10 @@ SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet")
 HUGGING_FACE = "hf:"
 _LFS = b"version https://git-lfs"
 MOST_CHARACTERS = 1 << 30  # of one field of a CSV file
-# A gzip file may become this large, or this many times as large as it is: real traces shrink to a
-# tenth or a fiftieth.
-UNZIPPED_BYTES, EXPANSION = 1 << 26, 100
+# A gzip or Parquet file may become this large, or this many times as large as it is: real traces
+# shrink to a tenth or a fiftieth.
+EXPANDED_BYTES, EXPANSION = 1 << 26, 100
+LIFT = "allow it if that is right: --max-expanded MB, max_expanded_mb="
 # Columns of CSV files that are texts whatever stands in them, and those of names, which are whole
 # numbers only if all of them are.
 TEXTS = frozenset(
@@ -38,12 +40,18 @@ TEXTS = frozenset(
 NAMES = frozenset("tenant client_id session_id id user conversation_id prompt_id".split())
 
 
-def read_columns(source: Any) -> Columns:
-    """The columns of a file, of ``hf:NAME[:SPLIT]``, of a `datasets` object or of a mapping."""
+def read_columns(source: Any, max_expanded_mb: float | None = None) -> Columns:
+    """The columns of a file, of ``hf:NAME[:SPLIT]``, of a `datasets` object or of a mapping.
+
+    ``max_expanded_mb`` (10^6 bytes) is what a gzip or Parquet file may expand to; by default 64
+    MiB, or 100 times its size.
+    """
+    if max_expanded_mb is not None and not 0 < max_expanded_mb < 1e12:
+        raise InputError(f"max_expanded_mb must be above 0 and below 1e12, not {max_expanded_mb}")
     if isinstance(source, str) and source.startswith(HUGGING_FACE):
         return _from_hugging_face(source.removeprefix(HUGGING_FACE))
     if isinstance(source, str | Path):
-        return _from_file(Path(source))
+        return _from_file(Path(source), max_expanded_mb)
     if hasattr(source, "column_names") and hasattr(source, "to_pandas"):
         return _from_dataset(source, source_name(source))
     if isinstance(source, Mapping):
@@ -63,10 +71,10 @@ def source_name(source: Any) -> str:
     return type(source).__name__.lower()
 
 
-def _from_file(path: Path) -> Columns:
+def _from_file(path: Path, allowed_mb: float | None) -> Columns:
     name = path.name
     if os.path.isdir(path):
-        return _from_parts(path)
+        return _from_parts(path, allowed_mb)
     suffix = Path(name.lower().removesuffix(".gz")).suffix
     if suffix not in SUFFIXES:
         raise InputError(
@@ -76,26 +84,36 @@ def _from_file(path: Path) -> Columns:
         data = plain_bytes(path, "file")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{_near(path)}") from None
-    data = _plain(name, data)
+    most = _most(data, allowed_mb)
+    data = _plain(name, data, most)
     if not data.strip():
         raise InputError(f"{name}: the file is empty")
     if data.startswith(_LFS):
         raise InputError(f"{name}: a Git LFS pointer, not the data; run 'git lfs pull' first")
     if suffix == ".parquet":
-        return _from_parquet(name, data)
+        (table,) = parquet_tables({name: (data, max(most, _most(data, allowed_mb)))}, LIFT)
+        return _of_table(name, table)
     if suffix == ".csv":
         return _from_csv(name, data)
     return _from_json(name, data, lines=suffix != ".json")
 
 
-def _from_parts(folder: Path) -> Columns:
+def _most(data: bytes, allowed_mb: float | None) -> int:
+    """Bytes that a file of this content may expand to."""
+    if allowed_mb is not None:
+        return int(allowed_mb * 1e6)
+    return max(EXPANDED_BYTES, EXPANSION * len(data))
+
+
+def _from_parts(folder: Path, allowed_mb: float | None) -> Columns:
     """The Parquet files of a folder as one table, in the order of their names."""
     import pyarrow as pa
 
     parts = [part for part in sorted(folder.glob("*.parquet")) if not part.name.startswith(".")]
     if not parts:
         raise InputError(f"{folder}: a folder without Parquet files; give one of its files")
-    tables = [_parquet_table(f"{folder.name}/{part.name}", part.read_bytes()) for part in parts]
+    held = {f"{folder.name}/{part.name}": plain_bytes(part, "file") for part in parts}
+    tables = parquet_tables({n: (data, _most(data, allowed_mb)) for n, data in held.items()}, LIFT)
     try:
         table = pa.concat_tables(tables, promote_options="default")
     except pa.ArrowException as error:
@@ -114,25 +132,21 @@ def _near(path: Path) -> str:
     return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
-def _plain(name: str, data: bytes) -> bytes:
-    """``data`` unzipped if it is gzip, whatever the file is called."""
+def _plain(name: str, data: bytes, most: int) -> bytes:
+    """``data`` unzipped if it is gzip, whatever the file is called; no more than ``most`` bytes."""
     if not data.startswith(b"\x1f\x8b"):
         if name.lower().endswith(".gz") and data and not data.startswith(_LFS):
             raise InputError(f"{name}: not a gzip file, though its name ends in .gz")
         return data
     try:
         with gzip.open(io.BytesIO(data)) as stream:
-            most = max(UNZIPPED_BYTES, EXPANSION * len(data))
             plain = stream.read(most + 1)
     except EOFError:
         raise InputError(f"{name}: the gzip file is truncated; fetch it again") from None
     except (OSError, zlib.error) as error:
         raise InputError(f"{name}: the gzip file is damaged ({error}); fetch it again") from None
     if len(plain) > most:
-        raise InputError(
-            f"{name}: {len(data)} bytes unzip to more than {most}, over {EXPANSION} times as many; "
-            "if that is right, unzip it and give the plain file"
-        )
+        raise InputError(f"{name}: its {len(data)} bytes expand to more than {most}; {LIFT}")
     return plain
 
 
@@ -181,23 +195,6 @@ def _cells(key: str, cells: Sequence[str]) -> NDArray[Any]:
             except (ValueError, OverflowError):
                 continue
     return _array(list(cells))
-
-
-def _parquet_table(name: str, data: bytes) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-        table.validate(full=True)
-        return table
-    except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{name}: not a Parquet file, or a damaged one: {first}") from None
-
-
-def _from_parquet(name: str, data: bytes) -> Columns:
-    return _of_table(name, _parquet_table(name, data))
 
 
 def _of_table(name: str, table: Any) -> Columns:

@@ -33,6 +33,7 @@ def load_workload(
     model: str | None = None,
     split: str | None = None,
     test_share: float = 0.5,
+    max_expanded_mb: float | None = None,
     **options: Any,
 ) -> Workload:
     """A workload from a preset's name, a file or ``hf:NAME[:SPLIT]``.
@@ -44,17 +45,19 @@ def load_workload(
               arrival times and without ``arrivals`` gets Poisson arrivals of this rate
     seed      of arrivals and drawing; a trace with its own arrivals is the same for every seed
     model     only this model's rows; split: only the "train" or "test" prompts (``split_of``)
+    max_expanded_mb  what a gzip or Parquet file, of arrivals too, may expand to
     options   the others of ``read_table``, e.g. drop_zero=True
     """
     if isinstance(arrivals, str) and arrivals in PRESETS:
         arrivals = PRESETS[arrivals].arrivals
+    arrivals = read_trace(arrivals, max_expanded_mb=max_expanded_mb)
     name = str(spec)
     if name in PRESETS:
         if model is not None or options:
             given = ", ".join(["model"] * (model is not None) + list(options))
             raise InputError(f"{name!r} is a preset; it takes no {given}")
         return _from_preset(name, arrivals, requests, rate, seed, split, test_share)
-    table = _table(spec, name, model, options)
+    table = _table(spec, name, model, {**options, "max_expanded_mb": max_expanded_mb})
     if split is not None:
         table = _half(table, split, test_share)
     if arrivals is None and "arrival_s" not in table.columns and rate is not None:
@@ -84,7 +87,6 @@ def _from_preset(
     name: str, arrivals: Any, requests: int | None, rate: float | None, seed: int,
     split: str | None, test_share: float,
 ) -> Workload:  # fmt: skip
-    arrivals = read_trace(arrivals)
     count = requests
     if count is None:
         count = (None if arrivals is None else arrival_count(arrivals)) or DEFAULT_REQUESTS

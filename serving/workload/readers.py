@@ -108,6 +108,7 @@ def read_table(
     turns: str = "first",
     closed_loop: bool = False,
     time_unit: str = "",
+    max_expanded_mb: float | None = None,
 ) -> Table:
     """Reads a file, ``hf:NAME[:SPLIT]`` or a ``datasets.Dataset``.
 
@@ -120,6 +121,7 @@ def read_table(
     turns        of conversations: "first" or "all"
     closed_loop  sessions with a clock: each request waits for the one before it instead
     time_unit    of numeric times: s, ms, us or ns; by default the layout's own
+    max_expanded_mb  what a gzip or Parquet file may expand to (see ``read_columns``)
     """
     if turns not in ("first", "all"):
         raise UnknownNameError("value of turns", turns, ("first", "all"))
@@ -128,9 +130,9 @@ def read_table(
     if limit is not None and limit < 1:
         raise InputError(f"limit must be 1 or more, not {limit}")
     name = source_name(path)
-    raw = _renamed(name, read_columns(path), columns or {})
+    raw = _renamed(name, read_columns(path, max_expanded_mb), columns or {})
     if prompts is not None:
-        raw = _with_prompts(name, raw, prompts)
+        raw = _with_prompts(name, raw, prompts, max_expanded_mb)
     found = _layout(name, raw, layout)
     options = Options(turns, closed_loop, time_unit)
     requests = found.read(raw, name, options)
@@ -166,8 +168,8 @@ def _renamed(name: str, raw: Columns, names: Mapping[str, str]) -> Columns:
     return kept | {ours: raw[theirs] for ours, theirs in names.items()}
 
 
-def _with_prompts(name: str, raw: Columns, prompts: Any) -> Columns:
-    other, called = read_columns(prompts), source_name(prompts)
+def _with_prompts(name: str, raw: Columns, prompts: Any, max_expanded_mb: float | None) -> Columns:
+    other, called = read_columns(prompts, max_expanded_mb), source_name(prompts)
     for column, held, where in (
         ("prompt_id", raw, name), ("prompt_id", other, called), ("prompt", other, called),
     ):  # fmt: skip

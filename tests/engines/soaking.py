@@ -1,12 +1,16 @@
 """One vLLM scheduler with the plugin for as long as it is told: run by ``python -m tests.soak``.
 
-Reads ``{"minutes": ..., "steps": ...}`` from standard input, prints one JSON line. Rounds of
-random requests follow each other on the same scheduler, with KV blocks for a few of them, clients
-that hang up, a wall clock that is set now and then, and a predictor whose process is killed.
+Reads ``{"minutes": ..., "steps": ..., "log": FILE or null}`` from standard input, prints one JSON
+line. Rounds of random requests follow each other on the same scheduler, with KV blocks for a few of
+them, clients that hang up, sessions and tenants that are always new, a wall clock that is set now
+and then, and a predictor whose process is killed. After each round, when all is served and
+collected, memory is looked at in three ways: the process's, what Python's allocator has given out,
+and what malloc has.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -35,7 +39,7 @@ SERVER = {
 }  # fmt: skip
 
 
-def jobs(rng: random.Random, begin_s: float) -> list[Job]:
+def jobs(rng: random.Random, begin_s: float, number: int) -> list[Job]:
     """A round's requests: some share prefixes, some say their length, some are hung up on."""
     stem = [rng.randint(0, 400) for _ in range(100)]
     made = []
@@ -46,7 +50,7 @@ def jobs(rng: random.Random, begin_s: float) -> list[Job]:
         if rng.random() < 0.01:
             own = [2**31] * len(own)  # no token that a predictor could be sent
         after_s = rng.random() * 6  # 600 steps of 0.01 s
-        sent: dict[str, Any] = {"session_id": f"s{index % 50}"}
+        sent: dict[str, Any] = {"session_id": f"{number}-{index // 2}", "tenant": f"t{number}"}
         if rng.random() < 0.3:
             sent["predicted_tokens"] = rng.choice([output, 2 * output, "7", "9" * 400, [1]])
         made.append(
@@ -59,10 +63,26 @@ def jobs(rng: random.Random, begin_s: float) -> list[Job]:
     return made
 
 
-def rss_kib() -> float:
-    """Memory of this process."""
+class _Mallinfo(ctypes.Structure):
+    """glibc's ``struct mallinfo2``."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+        "fordblks", "keepcost")]  # fmt: skip
+
+
+_mallinfo = ctypes.CDLL(None).mallinfo2
+_mallinfo.restype = _Mallinfo
+
+
+def memory() -> tuple[float, float, float]:
+    """KiB of this process, objects that Python's allocator has given out, and malloc's KiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1024
+    given = _mallinfo()
+    return (
+        pages * os.sysconf("SC_PAGE_SIZE") / 1024, float(sys.getallocatedblocks()),
+        (given.uordblks + given.hblkhd) / 1024,
+    )  # fmt: skip
 
 
 def slope(x: list[float], y: list[float]) -> tuple[float, float]:
@@ -74,7 +94,7 @@ def slope(x: list[float], y: list[float]) -> tuple[float, float]:
     return float(fit[0]), float(error)
 
 
-def soak(minutes: float, steps: int) -> dict[str, Any]:
+def soak(minutes: float, steps: int, log: str | None = None) -> dict[str, Any]:
     """Serves until the time is over or so many steps are done, whichever comes first."""
     lengths.command = lambda *_, **__: [sys.executable, FAKE, "works"]
     rng, begin = random.Random(0), time.monotonic()
@@ -83,9 +103,11 @@ def soak(minutes: float, steps: int) -> dict[str, Any]:
         scheduler = make_scheduler(make_config(lengthwise=settings, **SERVER))
         driver = scheduler.lengthwise
         done = served = aborted = preempted = kills = jumps = 0
-        at, seen, now_s, killed_s = [], [], 0.0, begin
+        at: list[float] = []
+        seen: list[tuple[float, float, float]] = []
+        now_s, killed_s = 0.0, begin
         while done < steps and time.monotonic() - begin < 60 * minutes:
-            engine = Engine(scheduler, jobs(rng, now_s))
+            engine = Engine(scheduler, jobs(rng, now_s, len(at)))
             engine.now_s, driver.clock._origin_s = now_s, 0.0  # time goes on
             if rng.random() < 0.5:
                 engine.set_clock(rng.choice([-1.0, 1.0]) * rng.choice([5.0, 3600.0, 1e6]))
@@ -105,18 +127,29 @@ def soak(minutes: float, steps: int) -> dict[str, Any]:
             del engine, run
             gc.collect()
             at.append(float(done))
-            seen.append(rss_kib())
+            seen.append(memory())
+            if log is not None:
+                with open(log, "a") as file:
+                    print(f"{(time.monotonic() - begin) / 60:.3f}", done, served, *seen[-1],
+                          sep=",", file=file)  # fmt: skip
         scheduler.shutdown()
         counts = {f"{key}:{label}": n for (key, label), n in driver.counters.counts.items()}
     half = len(at) // 2
-    grows, error = slope([n / 1e6 for n in at[half:]], seen[half:])
+    grows = [
+        slope([n / 1e6 for n in at[half:]], [one[kind] for one in seen[half:]]) for kind in range(3)
+    ]
     recorded = counts.get("recorded:written", 0) + counts.get("recorded:dropped", 0)
     assert not any(name.startswith("failed_steps") for name in counts), counts
     return {
         "minutes": (time.monotonic() - begin) / 60, "steps": done, "served": served,
         "aborted": aborted, "preempted": preempted, "predictor kills": kills, "jumps": jumps,
-        "recorded": recorded, "rss_mib": [seen[0] / 1024, seen[half] / 1024, seen[-1] / 1024],
-        "kib per million steps": [grows, error], "counts": counts,
+        "recorded": recorded,
+        "rss_mib": [seen[at_][0] / 1024 for at_ in (0, half, -1)],
+        "python_objects": [seen[at_][1] for at_ in (0, half, -1)],
+        "malloc_mib": [seen[at_][2] / 1024 for at_ in (0, half, -1)],
+        # over the second half, and the standard error: a million times what a step leaves behind
+        "rss, KiB per million steps": grows[0], "objects per million steps": grows[1],
+        "malloc, KiB per million steps": grows[2], "counts": counts,
     }  # fmt: skip
 
 

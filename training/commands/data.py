@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from lengthwise.errors import InputError
-from lengthwise.serving.workload import Prompts, generate_prompts
+from lengthwise.serving.workload import Prompts, generate_prompts, read_prompts
 
 GENERATED = "synthetic-chat"
 GENERATED_ROWS = 4000
 
 
-def prompts_of(data: str, max_rows: int | None, seed: int) -> str | Prompts:
-    """Generated prompts for "synthetic-chat"; anything else is a file's name and stays one."""
-    if data != GENERATED:
+def prompts_of(
+    data: str, max_rows: int | None, seed: int, max_expanded_mb: float | None = None
+) -> str | Prompts:
+    """Generated prompts for "synthetic-chat"; anything else is a file's name and stays one.
+
+    But for a file that may expand to more than others: that is read now.
+    """
+    if data != GENERATED and max_expanded_mb is None:
         return data
+    if data != GENERATED:  # without an answer there is nothing to learn
+        return read_prompts(data, drop_zero=True, max_expanded_mb=max_expanded_mb)
     return generate_prompts(max_rows or GENERATED_ROWS, seed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lengthwise.training.commands.options import (
     Rates,
     Specs,
     engine_options,
+    max_expanded_option,
     seeds_option,
     take_engine,
 )
@@ -38,6 +40,7 @@ def evaluate() -> None:
 @click.option(
     "--max-rows", type=int, metavar="N", help="At most so many rows of DATA, drawn at random."
 )
+@max_expanded_option
 @click.option("--card", is_flag=True, help="Also add the result to DIR's model card.")
 def predictor(
     folder: str,
@@ -45,6 +48,7 @@ def predictor(
     split: str | None,
     answers_by: str | None,
     max_rows: int | None,
+    max_expanded_mb: float | None,
     card: bool,
 ) -> None:
     """Measures a predictor (DIR, or a name such as prompt-length) on DATA's prompts."""
@@ -53,7 +57,7 @@ def predictor(
     from lengthwise.training.commands.show import notices
     from lengthwise.training.predictor import evaluate_predictor
 
-    rows = prompts_of(data, max_rows, 0)
+    rows = prompts_of(data, max_rows, 0, max_expanded_mb)
     report = evaluate_predictor(
         folder, rows, split=split, answers_by=answers_by, max_rows=max_rows, card=card
     )
@@ -90,9 +94,10 @@ def predictor(
 )  # fmt: skip
 @click.option("--failures", metavar="FILE", help="What happens to nodes, as for `simulate`.")
 @click.option("--timing", default=DEFAULT_TIMING, show_default=True, metavar="NAME")
+@max_expanded_option
 @seeds_option
 @engine_options
-def policy(items: tuple[str, ...], **options: Any) -> None:
+def policy(items: tuple[str, ...], max_expanded_mb: float | None, **options: Any) -> None:
     """Judges trained policies (bundles or runs' folders) beside baselines on unseen workloads.
 
     Several DIRs are one method's training seeds. Of each WORKLOAD (a preset or a trace) --seeds
@@ -107,11 +112,21 @@ def policy(items: tuple[str, ...], **options: Any) -> None:
     from lengthwise.training.judging import evaluate_policy
 
     folders, workloads = _sorted(items)
+    given = [_allowed(name, max_expanded_mb) for name in workloads]
     rows = evaluate_policy(
-        folders, workloads, engine=take_engine(options), say=lambda line: notices([line]),
+        folders, given, engine=take_engine(options), say=lambda line: notices([line]),
         **options,
     )  # fmt: skip
     console().print(judged_view(rows))
+
+
+def _allowed(name: str, max_expanded_mb: float | None) -> Any:
+    """The name of a workload; read now if it is a file that may expand to more than others."""
+    from lengthwise.workload import Workload
+
+    if max_expanded_mb is None or not os.path.exists(name):
+        return name
+    return Workload.read(name, max_expanded_mb=max_expanded_mb)
 
 
 def _sorted(items: tuple[str, ...]) -> tuple[list[str], list[str]]:

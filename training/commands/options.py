@@ -115,6 +115,12 @@ def _setting(item: str) -> tuple[str, Any]:
     return name, value
 
 
+max_expanded_option = click.option(
+    "--max-expanded", "max_expanded_mb", type=float, metavar="MB",
+    help="What a gzip or Parquet file may expand to. Default: 67, or 100 times the file.",
+)  # fmt: skip
+
+
 def workload_options(command: Command) -> Command:
     """WORKLOAD and how it is drawn; the command receives ``workload`` (a ``Spelled`` source)."""
     for decorate in reversed(
@@ -149,6 +155,7 @@ def workload_options(command: Command) -> Command:
                 type=Name("time unit", ("s", "ms", "us", "ns")),
                 help="Of the file's numeric times, where its layout has another or none.",
             ),
+            max_expanded_option,
         )
     ):
         command = decorate(command)
@@ -243,7 +250,10 @@ def take_source(options: dict[str, Any]) -> Any:
     """The workload's source from a command's options, which are taken out of ``options``."""
     from lengthwise.eval.source import Spelled
 
-    names = ("arrivals", "requests", "model", "split", "drop_zero_output", "time_unit")
+    names = (
+        "arrivals", "requests", "model", "split", "drop_zero_output", "time_unit",
+        "max_expanded_mb",
+    )  # fmt: skip
     given = {name: options.pop(name) for name in names}
     drop = given.pop("drop_zero_output")
     chosen = {k: v for k, v in given.items() if v is not None and (k, v) != ("split", "all")}

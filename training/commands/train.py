@@ -15,6 +15,7 @@ from lengthwise.training.commands.options import (
     Settings,
     Specs,
     engine_options,
+    max_expanded_option,
     seed_option,
     take_engine,
 )
@@ -75,6 +76,7 @@ def train() -> None:
     metavar="W,W,...",
     help="What each of several DATA counts for; by default all count alike.",
 )
+@max_expanded_option
 @seed_option
 @click.option(
     "--set",
@@ -98,6 +100,7 @@ def predictor(
     test_share: float,
     max_rows: int | None,
     source_weights: str | None,
+    max_expanded_mb: float | None,
     seed: int,
     settings: dict[str, object],
 ) -> None:
@@ -120,7 +123,7 @@ def predictor(
     if base and model not in ("ridge", "base"):  # ridge is the default
         raise InputError(f"give --base or --model {model}, not both")
     report = train_predictor(
-        [prompts_of(one, max_rows, seed) for one in data],
+        [prompts_of(one, max_rows, seed, max_expanded_mb) for one in data],
         target=target,
         model="base" if base else model,
         out=out,
