@@ -12,7 +12,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -42,10 +42,10 @@ SHAPE = (
 )  # fmt: skip
 QUESTION = re.compile(r"\s*(?:who|what|when|where|which|why|how|is|are|do|does|can)\b", re.I)
 LIST_MARK = re.compile(r"^\s*(?:[-*•]|\(?\w\)|\d+[.)])\s", re.M)
-# of each character below 128: 1 digit, 2 capital, 3 punctuation, 0 neither; 4 all beyond
-KIND = np.array(
+# of each character below 128: 1 digit, 2 capital, 3 punctuation, 0 neither
+KIND = bytes(
     [1 if c.isdigit() else 2 if c.isupper() else 3 * (c in string.punctuation)
-     for c in map(chr, range(128))] + [4]
+     for c in map(chr, range(128))] + [0] * 128
 )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ class Rows:
         """
         out = np.empty((len(self), weights.shape[1]))
         for i, (a, b) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
-            out[i] = (self.values[a:b, None] * weights[self.columns[a:b]]).sum(axis=0)
+            np.add.reduce(self.values[a:b, None] * weights[self.columns[a:b]], axis=0, out=out[i])
         return out
 
 
@@ -107,13 +107,17 @@ class TextFeatures:
 
     def rows(self, prompts: Sequence[str]) -> Rows:
         """The prompts as rows: unit-length TF-IDF, then standardised shape."""
-        starts, columns, values, place = [0], [], [], self._place
+        starts, columns, values, find = [0], [], [], self._place.get
         shape_columns = np.arange(len(SHAPE), dtype=np.int64) + len(self.terms)
         for prompt in prompts:
-            found = [place[term] for term in terms_of(prompt, self.version) if term in place]
-            at, counts = np.unique(np.array(found, dtype=np.int64), return_counts=True)
-            weight = (1 + np.log(counts)) * self.idf[at]
-            norm = np.sqrt((weight * weight).sum())
+            found = [at for at in map(find, terms_of(prompt, self.version)) if at is not None]
+            distinct = set(found)
+            at = np.array(sorted(distinct), dtype=np.int64)
+            weight = self.idf[at]
+            if len(distinct) < len(found):
+                counts = Counter(found)
+                weight = (1 + np.log([counts[term] for term in at.tolist()])) * weight
+            norm = np.sqrt(np.add.reduce(weight * weight))
             shape = (np.array(shape_of(prompt)) - self.shift) / self.scale
             columns += [at, shape_columns]
             values += [
@@ -127,22 +131,29 @@ class TextFeatures:
         )  # fmt: skip
 
 
-def terms_of(prompt: str, version: int = VERSION) -> Iterable[str]:
+def terms_of(prompt: str, version: int = VERSION) -> list[str]:
     """The words of two letters or more, in lower case, then the pairs of neighbours.
 
     Where there are no words, all runs of one to three neighbouring characters.
     """
-    prompt = prompt.lower()
+    runs: list[str] = []
     if version > 1 and not prompt.isascii():
-        for run in UNSPACED.findall(prompt):
-            for size in GRAMS:
-                for start in range(len(run) - size + 1):
-                    yield run[start : start + size]
+        prompt = prompt.lower()
+        runs = [
+            run[start : start + size]
+            for run in UNSPACED.findall(prompt)
+            for size in GRAMS
+            for start in range(len(run) - size + 1)
+        ]
         prompt = UNSPACED.sub(" ", prompt)
-    words = WORD.findall(prompt)
-    yield from words
-    for first, second in pairwise(words):
-        yield f"{first} {second}"
+    words = words_of(prompt)
+    return [*runs, *words, *map(" ".join, pairwise(words))]
+
+
+@lru_cache(maxsize=64)  # a batch: features and novelty ask for it
+def words_of(prompt: str) -> tuple[str, ...]:
+    """The words of two letters or more, in lower case."""
+    return tuple(WORD.findall(prompt.lower()))
 
 
 @lru_cache(maxsize=64)  # a batch: features, novelty and the workload's drift each ask for it
@@ -151,17 +162,16 @@ def shape_of(prompt: str) -> tuple[float, ...]:
     characters = max(len(prompt), 1)
     words = prompt.split()
     numbers = [min(int(digits[:6]), 5000) for digits in NUMBER.findall(prompt[:20_000])]
-    codes = np.frombuffer(prompt.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    kinds = np.bincount(KIND[np.minimum(codes, 128)], minlength=5) / characters
+    kinds = prompt.encode("ascii", "ignore").translate(KIND)
     return (
         math.log1p(len(prompt)),
         math.log1p(len(words)),
         math.log1p(prompt.count("\n")),
         min(sum(map(len, words)) / max(len(words), 1), 30.0),
-        float(kinds[1]),
-        float(kinds[2]),
-        float(kinds[3]),
-        float(kinds[4]),
+        kinds.count(1) / characters,
+        kinds.count(2) / characters,
+        kinds.count(3) / characters,
+        (len(prompt) - len(kinds)) / characters,
         math.log1p(prompt.count("?")),
         math.log1p(prompt.count("```") + prompt.count(";") + prompt.count("{")),
         math.log1p(len(LIST_MARK.findall(prompt))),

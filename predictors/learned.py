@@ -128,14 +128,19 @@ class Learned(HubPredictor, ABC):
             raise InputError(
                 f"{self.name}: the context has {len(context)} rows, the prompts {len(text)}"
             )
-        return self.told(text, context, np.zeros(len(text)))
+        return self.told(text, context)
 
-    def told(self, text: list[str], context: Context | None, company: Floats) -> Prediction:
-        """``predict``, knowing how new the company of each prompt is, (n,) as ``Novelty.score``."""
+    def told(
+        self, text: list[str], context: Context | None, company: tuple[Floats, Floats] | None = None
+    ) -> Prediction:
+        """``predict``, knowing of each prompt the shape (n, SHAPE), as ``Novelty.shapes``, and how
+        new its company is, (n,) as ``Novelty.score``.
+        """
         found = self._fitted().prediction(self._raw(text))
         if self.novelty_ is not None:
-            score = np.maximum(self.novelty_.score(text), company)
-            found = self.novelty_.judged(found, score, self.novelty_.neutral(self._fitted()))
+            shapes, new = (None, 0.0) if company is None else company
+            score = np.maximum(self.novelty_.score(text, shapes), new)
+            found = self.novelty_.judged(found, score, self._fitted())
         if self.effects_ is None:
             return capped(found, context)
         shift = self.effects_.of_names(context, len(text))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 
 from lengthwise.prediction import Floats, Prediction
 from lengthwise.predictors import targets
-from lengthwise.predictors.features import WORD, shape_of
+from lengthwise.predictors.features import shape_of, words_of
 
 ABSTAIN = 0.95  # scores above: in the mean, beyond 19 of 20 training prompts in both measures
 FAMILIAR = 0.8  # scores up to here: intervals are as trained; between, they widen
@@ -92,20 +93,29 @@ class Novelty:
         found = np.array([shape_of(prompt) for prompt in prompts])
         return _standard(found, self.centre, self.scale)
 
-    def score(self, prompts: Sequence[str]) -> Floats:
-        """How new each prompt is, (n,): 0 not at all, 1 beyond all training prompts."""
-        unseen = np.array([_unseen(_words(prompt), self._known) for prompt in prompts])
-        far = _distance(self.shapes(prompts))
-        places = [
-            np.searchsorted(among, values, side="left") / len(GRID)
-            for among, values in ((self.unseen, unseen), (self.outlying, far))
-        ]
-        return np.asarray(np.mean(places, axis=0))
+    def score(self, prompts: Sequence[str], shapes: Floats | None = None) -> Floats:
+        """How new each prompt is, (n,): 0 not at all, 1 beyond all training prompts.
 
-    def judged(self, found: Prediction, score: Floats, neutral: Prediction) -> Prediction:
+        ``shapes`` are those of the prompts, where they are known.
+        """
+        far = _distance(self.shapes(prompts) if shapes is None else shapes).tolist()
+        unseen, outlying = self._places
+        return np.array(
+            [
+                (bisect_left(unseen, _unseen(_words(prompt), self._known)) / len(GRID)
+                 + bisect_left(outlying, distance) / len(GRID)) / 2
+                for prompt, distance in zip(prompts, far, strict=True)
+            ]
+        )  # fmt: skip
+
+    def judged(self, found: Prediction, score: Floats, target: targets.AnyTarget) -> Prediction:
         """Predictions of n requests, widened where ``score`` (n,) is high, or abstained from."""
-        wider = np.clip((score - FAMILIAR) / (ABSTAIN - FAMILIAR), 0.0, 1.0)
-        return replace(found, unfamiliar=wider).abstaining(score > ABSTAIN, neutral)
+        # np.clip takes longer than all of this for one prompt
+        wider = np.minimum(np.maximum((score - FAMILIAR) / (ABSTAIN - FAMILIAR), 0.0), 1.0)
+        out = score > ABSTAIN
+        if not out.any():
+            return replace(found, unfamiliar=wider, abstained=out)
+        return replace(found, unfamiliar=wider).abstaining(out, self.neutral(target))
 
     def neutral(self, target: targets.AnyTarget) -> Prediction:
         """What is said of one request that nothing is known of: the training median."""
@@ -144,6 +154,10 @@ class Novelty:
         return np.array([np.median(self.lengths)])
 
     @cached_property
+    def _places(self) -> tuple[list[float], list[float]]:
+        return self.unseen.tolist(), self.outlying.tolist()
+
+    @cached_property
     def _known(self) -> set[int]:
         return set(self.known.tolist())
 
@@ -157,7 +171,8 @@ class Window:
 
     def __init__(self, centres: Floats, limit: float) -> None:
         self._centres, self._limit = centres, limit
-        self._recent: Floats | None = None
+        self._recent = np.zeros((centres.shape[1], WINDOW))  # a ring of columns
+        self._seen = 0
 
     def drift(self, shapes: Floats) -> tuple[Floats, NDArray[np.int64]]:
         """With each of n prompts in turn, how far their mean has moved and of how many it is.
@@ -165,14 +180,13 @@ class Window:
         Root mean square over the shape, in standard deviations, less what the mean of so many
         would differ from 0 by chance. ``shapes`` (n, SHAPE) are standardised.
         """
-        before = shapes[:0] if self._recent is None else self._recent
-        rows = np.concatenate((before, shapes))
-        self._recent = rows[-WINDOW:]
         if len(shapes) == 1:  # as an engine asks
-            held = len(self._recent)
-            mean = np.add.reduce(self._recent) / held
-            near = np.square(mean - self._centres).mean(axis=1).min()
-            return np.sqrt(np.maximum(near - 1 / held, 0.0))[None], np.array([held])
+            held, far = self._next(shapes[0])
+            return np.array([far]), np.array([held])
+        before = self._before()
+        rows = np.concatenate((before, shapes))
+        kept = rows[-WINDOW:]
+        self._recent[:, : len(kept)], self._seen = kept.T, len(kept)
         sums = np.concatenate((np.zeros((1, rows.shape[1])), rows.cumsum(axis=0)))
         last = np.arange(len(before), len(rows)) + 1
         first = np.maximum(last - WINDOW, 0)
@@ -186,34 +200,60 @@ class Window:
 
         Of fewer than ``FEWEST`` prompts nothing is known.
         """
-        moved, count = self.drift(shapes)
         begin = SHIFTING * self._limit
-        ramp = np.clip((moved - begin) / (self._limit - begin), 0.0, 1.0)
-        score = np.where(moved > self._limit, 1.0, FAMILIAR + ramp * (ABSTAIN - FAMILIAR))
+        if len(shapes) == 1:
+            held, far = self._next(shapes[0])
+            if held < FEWEST or far < begin:
+                return np.zeros(1)
+            ramp = min((far - begin) / (self._limit - begin), 1.0)
+            known = FAMILIAR + ramp * (ABSTAIN - FAMILIAR)
+            return np.array([1.0 if far > self._limit else known])
+        moved, count = self.drift(shapes)
+        along = np.clip((moved - begin) / (self._limit - begin), 0.0, 1.0)
+        score = np.where(moved > self._limit, 1.0, FAMILIAR + along * (ABSTAIN - FAMILIAR))
         return np.where((count < FEWEST) | (moved < begin), 0.0, score)
 
+    def _next(self, shape: Floats) -> tuple[int, float]:
+        """Of how many prompts the window is with this one, and how far their mean has moved."""
+        self._recent[:, self._seen % WINDOW] = shape
+        self._seen += 1
+        held = min(self._seen, WINDOW)
+        moved = np.add.reduce(self._recent[:, :held], axis=1) / held - self._centres
+        near = float(np.add.reduce(moved * moved, axis=1).min()) / moved.shape[1]
+        return held, math.sqrt(max(near - 1 / held, 0.0))
 
-def _words(prompt: str) -> Counter[int]:
-    return Counter(zlib.crc32(w.encode()) for w in WORD.findall(prompt.lower()))
+    def _before(self) -> Floats:
+        """The window's prompts, the oldest first."""
+        at = self._seen % WINDOW if self._seen > WINDOW else 0
+        ring = self._recent[:, : self._seen]
+        return np.concatenate((ring[:, at:], ring[:, :at]), axis=1).T
 
 
-def _unseen(words: Counter[int], known: set[int]) -> float:
+def _words(prompt: str) -> dict[int, int]:
+    """How often each word comes, by its CRC-32."""
+    found: dict[int, int] = {}
+    for word, count in Counter(words_of(prompt)).items():
+        key = zlib.crc32(word.encode())
+        found[key] = found.get(key, 0) + count
+    return found
+
+
+def _unseen(words: Mapping[int, int], known: set[int]) -> float:
     """The share of a text's words, repetition damped, that are not known; 1 of an empty text."""
     total = new = 0.0
     for word, count in words.items():
-        weight = 1.0 + math.log(count)
+        weight = 1.0 if count == 1 else 1.0 + math.log(count)
         total += weight
         new += 0.0 if word in known else weight
     return new / total if total else 1.0
 
 
 def _standard(shapes: Floats, centre: Floats, scale: Floats) -> Floats:
-    # np.clip takes longer than all of this for one prompt
     return np.asarray(np.minimum(np.maximum((shapes - centre) / scale, -LIMIT), LIMIT))
 
 
 def _distance(standard: Floats) -> Floats:
-    return np.asarray(np.sqrt((standard**2).mean(axis=1)))
+    return np.asarray(np.sqrt(np.add.reduce(standard * standard, axis=1) / standard.shape[1]))
 
 
 def _quantiles(values: Floats, weights: Floats) -> Floats:

@@ -45,8 +45,8 @@ class Stream:
     ) -> Prediction:
         """Predictions for n prompts, which came one after the other, and after those before."""
         text = columns.texts(prompts, of=self.predictor.name)
-        company = self._window.score(self._novelty.shapes(text))
-        return self.predictor.told(text, context, company)
+        shapes = self._novelty.shapes(text)
+        return self.predictor.told(text, context, (shapes, self._window.score(shapes)))
 
     def save(self, folder: Any) -> None:
         """Writes the predictor."""

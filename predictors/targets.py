@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -86,8 +87,13 @@ class Exact:
         return float(np.exp(self.line[0] + self.line[1] * np.log(self.high)))
 
     def prediction(self, raw: Floats) -> Prediction:
-        logs = np.clip(raw[:, 0], np.log(self.low), np.log(self.high))
+        low, high = self._logs
+        logs = np.minimum(np.maximum(raw[:, 0], low), high)
         return Prediction.exact(np.exp(self.line[0] + self.line[1] * logs), spread=self.spread)
+
+    @cached_property
+    def _logs(self) -> tuple[float, float]:
+        return float(np.log(self.low)), float(np.log(self.high))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         made = {"range": np.array([self.low, self.high]), **spreads.arrays(self.spread)}
