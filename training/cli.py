@@ -29,11 +29,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "mock_server:mock_server",
         "Serve OpenAI's API as vLLM would, timed by the simulated engine.",
     ),
+    "serve-epp": ("serve_epp:serve_epp", "Serve a routing policy as Envoy's endpoint picker."),
     "list": ("listing:listing", "List policies, predictors, routers, timings, workloads, envs."),
 }
 # Packages that a plain install leaves out, and the extra that brings them.
 EXTRA_OF = {
-    "aiohttp": "gateway", "prometheus_client": "gateway",
+    "aiohttp": "gateway", "prometheus_client": "gateway", "grpc": "gateway", "envoy": "gateway",
+    "grpc_health": "gateway",
     "torch": "all", "transformers": "bert", "datasets": "bert", "matplotlib": "plot", "cma": "rl",
     "gymnasium": "rl", "stable_baselines3": "rl", "sb3_contrib": "rl", "tensorboard": "rl",
 }  # fmt: skip

@@ -29,8 +29,21 @@ def prompt_id(prompt_token_ids: Sequence[int]) -> str:
     return hashlib.blake2b(array.array("i", prompt_token_ids).tobytes(), digest_size=16).hexdigest()
 
 
+def text_id(prompt: str) -> str:
+    """The same for one that came as text."""
+    return hashlib.blake2b(prompt.encode("utf-8", "replace"), digest_size=16).hexdigest()
+
+
+def size_of(row: Mapping[str, Any]) -> int:
+    """What a row weighs while it waits: its prompt's tokens, and one."""
+    return 1 + len(row.get("prompt_token_ids") or ()) + len(row.get("prompt") or "") // 4
+
+
 class Part:
-    """Rows on their way to the disk; ``same`` are columns whose value all rows share."""
+    """Rows on their way to the disk; ``same`` are columns whose value all rows share.
+
+    One of them is ``tokenizer``, which is "" where prompts came as texts.
+    """
 
     def __init__(self, folder: Path, prompts: bool, same: Mapping[str, str]) -> None:
         self._folder, self._prompts, self._same = folder, prompts, same
@@ -49,7 +62,7 @@ class Part:
         return len(self._rows)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Takes a row; its ``prompt_token_ids`` may be None."""
+        """Takes a row; its ``prompt_token_ids`` may be None, or it has a ``prompt``, a text."""
         self._rows.append(row)
 
     def write(self) -> tuple[int, int]:
@@ -67,7 +80,7 @@ class Part:
         self._folder.mkdir(exist_ok=True)  # somebody may have moved it away
         with whole_file(self._path) as fresh:
             pq.write_table(pa.concat_tables([*self._tables, table]), fresh, compression="zstd")
-        size = sum(1 + len(row["prompt_token_ids"] or ()) for row in self._rows)
+        size = sum(map(size_of, self._rows))
         self._tables.append(table)
         self._written += len(kept)
         self._tokens += size if self._prompts else 0
@@ -95,7 +108,8 @@ class Part:
     def _table(self, rows: list[dict[str, Any]]) -> Any:
         import pyarrow as pa
 
-        ids = [row["prompt_token_ids"] for row in rows]
+        ids = [row.get("prompt_token_ids") for row in rows]
+        texts = [row.get("prompt") for row in rows]
         columns: dict[str, Any] = {
             name: pa.array([row.get(name) for row in rows], type=kind)
             for name, kind in (
@@ -106,10 +120,17 @@ class Part:
                 *((name, pa.string() if name in NAMES else pa.float64()) for name in KNOWN),
             )
         }  # fmt: skip
-        hashes = [None if prompt is None else prompt_id(prompt) for prompt in ids]
+        hashes = [
+            text_id(text) if text is not None else None if prompt is None else prompt_id(prompt)
+            for text, prompt in zip(texts, ids, strict=True)
+        ]
         columns["prompt_id"] = pa.array(hashes, type=pa.string())
+        if "model" not in self._same:
+            columns["model"] = pa.array([row["model"] for row in rows], type=pa.string())
         for name, value in self._same.items():
             columns[name] = pa.repeat(value, len(ids))
-        if self._prompts:
+        if self._prompts and not self._same["tokenizer"]:
+            columns["prompt"] = pa.array(texts, type=pa.string())
+        elif self._prompts:
             columns["prompt_token_ids"] = pa.array(ids, type=pa.list_(pa.int32()))
         return pa.table(columns)

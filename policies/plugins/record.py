@@ -13,6 +13,7 @@ import queue
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from lengthwise.errors import InputError
 from lengthwise.policies.plugins import client
 from lengthwise.policies.plugins.known import of_sampling
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policies.plugins.part import KNOWN, Part, prompt_id
+from lengthwise.policies.plugins.part import KNOWN, Part, prompt_id, size_of
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.threads import keep
 
 ROWS = 1000  # that wait are written at once
 FLUSH_S = 2.0  # what finished is on the disk not much later
 BACKLOG_TOKENS = 16 * 2**20  # of prompts that are not on the disk, 4 bytes each
-__all__ = ["Recorder", "prompt_id"]
+__all__ = ["Recorder", "Rows", "prompt_id"]
 
 # vLLM's statuses; whatever else ended a request cut its answer short
 REASONS = {
@@ -38,20 +39,23 @@ REASONS = {
 }
 
 
-class Recorder:
-    """Writes finished requests to part files in ``settings.record``, a folder made now.
+class Rows:
+    """Writes rows of a table (``Part``) to part files in ``folder``, which is made now.
 
-    Raises ``InputError`` from the constructor if the folder can't be written, and for lack of
-    pyarrow. Afterwards no method raises, and none waits but ``close``.
+    ``prompts``: with the prompts' token ids or texts; ``same`` are columns whose value all rows
+    share. Raises ``InputError`` from the constructor if the folder can't be written, and for lack
+    of pyarrow. Afterwards no method raises, and none waits but ``close``.
     """
 
-    def __init__(self, settings: Settings, model_config: Any, counters: Counters) -> None:
+    def __init__(
+        self, folder: str, prompts: bool, same: Mapping[str, str], counters: Counters
+    ) -> None:
         try:
             import pyarrow
         except ImportError:
             raise InputError("lengthwise setting record needs the package pyarrow") from None
         del pyarrow  # the thread imports it
-        self._folder = Path(settings.record)
+        self._folder = Path(folder)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             probe = self._folder / f".{uuid.uuid4().hex}"
@@ -59,27 +63,15 @@ class Recorder:
             probe.unlink()
         except OSError as error:
             raise InputError(
-                f"lengthwise setting record: can't write to {settings.record!r}: {error.strerror}"
+                f"lengthwise setting record: can't write to {folder!r}: {error.strerror}"
             ) from None
-        self._believed = settings.client_lengths
         self._counters = counters
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._backlog = 0  # tokens of requests that are not on the disk, and one a request
         self._lock = threading.Lock()
-        self._part = Part(
-            self._folder, settings.record_prompts,
-            {"model": str(model_config.model), "tokenizer": str(model_config.tokenizer)},
-        )  # fmt: skip
+        self._part = Part(self._folder, prompts, same)
         self._closed = threading.Event()
         self._thread = keep("record", self._run, counters, self._closed)
-
-    def finished(self, request: Any) -> None:
-        """A request of vLLM's is done; without output, or of a session, it tells nothing."""
-        try:
-            if request.num_output_tokens > 0 and not getattr(request, "resumable", False):
-                self._put(request)
-        except Exception as error:  # of vLLM's, which may rename what is read here
-            self._drop(1, repr(error))
 
     def close(self) -> None:
         """Writes what is left; waits for that, though not for ever."""
@@ -87,40 +79,15 @@ class Recorder:
         self._thread.join(timeout=30)
         self._closed.set()
 
-    def _put(self, request: Any) -> None:
-        prompt = request.prompt_token_ids  # None for embeddings
-        size = 1 + len(prompt or ())
+    def put(self, row: dict[str, Any]) -> None:
+        """A request is done."""
+        size = size_of(row)
         if self._backlog + size > BACKLOG_TOKENS:  # the thread only ever makes room
             self._drop(1, "the disk is too slow")
             return
-        row = self._row(request, prompt)
         with self._lock:
             self._backlog += size
         self._queue.put(row)
-
-    def _row(self, request: Any, prompt: Any) -> dict[str, Any]:
-        entry = getattr(request, "lengthwise", None)
-        told, by = None, None
-        if entry is None:  # stock FCFS: nobody asked, but the client may have said
-            sent = client.sent(request.sampling_params).get("predicted_tokens")
-            told = client.length(sent) if self._believed else None
-            by = None if told is None else "client"
-        elif entry.predicted:
-            told, by = entry.predicted_tokens, "abstained" if entry.abstained else entry.source
-        limit = getattr(request.sampling_params, "max_tokens", None)
-        known = of_sampling(request.sampling_params, None, getattr(request, "cache_salt", None))
-        return {
-            "request_id": client.text(request.request_id),
-            "arrival_s": float(request.arrival_time),
-            "prompt_token_ids": None if prompt is None else array.array("i", prompt),
-            "prompt_tokens": int(request.num_prompt_tokens),
-            "predicted_tokens": told,
-            "predicted_by": by,
-            "output_tokens": int(request.num_output_tokens),
-            "max_tokens": None if limit is None else min(int(limit), 2**63 - 1),
-            **{name: known.get(name) for name in KNOWN},
-            "finish_reason": REASONS.get(request.status.name, "error"),
-        }
 
     def _drop(self, requests: int, why: str) -> None:
         self._counters.add("recorded", "dropped", requests)
@@ -163,3 +130,48 @@ class Recorder:
         if waiting > odd:
             self._counters.add("recorded", "written", waiting - odd)
         return True
+
+
+class Recorder(Rows):
+    """Writes finished requests of vLLM's to part files in ``settings.record``.
+
+    Raises what ``Rows`` raises.
+    """
+
+    def __init__(self, settings: Settings, model_config: Any, counters: Counters) -> None:
+        self._believed = settings.client_lengths
+        same = {"model": str(model_config.model), "tokenizer": str(model_config.tokenizer)}
+        super().__init__(settings.record, settings.record_prompts, same, counters)
+
+    def finished(self, request: Any) -> None:
+        """A request of vLLM's is done; without output, or of a session, it tells nothing."""
+        try:
+            if request.num_output_tokens > 0 and not getattr(request, "resumable", False):
+                self.put(self._row(request))
+        except Exception as error:  # of vLLM's, which may rename what is read here
+            self._drop(1, repr(error))
+
+    def _row(self, request: Any) -> dict[str, Any]:
+        prompt = request.prompt_token_ids  # None for embeddings
+        entry = getattr(request, "lengthwise", None)
+        told, by = None, None
+        if entry is None:  # stock FCFS: nobody asked, but the client may have said
+            sent = client.sent(request.sampling_params).get("predicted_tokens")
+            told = client.length(sent) if self._believed else None
+            by = None if told is None else "client"
+        elif entry.predicted:
+            told, by = entry.predicted_tokens, "abstained" if entry.abstained else entry.source
+        limit = getattr(request.sampling_params, "max_tokens", None)
+        known = of_sampling(request.sampling_params, None, getattr(request, "cache_salt", None))
+        return {
+            "request_id": client.text(request.request_id),
+            "arrival_s": float(request.arrival_time),
+            "prompt_token_ids": None if prompt is None else array.array("i", prompt),
+            "prompt_tokens": int(request.num_prompt_tokens),
+            "predicted_tokens": told,
+            "predicted_by": by,
+            "output_tokens": int(request.num_output_tokens),
+            "max_tokens": None if limit is None else min(int(limit), 2**63 - 1),
+            **{name: known.get(name) for name in KNOWN},
+            "finish_reason": REASONS.get(request.status.name, "error"),
+        }

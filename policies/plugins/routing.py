@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,18 +30,31 @@ LOST_S = 1800.0  # a request that nobody reported ended for so long is no load a
 class Replica:
     """What the router knows of one replica."""
 
+    name: Hashable = None
     routed: int = 0
     owed: dict[Hashable, float] = field(default_factory=dict)  # request -> its tokens, unfinished
     reported: dict[str, float] = field(default_factory=dict)
 
 
-Accessor = Callable[["ReplicaRouter", Sequence[Replica], Mapping[str, float]], Any]
+Accessor = Callable[["ReplicaRouter", Sequence[Replica], Mapping[str, Any]], Any]
+
+
+def _of_pair(name: str) -> Accessor:
+    """A feature of the request at each replica, which the caller of ``rank`` must have told."""
+
+    def told(router: ReplicaRouter, known: Sequence[Replica], request: Mapping[str, Any]) -> Any:
+        if name not in request:
+            policy = router.policy.name
+            raise InputError(f"router {policy!r} reads {name}, which rank() was not given")
+        return [float(request[name].get(replica.name, 0.0)) for replica in known]
+
+    return told
 
 
 def _told(name: str) -> Accessor:
     """A feature of the request, which the caller of ``rank`` must have told."""
 
-    def told(router: ReplicaRouter, known: Sequence[Replica], request: Mapping[str, float]) -> Any:
+    def told(router: ReplicaRouter, known: Sequence[Replica], request: Mapping[str, Any]) -> Any:
         if name not in request:
             policy = router.policy.name
             raise InputError(f"router {policy!r} reads {name}, which rank() was not given")
@@ -82,9 +95,16 @@ REPORTED: Mapping[str, Accessor] = {
         )
     },
 }  # fmt: skip
+PAIRS = ("cached_tokens",)  # told as well, by those who know: a mapping from replica to value
 STAND_IN = ("running_requests", "waiting_requests")  # where replicas do not report them
 VALUES: Provider[Accessor] = Provider(
-    "a router", {**{name: _told(name) for name in ASKED}, **OWN, **REPORTED}
+    "a router",
+    {
+        **{name: _told(name) for name in ASKED},
+        **{name: _of_pair(name) for name in PAIRS},
+        **OWN,
+        **REPORTED,
+    },
 )
 
 
@@ -125,15 +145,18 @@ class ReplicaRouter:
         self._sent: dict[Hashable, tuple[Hashable, float, float]] = {}
         self._lock = threading.Lock()
 
-    def rank(self, candidates: Sequence[Hashable], **request: float) -> list[Hashable]:
-        """The candidates, best first; ties by their order. ``request`` holds its features."""
+    def rank(self, candidates: Sequence[Hashable], **request: Any) -> list[Hashable]:
+        """The candidates, best first; ties by their order. ``request`` holds its features.
+
+        Those of a pair are mappings from replica to value, 0 where they say nothing.
+        """
         with self._lock:
             self._forget_lost()
             chosen = list(candidates)
             if 0 < self.policy.choices < len(chosen):
                 first = self.draws.sample(chosen, self.policy.choices)
                 chosen = [c for c in chosen if c in first]  # ties go to the earlier candidate
-            known = [self._replicas.setdefault(c, Replica()) for c in chosen]
+            known = [self._replicas.setdefault(c, Replica(c)) for c in chosen]
             values: dict[str, Any] = {}
             for name in self._scorer.names:
                 value = self._values[name](self, known, request)
@@ -180,7 +203,13 @@ class ReplicaRouter:
             else:
                 sound[name] = number
         with self._lock:
-            self._replicas.setdefault(replica, Replica()).reported.update(sound)
+            self._replicas.setdefault(replica, Replica(replica)).reported.update(sound)
+
+    def forget(self, replica: Hashable, names: Iterable[str]) -> None:
+        """What a replica said of these features is too old; the stand-ins take their place."""
+        with self._lock:
+            for name in names:
+                self._replicas.setdefault(replica, Replica(replica)).reported.pop(name, None)
 
     def keep(self, replicas: Sequence[Hashable]) -> None:
         """Forgets replicas that are gone. A new one starts at the least that others were sent."""
@@ -190,7 +219,7 @@ class ReplicaRouter:
             self._replicas = {r: known for r, known in self._replicas.items() if r in replicas}
             least = min((known.routed for known in self._replicas.values()), default=0)
             for replica in replicas:
-                self._replicas.setdefault(replica, Replica(routed=least))
+                self._replicas.setdefault(replica, Replica(replica, routed=least))
 
     def unfinished(self, replica: Hashable) -> int:
         """Requests sent to a replica and not done."""
@@ -203,7 +232,7 @@ class ReplicaRouter:
         return time.monotonic() - min(since) if since else 0.0
 
     def _count(self, replica: Hashable, request: Hashable, tokens: float) -> None:
-        known = self._replicas.setdefault(replica, Replica())
+        known = self._replicas.setdefault(replica, Replica(replica))
         known.routed += 1
         known.owed[request] = tokens
         self._sent[request] = (replica, time.monotonic(), tokens)

@@ -1,0 +1,1 @@
+"""Routing policies behind gateways that ask over the network: the Endpoint Picker Protocol."""
