@@ -66,6 +66,7 @@ def configuration(
 ) -> dict[str, Any]:
     """Envoy on ``port`` in front of ``endpoints``, asking the picker on port ``picker`` if any.
 
+    ``fail_open``: without a picker, ``fallback`` decides; that needs bodies that are BUFFERED.
     ``answers``: the picker sees answers too. ``fallback``: the policy without a picker.
     """
     balancing: dict[str, Any] = _policy(fallback)
@@ -89,6 +90,8 @@ def configuration(
             },
         }
         body = "FULL_DUPLEX_STREAMED"
+        # what was streamed to a picker that is gone can't be sent elsewhere
+        whole = "BUFFERED" if fail_open else body
         filters.append(
             {
                 "name": "envoy.filters.http.ext_proc",
@@ -100,7 +103,7 @@ def configuration(
                     "response_attributes": ["upstream.address"],
                     "metadata_options": {"receiving_namespaces": {"untyped": ["envoy.lb"]}},
                     "processing_mode": {
-                        "request_header_mode": "SEND", "request_body_mode": body,
+                        "request_header_mode": "SEND", "request_body_mode": whole,
                         "request_trailer_mode": "SEND", "response_header_mode": "SEND",
                         "response_body_mode": body if answers else "NONE",
                         "response_trailer_mode": "SEND",
