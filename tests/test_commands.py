@@ -1,0 +1,682 @@
+"""Every option of every command reaches what it names, and nothing is given that was not asked."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import numpy as np
+import pandas as pd
+import pytest
+
+from lengthwise import registry
+from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.eval.compare import Comparison, Contender
+from lengthwise.eval.source import Spelled
+from lengthwise.eval.statistics import Interval
+from lengthwise.policies import load_policy, load_router
+from lengthwise.policies.bundle import read_bundle
+from lengthwise.serving import Engine
+from lengthwise.serving.options import DEFAULT_TIMING
+from lengthwise.training import cli, demo
+from lengthwise.training.cli import main
+from lengthwise.training.commands import data, evaluate, listing, show
+from lengthwise.training.commands.options import Name, Rates, Settings, Specs, split_specs
+from lengthwise.workload import Workload
+
+
+class Called(Exception):
+    """A command came to its work, with these arguments."""
+
+
+def asked(
+    monkeypatch: pytest.MonkeyPatch, target: str, line: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a command line calls ``target`` with."""
+    found: list[Any] = []
+
+    def called(*given: Any, **more: Any) -> Any:
+        found.append((given, more))
+        raise Called
+
+    monkeypatch.setattr(target, called)
+    with pytest.raises(Called):
+        cli.cli.main(
+            args=shlex.split(line), standalone_mode=False, obj=shlex.join(["lengthwise", line])
+        )
+    return found[0]  # type: ignore[no-any-return]
+
+
+SYSTEM = {
+    "--timing roofline:h100/llama-3.1-8b": ("timing", "roofline:h100/llama-3.1-8b"),
+    "--replicas 3": ("replicas", 3), "--nodes 2xh200/a": ("nodes", "2xh200/a"),
+    "--metrics-interval 0.5": ("metrics_interval_s", 0.5), "--failures f": ("failures", "f"),
+    "--router jsq": ("router", "jsq"), "--backend reference": ("backend", "reference"),
+}  # fmt: skip
+SYSTEM_DEFAULTS = {
+    "timing": DEFAULT_TIMING, "replicas": 1, "nodes": None, "metrics_interval_s": 0.0,
+    "failures": None, "router": "round-robin", "backend": "auto",
+}  # fmt: skip
+SOURCE = {
+    "--arrivals poisson:3": ("arrivals", "poisson:3"), "--requests 7": ("requests", 7),
+    "--model m": ("model", "m"), "--answers-by m": ("model", "m"),
+    "--split train": ("split", "train"),
+    "--drop-zero-output": ("drop_zero", True), "--time-unit ms": ("time_unit", "ms"),
+    "--max-expanded 5": ("max_expanded_mb", 5.0),
+}  # fmt: skip
+ENGINE = {
+    "--max-num-seqs 9": ("max_num_seqs", 9), "--num-gpu-blocks 77": ("num_gpu_blocks", 77),
+    "--enable-prefix-caching": ("enable_prefix_caching", True),
+    "--async-scheduling": ("async_scheduling", True), "--block-size 32": ("block_size", 32),
+    "--max-num-batched-tokens 999": ("max_num_batched_tokens", 999),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "target"),
+    [("compare w", "lengthwise.eval.compare.compare"),
+     ("capacity w --slo ttft_p99=1", "lengthwise.eval.capacity.capacity")],
+)  # fmt: skip
+def test_systems_workloads_and_engines_are_read_by_commands_alike(
+    command: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source, *_), given = asked(monkeypatch, target, command)
+    assert source == Spelled("w", {})
+    assert {name: given[name] for name in SYSTEM_DEFAULTS} == SYSTEM_DEFAULTS
+    for text, (name, value) in SYSTEM.items():
+        _, changed = asked(monkeypatch, target, f"{command} {text}")
+        differ = {key for key in given if key != "progress" and given[key] != changed[key]}
+        assert (differ, changed[name]) == ({name}, value)
+    for text, (name, value) in SOURCE.items():
+        (source, *_), _ = asked(monkeypatch, target, f"{command} {text}")
+        assert source == Spelled("w", {name: value}), text
+    for text, (name, value) in ENGINE.items():
+        args, _ = asked(monkeypatch, target, f"{command} {text}")
+        (engine,) = [one for one in args if isinstance(one, Engine)]
+        assert engine == Engine(**{name: value}), text
+
+
+def test_compare_s_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = "lengthwise.eval.compare.compare"
+
+    def of(line: str) -> dict[str, Any]:
+        args, given = asked(monkeypatch, target, f"compare w {line}")
+        names = ("source", "policies", "predictors", "rates", "seeds", "engine")
+        return {**dict(zip(names, args, strict=True)), **given}
+
+    plain = of("")
+    assert plain["policies"] == ("fcfs", "sjf", "srtf", "mlfq")
+    assert plain["predictors"] == ("oracle",)
+    assert (plain["rates"], plain["seeds"], plain["slo"], plain["routers"]) == ((), 5, None, ())
+    assert plain["processes"] == (os.cpu_count() or 1)
+    assert plain["progress"](1, 2) is None
+    assert of("--policies fcfs,mlfq:quantum=64,levels=6")["policies"] == (
+        "fcfs", "mlfq:quantum=64,levels=6",
+    )  # fmt: skip
+    assert of("--routers jsq")["policies"] == ("fcfs",)
+    routed = of("--routers jsq,least-load:choices=2,penalty=1 --policies sjf")
+    assert routed["routers"] == ("jsq", "least-load:choices=2,penalty=1")
+    assert routed["policies"] == ("sjf",)
+    changed = of("--predictors ./p,oracle --rates 2,4.5 --seeds 3 --slo ttft=1 --processes 2")
+    assert changed["predictors"] == ("./p", "oracle")
+    assert changed["rates"] == (2.0, 4.5)
+    assert (changed["seeds"], changed["slo"], changed["processes"]) == (3, {"ttft": 1.0}, 2)
+
+
+def test_capacity_s_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = "lengthwise.eval.capacity.capacity"
+    args, given = asked(monkeypatch, target, "capacity w --slo ttft_p99=1")
+    assert args[1:6] == ("fcfs", {"ttft_p99": 1.0}, None, 5, 0.01)
+    assert given["processes"] == (os.cpu_count() or 1)
+    args, given = asked(
+        monkeypatch, target,
+        "capacity w --slo ttft_p99=1,e2e_mean=9 --policy srtf --predictor oracle --tolerance 0.05 "
+        "--seeds 2 --processes 1",
+    )  # fmt: skip
+    assert args[1:6] == ("srtf", {"ttft_p99": 1.0, "e2e_mean": 9.0}, "oracle", 2, 0.05)
+    assert given["processes"] == 1
+
+
+def test_simulate_s_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: list[Any] = []
+
+    def load(self: Any, rate: Any, seed: Any) -> Workload:
+        drawn.append((self, rate, seed))
+        return Workload({"arrival_s": [0.0], "prompt_tokens": [1], "output_tokens": [1]})
+
+    monkeypatch.setattr(Spelled, "load", load)
+    target = "lengthwise.eval.simulate.simulate"
+    args, given = asked(monkeypatch, target, "simulate w")
+    assert args[1:] == ("fcfs", None, Engine())
+    assert given == {**SYSTEM_DEFAULTS, "seed": 0, "log_iterations": False}
+    assert drawn[-1] == (Spelled("w", {}), None, 0)
+    line = "simulate w --policy srtf --predictor oracle --rate 3 --seed 4 --log-iterations"
+    args, given = asked(monkeypatch, target, f"{line} --max-num-seqs 9 --requests 7")
+    assert args[1:] == ("srtf", "oracle", Engine(max_num_seqs=9))
+    assert given == {**SYSTEM_DEFAULTS, "seed": 4, "log_iterations": True}
+    assert drawn[-1] == (Spelled("w", {"requests": 7}), 3.0, 4)
+    for text, (name, value) in SYSTEM.items():
+        _, given = asked(monkeypatch, target, f"simulate w {text}")
+        assert given == {**SYSTEM_DEFAULTS, "seed": 0, "log_iterations": False, name: value}
+
+
+def test_a_simulated_run_is_shown_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text(
+        "arrival_s,prompt_tokens,output_tokens\n"
+        + "".join(f"{i / 9},10,{30 + i}\n" for i in range(99))
+    )
+
+    def run(line: str) -> str:
+        with pytest.raises(SystemExit) as end:
+            main(shlex.split(line))
+        assert end.value.code == 0
+        return capsys.readouterr().out
+
+    shown = run("simulate t.csv --policy srtf --predictor oracle --slo e2e=99 --out a")
+    assert shown.startswith("srtf on t")
+    assert ": 99 requests" in shown.splitlines()[0]
+    assert "requests that meet the SLO" in shown
+    assert shown.endswith("wrote a\n")
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "config.json", "requests.parquet", "summary.json",
+    ]  # fmt: skip
+    assert "meet the SLO" not in run("simulate t.csv")
+    run("simulate t.csv --log-iterations --out b")
+    assert {"timeline.svg", "iterations.parquet"} <= {p.name for p in (tmp_path / "b").iterdir()}
+    assert '"command": "lengthwise simulate t.csv --log-iterations --out b"' in (
+        tmp_path / "b" / "config.json"
+    ).read_text()  # fmt: skip
+    shown = run("compare t.csv --policies sjf --seeds 1 --processes 1 --out c")
+    assert "wrote c/report.html" in shown
+    assert (tmp_path / "c" / "iterations-1.parquet").is_file()
+    shown = run(
+        "capacity t.csv --slo e2e_mean=0.5 --max-num-seqs 4 --seeds 1 --processes 1 "
+        "--tolerance 0.5 --out d"
+    )
+    assert shown.startswith("fcfs: ")
+    assert "wrote d" in shown
+    config = (tmp_path / "d" / "config.json").read_text()
+    for said in ('"slo": {', '"policy": "fcfs"', '"workload": "t.csv"', '"seeds": 1'):
+        assert said in config
+
+
+def test_train_predictor_s_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = "lengthwise.training.predictor.train_predictor"
+
+    def of(line: str) -> tuple[Any, dict[str, Any]]:
+        (rows,), given = asked(monkeypatch, target, f"train predictor {line} --out p")
+        return rows, given
+
+    rows, plain = of("a.jsonl b.jsonl")
+    assert rows == ["a.jsonl", "b.jsonl"]
+    assert {k: v for k, v in plain.items() if k != "command"} == {
+        "target": "exact", "model": "ridge", "out": "p", "seed": 0, "test_share": 0.5,
+        "max_rows": None, "answers_by": None, "source_weights": None, "options": {},
+        "recalibrate": None,
+    }  # fmt: skip
+    assert plain["command"].startswith("lengthwise ")
+    for text, changed in (
+        ("--target rank", {"target": "rank"}), ("--model gbdt", {"model": "gbdt"}),
+        ("--base", {"model": "base"}), ("--base --model base", {"model": "base"}),
+        ("--answers-by m", {"answers_by": "m"}), ("--test-share 0.2", {"test_share": 0.2}),
+        ("--max-rows 9", {"max_rows": 9}), ("--source-weights 2,1", {"source_weights": [2.0, 1.0]}),
+        ("--seed 3", {"seed": 3}), ("--recalibrate q", {"recalibrate": "q"}),
+        ("--set buckets=8,rate=0.5,on=true,off=false,word=x",
+         {"options": {"buckets": 8, "rate": 0.5, "on": True, "off": False, "word": "x"}}),
+    ):  # fmt: skip
+        _, given = of(f"a.jsonl {text}")
+        assert {**given, "command": ""} == {**plain, **changed, "command": ""}, text
+    for text, said in (
+        ("--base --model gbdt", "--base or --model gbdt, not both"),
+        ("--recalibrate q --base", "keeps the model and the target"),
+        ("--recalibrate q --model gbdt", "keeps the model and the target"),
+        ("--recalibrate q --target rank", "keeps the model and the target"),
+    ):
+        with pytest.raises(InputError, match=said):
+            cli.cli.main(
+                args=shlex.split(f"train predictor a.jsonl {text} --out p"), standalone_mode=False
+            )
+    (generated,), _ = of("synthetic-chat --max-rows 12 --seed 5")
+    assert len(generated) == 12
+    again = data.prompts_of("synthetic-chat", 12, 5)
+    assert list(generated.prompt) == list(again.prompt)  # type: ignore[union-attr]
+    other = data.prompts_of("synthetic-chat", 12, 6)
+    assert list(generated.prompt) != list(other.prompt)  # type: ignore[union-attr]
+    monkeypatch.setattr(data, "generate_prompts", lambda rows, seed: (rows, seed))
+    assert data.prompts_of("synthetic-chat", None, 1) == (4000, 1)
+    monkeypatch.setattr(data, "read_prompts", lambda *given, **more: (given, more))
+    expanded: Any = data.prompts_of("a.jsonl", 3, 1, 5.0)
+    assert expanded == (("a.jsonl",), {"drop_zero": True, "max_expanded_mb": 5.0})
+    assert data.prompts_of("a.jsonl", 3, 1) == "a.jsonl"
+    assert data.weights_of(None) is None
+    with pytest.raises(InputError, match="numbers such as 2,1,1"):
+        data.weights_of("2,x")
+
+
+def test_train_policy_s_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = "lengthwise.training.policy.train_policy"
+
+    def of(line: str) -> dict[str, Any]:
+        (env,), given = asked(monkeypatch, target, f"train policy --out r {line}")
+        return {"env": env, **given, "command": ""}
+
+    plain = of("")
+    assert plain == {
+        "env": "lengthwise/Routing-v1", "out": "r", "algo": "ppo", "workload": "azure-conv-2023",
+        "timing": DEFAULT_TIMING, "steps": 500_000, "n_envs": 64, "scenarios": None,
+        "baseline_names": None, "guide": None, "seed": 0, "resume": False,
+        "env_options": {"engine": Engine()}, "settings": {}, "command": "",
+    }  # fmt: skip
+    for text, changed in (
+        ("--env lengthwise/Scheduling-v0", {"env": "lengthwise/Scheduling-v0"}),
+        ("--algo dqn", {"algo": "dqn"}), ("--workload w", {"workload": "w"}),
+        ("--timing t", {"timing": "t"}), ("--steps 9", {"steps": 9}), ("--n-envs 3", {"n_envs": 3}),
+        ("--scenarios s", {"scenarios": "s"}), ("--baselines a,b", {"baseline_names": ("a", "b")}),
+        ("--guide jsq", {"guide": "jsq"}), ("--seed 7", {"seed": 7}),
+        ("--resume", {"resume": True}),
+        ("--set gamma=0.9", {"settings": {"gamma": 0.9}}),
+        ("--nodes 2xa", {"env_options": {"engine": Engine(), "nodes": "2xa"}}),
+        ("--features a,b", {"env_options": {"engine": Engine(), "features": ("a", "b")}}),
+        ("--max-num-seqs 9", {"env_options": {"engine": Engine(max_num_seqs=9)}}),
+        ("--env-set rate=24,replicas=2",
+         {"env_options": {"engine": Engine(), "rate": 24, "replicas": 2}}),
+    ):  # fmt: skip
+        assert of(text) == {**plain, **changed}, text
+
+
+def test_train_policy_says_what_came_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = "lengthwise.training.policy.train_policy"
+    run = SimpleNamespace(
+        baselines={"jsq": 1.23456, "sjf": 20.0}, cost=0.98765, best_baseline="jsq",
+        ratio=Interval(0.9, 0.85, 0.95, 4), bundle="r/bundle",
+    )  # fmt: skip
+    monkeypatch.setattr(target, lambda *given, **more: run)
+    cli.cli.main(args=["train", "policy", "--out", "r"], standalone_mode=False, obj="c")
+    assert capsys.readouterr().out.splitlines() == [
+        "held-out cost 0.9877 (baselines: jsq 1.235, sjf 20)",
+        "on workloads that nothing was chosen on: 0.900 of jsq, the best baseline (95% 0.850 to "
+        "0.950)",
+        "wrote r/bundle",
+    ]
+    for said, code in (("SIGTERM: saved", 128 + signal.SIGTERM), ("", 128 + signal.SIGINT)):
+
+        def stopped(*given: Any, said: str = said, **more: Any) -> Any:
+            raise KeyboardInterrupt(said)
+
+        monkeypatch.setattr(target, stopped)
+        with pytest.raises(SystemExit) as end:
+            cli.cli.main(args=["train", "policy", "--out", "r"], standalone_mode=False, obj="c")
+        assert end.value.code == code
+        assert capsys.readouterr().err == f"lengthwise: {said}\n"
+
+
+def test_evaluate_s_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    target = "lengthwise.training.predictor.evaluate_predictor"
+    args, plain = asked(monkeypatch, target, "evaluate predictor p d.jsonl")
+    assert args == ("p", "d.jsonl")
+    assert plain == {"split": None, "answers_by": None, "max_rows": None, "card": False}
+    for text, changed in (
+        ("--split train", {"split": "train"}), ("--answers-by m", {"answers_by": "m"}),
+        ("--max-rows 3", {"max_rows": 3}), ("--card", {"card": True}),
+    ):  # fmt: skip
+        _, given = asked(monkeypatch, target, f"evaluate predictor p d.jsonl {text}")
+        assert given == {**plain, **changed}
+    target = "lengthwise.training.judging.evaluate_policy"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    args, plain = asked(monkeypatch, target, "evaluate policy a b w x")
+    assert args == (["a", "b"], ["w", "x"])
+    assert {k: v for k, v in plain.items() if k != "say"} == {
+        "requests": 1000, "rate": None, "loads": (), "baseline_names": None, "tuning": False,
+        "budget": 64, "predictor": "oracle", "replicas": None, "nodes": None,
+        "metrics_interval_s": 0.0, "failures": None, "timing": DEFAULT_TIMING, "seeds": 5,
+        "engine": Engine(),
+    }  # fmt: skip
+    for text, changed in (
+        ("--requests 9", {"requests": 9}), ("--rate 2", {"rate": 2.0}),
+        ("--load 0.8,1", {"loads": (0.8, 1.0)}),
+        ("--baselines jsq,b", {"baseline_names": ("jsq", "b")}),
+        ("--tune", {"tuning": True}), ("--budget 8", {"budget": 8}),
+        ("--predictor p", {"predictor": "p"}), ("--replicas 2", {"replicas": 2}),
+        ("--nodes n", {"nodes": "n"}), ("--metrics-interval 0.5", {"metrics_interval_s": 0.5}),
+        ("--failures f", {"failures": "f"}), ("--timing t", {"timing": "t"}),
+        ("--seeds 2", {"seeds": 2}),
+        ("--max-num-seqs 9", {"engine": Engine(max_num_seqs=9)}),
+    ):  # fmt: skip
+        _, given = asked(monkeypatch, target, f"evaluate policy a w {text}")
+        given["say"] = plain["say"]
+        assert given == {**plain, **changed}, text
+    with pytest.raises(InputError, match="no workload after 'b'"):
+        evaluate._sorted(("a", "b"))
+    assert evaluate._sorted(("bundle", "w")) == (["bundle"], ["w"])
+    assert evaluate._allowed("none.csv", 5.0) == "none.csv"
+    (tmp_path / "t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0,1,1\n1,1,1\n")
+    assert evaluate._allowed("t.csv", None) == "t.csv"
+    assert len(evaluate._allowed("t.csv", 5.0)) == 2
+
+
+def test_other_commands_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = "lengthwise.serving.timing.measure.profile"
+    args, plain = asked(monkeypatch, target, "profile --out p.json")
+    assert args == ("vllm", "llama-3.1-8b", "p.json")
+    assert plain == {
+        "name": None, "seconds": 150.0, "thoroughness": 1.0, "tensor_parallel": 1,
+        "max_num_seqs": 512, "max_num_batched_tokens": 2048,
+    }  # fmt: skip
+    args, given = asked(
+        monkeypatch, target,
+        "profile --engine torch --model m --out q --name n --seconds 9 --thoroughness 2 "
+        "--tensor-parallel 2 --max-num-seqs 3 --max-num-batched-tokens 4",
+    )  # fmt: skip
+    assert args == ("torch", "m", "q")
+    assert list(given.values()) == ["n", 9.0, 2.0, 2, 3, 4]
+    target = "lengthwise.eval.reproduce.reproduce"
+    args, given = asked(monkeypatch, target, "reproduce ssjf --seeds 2 --processes 1")
+    assert args[:3] == ("ssjf", 2, 1)
+    assert set(given) == {"papers"}
+    assert set(given["papers"]) == {"vllm-ltr", "ssjf", "intelligent-router"}
+    _, given = asked(monkeypatch, target, "reproduce intelligent-router --small")
+    assert {k: v for k, v in given.items() if k != "papers"} == {"requests": 500, "steps": 8000}
+    target = "lengthwise.training.demo.run_demo"
+    args, given = asked(monkeypatch, target, "demo")
+    assert args == ("runs/demo",)
+    assert (given["seeds"], given["requests"]) == (5, 3000)
+    args, given = asked(monkeypatch, target, "demo --out o --seeds 2 --requests 20 --processes 1")
+    assert args == ("o",)
+    assert (given["seeds"], given["requests"], given["processes"]) == (2, 20, 1)
+    target = "lengthwise.training.policy.export_run"
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "is_dir", lambda self: True)
+        args, _ = asked(patched, target, "export r --to b")
+    assert args == ("r", "b")
+
+
+def test_a_named_policy_or_router_is_exported(tmp_path: Path) -> None:
+    for spec, kind in (("mlfq:quantum=8", load_policy), ("jsew:b=0.5", load_router)):
+        to = tmp_path / spec[:4]
+        cli.cli.main(args=["export", spec, "--to", str(to)], standalone_mode=False)
+        assert read_bundle(to).score == kind(spec).score
+    with pytest.raises(UnknownNameError, match="did you mean 'mlfq'"):
+        cli.cli.main(args=["export", "mlfk:quantum=8", "--to", "x"], standalone_mode=False)
+
+
+# How values are read
+
+
+def test_values_of_options_are_read_and_refused() -> None:
+    def rates(value: Any, **named: Any) -> Any:
+        return Rates(**named).convert(value, None, None)
+
+    assert rates("4,8.5") == (4.0, 8.5)
+    assert rates((1.0,)) == (1.0,)
+    for wrong in ("0,1", "-1", "inf", "nan"):
+        with pytest.raises(InputError, match=r"positive numbers of requests/s"):
+            rates(wrong)
+    with pytest.raises(InputError, match="--load takes numbers of shares between commas, not 'x'"):
+        rates("x", option="--load", unit="shares", one="load")
+    with pytest.raises(InputError, match="--rates names a rate twice"):
+        rates("1,2,1")
+    assert split_specs("a,b:x=1,y=2,c") == ("a", "b:x=1,y=2", "c")
+    assert split_specs("x=1,a,,b") == ("x=1", "a", "b")
+    assert split_specs("a,1x=2") == ("a", "1x=2")
+    assert Specs().convert(("a",), None, None) == ("a",)
+    assert Settings().convert({"a": 1}, None, None) == {"a": 1}
+    assert Settings().convert("a=1,b=0.5,c=TRUE,d=x=y", None, None) == {
+        "a": 1, "b": 0.5, "c": True, "d": "x=y",
+    }  # fmt: skip
+    for wrong in ("a", "a=", "=1"):
+        with pytest.raises(InputError, match="expected NAME=VALUE"):
+            Settings().convert(wrong, None, None)
+    name: Any = Name("thing", ("a", "b"))
+    assert name.convert("a", None, None) == "a"
+    with pytest.raises(UnknownNameError):
+        name.convert("c", None, None)
+    assert name.get_metavar(None, None) == "[a|b]"
+
+
+def test_usage_errors_are_one_line_with_the_nearest_option() -> None:
+    @click.command(name="do")
+    @click.option("--policy")
+    @click.option("--on/--off")
+    def do(policy: str, on: bool) -> None: ...
+
+    context = click.Context(do, info_name="lengthwise do")
+    error = click.NoSuchOption("--polcy", ctx=context)
+    assert cli.usage_line(error) == (
+        "unknown option '--polcy' of 'lengthwise do'; did you mean '--policy'? (allowed: --help, "
+        "--off, --on, --policy)"
+    )
+    far = click.NoSuchOption("--zzzzzz", ctx=context)
+    assert "did you mean" not in cli.usage_line(far)
+    assert cli.usage_line(click.UsageError("Missing it.", ctx=context)) == (
+        "lengthwise do: missing it (see lengthwise do --help)"
+    )
+    assert cli.usage_line(click.UsageError("X")) == "lengthwise: x (see lengthwise --help)"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [(KeyboardInterrupt(), 130, "interrupted\n"), (click.Abort(), 130, "interrupted\n"),
+     (InputError("a\n  b"), 2, "lengthwise: a b\n"),
+     (click.ClickException("worse"), 2, "lengthwise: worse\n"),
+     (ModuleNotFoundError(name="torch.nn"), 2,
+      "lengthwise: this needs torch: pip install 'lengthwise[all]'\n")],
+)  # fmt: skip
+def test_how_commands_end(
+    raised: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fails(*given: Any, **more: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(cli.cli, "main", fails)
+    with pytest.raises(SystemExit) as end:
+        main(["x"])
+    assert (end.value.code, capsys.readouterr().err) == (code, said)
+    raised = ModuleNotFoundError(name="somebody's")
+    with pytest.raises(ModuleNotFoundError):
+        main(["x"])
+
+
+# Listings
+
+
+def test_lists_name_everything_with_what_it_reads() -> None:
+    heads, rows = listing.policies()
+    assert len(heads) == 5
+    assert [row[0] for row in rows] == list(registry.names("policy"))
+    by_name = {row[0]: row for row in rows}
+    for name in registry.names("policy"):
+        policy = load_policy(name)
+        assert by_name[name][2] == ", ".join(policy.score.features)
+        mode = policy.preemption.mode
+        assert by_name[name][4] == ("" if mode == "none" else mode)
+        for tunable, value in policy.score.tunables.items():
+            assert f"{tunable}={value}" in by_name[name][3]
+    assert by_name["srtf"][4] == "recompute"
+    heads, rows = listing.routers()
+    assert len(heads) == 4
+    assert [row[0] for row in rows] == list(registry.names("router"))
+    for name, about, reads, _ in rows:
+        router = load_router(name)
+        assert reads == ", ".join(router.score.features)
+        assert about.startswith(f"Of {router.choices} random") == bool(router.choices)
+    assert "(" in next(row[3] for row in rows if row[0] == "jsew")
+    for kind in ("predictors", "envs"):
+        heads, rows = listing.KINDS[kind]()
+        assert [row[0] for row in rows] == list(registry.TABLES[kind.removesuffix("s")])
+        assert all(len(row) == 2 and row[1] and not row[1].endswith(".") for row in rows)
+    _, rows = listing.workloads()
+    conv = {row[0]: row for row in rows}["azure-conv-2023"]
+    drawn = Workload.preset("azure-conv-2023", requests=2000)
+    assert conv[2] == f"{drawn.rate:.2g}"
+    assert conv[3] == f"{drawn['prompt_tokens'].mean():,.0f}"
+    assert conv[4] == f"{drawn['output_tokens'].mean():,.0f}"
+    assert all(row[1] for row in rows)
+    assert listing._first_line("  ``A`` b.\n more") == "A b"
+    assert listing._first_line(None) == ""
+
+
+def test_numbers_stand_to_the_right(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [("a", "1,234.5", "x1"), ("b", "7", "y")]
+    monkeypatch.setitem(listing.KINDS, "envs", lambda: (("name", "number", "text"), rows))
+    cli.cli.main(args=["list", "envs"], standalone_mode=False)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0].split() == ["name", "number", "text"]
+    assert lines[2].index("1,234.5") + 7 == lines[3].index("7") + 1
+    assert lines[2].index("x1") == lines[3].index("y")
+
+
+# What is said beside tables
+
+
+def test_notices_and_progress_go_to_standard_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show.notices(["a", "b"])
+    assert capsys.readouterr() == ("", "note: a\nnote: b\n")
+    with show.progress("what") as moved:
+        moved(1, 2)
+    assert capsys.readouterr() == ("", "")
+    made: list[Any] = []
+
+    class Bar:
+        def __init__(self, *columns: Any, **given: Any) -> None:
+            made.append(("made", given["transient"], given["console"].stderr))
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *given: Any) -> None: ...
+
+        def add_task(self, what: str, total: Any) -> int:
+            made.append((what, total))
+            return 5
+
+        def update(self, task: int, **given: Any) -> None:
+            made.append((task, given))
+
+    monkeypatch.setattr("rich.progress.Progress", Bar)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with show.progress("what") as moved:
+        moved(1, 2)
+    assert made == [("made", True, True), ("what", None), (5, {"completed": 1, "total": 2})]
+
+
+# The demo
+
+
+def test_the_demo_trains_compares_and_publishes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls: dict[str, Any] = {}
+    metrics = {
+        "kendall_tau": {"value": 0.5, "low": 0.4, "high": 0.6},
+        "mae": {"value": 80.0, "low": 70.0, "high": 90.0},
+    }
+    report = {
+        "model": "r<idge", "metrics": metrics, "train": {"rows": 2000}, "test": {"rows": 1900},
+        "seconds": 3,
+    }  # fmt: skip
+
+    def trained(prompts: Any, **given: Any) -> Any:
+        Path(given["out"]).mkdir()
+        (Path(given["out"]) / "weights").write_text("w")
+        calls["train"] = (len(prompts), given)
+        return report
+
+    found = Comparison("x", pd.DataFrame(), (Contender("fcfs", None, "fcfs", "none"),), {}, {})
+
+    def compared(source: Any, policies: Any, predictors: Any, rates: Any, seeds: Any, engine: Any,
+                 **given: Any) -> Any:  # fmt: skip
+        calls["compare"] = (source, policies, predictors, rates, seeds, engine, given)
+        return found
+
+    def published(comparison: Any, out: Any, **given: Any) -> Any:
+        fresh = tmp_path / "fresh"
+        fresh.mkdir()
+        given["extra"](fresh)
+        calls["publish"] = (comparison, out, given, [p.name for p in (fresh / "ridge").iterdir()])
+        return "report"
+
+    monkeypatch.setattr(demo, "train_predictor", trained)
+    monkeypatch.setattr(demo, "compare", compared)
+    monkeypatch.setattr(demo, "pick_timelines", lambda *given: ["timeline", given])
+    monkeypatch.setattr(demo, "publish", published)
+    said: list[Any] = []
+    made = demo.run_demo(
+        tmp_path / "out", prompts=30, seeds=2, requests=50, processes=3, say=said.append,
+        trained=said.append, command="cmd", progress=print,
+    )  # fmt: skip
+    count, given = calls["train"]
+    assert (count, given["model"], given["command"]) == (30, "ridge", "cmd")
+    source, policies, (folder,), rates, seeds, engine, more = calls["compare"]
+    assert source == Spelled("synthetic-chat", {"split": "test", "requests": 50})
+    assert policies == ("fcfs", "sjf", "srtf", "mlfq")
+    assert folder == given["out"]
+    assert (rates, seeds, engine) == ((30.0, 50.0, 60.0), 2, Engine())
+    assert more == {"processes": 3, "progress": print}
+    comparison, out, publishing, kept = calls["publish"]
+    assert (comparison, out, kept) == (found, tmp_path / "out", ["weights"])
+    assert "seconds" not in publishing["config"]["training"]
+    assert publishing["config"]["training"]["metrics"] == metrics
+    assert publishing["timelines"][1] == (found, source, engine)
+    ((name, html),) = publishing["sections"]
+    assert name == "The predictor"
+    assert "r&lt;idge, trained on 2,000 prompts and tested on 1,900 others" in html
+    rows = html.split("<tr>")[2:]
+    assert len(rows) == 2
+    assert "<td>0.500</td><td>0.400 to 0.600</td>" in rows[0]
+    assert "<td>80.0</td><td>70.0 to 90.0</td>" in rows[1]
+    assert said[0].startswith("1. Learning") and "30 generated prompts" in said[0]
+    assert said[1] == report
+    assert "2 times at each load" in said[2]
+    assert (made.training, made.comparison, made.report) == (report, found, "report")
+
+
+def test_the_demo_command_shows_what_it_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [
+        {"rate": 2.0, "offered_rate": 2.0, "seed": 0, "policy": policy, "predictor": "none",
+         "requests": 5.0, **dict.fromkeys(
+             ("e2e_mean_s", "e2e_p99_s", "ttft_mean_s", "normalized_latency_mean_s", "wait_max_s",
+              "wait_mean_s", "throughput_tokens_per_s", "preemptions"), 1.5)}
+        for policy in ("fcfs", "lower bound")
+    ]  # fmt: skip
+    found = Comparison(
+        "x", pd.DataFrame(runs), (Contender("fcfs", None, "fcfs", "none"),), {},
+        {"replicas": 1, "router": "round-robin", "timing": "t"},
+    )  # fmt: skip
+
+    def run(out: str, **given: Any) -> Any:
+        given["say"]("1. ...")
+        given["trained"]({"predictor": "p", "data": "d"})
+        return SimpleNamespace(comparison=found, report="o/report.html")
+
+    monkeypatch.setattr(demo, "run_demo", run)
+    cli.cli.main(args=["demo", "--out", "o"], standalone_mode=False, obj="c")
+    shown = capsys.readouterr().out
+    order = [
+        "1. ...",
+        "p on d",
+        "3. What it is worth:",
+        "mean latency, s",
+        "Report, figures and every",
+    ]
+    assert [shown.index(text) for text in order] == sorted(shown.index(text) for text in order)
+    assert "Report, figures and every run: o/report.html" in shown
+    assert np.isfinite(found.runs.e2e_mean_s).all()
