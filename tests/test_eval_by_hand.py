@@ -256,9 +256,8 @@ def test_one_predictor_two_names_are_refused_and_labels_are_told() -> None:
 
 
 def test_nodes_that_differ_have_no_bound_and_keep_their_policy() -> None:
-    nodes = [
-        Node(ONE, TICK, load_policy("sjf")), Node(ONE, LinearTiming(base_s=2.0), load_policy("fcfs"))
-    ]  # fmt: skip
+    slow = LinearTiming(base_s=2.0)
+    nodes = [Node(ONE, TICK, load_policy("sjf")), Node(ONE, slow, load_policy("fcfs"))]
     found = compare(Fixed(burst(3, 1, 4, 2)), ("mlfq",), seeds=1, nodes=nodes)
     assert "no lower bound is known for nodes that differ" in found.notices
     assert math.isnan(found.bound(math.nan).mean)
