@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -986,3 +987,170 @@ def test_sglang_s_hooks_are_where_its_queue_is(monkeypatch: pytest.MonkeyPatch) 
 def test_a_request_without_a_priority_is_the_least_urgent_in_sglang() -> None:
     order, *_ = sglang("priority", [Job(priority=None), Job(priority=5), Job(priority=9)])  # type: ignore[arg-type]
     assert order == [1, 2, 0]
+
+
+# transformers, where a prediction is a distribution
+
+
+def spread_of(tokens: list[float], abstained: list[bool] | None = None) -> Prediction:
+    levels = np.array([0.05, 0.5, 0.95])
+    made = Prediction.distribution(np.outer(tokens, [0.5, 1.0, 2.0]), levels)
+    return dataclasses.replace(made, abstained=None if abstained is None else np.array(abstained))
+
+
+def test_transformers_reads_distributions_and_what_they_abstain_from() -> None:
+    said = [spread_of([40.0]), spread_of([30.0], [True]), spread_of([20.0], [False])]
+    order, counters, made = transformers("sjf", [Job(says=one, output=2) for one in said])
+    assert counters.counts["predictions", "predictor"] == 3
+    assert counters.counts["abstained", "predictor"] == 1
+    assert sorted(order) == [0, 1, 2]
+    assert order[0] == 2
+    within = made._lengthwise_accuracy._within["predictor"]
+    assert list(within) == [False, False]  # two tokens lie below 10 and 20
+    assert len(made._lengthwise_accuracy._recent["predictor"]) == 2  # the unsure one is not judged
+    bounded = passing("sjf", lambda prompts, known: spread_of([40.0]), 1, 256.0)
+    bounded.add_waiting_request(state_of(0, Job(limit=30)))
+    assert bounded.waiting_requests["0"].lengthwise_said == (
+        30.0, pytest.approx((20.0, 30.0)),
+    )  # fmt: skip
+    assert bounded.waiting_requests["0"].lengthwise_whole == 30
+
+
+def test_transformers_asks_a_distribution_anew_with_every_token() -> None:
+    made = passing("srtf", lambda prompts, known: spread_of([40.0]), 1, 256.0)
+    made.add_waiting_request(state_of(0, Job(limit=None)))
+    state = made.waiting_requests["0"]
+    assert set(state.lengthwise_curves) == {"expected_remaining_tokens"}
+    ((before, _),) = made._ranked([state])
+    state.generated_tokens = [0] * 60
+    ((after, _),) = made._ranked([state])
+    assert 1 <= after != max(before - 60, 1.0)
+    state.lengthwise_limit = 65.0
+    ((limited, _),) = made._ranked([state])
+    assert limited <= 5.0
+    plain = passing("srtf", lambda prompts, known: [40.0], 1, 256.0)
+    plain.add_waiting_request(state_of(0, Job(limit=None)))
+    state = plain.waiting_requests["0"]
+    assert plain._ranked([state])[0][0] == 40.0
+    state.generated_tokens = [0] * 60
+    assert plain._ranked([state])[0][0] == 1.0
+
+
+def test_transformers_does_not_follow_lengths_that_drifted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = passing("sjf", lambda prompts, known: [5.0], 1, 256.0)
+    made._lengthwise_accuracy._drifted.add("predictor")
+    made.add_waiting_request(state_of(0, Job()))
+    state = made.waiting_requests["0"]
+    assert (state.lengthwise_predicted, state.lengthwise_fcfs) == (64, True)
+    assert state.lengthwise_said[0] == 5.0  # it goes on being judged
+    assert made.lengthwise_counters.counts["fallbacks", "drift"] == 1
+    assert made.lengthwise_counters.counts["predictions", "predictor"] == 0
+    failing = passing("sjf", lambda prompts, known: 1 / 0, 1, 256.0)
+    failing.add_waiting_request(state_of(0, Job()))
+    assert any("the predictor failed: ZeroDivisionError" in m for m in caplog.messages)
+    unknown = passing("sjf", lambda p, known: [5.0], 1, 256.0, known=staticmethod(lambda i: 1 / 0))
+    unknown.add_waiting_request(state_of(0, Job()))
+    assert any("known failed: ZeroDivisionError" in m for m in caplog.messages)
+
+
+def test_transformers_seats_are_the_best_ones_and_counts_of_tokens_hold() -> None:
+    """Two of three seats are taken, four wait: the best takes the free one, others exchange."""
+
+    def batch(budget: int, **rule: Any) -> tuple[set[str], int]:
+        spec = "sjf+preempt:mode=recompute,price=5,margin=0"
+        made = passing(spec, lambda prompts, known: [len(prompts)], 3, 256.0)
+        made.policy = dataclasses.replace(
+            made.policy, preemption=dataclasses.replace(made.policy.preemption, **rule)
+        )
+        for i, prompt in enumerate((50, 40)):
+            made.add_waiting_request(state_of(i, Job(prompt=prompt, output=50)))
+        for future in made.schedule_batch(640, 640)[0]:
+            future.state.generated_tokens.append(0)
+            future.state.remaining_prefill_tokens = []
+        for i, prompt in enumerate((10, 20, 30, 60), start=2):
+            made.add_waiting_request(state_of(i, Job(prompt=prompt, output=50)))
+        found = {future.state.request_id for future in made.schedule_batch(budget, 640)[0]}
+        assert made._lengthwise_seated == found
+        # who was passed over is still there, in its place
+        assert list(made.active_requests)[:2] == ["1", "0"]
+        return found, made.lengthwise_counters.counts["preemptions", "policy"]
+
+    assert batch(640) == ({"2", "3", "4"}, 2)
+    assert batch(640, max_per_step=1) == ({"2", "3", "1"}, 1)
+    # two run and want a token each, the free seat's prompt wants ten: of twelve tokens nothing is
+    # left to exchange for; then twenty go to the second, and one that ran wants one
+    assert batch(12) == ({"2", "0", "1"}, 0)
+    assert batch(13) == ({"2", "3", "1"}, 1)
+    assert batch(31) == ({"2", "3", "1"}, 1)
+    assert batch(32) == ({"2", "3", "4"}, 2)
+
+
+def test_a_guard_in_transformers_is_told_of_idle_moments_and_of_who_was_passed_over() -> None:
+    made = passing("sjf+preempt:mode=recompute,price=0", lambda p, known: [len(p)], 1, 256.0,
+                   rule=Guard(1.0, 0.0), clock=lambda self: self.now_s)  # fmt: skip
+    calls: list[tuple[Any, ...]] = []
+    guard = made._lengthwise_guard._guard
+    for name in ("idle", "preempted", "admitted", "arrived"):
+        own = getattr(guard, name)
+
+        def told(*given: Any, name: str = name, own: Any = own) -> Any:
+            calls.append((name, *(getattr(g, "request_id", g) for g in given)))
+            return own(*given)
+
+        setattr(guard, name, told)
+    made.now_s = 1.0
+    made.add_waiting_request(state_of(0, Job(prompt=50, output=50)))
+    (future,), _ = made.schedule_batch(640, 640)
+    future.state.generated_tokens.append(0)
+    future.state.remaining_prefill_tokens = []
+    made.now_s = 2.0
+    made.add_waiting_request(state_of(1, Job(prompt=2, output=1, arrival=1.5)))
+    made.schedule_batch(640, 640)
+    made.finish_request("1")
+    made.schedule_batch(640, 640)
+    second = 10**12
+    assert calls == [
+        ("idle",), ("arrived", "0"), ("admitted", "0", second), ("arrived", "1"),
+        ("preempted", "0", 1, 2 * second), ("admitted", "1", 2 * second),
+        ("admitted", "0", 2 * second),
+    ]  # fmt: skip
+    assert made._lengthwise_guard._seated == {"0"}
+    made.finish_request("0")
+    made.add_waiting_request(state_of(2, Job()))
+    assert [name for name, *_ in calls[-2:]] == ["idle", "arrived"]
+    assert list(made._lengthwise_guard._waiters) == ["2"]
+    made.schedule_batch(640, 640)
+    forked = state_of(3, Job())
+    forked.lengthwise_sequence, forked.lengthwise_predicted = 9, 4.0
+    books = made._lengthwise_guard
+    books.scheduled([made.active_requests["2"], forked], 3.0, {"2": 1, "3": forked})
+    assert [call for call in calls if call[-1] == "3" or "3" in call[1:2]] == [
+        ("arrived", "3"), ("admitted", "3", 3 * second),
+    ]  # fmt: skip
+
+
+def test_a_predictor_s_folder_is_read_through_the_model_s_tokenizer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lengthwise.policies.plugins import transformers as plugin
+
+    heard: list[Any] = []
+
+    class Saved:
+        needs = frozenset({"prompt"})
+
+        def predict(self, prompts: Any, **more: Any) -> Prediction:
+            heard.append((prompts, more["prompt_tokens"]))
+            return Prediction.exact(np.array([7.0]))
+
+    monkeypatch.setattr(plugin, "saved_predictor", lambda folder: Saved())
+    monkeypatch.setattr(
+        plugin, "PromptReader", lambda tokenizer: SimpleNamespace(served=lambda ids: ("text", {}))
+    )
+    assert plugin._asked("folder", object())([1, 2, 3], {}).predicted_tokens.tolist() == [7.0]
+    assert heard == [(["text"], [3])]
+    with pytest.raises(InputError, match="reads texts: give the model's tokenizer"):
+        plugin._asked("folder", None)
+    assert plugin._asked(lambda prompts: [len(prompts[0])], None)([1, 2], {}) == [2]
