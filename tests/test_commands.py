@@ -680,3 +680,136 @@ def test_the_demo_command_shows_what_it_found(
     assert [shown.index(text) for text in order] == sorted(shown.index(text) for text in order)
     assert "Report, figures and every run: o/report.html" in shown
     assert np.isfinite(found.runs.e2e_mean_s).all()
+
+
+def test_the_mock_server_s_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = "lengthwise.eval.mock.fleet"
+
+    def of(line: str) -> dict[str, Any]:
+        args, _ = asked(monkeypatch, target, f"mock-server {line}")
+        setting, policy, predictor, serving = args
+        said = {"policy": policy, "predictor": predictor, **vars(serving)}
+        return {
+            **said,
+            **{n: getattr(setting, n) for n in ("engine", "timing", "replicas", "nodes")},
+        }
+
+    plain = of("")
+    assert plain["engine"] == Engine()
+    for text, changed in (
+        ("--timing t", {"timing": "t"}), ("--policy srtf", {"policy": "srtf"}),
+        ("--predictor oracle", {"predictor": "oracle"}), ("--replicas 3", {"replicas": 3}),
+        ("--nodes 2xa", {"nodes": "2xa"}), ("--model m", {"model": "m"}),
+        ("--host 0.0.0.0", {"host": "0.0.0.0"}), ("--port 7", {"port": 7}),
+        ("--speed 2", {"speed": 2.0}),
+        ("--output-tokens constant:5", {"output_tokens": "constant:5"}),
+        ("--enable-force-include-usage", {"force_usage": True}), ("--seed 5", {"seed": 5}),
+        ("--max-num-seqs 9", {"engine": Engine(max_num_seqs=9)}),
+    ):  # fmt: skip
+        assert of(text) == {**plain, **changed}, text
+    assert (plain["port"], plain["speed"], plain["replicas"], plain["seed"]) == (8000, 1.0, 1, 0)
+    assert (plain["model"], plain["host"], plain["force_usage"]) == ("mock", "127.0.0.1", False)
+    served: list[Any] = []
+
+    async def serve(*given: Any) -> None:
+        served.append(given)
+
+    monkeypatch.setattr(target, lambda *given: "servers")
+    monkeypatch.setattr("lengthwise.eval.mock.serve", serve)
+    cli.cli.main(args=["mock-server"], standalone_mode=False)
+    cli.cli.main(
+        args=["mock-server", "--drain-timeout", "3", "--log", "a.csv"], standalone_mode=False
+    )
+    assert served == [
+        ("servers", 30.0, click.echo, None), ("servers", 3.0, click.echo, "a.csv"),
+    ]  # fmt: skip
+
+
+def test_the_endpoint_picker_s_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from lengthwise.policies.plugins.gateways import endpoints, picker, server
+    from lengthwise.training.commands.serve_epp import described
+
+    made: dict[str, Any] = {}
+
+    async def serve(one: Any, ended: Any, drain: float, say: Any) -> None:
+        made["drain"] = drain
+
+    monkeypatch.setattr(
+        endpoints, "Endpoints", lambda given, told: made.update(endpoints=given, told=told)
+    )
+    monkeypatch.setattr(picker, "Picker", lambda at, options, log: made.update(options=options))
+    monkeypatch.setattr(server, "PickerServer", lambda one, serving: made.update(serving=serving))
+    monkeypatch.setattr(server, "serve", serve)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+    def of(line: str) -> dict[str, Any]:
+        cli.cli.main(args=shlex.split(f"serve-epp {line}"), standalone_mode=False)
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+        found = {**vars(made["options"]), "at": made["endpoints"], "drain": made["drain"]}
+        serving = dict(vars(made["serving"]))
+        return {**found, **serving, **vars(serving.pop("limits"))}
+
+    given = "--endpoints 10.0.0.1:8000,10.0.0.2:8000"
+    plain = of(given)
+    assert plain["at"] == ["10.0.0.1:8000", "10.0.0.2:8000"]
+    assert made["told"] is described
+    for text, name, value in (
+        ("--router jsq", "policy", "jsq"), ("--predictor p", "predictor", "p"),
+        ("--default-tokens 9", "default_tokens", 9.0), ("--host h", "host", "h"),
+        ("--port 7", "port", 7), ("--metrics-port 8", "metrics_port", 8),
+        ("--scrape-interval 2", "scrape_interval_s", 2.0),
+        ("--metrics-path /m", "metrics_path", "/m"),
+        ("--shed-above 3", "shed_above", 3), ("--fallbacks 2", "fallbacks", 2),
+        ("--record d", "record", "d"), ("--dry-run", "dry_run", True), ("--max-body 9", "body", 9),
+        ("--max-streams 9", "streams", 9), ("--drain-timeout 3", "drain", 3.0),
+        ("--seed 4", "seed", 4),
+    ):  # fmt: skip
+        found = of(f"{given} {text}")
+        differ = {key for key in plain if plain[key] != found[key] and key != "limits"}
+        assert (differ, found[name]) == ({name}, value), text
+    assert (plain["port"], plain["drain"], plain["streams"]) == (9002, 30.0, 2048)
+    assert plain["metrics_port"] is None
+    file = tmp_path / "fleet.yaml"
+    assert of(f"--endpoints {file}")["at"] == file
+    with pytest.raises(InputError, match="no effect without --record"):
+        of(f"{given} --record-prompts")
+    assert of(f"{given} --record d --record-prompts")["record_prompts"] is True
+    assert described({}) == {}
+    assert described({"max_num_seqs": 9})["max_seats"] == 9.0
+    timed = described({"timing": "h200/llama-3.1-8b", "decode_tokens_per_s": 5})
+    assert (timed["max_seats"], timed["decode_tokens_per_s"]) == (256.0, 5.0)
+    assert described({"timing": "h200/llama-3.1-8b"})["decode_tokens_per_s"] > 100
+
+
+def test_results_are_shown_with_what_was_noticed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    report = {"model": "m", "target": "exact", "data": "d", "notices": ["look"]}
+    monkeypatch.setattr("lengthwise.training.predictor.train_predictor", lambda *a, **k: report)
+    monkeypatch.setattr("lengthwise.training.predictor.evaluate_predictor", lambda *a, **k: report)
+    for line in ("train predictor d --out p", "evaluate predictor p d"):
+        cli.cli.main(args=shlex.split(line), standalone_mode=False, obj="c")
+        out, err = capsys.readouterr()
+        assert err == "note: look\n"
+        assert out.startswith("m (exact) on d\n")
+        assert out.endswith("wrote p\n") == line.startswith("train")
+    interval = {
+        f"{name}{end}": 1.0
+        for name in ("mean_latency_s", "p99_latency_s", "mean_ttft_s", "mean_normalized_latency_s",
+                     "ratio", "ratio_best", "p99_latency_s_ratio_best",
+                     "mean_normalized_latency_s_ratio_best")
+        for end in ("", "_low", "_high")
+    }  # fmt: skip
+    row = {"workload": "w", "load": None, "rate_requests_per_s": 2.0, "best": "sjf",
+           "policy": "fcfs", **interval}  # fmt: skip
+
+    def judged(*given: Any, say: Any, **more: Any) -> Any:
+        say("careful")
+        return [row]
+
+    monkeypatch.setattr("lengthwise.training.judging.evaluate_policy", judged)
+    cli.cli.main(args=["evaluate", "policy", "a", "w"], standalone_mode=False)
+    out, err = capsys.readouterr()
+    assert out.startswith("w, 2 requests/s; best baseline: sjf\n")
+    assert err == "note: careful\n"

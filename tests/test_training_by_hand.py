@@ -1015,3 +1015,127 @@ def test_learners_are_trained_by_their_settings(
     assert plain["workload"] == intelligent_router.Mix(50, 8.0)
     assert plain["env_options"]["replicas"] == 4
     assert plain["progress"] is False
+
+
+# What a search and a judge are told of their runs
+
+
+def episode(seed: int = 0, load: float = 0.5) -> Any:
+    work = burst(seed)
+    system = System(
+        (Node(Engine(max_num_seqs=1), TICK, load_policy("fcfs")),) * 2, load_router("round-robin")
+    )
+
+    class Told:
+        predicted_tokens = work["output_tokens"] * 2.0
+
+    return SimpleNamespace(
+        workload=work, system=system, predictions=Told(), seed=seed, name="burst",
+        ranges={"load": (load, load), "nodes": (2.0, 2.0), f"own {seed}": (0.0, 1.0)},
+    )  # fmt: skip
+
+
+def test_a_search_s_scales_and_ground_are_those_of_its_episodes() -> None:
+    one = episode()
+    found = evolution._columns(one)
+    assert found["predicted_tokens"].tolist() == (one.workload["output_tokens"] * 2).tolist()
+    assert found["expected_remaining_tokens"].tolist() == found["predicted_tokens"].tolist()
+    assert found["generated_tokens"].tolist() == found["computed_tokens"].tolist() == [0.0] * 12
+    bare = episode()
+    bare.predictions = None
+    assert "predicted_tokens" not in evolution._columns(bare)
+    both = evolution.ground([episode(0, 0.5), episode(1, 0.9)])
+    assert {name: (low, high) for name, low, high in both.ranges} == {
+        "load": (0.5, 0.9), "nodes": (2.0, 2.0),
+    }  # fmt: skip
+    assert both.workloads == ("burst",)
+    wider = evolution.ground([episode()], (0.1, 1.5))
+    assert ("load", 0.1, 1.5) in wider.ranges
+    terms = ("predicted", "prompt", "preempt", "arrival")
+    scales = evolution.scales_of([one, episode(3)], "scheduling", terms, load_policy("fcfs"))
+    spread = np.mean([np.std(episode(s).workload["output_tokens"] * 2.0) for s in (0, 3)])
+    assert scales == pytest.approx([spread, 1.0, 1.0, 1.0])  # what never differs counts as it is
+
+
+def test_costs_over_one_process_and_what_is_no_cost() -> None:
+    class Exact:
+        def __init__(self, seed: int) -> None:
+            self.workload = burst(seed)
+            self.system = System(
+                (Node(Engine(max_num_seqs=1), TICK, load_policy("fcfs")),), load_router("jsq")
+            )
+            self.predictions, self.seed = self.workload["output_tokens"] * 1.0, seed
+            self.name = "burst"
+
+    episodes: Any = [Exact(0), Exact(1)]
+    with evolution.judging(episodes) as costs:
+        found = costs([load_policy("fcfs"), load_policy("sjf")])
+    assert found.shape == (2, 2, 3)
+    shortest = (sum(range(1, 7)) + sum(range(11, 37, 5))) / 12
+    assert found[1, :, 0] == pytest.approx([shortest] * 2)
+    assert (found[0, :, 0] > shortest).all()
+    assert evolution.least(found)[:, 0] == pytest.approx([shortest] * 2)
+    table = np.array([[[1.0, 9, 9], [5, 1, 1]], [[2.0, 3, 3], [4, 2, 2]]])
+    assert evolution.least(table).tolist() == [[1, 9, 9], [4, 2, 2]]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(evolution, "METRICS", dict.fromkeys(evolution.COSTS, lambda r: 0.0))
+        with pytest.raises(InputError, match="must be a finite number above 0"):
+            evolution.costs_of(episodes[0], load_policy("fcfs"))
+
+
+def test_loads_of_judged_windows_are_shares_of_what_is_served() -> None:
+    def work(seed: int) -> Any:
+        rng = np.random.default_rng(seed)
+        from lengthwise.workload import Workload
+
+        return Workload(
+            {"arrival_s": np.cumsum(rng.exponential(5.0, 30)), "prompt_tokens": np.full(30, 8),
+             "output_tokens": rng.integers(1, 9, 30)}, name="work",
+        )  # fmt: skip
+
+    given: dict[str, Any] = {
+        "seeds": 2, "timing": TICK, "engine": {"max_num_seqs": 1}, "baseline_names": ("fcfs",),
+    }  # fmt: skip
+    plain = judging.evaluate_policy(load_policy("sjf"), work, **given)
+    from lengthwise.eval.windows import TEST_SEED
+
+    rates = [work(TEST_SEED + k).rate for k in range(2)]
+    assert plain[0]["rate_requests_per_s"] == pytest.approx(np.mean(rates))
+    loaded = judging.evaluate_policy(load_policy("sjf"), work, loads=(0.5, 1.0), **given)
+    assert [row["load"] for row in loaded] == [0.5, 0.5, 1.0, 1.0]
+    assert loaded[2]["rate_requests_per_s"] == pytest.approx(2 * loaded[0]["rate_requests_per_s"])
+    with pytest.raises(InputError, match="a rate or loads, not both"):
+        judging.evaluate_policy(load_policy("sjf"), work, loads=(0.5,), rate=1.0, **given)
+    for wrong in (0.0, math.inf):
+        with pytest.raises(InputError, match="a positive share of the capacity"):
+            judging.evaluate_policy(load_policy("sjf"), work, loads=(wrong,), **given)
+
+
+def test_intelligent_router_moves_once_for_each_learner_and_each_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moved: list[tuple[int, int]] = []
+    asked: list[Any] = []
+    monkeypatch.setattr(intelligent_router, "sustained", lambda engine: 10.0)
+
+    def train(*given: Any) -> str:
+        asked.append(given[:4])
+        return "jsq"
+
+    monkeypatch.setattr(intelligent_router, "train", train)
+    monkeypatch.setattr(
+        intelligent_router, "mean_latencies",
+        lambda regime, rate, router, requests, seeds: asked.append(rate) or [rate, rate + 1.0],
+    )  # fmt: skip
+    found = intelligent_router.intelligent_router(
+        2, progress=lambda done, of: moved.append((done, of)), requests=50, steps=99,
+        learners=("RL",),
+    )  # fmt: skip
+    total = 1 + 4 * (len(intelligent_router.BASELINES) + 1)
+    assert moved == [(k, total) for k in range(1, total + 1)]
+    assert asked[0] == ("RL", 0.9 * 4 * 10.0, 50, 99)
+    assert asked[1:] == [r for r in (36.0, 28.0, 36.0, 72.0) for _ in range(total // 4)]
+    assert len(found.lines) == total - 1
+    assert found.lines[0].ours is not None
+    assert found.lines[0].ours.mean == 36.5
+    assert found.first == "round robin"
