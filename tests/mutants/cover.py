@@ -1,7 +1,7 @@
 """A pytest plugin: which tests pass, how long each takes, and which lines of ours each one runs.
 
 ``python -m pytest -p tests.mutants.cover`` with ``LENGTHWISE_COVER=FOLDER`` writes one file a
-process into the folder. Machine code that was compiled from Python is not seen: see ``nearest``.
+process into the folder. Lines of the fast engine count when they run as machine code.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 import coverage
 import pytest
 
+from tests.mutants.compiled import Marks
 from tests.mutants.plant import PACKAGES
 
 ROOT = Path(__file__).parents[2]
@@ -27,12 +28,18 @@ class Cover:
             config_file=False,
         )
         self.seconds: dict[str, float] = {}
+        self.marks = Marks(ROOT)
+        self.marked: dict[str, set[tuple[str, int]]] = {}
         self.coverage.start()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         self.coverage.switch_context(item.nodeid)
-        return (yield)
+        self.marks.clear()
+        try:
+            return (yield)
+        finally:
+            self.marked[item.nodeid] = self.marks.found()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" and report.passed:
@@ -41,14 +48,17 @@ class Cover:
     def pytest_sessionfinish(self) -> None:
         self.coverage.stop()
         data = self.coverage.get_data()
-        lines: dict[str, dict[int, list[str]]] = {}
+        number = {test: i for i, test in enumerate(self.seconds)}
+        lines: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
         for path in data.measured_files():
-            by_line = defaultdict(list)
+            by_line = lines[str(Path(path).resolve().relative_to(ROOT))]
             for line, tests in data.contexts_by_lineno(path).items():
-                by_line[line] = [test for test in tests if test in self.seconds]
-            lines[str(Path(path).resolve().relative_to(ROOT))] = by_line
+                by_line[line] |= {number[test] for test in tests if test in number}
+        for test in self.marked.keys() & number.keys():
+            for name, line in self.marked[test]:
+                lines[name][line].add(number[test])
         self.folder.mkdir(parents=True, exist_ok=True)
-        written = json.dumps({"seconds": self.seconds, "lines": lines})
+        written = json.dumps({"seconds": self.seconds, "lines": lines}, default=sorted)
         (self.folder / f"{os.getpid()}.json").write_text(written)
 
 

@@ -1,6 +1,8 @@
 """Single mistakes that a tired programmer makes: what can be planted in a source file, and where.
 
-Only what changes behaviour is planted: no annotation, no docstring, no text of an error.
+Only what changes behaviour is planted: no annotation, no docstring, no text of an error, nothing
+that changes an appearance (a plot, a progress line, a representation) or only a speed (a cache, a
+copy, the size of a chunk).
 """
 
 import ast
@@ -25,10 +27,22 @@ NAMES = {
     "mean": "median", "median": "mean", "cumsum": "asarray",
 }  # fmt: skip
 
+# What is said and drawn, kept and hurried: by the names of methods, of receivers, of functions
+# whose arguments are left alone, of keywords and of constants.
+TEXTS = {"__repr__", "__str__", "_repr_html_"}
+DRAWN = {"ax", "axes", "axis", "fig", "figure", "plt", "pyplot", "logger", "log", "bar", "progress"}
+SAID = {"print", "sleep", "lru_cache", "cache", "warn", "_notice", "TypeVar", "filterwarnings",
+        "errstate", "printoptions", "add_argument", "add_parser"}  # fmt: skip
+LOOKS = {"stacklevel", "indent", "width", "flush", "maxsize", "copy", "strict", "frozen", "slots",
+         "repr", "kw_only", "figsize", "dpi", "alpha", "color", "fontsize", "linewidth", "lw", "ms",
+         "markersize", "pad", "zorder", "help", "metavar", "rotation", "daemon", "capture_output",
+         "exist_ok", "ensure_ascii", "sort_keys"}  # fmt: skip
+HURRIED = ("CHUNK", "BUFFER", "GROWTH", "CACHE", "LEVEL")
+
 
 @dataclass(frozen=True)
 class Mutant:
-    """Bytes ``start`` to ``end`` of ``path`` become ``after``."""
+    """Bytes ``start`` to ``end`` of ``path`` become ``after``; ``text`` is the whole line."""
 
     path: str
     line: int
@@ -37,6 +51,7 @@ class Mutant:
     end: int
     before: str
     after: str
+    text: str
 
     @property
     def name(self) -> str:
@@ -50,7 +65,8 @@ class _Finder:
     def __init__(self, path: str, source: bytes) -> None:
         self.path, self.source = path, source
         self.starts = [0]
-        for line in source.splitlines(keepends=True):
+        self.lines = source.splitlines(keepends=True)
+        for line in self.lines:
             self.starts.append(self.starts[-1] + len(line))
         self.found: list[Mutant] = []
 
@@ -63,7 +79,10 @@ class _Finder:
     def add(self, kind: str, start: int, end: int, after: str) -> None:
         before = self.source[start:end].decode()
         line = self.source.count(b"\n", 0, start) + 1
-        self.found.append(Mutant(self.path, line, kind, start, end, before, after))
+        text = self.lines[line - 1].decode()
+        if "pragma: no cover" not in text:
+            mutant = Mutant(self.path, line, kind, start, end, before, after, text.strip())
+            self.found.append(mutant)
 
     def between(self, kind: str, left: ast.AST, right: ast.AST, operator: ast.AST) -> None:
         """Swaps an operator that stands between two operands."""
@@ -80,6 +99,16 @@ class _Finder:
             case ast.Raise() | ast.Assert() | ast.Import() | ast.ImportFrom() | ast.JoinedStr():
                 return
             case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                return
+            case ast.Call() if _is_looks(node.func):
+                return
+            case ast.Expr(value=ast.Call(func=function)) if _is_drawn(function):
+                return
+            case ast.keyword(arg=name) if name in LOOKS:
+                return
+            case ast.FunctionDef(name=name) if name in TEXTS:
+                return
+            case ast.Assign(targets=[ast.Name(id=name)]) if any(map(name.__contains__, HURRIED)):
                 return
             case ast.Expr(value=ast.Constant()):
                 return
@@ -127,6 +156,21 @@ class _Finder:
                 pass
         for child in ast.iter_child_nodes(node):
             self.visit(child)
+
+
+def _name(node: ast.AST) -> str:
+    return getattr(node, "id", "") or getattr(node, "attr", "")
+
+
+def _is_looks(function: ast.AST) -> bool:
+    """Whether a call's arguments are only looked at: a text, an error that is made, a size."""
+    return _name(function) in SAID or _name(function).endswith(("Error", "Warning"))
+
+
+def _is_drawn(function: ast.AST) -> bool:
+    """Whether a statement draws or reports: what it does is never read again."""
+    owner = function.value if isinstance(function, ast.Attribute) else function
+    return _name(owner) in DRAWN or _name(function) == "print"
 
 
 def _is_text(node: ast.AST) -> bool:
