@@ -146,14 +146,19 @@ def cost(requests: int, rate: float) -> None:
         with picker(",".join(addresses), "least-tokens") as (port, shown):
             for _ in range(2):
                 found = []
-                for label, options in (("Envoy alone", {}), ("with serve-epp", {"picker": port})):
+                for label, options in (
+                    ("Envoy alone", {}),
+                    ("with serve-epp", {"picker": port}),
+                    ("answers unseen", {"picker": port, "answers": False}),
+                ):
                     with Envoy(addresses, **options) as envoy:
                         asyncio.run(at_rate(envoy.url, rows[: int(rate)]))
                         took = asyncio.run(at_rate(envoy.url, rows)) * 1000
                     found.append(np.percentile(took, (50, 99), axis=0).T.ravel())
                     print(f"{label:<16} " + " ".join(f"{value:8.2f} " for value in found[-1]))
-                added = found[1] - found[0]
-                print(f"{'added':<16} " + " ".join(f"{value:8.2f} " for value in added))
+                for label, these in zip(("added", "added, unseen"), found[1:], strict=True):
+                    added = " ".join(f"{value:8.2f} " for value in these - found[0])
+                    print(f"{label:<16} {added}")
             with urllib.request.urlopen(f"http://127.0.0.1:{shown}/metrics") as answer:
                 text = answer.read().decode()
             total, count = (

@@ -339,6 +339,24 @@ def test_a_picker_is_killed_and_started_again(tmp_path: Path, fail_open: bool) -
     asyncio.run(run())
 
 
+def test_answers_that_the_picker_does_not_see_count_until_their_end() -> None:
+    async def run() -> None:
+        async with Backend(1) as only:
+            only.hold = asyncio.Event()
+            options: dict[str, Any] = {"envoy": {"answers": False}}
+            async with behind([only.address], **options) as (picker, _, session):
+                open_ = [await session.post("/v1/completions", data=b"{}") for _ in range(10)]
+                await asyncio.sleep(0.2)
+                assert picker.under_way > 5  # some answers are empty, and over
+                only.hold.set()
+                for answer in open_:
+                    await answer.read()
+                await until(lambda: picker.under_way == 0)
+                await until(lambda: b'end="answered"} 10.0' in picker.metrics.text())
+
+    asyncio.run(run())
+
+
 def test_shed_requests_are_429_to_their_clients() -> None:
     async def run() -> None:
         async with Backend(1) as only:

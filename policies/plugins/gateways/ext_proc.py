@@ -228,6 +228,8 @@ class _Stream:
             self._picker.answered(self._pick, int(status or 0))
         if said.end_of_stream:
             self._end()
+        elif self._response_mode == BODY.NONE:
+            self.settled = True  # the stream's end is the answer's, which nobody shows
         return [pb.ProcessingResponse(response_headers=pb.HeadersResponse())]
 
     async def _response_body(self, message: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
