@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,11 @@ from lengthwise.predictors import (
     censoring,
     columns,
     effects,
+    encoder,
+    features,
+    folder,
     heads,
+    load_predictor,
     optimize,
     oracle,
     recalibration,
@@ -812,3 +818,153 @@ def test_a_card_holds_the_report_s_numbers() -> None:
     alone = {k: v for k, v in report.items() if k not in ("elsewhere", "by_source", "recalibrated")}
     assert "On other sources it was not measured." in card.card("ridge", {}, alone)
     assert "- trained on 1,200" in card.card("ridge", {}, alone)
+
+
+# Features and folders
+
+
+def test_the_shape_of_a_prompt_by_hand() -> None:
+    prompt = "How many? Take 12, 99999999 {x};\n- Élan ```\n1. B\n"
+    characters = len(prompt)
+    words = prompt.split()
+    found = dict(zip(features.SHAPE, features.shape_of(prompt), strict=True))
+    assert found == pytest.approx(
+        {
+            "log_characters": math.log1p(characters), "log_words": math.log1p(len(words)),
+            "log_lines": math.log1p(3), "word_length": sum(map(len, words)) / len(words),
+            "digits": 11 / characters, "capitals": 3 / characters,  # É is none of ASCII's
+            "punctuation": 10 / characters, "beyond_ascii": 1 / characters,
+            "question_marks": math.log1p(1), "code_marks": math.log1p(3),
+            "list_marks": math.log1p(2),
+            "has_number": 1.0, "log_number": math.log1p(5000), "starts_with_question": 1.0,
+        }
+    )  # fmt: skip
+    empty = dict(zip(features.SHAPE, features.shape_of(""), strict=True))
+    assert set(empty.values()) == {0.0}
+    long = dict(zip(features.SHAPE, features.shape_of("x" * 99), strict=True))
+    assert long["word_length"] == 30.0
+    far = features.shape_of("a" * 20_000 + " 7")
+    assert far[features.SHAPE.index("has_number")] == 0.0  # so far nobody reads
+
+
+def test_terms_are_words_pairs_and_runs() -> None:
+    assert features.terms_of("To be, or a bee") == [
+        "to",
+        "be",
+        "or",
+        "bee",
+        "to be",
+        "be or",
+        "or bee",
+    ]
+    assert features.terms_of("日本語 ok") == ["日", "本", "語", "日本", "本語", "日本語", "ok"]
+    assert features.terms_of("日本語 ok", 1) == ["日本語", "ok", "日本語 ok"]
+
+
+def test_rows_are_unit_tf_idf_and_a_standardised_shape() -> None:
+    texts = ["red red blue", "red green", "blue green green green", "odd one", "red"]
+    made = features.TextFeatures.fit(texts)
+    assert made.terms == ("blue", "green", "red")
+    assert made.idf == pytest.approx([math.log(6 / (1 + n)) + 1 for n in (2, 2, 3)])
+    rows = made.rows(["red red blue new", "nothing known"])
+    weights = np.array([made.idf[0], (1 + math.log(2)) * made.idf[2]])
+    first = rows.values[: rows.starts[1]]
+    assert first[:2] == pytest.approx(weights / np.linalg.norm(weights))
+    assert rows.columns[:2].tolist() == [0, 2]
+    shapes = np.array([features.shape_of(t) for t in texts])
+    spread = shapes.std(axis=0)
+    scale = np.where(spread > 1e-9, spread, 1.0) / 0.1
+    standard = (np.array(features.shape_of("red red blue new")) - shapes.mean(axis=0)) / scale
+    assert first[2:] == pytest.approx(np.clip(standard, -0.5, 0.5))
+    assert rows.starts.tolist() == [0, 2 + 14, 2 + 28]
+    assert (len(rows), rows.width) == (2, 17)
+    weight = np.arange(34.0).reshape(17, 2)
+    dense = np.zeros((2, 17))
+    for i in range(2):
+        at = slice(rows.starts[i], rows.starts[i + 1])
+        dense[i, rows.columns[at]] = rows.values[at]
+    assert rows.dot(weight) == pytest.approx(dense @ weight)
+    assert features.TextFeatures.fit(texts, max_terms=2).terms == ("green", "red")
+
+
+def test_predictors_without_text_come_back_from_their_folders(tmp_path: Path) -> None:
+    fitted = PromptLength().fit([], LENGTHS, prompt_tokens=np.arange(1.0, 61))
+    fitted.save(tmp_path / "a")
+    back: Any = load_predictor(tmp_path / "a")
+    assert (back.slope_, back.intercept_, back.range_) == (
+        fitted.slope_, fitted.intercept_, fitted.range_
+    )  # fmt: skip
+    assert back.company_ == fitted.company_
+    PromptLength().save(tmp_path / "b")
+    plain: Any = load_predictor(tmp_path / "b")
+    assert plain.company_ is None
+    assert plain.predict([], prompt_tokens=[7.0]).predicted_tokens == pytest.approx([7.0])
+    oracle.NoisyOracle(tau=0.5, seed=4).fit([], LENGTHS).save(tmp_path / "c")
+    noisy: Any = load_predictor(tmp_path / "c")
+    assert (noisy.tau, noisy.sigma, noisy.seed) == (0.5, None, 4)
+    assert noisy.blend_ == oracle.NoisyOracle(tau=0.5, seed=4).fit([], LENGTHS).blend_
+    folder.write(folder.Saved("constant", {"tokens": 9.0}), tmp_path / "c")  # replaced whole
+    assert folder.read(tmp_path / "c").name == "constant"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    folder.write(folder.Saved("constant", {}, arrays={"x": np.arange(3.0)}), empty)
+    assert folder.read(empty).arrays["x"].tolist() == [0, 1, 2]
+    assert folder.is_saved(empty)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "thesis.tex").touch()
+    (tmp_path / "file").touch()
+    for taken in ("d", "file"):
+        with pytest.raises(InputError, match="is no predictor; it is left as it is"):
+            folder.write(folder.Saved("constant", {}), tmp_path / taken)
+    assert not folder.is_saved(tmp_path / "d")
+    assert folder.under("a.", {"a.x": np.ones(1), "b.x": np.ones(1)}).keys() == {"x"}
+
+
+# An encoder's batches
+
+
+def test_passes_are_of_similar_lengths_and_bounded() -> None:
+    rng = np.random.default_rng(9)
+    lengths = rng.integers(1, 400, 300).tolist()
+    for close in (True, False):
+        passes = list(encoder._passes(lengths, close))
+        assert sorted(i for rows in passes for i in rows) == list(range(300))
+        assert max(map(len, passes)) == encoder.BATCH if not close else True
+        for rows in passes:
+            each = [lengths[i] for i in rows]
+            assert each == sorted(each)
+            assert len(each) <= encoder.BATCH
+            if close:
+                assert each[-1] <= max(encoder.PADDED * each[0], each[0] + encoder.NEAR)
+        for before, after in itertools.pairwise(passes):  # no batch ends early
+            first, following = lengths[before[0]], lengths[after[0]]
+            full = len(before) == encoder.BATCH
+            far = following > max(encoder.PADDED * first, first + encoder.NEAR)
+            assert full or (close and far)
+    assert list(encoder._passes([], True)) == []
+    assert list(encoder._passes([5], True)) == [[0]]
+
+
+def test_an_encoder_pools_what_is_no_padding() -> None:
+    class Backbone(torch.nn.Module):
+        config = SimpleNamespace(hidden_size=2)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            hidden = torch.stack((input_ids * 1.0, attention_mask * 1.0), dim=-1) * self.weight
+            return SimpleNamespace(last_hidden_state=hidden)
+
+    made: Any = object.__new__(encoder.Encoder)
+    made.__dict__.update(
+        backbone=Backbone().train(), tokenizer=SimpleNamespace(pad_token_id=None, eos_token_id=99),
+    )  # fmt: skip
+    assert made.pooled([[2, 4], [7]]).tolist() == [[3.0, 1.0], [7.0, 1.0]]  # 99 is where nothing is
+    assert made._filler == 99
+    done: list[int] = []
+    out = made.embedded([[1, 3], [5], [6, 6, 9]], done.append)
+    assert out[:, 0].tolist() == [2.0, 5.0, 7.0]
+    assert done[-1] == 3
+    assert not made.backbone.training
