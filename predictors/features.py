@@ -54,12 +54,20 @@ class Rows:
     """A sparse matrix (n, columns) by rows: row i holds ``values[starts[i]:starts[i + 1]]``."""
 
     starts: Ints  # (n + 1,)
-    columns: Ints  # (entries,)
+    columns: NDArray[np.int32]  # (entries,)
     values: Floats  # (entries,)
     width: int
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    def select(self, rows: Ints) -> Rows:
+        """Some of the rows, by their numbers."""
+        parts = [slice(self.starts[row], self.starts[row + 1]) for row in rows]
+        starts = np.concatenate(([0], np.cumsum(np.diff(self.starts)[rows])))
+        columns = np.concatenate([self.columns[part] for part in parts])
+        values = np.concatenate([self.values[part] for part in parts])
+        return Rows(starts, columns, values, self.width)
 
     def dot(self, weights: Floats) -> Floats:
         """``self @ weights``, (n, k) of weights (width, k).
@@ -88,9 +96,9 @@ class TextFeatures:
         documents: Counter[str] = Counter()
         totals: Counter[str] = Counter()
         for prompt in prompts:
-            counted = Counter(terms_of(prompt))
-            totals.update(counted)
-            documents.update(counted.keys())
+            found = terms_of(prompt)
+            totals.update(found)
+            documents.update(set(found))
         kept = [term for term, seen in documents.items() if seen >= 2]
         kept.sort(key=lambda term: (-totals[term], term))
         terms = tuple(sorted(kept[:max_terms]))
@@ -108,11 +116,11 @@ class TextFeatures:
     def rows(self, prompts: Sequence[str]) -> Rows:
         """The prompts as rows: unit-length TF-IDF, then standardised shape."""
         starts, columns, values, find = [0], [], [], self._place.get
-        shape_columns = np.arange(len(SHAPE), dtype=np.int64) + len(self.terms)
+        shape_columns = np.arange(len(SHAPE), dtype=np.int32) + np.int32(len(self.terms))
         for prompt in prompts:
             found = [at for at in map(find, terms_of(prompt, self.version)) if at is not None]
             distinct = set(found)
-            at = np.array(sorted(distinct), dtype=np.int64)
+            at = np.array(sorted(distinct), dtype=np.int32)
             weight = self.idf[at]
             if len(distinct) < len(found):
                 counts = Counter(found)

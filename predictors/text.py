@@ -22,7 +22,7 @@ from lengthwise.predictors.trees import Trees
 
 ALPHAS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 COMPONENTS = 48  # of the TF-IDF columns, for trees
-MANY = 20_000  # distinct prompts of which one fold is enough to choose a penalty by
+MANY = 20_000  # distinct prompts that are enough to choose a penalty and components by
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,11 @@ class Design:
         """A ridge on all rows, for labels (n, k): weights (width, k), intercept (k,)."""
         return solve(self.matrix, self.mean(labels), alpha, self.weights)
 
-    def held_out(self, labels: Floats, alpha: float, folds_out: int | None = None) -> Floats:
-        """For each prompt, what a ridge fitted to the other folds says; like ``labels`` (n, k).
-
-        NaN for those of folds from ``folds_out`` on, which are then not held out.
-        """
+    def held_out(self, labels: Floats, alpha: float) -> Floats:
+        """For each prompt, what a ridge fitted to the other folds says; like ``labels`` (n, k)."""
         matrix, means, folds = self.matrix, self.mean(labels), self.folds[self.first]
-        out = np.full_like(means, np.nan)
-        for fold in range(int(self.folds.max()) + 1 if folds_out is None else folds_out):
+        out = np.empty_like(means)
+        for fold in range(int(self.folds.max()) + 1):
             unseen = folds == fold
             heavy = None if self.weights is None else self.weights[~unseen]
             weights, intercept = solve(matrix[~unseen], means[~unseen], alpha, heavy)
@@ -95,14 +92,36 @@ class Design:
 
     def best_alpha(self, labels: Floats) -> tuple[float, Floats]:
         """The penalty with the least held-out squared error, and its held-out outputs."""
-        some = 1 if len(self.rows) > MANY else None
-        tried = {alpha: self.held_out(labels, alpha, some) for alpha in ALPHAS}
+        if len(self.rows) > MANY:
+            best = self._alpha_of_some(labels)
+            return best, self.held_out(labels, best)
+        tried = {alpha: self.held_out(labels, alpha) for alpha in ALPHAS}
         heavy = self.given[:, None]
         errors = {
-            alpha: float(np.nansum(heavy * (said - labels) ** 2)) for alpha, said in tried.items()
+            alpha: float((heavy * (said - labels) ** 2).sum()) for alpha, said in tried.items()
         }
         best = min(errors, key=errors.__getitem__)
-        return best, tried[best] if some is None else self.held_out(labels, best)
+        return best, tried[best]
+
+    def some(self) -> NDArray[np.int64]:
+        """``MANY`` of the rows, drawn at random; all where they are fewer."""
+        return np.sort(np.random.default_rng(0).permutation(len(self.rows))[:MANY])
+
+    def _alpha_of_some(self, labels: Floats) -> float:
+        """The penalty with the least squared error on one fold of ``some`` rows."""
+        some = self.some()
+        matrix, means, out = (
+            self.matrix[some],
+            self.mean(labels)[some],
+            self.folds[self.first][some] == 0,
+        )
+        heavy = np.ones(len(some)) if self.weights is None else self.weights[some]
+        errors = {}
+        for alpha in ALPHAS:
+            weights, intercept = solve(matrix[~out], means[~out], alpha, heavy[~out])
+            far = matrix[out] @ weights + intercept - means[out]
+            errors[alpha] = float((heavy[out, None] * far**2).sum())
+        return min(errors, key=errors.__getitem__)
 
     def held_out_mean(self, labels: Floats) -> Floats:
         """Held-out outputs for one label a prompt, (n,), at a middling penalty."""
@@ -114,9 +133,15 @@ def solve(
 ) -> tuple[Floats, Floats]:
     """Ridge regression with an unpenalised intercept: weights (width, k), intercept (k,)."""
     from sklearn.linear_model import Ridge as Solver
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    solver = Solver(alpha=alpha, solver="sparse_cg", tol=1e-6)
-    solver.fit(matrix, labels, sample_weight=heavy)
+    if len(labels) <= MANY:
+        solver = Solver(alpha=alpha, solver="sparse_cg", tol=1e-6)
+        solver.fit(matrix, labels, sample_weight=heavy)
+    else:
+        solver = Solver(alpha=alpha, solver="sparse_cg", tol=1e-4)
+        with threadpool_limits(1):  # sparse products take one thread, and others wait busily
+            solver.fit(matrix, labels, sample_weight=heavy)
     k = labels.shape[1]
     return np.ascontiguousarray(solver.coef_.reshape(k, -1).T), np.reshape(solver.intercept_, k)
 
@@ -196,21 +221,24 @@ class GBDT(Learned):
         self.features_ = design.features
         self.weights_ = np.concatenate((weights, self._components(design)), axis=1)
         self.intercept_ = intercept
-        columns = self._columns(design.rows)
-        columns[:, 0] = guess[design.first, 0]
         rows = np.arange(len(prompts))
         if isinstance(target, targets.Exact | targets.Rank):  # one label a prompt says it all
+            columns = self._columns(design.rows)
+            columns[:, 0] = guess[design.first, 0]
             data = Rowwise(columns, design.mean(labels)[:, 0], design.folds[design.first],
                            design.weights)  # fmt: skip
-            self.ensembles_, unseen = boosted(data, target, self.seed)
+            self.ensembles_, unseen, _ = boosted(data, target, self.seed)
             return unseen[design.row], rows
         heavy = None if design.weights is None else self._row_weights
         if len(rows) > MOST_ROWS:
             rows = np.sort(np.random.default_rng(self.seed).permutation(rows)[:MOST_ROWS])
-        data = Rowwise(columns[design.row[rows]], length[rows], design.folds[rows],
+        used, place = np.unique(design.row[rows], return_inverse=True)
+        columns = self._columns(design.rows.select(used))
+        columns[:, 0] = guess[design.first[used], 0]
+        data = Rowwise(columns[place], length[rows], design.folds[rows],
                        None if heavy is None else heavy[rows])  # fmt: skip
-        self.ensembles_, unseen = boosted(data, target, self.seed)
-        return unseen, rows
+        self.ensembles_, unseen, held = boosted(data, target, self.seed)
+        return unseen, rows[held]
 
     def _raw(self, prompts: list[str]) -> Floats:
         columns = self._columns(self.features_.rows(prompts))
@@ -225,7 +253,7 @@ class GBDT(Learned):
         out = np.zeros((width, max(components, 0)))
         if components > 0:
             svd = TruncatedSVD(components, random_state=self.seed)
-            out[:terms] = svd.fit(design.matrix[:, :terms]).components_.T
+            out[:terms] = svd.fit(design.matrix[design.some(), :terms]).components_.T
         return out
 
     def _columns(self, rows: Rows) -> Floats:

@@ -1,4 +1,4 @@
-"""Many rows: a penalty chosen on one fold is the one that all folds choose, or nearly as good."""
+"""Many rows: a penalty chosen on some of them is the one that all choose, or nearly as good."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from lengthwise.predictors import text
 
 
-def test_one_fold_is_enough_to_choose_a_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_rows_are_enough_to_choose_a_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     drawn = rng.integers(0, 300, (1500, 6))
     prompts = [" ".join(f"word{k}" for k in row) for row in drawn]
@@ -21,4 +21,4 @@ def test_one_fold_is_enough_to_choose_a_penalty(monkeypatch: pytest.MonkeyPatch)
     errors = [float(((said - labels) ** 2).mean()) for said in (held_out, unseen)]
     assert errors[1] <= 1.02 * errors[0]
     if quick == alpha:
-        assert (unseen == held_out).all()
+        assert np.allclose(unseen, held_out, atol=0.005)  # solved less closely
