@@ -5,16 +5,22 @@ They are not part of the repository: they lie beside it, or the tests skip.
 
 from __future__ import annotations
 
+import os
+import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lengthwise.errors import InputError
+from lengthwise.serving.vllm import VllmUnavailable
 from lengthwise.serving.workload import load_workload, read
 from lengthwise.serving.workload.readers import read_table
 from lengthwise.training.cli import main
+from tests.engines import router_environment
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 
@@ -111,3 +117,50 @@ def test_damaged_inputs(name: str, message: str) -> None:
 
 def test_a_session_that_is_a_list_is_a_name() -> None:
     assert len(read(CASES / "40_damaged_inputs" / "listsession.jsonl"))
+
+
+def result_of(command: list[str], **environment: str) -> list[str]:
+    """The lines that a process prints, which ends well."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)  # the first test that needs the environment makes it
+def test_streams_that_are_broken_off_count_no_more() -> None:
+    """The case's own script, in LiteLLM itself; ours are in ``engines/litellm_checks.py``."""
+    try:
+        found = str(router_environment.python())
+    except VllmUnavailable as error:
+        pytest.skip(f"PyPI can't be reached, and the environment is not there yet: {error}")
+    *left, read = result_of(
+        [found, str(case("05", "check.py"))], PYTHONPATH=str(router_environment.ROOT)
+    )
+    assert len(left) == 6
+    assert [line.rsplit(" ", 1)[1] for line in left] == ["0"] * 6, left
+    assert read == "predictor saw 'a long question a long questio'"
+
+
+def test_damaged_machine_code_in_the_cache(tmp_path: Path) -> None:
+    """The case's own steps; more kinds of damage are in ``test_serving_cache.py``."""
+    run = "from lengthwise.training.cli import main; main()"
+    command = [sys.executable, "-c", run, "simulate", str(case("12", "tr.csv"))]
+    fresh = result_of(command, XDG_CACHE_HOME=str(tmp_path))
+    made = list((tmp_path / "lengthwise" / "kernels").glob("run_*.o"))
+    assert made
+    for path in made:
+        path.write_bytes(b"")
+    for _ in range(2):
+        assert result_of(command, XDG_CACHE_HOME=str(tmp_path)) == fresh
+    assert all(path.stat().st_size for path in made)
+
+
+@pytest.mark.filterwarnings("ignore:.*The environment lengthwise/Routing-v0 is out of date")
+def test_stable_baselines3_makes_vector_environments(capsys: Any) -> None:
+    """The case's own script; what may be done with them is in ``test_envs_sb3.py``."""
+    pytest.importorskip("stable_baselines3")
+    runpy.run_path(str(case("14", "check.py")))
+    assert capsys.readouterr().out == "odict_keys(['candidates', 'mask', 'state'])\n"

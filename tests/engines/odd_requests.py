@@ -267,7 +267,8 @@ class RequestRouter:
     def initialize_state(self, **rest: Any) -> None: ...
 
     async def _choose_replica_for_request(self, pending: Any, **rest: Any) -> Any:
-        return (await self.choose_replicas(self.curr_replicas, pending))[0][0]  # type: ignore[attr-defined]
+        candidates = list(self.curr_replicas.values())  # type: ignore[attr-defined]
+        return (await self.choose_replicas(candidates, pending))[0][0]  # type: ignore[attr-defined]
 
     def on_request_completed(self, replica_id: Any, internal_request_id: str) -> None: ...
 
@@ -279,13 +280,12 @@ def ray_serve(requests: list[Odd]) -> None:
         policy=("least-tokens", "jsq", "round-robin")[next(_which) % 3],
         reports=("waiting_requests", "running_requests"),
     )
-    made.curr_replicas = [f"r{i}" for i in range(3)]
     told = iter(itertools.cycle([one["limit"] for one in requests]))
-    made.curr_replicas = [
-        SimpleNamespace(replica_id=f"r{i}", routing_stats={"waiting_requests": next(told)})
+    made.curr_replicas = {
+        f"r{i}": SimpleNamespace(replica_id=f"r{i}", routing_stats={"waiting_requests": next(told)})
         for i in range(3)
-    ]
-    made.curr_replicas[2].routing_stats = None
+    }  # as Ray Serve has them: by id
+    made.curr_replicas["r2"].routing_stats = None
 
     async def run() -> None:
         for i, one in enumerate(requests):
@@ -295,7 +295,7 @@ def ray_serve(requests: list[Odd]) -> None:
                 metadata=SimpleNamespace(internal_request_id=f"{i}"),
             )  # fmt: skip
             replica = await made._choose_replica_for_request(pending)
-            assert replica in made.curr_replicas
+            assert replica is made.curr_replicas[replica.replica_id]
             router = made._lengthwise
             assert sum(router.unfinished(r) for r in router._replicas) == 1
             made.on_request_completed(replica.replica_id, f"{i}")
