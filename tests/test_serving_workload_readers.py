@@ -850,3 +850,25 @@ def test_no_damaged_parquet_escapes_as_anything_but_one_line(tmp_path: Path) -> 
             assert "\n" not in str(error)
             refused += 1
     assert 10 < refused
+
+
+def test_one_long_cell_costs_what_it_is_long(tmp_path: Path) -> None:
+    """Not that for each row: 3,000 cells as wide as one of a million would be 12 GB."""
+    rows = "".join(f"{i},5,5,{'x' * 10**6 if i == 7 else 'a'}\n" for i in range(3000))
+    assert len(read(write(tmp_path / "t.csv", NATIVE[:-1] + ",notes\n" + rows))) == 3000
+
+
+def test_a_null_byte_behind_a_number_is_not_dropped(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"row 0: prompt_tokens is '5\\x00'"):
+        read(write(tmp_path / "t.csv", NATIVE + "0,5\0,5\n"))
+
+
+def test_numbers_as_texts_have_the_unit_of_numbers_and_it_is_said(tmp_path: Path) -> None:
+    rows = [{"timestamp": str(250 * i), "input_length": 9, "output_length": 2} for i in range(9)]
+    found = read_table(write(tmp_path / "t.jsonl", jsonl(*rows)))
+    assert list(found.columns["arrival_s"]) == [i / 4 for i in range(9)]
+    assert any("timestamp read as ms, 4 requests/s" in notice for notice in found.notices)
+    azure = "TIMESTAMP,ContextTokens,GeneratedTokens\n0,9,2\n500,9,2\n"
+    (said,) = read_table(write(tmp_path / "a.csv", azure)).notices
+    assert "TIMESTAMP read as s, 0.002 requests/s" in said
+    assert read(tmp_path / "a.csv", time_unit="ms").rate == 2

@@ -186,15 +186,19 @@ def _cells(key: str, cells: Sequence[str]) -> NDArray[Any]:
     if key.lower() in TEXTS:
         return _array(list(cells))
     stripped = [cell.strip() for cell in cells]
-    if any(stripped):
-        for kind in (np.int64,) if key.lower() in NAMES else (np.int64, np.float64):
-            try:
-                if kind is np.float64:
-                    stripped = [cell or "nan" for cell in stripped]
-                return np.array(stripped, dtype=np.str_).astype(kind)
-            except (ValueError, OverflowError):
-                continue
+    if not any(stripped):
+        return _array(list(cells))
+    kinds: tuple[tuple[Any, Any], ...] = ((int, np.int64), (_float, np.float64))
+    for read, kind in kinds[:1] if key.lower() in NAMES else kinds:
+        try:
+            return np.fromiter(map(read, stripped), kind, len(stripped))
+        except (ValueError, OverflowError):
+            continue
     return _array(list(cells))
+
+
+def _float(cell: str) -> float:
+    return float(cell or "nan")
 
 
 def _of_table(name: str, table: Any) -> Columns:

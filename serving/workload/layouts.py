@@ -104,7 +104,7 @@ def _engine_record(columns: Columns, name: str, options: Options) -> Columns:
 def _azure(columns: Columns, name: str, options: Options) -> Columns:
     """Azure's public traces of 2023 and 2024 (Patel et al., ISCA 2024)."""
     return {
-        "arrival_s": seconds(name, "TIMESTAMP", columns["TIMESTAMP"]),
+        "arrival_s": _seconds(name, "TIMESTAMP", columns["TIMESTAMP"], "s", options),
         "prompt_tokens": columns["ContextTokens"],
         "output_tokens": columns["GeneratedTokens"],
     }
@@ -113,9 +113,7 @@ def _azure(columns: Columns, name: str, options: Options) -> Columns:
 def _burstgpt(columns: Columns, name: str, options: Options) -> Columns:
     """BurstGPT (Wang et al., 2024); failed requests have 0 response tokens."""
     table = {
-        "arrival_s": seconds(
-            name, "Timestamp", columns["Timestamp"], UNITS_S[options.time_unit or "s"]
-        ),
+        "arrival_s": _seconds(name, "Timestamp", columns["Timestamp"], "s", options),
         "prompt_tokens": columns["Request tokens"],
         "output_tokens": columns["Response tokens"],
     }
@@ -130,17 +128,11 @@ def _mooncake(columns: Columns, name: str, options: Options) -> Columns:
 
     The public Qwen-Bailian traces have the same columns, and others, in seconds and blocks of 16.
     """
-    times = columns["timestamp"]
+    times = _numbers(columns["timestamp"])
     other = [key for key in ("chat_id", "parent_chat_id", "turn", "type") if key in columns]
     whole = times.dtype.kind in "iu" or (times.dtype.kind == "f" and (times == times // 1).all())
-    unit = options.time_unit or ("s" if other or not whole else "ms")
-    arrival_s = seconds(name, "timestamp", times, UNITS_S[unit])
-    if not options.time_unit and times.dtype.kind in "iuf":
-        span = float(arrival_s.max())
-        rate = f", {(len(times) - 1) / span:.3g} requests/s" if span > 0 else ""
-        options.notices.append(
-            f"{name}: timestamp read as {unit}{rate}; time_unit (--time-unit) says otherwise"
-        )
+    unit = "s" if other or not whole else "ms"
+    arrival_s = _seconds(name, "timestamp", times, unit, options)
     table = {
         "arrival_s": arrival_s,
         "prompt_tokens": columns["input_length"],
@@ -154,9 +146,7 @@ def _mooncake(columns: Columns, name: str, options: Options) -> Columns:
 def _servegen(columns: Columns, name: str, options: Options) -> Columns:
     """Workloads written by ServeGen (Xiang et al., 2025): seconds."""
     table = {
-        "arrival_s": seconds(
-            name, "timestamp", columns["timestamp"], UNITS_S[options.time_unit or "s"]
-        ),
+        "arrival_s": _seconds(name, "timestamp", columns["timestamp"], "s", options),
         "prompt_tokens": columns["input_tokens"],
         "output_tokens": columns["output_tokens"],
     }
@@ -356,10 +346,24 @@ LAYOUTS: dict[str, Layout] = {
 }  # fmt: skip
 
 
+def _seconds(
+    name: str, column: str, times: NDArray[Any], unit: str, options: Options
+) -> NDArray[Any]:
+    """Seconds of times in ``unit`` where no other is asked for; says what numbers are read as."""
+    times = _numbers(times)
+    arrival_s = seconds(name, column, times, UNITS_S[options.time_unit or unit])
+    if not options.time_unit and times.dtype.kind in "iuf":
+        span = float(arrival_s.max())
+        rate = f", {(len(times) - 1) / span:.3g} requests/s" if span > 0 else ""
+        options.notices.append(
+            f"{name}: {column} read as {unit}{rate}; time_unit (--time-unit) says otherwise"
+        )
+    return arrival_s
+
+
 def seconds(name: str, column: str, values: NDArray[Any], unit_s: float = 1.0) -> NDArray[Any]:
     """Times as seconds from the earliest one; texts are ISO 8601 dates, or numbers all of them."""
-    if values.dtype.kind not in "iuf":
-        values = _numbers(values)
+    values = _numbers(values)
     if values.dtype.kind not in "iuf":
         import pandas as pd
 
@@ -384,6 +388,8 @@ def seconds(name: str, column: str, values: NDArray[Any], unit_s: float = 1.0) -
 
 def _numbers(values: NDArray[Any]) -> NDArray[Any]:
     """Texts that are numbers, all of them, as numbers; anything else as it came."""
+    if values.dtype.kind in "iuf":
+        return values
     try:
         return np.array([float(value) for value in values])
     except (TypeError, ValueError, OverflowError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
@@ -83,6 +84,8 @@ def simulate(
     )
     notices(result.notices)
     title = f"{result.config['policy']} on {workload.name}: {len(workload):,} requests"
+    if math.isfinite(workload.rate):  # a unit that was guessed wrong shows here
+        title += f", {workload.rate:.3g} requests/s"
     console().print(run_view(title, result.summary(limits)))
     if out is not None:
         folder = result.save(out, command)
