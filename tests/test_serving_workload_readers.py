@@ -872,3 +872,11 @@ def test_numbers_as_texts_have_the_unit_of_numbers_and_it_is_said(tmp_path: Path
     (said,) = read_table(write(tmp_path / "a.csv", azure)).notices
     assert "TIMESTAMP read as s, 0.002 requests/s" in said
     assert read(tmp_path / "a.csv", time_unit="ms").rate == 2
+
+
+def test_an_empty_cell_is_not_censored_and_a_number_is_0_or_1(tmp_path: Path) -> None:
+    head = "prompt,output_tokens,censored\n"
+    found = read_prompts(write(tmp_path / "t.csv", head + "a,5,1\nb,5,0\nc,5,\n"))
+    assert list(found.censored) == [True, False, False]
+    with pytest.raises(InputError, match=r"row 1: censored is 2.*must be true or false"):
+        read_prompts(write(tmp_path / "t.csv", head + "a,5,1\nb,5,2\n"))

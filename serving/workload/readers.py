@@ -81,8 +81,14 @@ def read_prompts(path: Any, **options: Any) -> Prompts:
 def _truths(table: Table) -> NDArray[np.bool_]:
     """The column ``censored`` (n,), from bools, numbers or words."""
     values = table.columns.get("censored", np.zeros(len(table), dtype=bool))
-    if values.dtype.kind in "biuf":
-        return values.astype(bool)
+    if values.dtype.kind in "biuf":  # NaN is an empty cell
+        odd = np.flatnonzero((values != 0) & (values != 1) & (values == values))
+        if len(odd):
+            row = odd[0]
+            raise InputError(
+                f"{table.name}: row {row}: censored is {values[row]}; it must be true or false"
+            )
+        return np.asarray(values == 1)
     words = [str(value).strip().lower() for value in values]
     for row, word in enumerate(words):
         if word not in TRUE | FALSE:
