@@ -510,7 +510,7 @@ def test_a_part_ends_with_its_rows_its_tokens_or_its_age(
 
     def parts(prompts: bool, *writes: int, ages: float = 0.0) -> list[int]:
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
-        made = part.Part(folder, prompts, {"model": "m"})
+        made = part.Part(folder, prompts, {"model": "m", "tokenizer": "t"})
         for tokens in writes:
             made.add(row(tokens))
             assert made.waiting == 1
