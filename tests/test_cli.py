@@ -116,6 +116,7 @@ REFUSED = [
     ("compare trace.csv --out others", "holds other files"),
     ("compare trace.csv --rates 4,x", "--rates takes numbers"),
     ("compare trace.csv --rates 4,4", "names a rate twice"),
+    ("compare trace.csv --seeds 100000000", "100000000 is not in the range 1<=x<=10000"),
     ("compare trace.csv --policies fcfs,srft", "did you mean 'srtf'"),
     ("compare trace.csv --routers jsq", "two nodes or more"),
     ("compare trace.csv --replicas 2 --routers jqs", "did you mean 'jsq'"),

@@ -223,11 +223,12 @@ def system_options(command: Command) -> Command:
 
 
 processes_option = click.option(
-    "--processes", type=click.IntRange(1), default=os.cpu_count() or 1, show_default="all cores"
-)
+    "--processes", type=click.IntRange(1, 1024), default=os.cpu_count() or 1,
+    show_default="all cores",
+)  # fmt: skip
 seeds_option = click.option(
     "--seeds",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10_000),
     default=5,
     show_default=True,
     metavar="N",
