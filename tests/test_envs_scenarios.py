@@ -6,11 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lengthwise.envs.columns import Columns
 from lengthwise.envs.episodes import episode_source
 from lengthwise.envs.scenarios import (
     KEYS,
     LONGEST,
     PRESETS,
+    UNEQUAL,
     Scenario,
     Scenarios,
     presets,
@@ -176,6 +178,7 @@ def test_a_file_multiplies_its_lists(tmp_path):
         ([], "at least one"),
         ({"scenario": []}, "did you mean 'scenarios'"),
         ("burstgpt", "expected a list"),
+        (["burstgpt"], "scenario 0 in .*: expected the keys and values of a scenario"),
     ],
 )
 def test_files_say_what_is_wrong(tmp_path, rows, message):
@@ -262,3 +265,32 @@ def test_the_unequal_fleet_is_what_it_says():
     took = [node.timing.tables(100, 8).decode_ps[8] for node in system.nodes]
     assert took[1] == took[0] == took[3] and took[2] / took[0] == pytest.approx(2, rel=1e-3)
     assert all(node.engine.max_num_seqs == 64 for node in next(iter(presets())).system.nodes)
+
+
+def test_varied_scenarios_lie_where_the_documentation_says():
+    """Factors, loads, seats and speeds in their ranges, each over most of its range."""
+    one = varied(count=400)
+    assert {s.requests for s in one} == {600}
+    loads = np.array([s.load for s in one])
+    assert 0.5 <= loads.min() and loads.max() <= 1.2
+    assert 0.8 < np.mean((loads >= 0.75) & (loads <= 1.15)) < 0.97  # 0.8 and a part of the rest
+    seats = [s.engine.max_num_seqs for s in one]
+    assert set(seats) == {32, 64, 128} and 0.5 < np.mean(np.equal(seats, 64)) < 0.7
+    for name, low, high in (("prompt_factor", 0.2, 20), ("output_factor", 0.3, 3)):
+        drawn = np.array([getattr(s, name) for s in one if getattr(s, name) != 1])
+        assert low <= drawn.min() < 1.2 * low and 0.8 * high < drawn.max() <= high
+    fleets = varied(count=400, fleet=True)
+    assert 0.5 < np.mean([s.nodes == UNEQUAL for s in fleets]) < 0.7
+    assert {s.metrics_interval_s for s in fleets if s.nodes == UNEQUAL} == {1.0}
+    nodes = [node for s in fleets if s.nodes != UNEQUAL for node in s.nodes]
+    assert {node["max_num_seqs"] for node in nodes} == {16, 32, 64}
+    speeds = [node["speed"] for node in nodes]
+    assert 0.4 <= min(speeds) < 0.45 and 0.9 < max(speeds) <= 1
+    assert sorted({s.load for s in presets()}) == [0.7, 0.9, 1.05]
+
+
+def test_columns_that_are_missing_or_scaled_in_vain_are_told():
+    with pytest.raises(InputError, match="at least one feature"):
+        Columns.of(())
+    with pytest.raises(UnknownNameError, match="feature to scale"):
+        Columns.of(("prompt_tokens",), {"priority": (0.0, 1.0)})
