@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lengthwise.eval.capacity import Capacity
+from lengthwise.eval.check import Checked
 from lengthwise.eval.compare import BOUND, Comparison
 from lengthwise.eval.reproduce import Reproduction
 from lengthwise.eval.statistics import Interval
@@ -293,6 +294,19 @@ def _judged_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _interval(row_: Mapping[str, Any], name: str) -> Interval:
     return Interval(row_[name], row_[f"{name}_low"], row_[f"{name}_high"], 0)
+
+
+def checked_view(found: Checked) -> RenderableType:
+    """What was looked at of a policy, a line each."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    styles = {"ok": "green", "note": "yellow", "not checked": "dim"}
+    for check in found.checks:
+        table.add_row(check.name, Text(check.verdict, styles[check.verdict]), check.said)
+    reads = ", ".join(found.reads) or "nothing"
+    return Group(Text(f"{found.policy} ({found.kind}) reads {reads}", style="bold"), Text(), table)
 
 
 def reproduction_view(found: Reproduction) -> RenderableType:

@@ -14,10 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, runtime_checkable
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise import features
-from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.blame import Problem, at_return, blamed, place_of
+from lengthwise.errors import InputError, LengthwiseError, UnknownNameError
 from lengthwise.features import Changes
 from lengthwise.picoseconds import picoseconds
 from lengthwise.trained import TrainedOn
@@ -56,8 +58,9 @@ class Score:
     """A score function with its tunables bound.
 
     ``function(*values, **tunables)`` takes one value (scalar or array of shape (n,)) per name in
-    ``features`` and returns a value of the same shape. Ties are broken by request id (scheduling)
-    or by replica index (routing). ``ranges`` holds those that tunables declare.
+    ``features`` and returns a value of the same shape. It sees arrays that it can't write to. Ties
+    are broken by request id (scheduling) or by replica index (routing). ``ranges`` holds those that
+    tunables declare.
     """
 
     name: str
@@ -67,11 +70,45 @@ class Score:
     ranges: Mapping[str, Between] = field(default_factory=dict)
 
     def __call__(self, *values: Any) -> Any:
-        return self.function(*values, **self.tunables)
+        return self.function(*map(_read_only, values), **self.tunables)
 
     def evaluate(self, values: Mapping[str, Any]) -> Any:
         """The score from a mapping that holds at least the features the score reads."""
-        return self.function(*(values[name] for name in self.features), **self.tunables)
+        return self(*(values[name] for name in self.features))
+
+    def numbers(
+        self, values: Mapping[str, Any], count: int, kind: str = "policy"
+    ) -> NDArray[np.float64]:
+        """The scores of ``count`` requests or replicas, (count,); ``values`` as for ``evaluate``.
+
+        Raises ``InputError`` that says in which line of the user's function what is wrong: it
+        raised, or gave what is no number, NaN, or another shape. ``kind`` is what it calls itself.
+        """
+        try:
+            found = self.evaluate(values)
+        except LengthwiseError:
+            raise
+        except (Exception, SystemExit) as error:
+            told = blamed(error, self.function)
+            raise InputError(f"{kind} {self.name!r}: {told}") from error
+        problem = wrong_score(self.function, found, count)
+        if problem is not None:
+            raise InputError(f"{kind} {self.name!r}: {problem}")
+        scores = np.asarray(found, dtype=np.float64)
+        if np.isnan(scores).any():
+            raise InputError(
+                f"{kind} {self.name!r} gave NaN for a score{self._nan(values, scores)}"
+            )
+        return np.broadcast_to(scores, (count,))
+
+    def _nan(self, values: Mapping[str, Any], scores: NDArray[np.float64]) -> str:
+        """For which features it was, and where the function stands."""
+        at = int(np.isnan(scores).argmax())
+        row = {name: np.ravel(values[name])[at if np.size(values[name]) > 1 else 0].item()
+               for name in self.features}  # fmt: skip
+        file, line = place_of(self.function)
+        given = ", ".join(f"{name} {value:.6g}" for name, value in row.items())
+        return f" ({file}:{line}, where {given})" if line else ""
 
     @property
     def changes(self) -> frozenset[Changes]:
@@ -99,6 +136,9 @@ class Score:
         for a signature that a policy can't have.
         """
         name = name or str(getattr(function, "__name__", "policy"))
+        if inspect.isclass(function) or not callable(function):
+            what = "a class" if inspect.isclass(function) else repr(function)
+            raise InputError(f"policy {name!r} is {what}; a policy is a function: def {name}(...)")
         names: list[str] = []
         tunables: dict[str, Tunable] = {}
         ranges: dict[str, Between] = {}
@@ -152,6 +192,35 @@ class Weighted(Protocol):
 
     @property
     def weights(self) -> Sequence[float]: ...
+
+
+def _read_only(value: Any) -> Any:
+    """What a score may look at but not write to: the arrays are the engine's own."""
+    if not isinstance(value, np.ndarray):
+        return value
+    view = value.view()
+    view.flags.writeable = False
+    return view
+
+
+def wrong_score(function: Callable[..., Any], found: Any, count: int) -> Problem | None:
+    """Why what a score gave is no score of ``count`` requests; None if it is one."""
+    if found is None:
+        return at_return(function, "gives None", "return and the score")
+    try:
+        made = np.asarray(found)
+    except (ValueError, TypeError):  # rows of several lengths
+        made = np.asarray(None)
+    if made.dtype.kind not in "biuf":
+        try:
+            said = f"{found!r:.60}"
+        except Exception:
+            said = f"a {type(found).__name__}"
+        return at_return(function, f"gives {said}, which is no number")
+    if made.shape not in ((), (count,)):
+        each = f"one number for each of the {count}, as the features have"
+        return at_return(function, f"gives an array of shape {made.shape}", each)
+    return None
 
 
 def _declared(

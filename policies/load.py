@@ -7,13 +7,17 @@ Grammar: ``NAME[:tunable=value,...][+PART[:field=value,...]]...`` where NAME is 
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib.util
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
+from lengthwise import contract
 from lengthwise.errors import InputError, LengthwiseError, UnknownNameError
 from lengthwise.policies.bundle import is_bundle, read_bundle
 from lengthwise.policy import Guard, RoutingPolicy, SchedulingPolicy, Score, Tunable
@@ -23,18 +27,22 @@ Policy = SchedulingPolicy | RoutingPolicy
 
 
 def load_policy(
-    spec: str | os.PathLike[str] | SchedulingPolicy | Callable[..., Any],
+    spec: str | os.PathLike[str] | SchedulingPolicy | Callable[..., Any], *, tried: bool = True
 ) -> SchedulingPolicy:
-    """A scheduling policy from its spelling, a score function, or a policy (returned as it is)."""
+    """A scheduling policy from its spelling, a score function, or a policy (returned as it is).
+
+    A user's own function is tried on sampled features: one that breaks the contract of scores
+    (``lengthwise.contract``) is an ``InputError`` with its line, unless it is not to be ``tried``.
+    """
     if isinstance(spec, SchedulingPolicy):
         return spec
     if callable(spec):
-        return SchedulingPolicy(Score.from_function(spec))
+        return SchedulingPolicy(_sound(Score.from_function(spec), "policy", tried))
     if not isinstance(spec, str | os.PathLike):
         raise InputError(f"not a policy: {spec!r}; a policy is a name, a file or a score function")
     spec = os.fspath(spec)
     head, *extras = _parts(spec)
-    policy = _head(head, "policy")
+    policy = _head(head, "policy", tried)
     if not isinstance(policy, SchedulingPolicy):
         raise InputError(f"{head!r} is a router, not a scheduling policy")
     for extra in extras:
@@ -58,20 +66,20 @@ def load_policy(
 
 
 def load_router(
-    spec: str | os.PathLike[str] | RoutingPolicy | Callable[..., Any],
+    spec: str | os.PathLike[str] | RoutingPolicy | Callable[..., Any], *, tried: bool = True
 ) -> RoutingPolicy:
     """A routing policy: ``jsq``, ``./file.py:score``, a bundle, a score function or a policy.
 
-    ``NAME:choices=d`` samples d replicas first.
+    ``NAME:choices=d`` samples d replicas first; ``tried`` is as for ``load_policy``.
     """
     if isinstance(spec, RoutingPolicy):
         return spec
     if callable(spec):
-        return RoutingPolicy(Score.from_function(spec))
+        return RoutingPolicy(_sound(Score.from_function(spec), "router", tried))
     if not isinstance(spec, str | os.PathLike):
         raise InputError(f"not a router: {spec!r}; a router is a name, a file or a score function")
     spec = os.fspath(spec)
-    policy = _head(spec, "router")
+    policy = _head(spec, "router", tried)
     if not isinstance(policy, RoutingPolicy):
         raise InputError(f"{spec!r} is a scheduling policy, not a router")
     return dataclasses.replace(policy, label=spec)
@@ -88,13 +96,14 @@ def _parts(spec: str) -> list[str]:
     return parts
 
 
-def _head(head: str, kind: str) -> Policy:
+def _head(head: str, kind: str, tried: bool) -> Policy:
     if is_bundle(head):
         return read_bundle(head)
     path, _, rest = head.partition(".py:")
     if rest:
         function, _, options = rest.partition(":")
-        return _apply(_whole(_from_file(f"{path}.py", function), kind), options, head)
+        score = _sound(_from_file(f"{path}.py", function), kind, tried)
+        return _apply(_whole(score, kind), options, head)
     if head.endswith(".py"):
         raise InputError(f"policy file {head!r} needs a function: {head}:score")
     name, _, options = head.partition(":")
@@ -109,6 +118,13 @@ def _whole(score: Score, kind: str) -> Policy:
     return SchedulingPolicy(score) if kind == "policy" else RoutingPolicy(score)
 
 
+def _sound(score: Score, kind: str, tried: bool) -> Score:
+    """A user's own score, tried: refused here rather than in the middle of a run."""
+    if tried:
+        contract.require(score, kind)
+    return score
+
+
 def _apply(policy: Policy, options: str, spec: str) -> Policy:
     given = _options(options, spec)
     if isinstance(policy, RoutingPolicy) and "choices" in given:
@@ -120,6 +136,40 @@ def _apply(policy: Policy, options: str, spec: str) -> Policy:
 
 
 def _from_file(path: str, name: str) -> Score:
+    module = _module(path)
+    if name not in vars(module):
+        raise UnknownNameError(f"function in {path}", name, functions_of(module))
+    found = getattr(module, name)
+    if inspect.isclass(found):
+        lines = [node.lineno for node in ast.parse(Path(path).read_bytes()).body
+                 if isinstance(node, ast.ClassDef) and node.name == name]  # fmt: skip
+        at = f"{path}:{lines[-1]}" if lines else path
+        raise InputError(f"{at}: {name} is a class; a policy is a function: def {name}(...)")
+    return Score.from_function(found, name)
+
+
+def only_function(path: str) -> str:
+    """The function of a policy's file that is meant where none is named: ``score``, or its one."""
+    own = functions_of(_module(path))
+    if "score" in own:
+        return "score"
+    if len(own) == 1:
+        return own[0]
+    listed = ", ".join(f"{path}:{name}" for name in own) or "none"
+    raise InputError(f"policy file {path!r} needs a function named: {listed}")
+
+
+def functions_of(module: ModuleType) -> list[str]:
+    """The functions that a file defines itself, but for those with a leading underscore."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, FunctionType) and value.__module__ == module.__name__
+        and not name.startswith("_")
+    ]  # fmt: skip
+
+
+def _module(path: str) -> ModuleType:
     file = Path(path)
     if not os.path.isfile(file):
         raise InputError(f"policy file {path!r} does not exist")
@@ -132,10 +182,7 @@ def _from_file(path: str, name: str) -> Score:
         raise
     except Exception as error:
         raise InputError(f"policy file {path!r} failed: {type(error).__name__}: {error}") from error
-    functions = [key for key, value in vars(module).items() if callable(value)]
-    if name not in functions:
-        raise UnknownNameError(f"function in {path}", name, functions)
-    return Score.from_function(getattr(module, name))
+    return module
 
 
 def _options(text: str, spec: str) -> dict[str, Any]:

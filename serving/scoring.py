@@ -225,9 +225,4 @@ class Scorer:
             request.score = score
 
     def _evaluate(self, values: Mapping[str, Any], count: int) -> NDArray[np.float64]:
-        scores = np.asarray(self._score.evaluate(values), dtype=np.float64)
-        if scores.shape != (count,):
-            scores = np.broadcast_to(scores, (count,))
-        if np.isnan(scores).any():
-            raise InputError(f"policy {self._score.name!r} gave NaN for a score")
-        return scores
+        return self._score.numbers(values, count)

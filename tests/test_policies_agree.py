@@ -92,7 +92,7 @@ def load_file(tmp_path):
     def load(text, name="score"):
         path = tmp_path / "mine.py"
         path.write_text(text)
-        return load_policy(f"{path}:{name}").score
+        return load_policy(f"{path}:{name}", tried=False).score
 
     return load
 

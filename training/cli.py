@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Serve OpenAI's API as vLLM would, timed by the simulated engine.",
     ),
     "serve-epp": ("serve_epp:serve_epp", "Serve a routing policy as Envoy's endpoint picker."),
+    "check": ("check:check", "Check a policy of your own on everything that may run it."),
     "list": ("listing:listing", "List policies, predictors, routers, timings, workloads, envs."),
 }
 # Packages that a plain install leaves out, and the extra that brings them.

@@ -56,8 +56,6 @@ def priority_for(
     for name in score.features:
         if name not in values:
             raise InputError(f"policy {score.name!r} reads {name}, which is not given")
-    scaled = float(score.evaluate(values)) * per_unit
-    if scaled != scaled:
-        raise InputError(f"policy {score.name!r} gave NaN for a score")
+    scaled = float(score.numbers(values, 1)[0]) * per_unit
     whole = round(min(max(scaled, -LARGEST), LARGEST))
     return whole if lowest_first else -whole

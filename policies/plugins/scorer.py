@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lengthwise.policies.plugins import client
 from lengthwise.policies.plugins.metrics import Counters
-from lengthwise.policy import Score
+from lengthwise.policy import Score, wrong_score
 from lengthwise.provider import Provider
 from lengthwise.trained import TrainedOn
 
@@ -73,10 +73,8 @@ class Scorer:
             self._look(values)
         start = time.perf_counter()
         try:
-            scores = np.asarray(self.score.evaluate(values), dtype=np.float64)
-            scores = (
-                scores if scores.shape == (count,) else np.broadcast_to(scores, (count,)).copy()
-            )
+            found = self.score.evaluate(values)
+            wrong = wrong_score(self.score.function, found, count)
         except RAISED as error:
             self._failed(error)
             self._watch(time.perf_counter() - start)
@@ -84,6 +82,10 @@ class Scorer:
                     for i in range(count))  # fmt: skip
             return np.array([self.one(row) for row in rows])
         self._watch(time.perf_counter() - start)
+        if wrong is not None:
+            self._unscored(found)
+            return np.full(count, np.nan)
+        scores = np.broadcast_to(np.asarray(found, dtype=np.float64), (count,)).copy()
         if np.isnan(scores).any():
             self._unscored(np.nan)
         return scores

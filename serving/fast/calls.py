@@ -44,7 +44,7 @@ class ScoreCalls:
         found = [self._address(p.score) if p.queue == "priority" else (0, None) for p in policies]
         self.policy_at = [address for address, _ in found]  # 0 where arrival is the order
         self.why = [why for _, why in found]  # None where there is machine code, or no score
-        self.router_at = self._address(routing.score)[0] if replicas > 1 else 0
+        self.router_at = self._address(routing.score, "router")[0] if replicas > 1 else 0
 
     def bind(self, state: State) -> None:
         """Takes the arrays that scores are called with."""
@@ -59,7 +59,7 @@ class ScoreCalls:
             raise self._error
         raise InputError(f"policy or router {self.names} divided by zero or failed otherwise")
 
-    def _address(self, score: Score) -> tuple[int, str | None]:
+    def _address(self, score: Score, kind: str = "policy") -> tuple[int, str | None]:
         try:
             compiled = compile_score(score)
         except NotCompilable as reason:
@@ -71,8 +71,8 @@ class ScoreCalls:
         def call(rows: int, count: int, out: int, numbers: int) -> int:
             try:
                 # contiguous, as the reference passes them: the last bit may depend on it
-                values = [self._columns[name][:count].copy() for name in score.features]
-                self._out[:count] = score(*values)
+                values = {name: self._columns[name][:count].copy() for name in score.features}
+                self._out[:count] = score.numbers(values, count, kind)
             except BaseException as error:  # it would vanish in machine code
                 self._error = error
                 return 1

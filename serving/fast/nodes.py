@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.errors import InputError
 from lengthwise.policy import Score
 from lengthwise.serving.fast import state as ks
 from lengthwise.serving.fast.calls import ScoreCalls
@@ -161,7 +160,4 @@ def _time(row: Any, inputs: NodeInputs, node: Node, tables: dict[str, _Tables]) 
 def _ahead(score: Score, features: Features, arrival_ps: NDArray[np.int64]) -> NDArray[np.float64]:
     """Scores at arrival as one array, (n,)."""
     values = features.at_arrival(score.features, arrival_ps)
-    scores = np.asarray(score.evaluate(values), dtype=np.float64)
-    if np.isnan(scores).any():
-        raise InputError(f"policy {score.name!r} gave NaN for a score")
-    return np.array(np.broadcast_to(scores, arrival_ps.shape))
+    return np.array(score.numbers(values, len(arrival_ps)))

@@ -301,10 +301,8 @@ class ReferenceRun:
             places = sample(self._seed, request, len(chosen), routing.choices)
             chosen = [chosen[place] for place in places]
         values = self._routing_features(routing.score.features, request, chosen)
-        scores = np.asarray(routing.score.evaluate(values), dtype=np.float64)
-        if np.isnan(scores).any():
-            raise InputError(f"router {routing.score.name!r} gave NaN for a score")
-        return chosen[int(np.broadcast_to(scores, (len(chosen),)).argmin())]
+        scores = routing.score.numbers(values, len(chosen), "router")
+        return chosen[int(scores.argmin())]
 
     def _request(self, id: int, index: int) -> Request:
         """A request that is to be routed, as a node would take it."""

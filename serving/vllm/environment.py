@@ -78,6 +78,12 @@ def environment(version: str = NEWEST) -> Environment:
         return Environment(_interpreter(root), _python_files(root, version))
 
 
+def is_made(version: str = NEWEST) -> bool:
+    """Whether the environment for a vLLM version is there, so that nothing need be fetched."""
+    root = cache_folder()
+    return (_folder(root) / "complete").exists() and (root / f"vllm-{version}").exists()
+
+
 def cache_folder() -> Path:
     """Where the environments lie."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -91,9 +97,13 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _interpreter(root: Path) -> Path:
+def _folder(root: Path) -> Path:
     pins = f"{REQUIREMENTS.read_text()}{TORCH}{WITHOUT_DEPENDENCIES}{platform.python_version()}"
-    folder = root / f"env-{hashlib.sha256(pins.encode()).hexdigest()[:12]}"
+    return root / f"env-{hashlib.sha256(pins.encode()).hexdigest()[:12]}"
+
+
+def _interpreter(root: Path) -> Path:
+    folder = _folder(root)
 
     def fill(install: list[str]) -> None:
         _say(f"making {folder} (CPU torch and 24 small packages, about 1.3 GB)")

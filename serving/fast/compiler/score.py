@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise import exact, features
+from lengthwise import exact
 from lengthwise.errors import InputError
 from lengthwise.policy import Layered, Score, Weighted
+from lengthwise.sampled import columns
 from lengthwise.serving.fast.compiler import network
 from lengthwise.serving.fast.compiler.native import build, load, machine
 from lengthwise.serving.fast.state import FEATURE_ROW
@@ -369,20 +370,9 @@ def _compare(score: Score, compiled: CompiledScore) -> None:
 
 def sample_rows(n: int, *, seed: int) -> NDArray[Any]:
     """Feature values of the sizes that runs see, shape (n,) of ``FEATURE_ROW``."""
-    rng = np.random.default_rng(seed)
     rows = np.zeros(n, FEATURE_ROW)
-    for feature in features.FEATURES.values():
-        scale = 10.0 ** rng.uniform(0, 4, n)
-        if feature.unit == "1" and feature.dtype == "float64":
-            rows[feature.name] = rng.random(n)
-        else:
-            rows[feature.name] = (
-                rng.random(n) * scale
-                if feature.dtype == "float64"
-                else np.floor(rng.random(n) * (scale + 1))
-            )
-    rows["now_s"] += rows["arrival_s"]
-    rows["predicted_tokens"] = np.maximum(rows["predicted_tokens"], 1.0)
+    for name, values in columns(n, seed=seed).items():
+        rows[name] = values
     return rows
 
 
