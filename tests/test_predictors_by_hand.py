@@ -37,6 +37,7 @@ from lengthwise.predictors import (
     shifting,
     spreads,
     targets,
+    text,
 )
 from lengthwise.predictors.baseline import Company, PromptLength
 from lengthwise.predictors.isotonic import Isotonic, pooled
@@ -495,16 +496,12 @@ def test_a_ridge_holds_each_fold_out() -> None:
         assert out[design.first, 0][unseen] == pytest.approx(
             model.predict(matrix[unseen]), abs=0.05
         )
-    some = design.held_out(labels, 3.0, 1)
-    assert np.isnan(some[design.folds > 0]).all()
-    assert some[design.folds == 0] == pytest.approx(out[design.folds == 0])
     best, held = design.best_alpha(labels)
-    from lengthwise.predictors.text import ALPHAS
-
     errors = [
-        float((weights[:, None] * (design.held_out(labels, a) - labels) ** 2).sum()) for a in ALPHAS
+        float((weights[:, None] * (design.held_out(labels, a) - labels) ** 2).sum())
+        for a in text.ALPHAS
     ]
-    assert best == ALPHAS[int(np.argmin(errors))]
+    assert best == text.ALPHAS[int(np.argmin(errors))]
     assert held == pytest.approx(design.held_out(labels, best))
     assert design.held_out_mean(labels[:, 0]) == pytest.approx(out[:, 0])
     coefficients, intercept = solve(design.matrix, np.hstack((means, 2 * means)), 3.0)
@@ -513,6 +510,24 @@ def test_a_ridge_holds_each_fold_out() -> None:
     assert intercept.shape == (2,)
     even = Design.of([f"a{i} b{i % 2} c" for i in range(20)], 0)
     assert even.weights is None
+
+
+def test_of_many_rows_some_choose_the_penalty_on_one_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "MANY", 30)
+    design = Design.of([f"word{i % 7} thing{i % 3} w{i}" for i in range(40)], 0)
+    labels = np.arange(40.0)[:, None]
+    some = design.some()
+    assert len(set(some.tolist())) == 30
+    assert some.tolist() == sorted(some.tolist())
+    matrix, out = design.matrix[some], design.folds[design.first][some] == 0
+    errors = []
+    for alpha in text.ALPHAS:
+        coefficients, intercept = solve(matrix[~out], labels[some][~out], alpha)
+        far = matrix[out] @ coefficients + intercept - labels[some][out]
+        errors.append(float((far**2).sum()))
+    best, held = design.best_alpha(labels)
+    assert best == text.ALPHAS[int(np.argmin(errors))]
+    assert held == pytest.approx(design.held_out(labels, best))
 
 
 def test_trees_are_scikit_learn_s_and_nothing_else() -> None:
@@ -557,8 +572,9 @@ def test_boosting_begins_at_the_guess_and_stops_where_held_out_errors_are_least(
     logs = guess + np.where(x[:, 1] > 0, 1.0, -1.0) + rng.normal(0, 0.1, 300)
     folds = np.arange(300) % 5
     data = boosting.Rowwise(np.column_stack((guess, x)), logs, folds)
-    ensembles, held = boosting.boosted(data, targets.Exact(1.0, 99.0), 0)
+    ensembles, held, rows = boosting.boosted(data, targets.Exact(1.0, 99.0), 0)
     assert held.shape == (300, 1)
+    assert rows.tolist() == list(range(300))
     assert np.abs(held[:, 0] - logs).mean() < 0.3
     out = boosting.raw_outputs(ensembles, data.columns, targets.Exact(1.0, 99.0))
     left = out[:, 0] - guess
