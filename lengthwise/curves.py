@@ -90,6 +90,11 @@ class RequestCurve:
     def __init__(self, edges: Sequence[float], values: Sequence[float]) -> None:
         self._edges, self._values = edges, values
 
+    @property
+    def values(self) -> Sequence[float]:
+        """At its edges, (K,)."""
+        return self._values
+
     def at(self, generated_tokens: int) -> float:
         """The value after so many tokens."""
         edges, values = self._edges, self._values

@@ -47,6 +47,11 @@ def test_sglang_keeps_to_priorities_but_in_order_and_preemption() -> None:
     first, longer, threshold = found["preempted"]
     assert first == {"done": True, "released": [["long", 3]], "kept": True}
     assert longer == threshold == {"done": False, "released": [], "kept": True}
+    front = found["front"]  # nine tokens a prompt token, a client's own word, and 50 at most
+    assert {rid: one["lengthwise_tokens"] for rid, one in front["sent"].items()} == {
+        "1": 45, "2": 4, "3": 50,
+    }  # fmt: skip
+    assert front["ended"] == [[45, 11], [50, 50]] and front["still there"] == ["2"]
     assert "without --enable-priority-scheduling" in found["not enabled"]
     assert found["guard"].startswith("SystemExit: LENGTHWISE_SGLANG: lengthwise setting guard")
     assert "no +preempt" in found["preemption"]

@@ -69,6 +69,9 @@ def test_ray_serve(tmp_path: Path) -> None:
     assert 1 <= len(found["dying"]["retried"]) < 0.3 * COUNT
     assert found["left"] == 0  # no request is counted for ever
     assert found["odd"] == 8
+    told, streamed = found["judged"]  # exactly; and 50 of the last 150 as half of their length
+    assert told == [0.0] * len(told) and len(told) == 3
+    assert streamed == [0.0, 0.0, pytest.approx(50 / 150, abs=0.05)]
     counted, still = found["hung up"]  # three are served, others are ranked until there is a seat
     assert counted > 3 and still == 0
 

@@ -22,7 +22,7 @@ from lengthwise.policies.plugins.priority import priority_for
 from lengthwise.policies.plugins.ray_serve import PolicyRouting
 from lengthwise.policies.plugins.routing import ReplicaRouter
 from lengthwise.policies.plugins.settings import Settings
-from lengthwise.policies.plugins.sglang import ENVIRONMENT, Priorities, register
+from lengthwise.policies.plugins.sglang import ENVIRONMENT, Priorities, configured, register
 from lengthwise.policy import RoutingPolicy, Score
 from tests.engines.odd_requests import RequestRouter, litellm_modules
 
@@ -279,15 +279,18 @@ def test_sglang_s_plugin_sleeps_until_it_is_asked(monkeypatch: pytest.MonkeyPatc
     register()  # would import sglang, which is not there
     monkeypatch.setenv(ENVIRONMENT, "{")
     with pytest.raises(InputError, match="not JSON"):
-        Priorities.from_environment()
+        Priorities(configured())
 
 
 @pytest.mark.parametrize(
     "given, said",
     [
         ({"policy": "sjf", "guard": 1.5}, "guard has no effect in SGLang; these have: bundle"),
-        ({"policy": "sjf", "record": "x"}, "record has no effect in SGLang"),
-        ({"policy": "sjf", "predictor": "p"}, "predictor has no effect in SGLang"),
+        ({"policy": "sjf", "guard_floor_s": 1.5}, "guard_floor_s has no effect in SGLang"),
+        ({"policy": "sjf", "metrics_port": 1}, "metrics_port has no effect in SGLang"),
+        ({"policy": "sjf", "record_prompts": True}, "there is no record"),
+        ({"policy": "sjf", "predict_timeout_s": 1}, "there is no predictor"),
+        ({"policy": "fcfs"}, "without predictor or record it does nothing"),
         ({"policy": "srtf+preempt:price=0"}, "in SGLang: no .preempt"),
         ({"policy": "sjf+guard"}, "no .guard"),
     ],
@@ -297,7 +300,7 @@ def test_sglang_refuses_what_has_no_effect_there(
 ) -> None:
     monkeypatch.setenv(ENVIRONMENT, json.dumps(given))
     with pytest.raises(InputError, match=said):
-        Priorities.from_environment()
+        Priorities(configured())
 
 
 def test_in_sglang_too_no_length_exceeds_the_limit_and_nonsense_is_ignored() -> None:

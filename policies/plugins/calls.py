@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ class Call(NamedTuple):
     told: float | None = None  # the answer's tokens, as the client predicts them
     limit: float = math.inf  # the most tokens that it lets the answer have
     known: Mapping[str, Any] = MappingProxyType({})  # more of it, as columns of ``Context``
+    tokens: Sequence[int] | None = None  # of its prompt, where they are known
 
 
 def call_of(*values: Any) -> Call:

@@ -19,8 +19,7 @@ from contextlib import AsyncExitStack
 from typing import Any, cast
 from weakref import WeakSet, finalize
 
-from lengthwise.chat import field
-from lengthwise.policies.plugins import client
+from lengthwise.policies.plugins.answers import answer_tokens
 from lengthwise.policies.plugins.calls import as_dict, call_of
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.prompt_lengths import Expected, Predict, PromptLengths
@@ -117,7 +116,7 @@ class RoutingStrategy:
         """
         requests = _tags(kwargs)
         self._end(requests)
-        generated = client.length(field(field(response, "usage"), "completion_tokens"))
+        generated = answer_tokens(response)
         for request in requests:
             expected = self._expected.pop(request, None)
             if expected is not None and generated is not None:

@@ -5,21 +5,26 @@
         request_router_kwargs={"policy": "least-tokens", "predictor": "DIR"})
 
 A replica may report ``waiting_requests``, ``running_requests`` and ``kv_utilization`` from its
-``record_routing_stats``; name those that it does in ``reports``.
+``record_routing_stats``; name those that it does in ``reports``. Predictions are judged by the
+``usage`` that answers tell, OpenAI's, as these go by to their callers.
 """
 
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+from lengthwise.policies.plugins.answers import hear
 from lengthwise.policies.plugins.calls import call_of
-from lengthwise.policies.plugins.prompt_lengths import PromptLengths
+from lengthwise.policies.plugins.prompt_lengths import Expected, PromptLengths
 from lengthwise.policies.plugins.routing import ReplicaRouter
 from lengthwise.policies.plugins.vllm.clock import Clock
 
 TELLS = ("prompt_tokens", "predicted_tokens", "now_s", "arrival_s")
+MOST_CALLS = 100_000  # whose expectations are remembered at once
 
 
 class PolicyRouting:
@@ -49,6 +54,7 @@ class PolicyRouting:
         self._lengthwise_lengths = PromptLengths(
             predictor or None, predict_timeout_s, default_tokens, self._lengthwise.counters
         )
+        self._lengthwise_expected: OrderedDict[str, Expected] = OrderedDict()
 
     async def choose_replicas(
         self, candidate_replicas: list[Any], pending_request: Any = None
@@ -76,6 +82,9 @@ class PolicyRouting:
             # It counts from now on: many are placed at once, before the first of them is accepted.
             request = pending_request.metadata.internal_request_id
             self._lengthwise.sent(ranked[0], request, expected.prompt + expected.answer)
+            self._lengthwise_expected[request] = expected
+            if len(self._lengthwise_expected) > MOST_CALLS:  # some are never accepted
+                self._lengthwise_expected.popitem(last=False)
         return [[by_id[str(name)]] for name in ranked]
 
     async def _choose_replica_for_request(self, pending_request: Any, **rest: Any) -> Any:
@@ -90,9 +99,22 @@ class PolicyRouting:
             )
         except BaseException:
             self._lengthwise.done(request)
+            self._lengthwise_expected.pop(request, None)
             raise
         self._lengthwise.moved(str(replica.replica_id), request)
         return replica
+
+    def on_request_routed(self, pending_request: Any, replica_id: Any, result: Any) -> None:
+        """A replica accepted a request: ``result`` is what its caller reads the answer from."""
+        super().on_request_routed(pending_request, replica_id, result)  # type: ignore[misc]
+        request = pending_request.metadata.internal_request_id
+        expected = self._lengthwise_expected.pop(request, None)
+        if expected is None:
+            return
+        try:
+            hear(result, partial(self._lengthwise_lengths.ended, expected))
+        except AttributeError as error:
+            self._lengthwise.counters.warn("answers", f"how long answers are is not heard: {error}")
 
     def on_request_completed(self, replica_id: Any, internal_request_id: str) -> None:
         """An attempt ended, well or not; one that was rejected, or whose replica died, goes on."""

@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,14 @@ class Model:
             os._exit(1)
         async with self._engine:
             await asyncio.sleep(request["max_tokens"] * TOKEN_S * self._slowness)
-        return {"index": request["index"], "slot": self.slot}
+        usage = {"completion_tokens": request["max_tokens"]}
+        return {"index": request["index"], "slot": self.slot, "usage": usage}
+
+    async def stream(self, request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """The same answer in parts, of which the last tells its usage."""
+        for _ in range(3):
+            yield {"text": "word", "usage": None}
+        yield await self(request)
 
 
 async def drive(handle: Any, jobs: list[tuple[float, int]], kill: Path | None) -> dict[str, Any]:
@@ -144,6 +152,26 @@ async def odd_calls(handle: Any) -> int:
     return len(await asyncio.wait_for(asyncio.gather(*answers), 30))
 
 
+def judged() -> list[float]:
+    """How far off the lengths that clients told were, by those routers that heard of answers."""
+    routers = [known for known in gc.get_objects() if isinstance(known, PolicyRouting)]
+    told = ("recent_log2", "client")
+    gauges = [known._lengthwise.counters.gauges for known in routers]
+    return sorted(found[told] for found in gauges if told in found)
+
+
+async def streamed(handle: Any) -> list[float]:
+    """``judged`` after 50 answers in streams, each twice as long as its client told."""
+
+    async def one(tokens: int) -> None:
+        said = {"max_tokens": tokens, "index": -1, "vllm_xargs": {"predicted_tokens": tokens / 2}}
+        async for _ in handle.options(stream=True, method_name="stream").remote(said):
+            pass
+
+    await asyncio.gather(*(one(2 + 2 * (k % 2)) for k in range(50)))
+    return judged()
+
+
 async def hang_up(handle: Any) -> list[int]:
     """What the routers count while replicas are full, and after everybody there has hung up."""
     asked = [handle.remote({"max_tokens": 500, "index": -1}) for _ in range(12)]
@@ -176,6 +204,7 @@ def main() -> None:
                 found[name] = asyncio.run(drive(handle, jobs, kill))
                 found[name]["warmed"] = [warmed.count(slot) for slot in range(3)]
             found["left"] = asyncio.run(settled())
+            found["judged"] = [judged(), asyncio.run(streamed(handles["round-robin"]))]
             found["odd"] = asyncio.run(odd_calls(handles["least-tokens"]))
             found["hung up"] = asyncio.run(hang_up(full))
     finally:

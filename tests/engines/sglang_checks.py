@@ -1,12 +1,13 @@
 """The plugin in SGLang's own queue, preemption and queue limit: run by ``sglang_environment``.
 
 Prints one JSON line. Requests and what surrounds the scheduler are stand-ins; what sorts, preempts
-and aborts is SGLang's own code, hooked by SGLang's own registry. What its files import and none of
-that needs is a stub.
+and aborts, and what makes of a request what the scheduler gets, is SGLang's own code, hooked by
+SGLang's own registry. What its files import and none of that needs is a stub.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.abc
 import importlib.machinery
@@ -47,14 +48,25 @@ class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 sys.meta_path.insert(0, Stubs())
 
 # ruff: noqa: E402
-from sglang.srt.managers import schedule_batch, schedule_policy, scheduler
+import msgspec
+from sglang.srt.managers import schedule_batch, schedule_policy, scheduler, tokenizer_manager
+from sglang.srt.managers.io_struct import (
+    BatchTokenIDOutput,
+    GenerateReqInput,
+    TokenizedGenerateReqInput,
+)
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.managers.tokenizer_manager import ReqState
 from sglang.srt.observability.metrics_collector import QueueCount
 from sglang.srt.plugins.hook_registry import HookRegistry
+from sglang.srt.sampling.sampling_params import SamplingParams
 
-from lengthwise.policies.plugins import sglang
+from lengthwise.policies.plugins import prompt_lengths, sglang
+from lengthwise.policies.plugins.settings import Settings
+from lengthwise.prediction import Prediction
 
+MANAGER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 schedule_policy.match_kv_cache = MagicMock()
 scheduler._make_abort_req = MagicMock()
 CONTEXT = SimpleNamespace(
@@ -63,6 +75,9 @@ CONTEXT = SimpleNamespace(
 )  # fmt: skip
 for getter in ("get_disagg", "get_memory", "get_schedule"):
     setattr(schedule_policy, getter, lambda: CONTEXT)
+for getter in ("get_disagg", "get_memory", "get_serving", "get_spec", "get_exec"):
+    nothing = MagicMock(batch_notify_size=16, speculative_algorithm=None)
+    setattr(tokenizer_manager, getter, lambda made=nothing: made)
 
 
 class Request(SimpleNamespace):
@@ -157,6 +172,74 @@ def preempted(predicted: float, threshold: int) -> dict[str, Any]:
     }
 
 
+class Told:
+    """A predictor in one's hand: nine tokens a prompt token."""
+
+    needs: frozenset[str] = frozenset({"prompt_tokens"})
+    uses: frozenset[str] = frozenset()
+
+    def predict(self, prompts: Any, *, prompt_tokens: Any, context: Any = None) -> Any:
+        return Prediction.exact([9.0 * n for n in prompt_tokens])
+
+
+def front() -> dict[str, Any]:
+    """Requests through SGLang's tokenizer manager: what its scheduler gets, and what is learned."""
+    ended: list[Any] = []
+    learned = prompt_lengths.PromptLengths
+    learned.ended = lambda self, expected, tokens: ended.append((expected.said, tokens))
+    prompt_lengths.saved_predictor = lambda folder: Told()
+    sglang.configured = lambda: Settings(policy="srtf", predictor="p")
+    HookRegistry.reset()
+    sglang.register()
+    HookRegistry.apply_hooks()
+    made: Any = object.__new__(tokenizer_manager.TokenizerManager)
+    made.__dict__.update(
+        server_args=SimpleNamespace(model_path="m", tokenizer_path="t"), context_len=4096,
+        tokenizer=MagicMock(all_special_tokens=[], chat_template=None), mm_processor=None,
+        served_model_name="m", model_config=MagicMock(vocab_size=1000), rid_to_state={},
+        preferred_sampling_params=None, sampling_params_class=SamplingParams, is_generation=True,
+        tokenized_generate_req_type=TokenizedGenerateReqInput, enable_metrics=False,
+        dump_requests_folder="", crash_dump_folder="", skip_tokenizer_init=False,
+        incremental_streaming_output=False,
+    )  # fmt: skip
+    made.tokenizer.decode = lambda ids, **rest: "x" * len(ids)
+    made._validate_one_request = made._release_lora_once = lambda *given: None
+    made.config_value = lambda name: None
+    (hooked,) = [h for _, h, _ in HookRegistry._hooks[f"{MANAGER}.__init__"]]
+    hooked(None, made)
+
+    async def run() -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for rid, tokens, said in (("1", 5, None), ("2", 6, {"predicted_tokens": 4}),
+                                  ("3", 7, None)):  # fmt: skip
+            obj = GenerateReqInput(
+                input_ids=[1] * tokens, rid=rid,
+                sampling_params={"max_new_tokens": 50, "custom_params": said},
+            )  # fmt: skip
+            obj.normalize_batch_and_arguments()
+            stats = MagicMock(first_token_time=1.0)
+            stats.trace_ctx.tracing_enable = False
+            made.rid_to_state[rid] = ReqState([], False, asyncio.Event(), obj, stats)
+            sent = await made._tokenize_one_request(obj)
+            encoded = msgspec.msgpack.encode(sent.sampling_params)  # as it goes to the ranks
+            found[rid] = msgspec.msgpack.decode(encoded, type=SamplingParams).custom_params
+        out = MagicMock(spec=BatchTokenIDOutput)
+        out.configure_mock(
+            rids=["1", "2", "3"], finished_reasons=[{"type": "stop"}, None, {"type": "length"}],
+            completion_tokens=[11, 3, 50], output_ids=[[1]] * 3, **{name: None for name in (
+                "time_stats", "customized_info", "weight_versions", "output_hidden_states",
+                "routed_experts", "indexer_topk", "dp_ranks", "cached_tokens_details",
+                "image_tokens", "audio_tokens", "video_tokens", "output_token_sampling_mask",
+            )}, **{name: [0] * 3 for name in (
+                "prompt_tokens", "retraction_counts", "reasoning_tokens", "cached_tokens",
+            )},
+        )  # fmt: skip
+        await made._handle_batch_output(out)
+        return found
+
+    return {"sent": asyncio.run(run()), "ended": ended, "still there": list(made.rid_to_state)}
+
+
 def raised(given: str | None = None) -> str:
     """What ends the start of a server with these settings, or without priority scheduling."""
     try:
@@ -183,6 +266,7 @@ def main() -> None:
         found["preempted"] = [preempted(20, 10), preempted(480, 10), preempted(20, 1000)]
         found["not enabled"] = raised()
         found["guard"] = raised('{"policy": "srtf", "guard": 2.0}')
+        found["front"] = front()
         found["preemption"] = raised('{"policy": "srtf+preempt:price=0"}')
     print(json.dumps(found), file=ANSWERS, flush=True)
 
