@@ -266,8 +266,8 @@ def main() -> None:
         found["preempted"] = [preempted(20, 10), preempted(480, 10), preempted(20, 1000)]
         found["not enabled"] = raised()
         found["guard"] = raised('{"policy": "srtf", "guard": 2.0}')
-        found["front"] = front()
         found["preemption"] = raised('{"policy": "srtf+preempt:price=0"}')
+        found["front"] = front()  # the last: it sets settings for all that follows
     print(json.dumps(found), file=ANSWERS, flush=True)
 
 
