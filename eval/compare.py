@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BASELINE, ROUTER_BASELINE = "fcfs", "round-robin"
+SAME = "the same requests for every seed"
 BOUND = "lower bound"  # the row that no schedule beats, beside the policies
 QUANTILES = np.linspace(0.0, 1.0, 401)
 
@@ -243,8 +244,7 @@ def compare(
         notices["no lower bound is known for nodes that differ"] = None
     if seeds > 1 and len(prints) == 1:
         notices[
-            f"{source.name}: the same requests for every seed; intervals show the noise of "
-            "predictors and routers alone"
+            f"{source.name}: {SAME}; intervals show the noise of predictors and routers alone"
         ] = None
     return Comparison(
         name=source.name,

@@ -1,4 +1,4 @@
-"""Whether a run asks learned policies about something that they were not trained on."""
+"""Whether a run asks policies, or a profile, about something that they were not made from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import numpy as np
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.prediction import Predictions
 from lengthwise.serving import System
+from lengthwise.serving.timing.profile import ProfileTiming
 from lengthwise.trained import Range
 from lengthwise.workload import Workload
 
@@ -39,6 +40,25 @@ def beyond_training(
         if policy.trained_on is not None
     ]
     return tuple(dict.fromkeys(filter(None, said)))
+
+
+def beyond_measured(system: System) -> tuple[str, ...]:
+    """One line for each profile whose engine may run larger iterations than were measured."""
+    said = []
+    for node in system.nodes:
+        if not isinstance(node.timing, ProfileTiming):
+            continue
+        about, engine = node.timing.about, node.engine
+        names = ("max_num_seqs", "max_num_batched_tokens")
+        measured = [int(about[name]) for name in names if about.get(name) is not None]
+        allowed = [engine.max_num_seqs, engine.max_num_batched_tokens]
+        if len(measured) == 2 and (measured[0] < allowed[0] or measured[1] < allowed[1]):
+            said.append(
+                f"{node.timing.name} was measured up to {measured[0]:,} sequences and "
+                f"{measured[1]:,} tokens an iteration; this engine may go to {allowed[0]:,} and "
+                f"{allowed[1]:,}, where times are extrapolated"
+            )
+    return tuple(dict.fromkeys(said))
 
 
 def _range(values: object) -> Range:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from lengthwise.errors import InputError
 from lengthwise.eval import metrics
 from lengthwise.eval.alone import Alone
-from lengthwise.eval.ground import beyond_training
+from lengthwise.eval.ground import beyond_measured, beyond_training
 from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.predict import check_prediction
 from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
@@ -213,4 +213,5 @@ def simulate_on(
         "seed": seed,
     }
     known = predicted_tokens if isinstance(predicted_tokens, Predictions) else None
-    return Result(workload, records, system, config, beyond_training(workload, system, known))
+    said = (*beyond_measured(system), *beyond_training(workload, system, known))
+    return Result(workload, records, system, config, said)

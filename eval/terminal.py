@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +12,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lengthwise.eval.advise import Advice
 from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.check import Checked
-from lengthwise.eval.compare import BOUND, Comparison
+from lengthwise.eval.compare import BOUND, SAME, Comparison
 from lengthwise.eval.reproduce import Reproduction
 from lengthwise.eval.statistics import Interval
 from lengthwise.eval.tables import (
@@ -246,6 +248,42 @@ def capacity_view(policy: str, slo: Mapping[str, float], found: Capacity) -> Ren
         table.add_row(str(seed), f"{rate:.2f}", str(len(tried)), *values)
     total = f"{policy}: {with_interval(found.rate)} requests/s with {limits}"
     return Group(Text(total, style="bold"), Text(), table)
+
+
+def advice_view(found: Advice, width: int) -> RenderableType:
+    """Three sentences, the line that serves so, and a row for each load."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("load")
+    table.add_column("requests/s", justify="right")
+    for head in ("fcfs waits, s", "mean, s", *(f"{p} τ .5" for p in ("sjf", "srtf")), "mlfq"):
+        table.add_column(head, justify="right")
+    for label, comparison, rate in (
+        ("own", found.own, math.nan),
+        *((f"{r / found.capacity:.0%}", found.loads, r) for r in found.loads.rates),
+    ):
+        fcfs = comparison.contenders[0]
+        cells = [
+            ratio_cell(comparison.ratio(rate, who, "e2e_mean_s"))
+            for who in comparison.contenders
+            if who.policy_name == "mlfq" or who.predictor_name == "noisy-oracle:tau=0.5"
+        ]
+        table.add_row(
+            label,
+            number(comparison.offered_rate(rate)),
+            *(number(comparison.interval(rate, fcfs, f"{m}_mean_s").mean) for m in ("wait", "e2e")),
+            *(Text(cell.text, STYLES[cell.verdict]) for cell in cells),
+        )
+    # the last sentence says where the same requests are run for every seed
+    notices = dict.fromkeys((*found.own.notices, *found.loads.notices))
+    notes = [notice for notice in notices if SAME not in notice]
+    return Group(
+        *(part for text in found.sentences for part in (Text(text), Text())),
+        Text(found.command, style="bold", overflow="fold"),
+        Text(),
+        table,
+        Text("Mean latency of policies in fcfs's, with lengths of a Kendall τ of .5.", "dim"),
+        *(Text(f"note: {notice}", style="yellow") for notice in notes),
+    )
 
 
 JUDGED = (  # heading, column of lengthwise.eval.judge

@@ -19,6 +19,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
 MOST_BATCHED_TOKENS = 2**22
 MOST_BLOCKS = 2**23  # each takes 48 bytes of a node's tables
 MOST = 2**40  # of the other options: above any engine, below where sums of them overflow
+LIKE = ("vllm-serve",)  # whose choices ``Engine.like`` knows
 DEFAULT_TIMING = "h200/llama-3.1-8b"  # what serves where nothing else was asked for
 
 
@@ -47,6 +48,33 @@ class Engine:
         if version not in VERSIONS:
             raise UnknownNameError("vLLM version", version, VERSIONS)
         return cls(**{**VERSIONS[version], **options})
+
+    @classmethod
+    def like(cls, name: str, gpu: str, version: str | None = None, **options: Any) -> Engine:
+        """What ``name`` would choose by itself on a GPU; ``options`` are those given to it.
+
+        ``vllm-serve`` is vLLM's API server (``EngineArgs.get_batch_defaults`` of 0.12 to 0.33): on
+        GPUs of 70 GiB or more that are no A100 1,024 seats and 8,192 tokens an iteration, elsewhere
+        256 and 2,048; asynchronous scheduling and prefix caching are on. The context's length is
+        the model's, which only the KV cache limits here. ``gpu`` is a short name (h200).
+        """
+        from lengthwise.serving.timing.roofline import gpus  # its tables are made of options
+
+        if name not in LIKE:
+            raise UnknownNameError("engine to be like", name, LIKE)
+        if gpu not in gpus():
+            raise UnknownNameError("GPU", gpu, gpus())
+        large = gpus()[gpu].memory_gib >= 70 and gpu != "a100"
+        seats, tokens = (1024, 8192) if large else (256, 2048)
+        tokens = options.get("max_num_batched_tokens", tokens)
+        chosen = {
+            "max_num_batched_tokens": tokens, "max_num_seqs": min(seats, tokens),
+            "async_scheduling": True, "enable_prefix_caching": True,
+        }  # fmt: skip
+        of_version = {} if version is None else VERSIONS.get(version)
+        if of_version is None:
+            raise UnknownNameError("vLLM version", str(version), VERSIONS)
+        return cls(**{**of_version, **chosen, **options})
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):

@@ -17,6 +17,7 @@ from lengthwise.training.groups import LazyGroup
 # name -> ("module:attribute", one line for --help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo:demo", "Train, simulate, compare and report; nothing to download."),
+    "advise": ("advise:advise", "Say whether length-aware scheduling pays for some traffic."),
     "simulate": ("simulate:simulate", "Run one workload under one policy."),
     "compare": ("compare:compare", "Compare policies and predictors at several rates and seeds."),
     "capacity": ("capacity:capacity", "Find the largest arrival rate that meets an SLO."),

@@ -71,6 +71,18 @@ def shipped(name: str, engine_version: str | None = None) -> ProfileTiming:
     return read_profile(path, engine_version)
 
 
+def gpu_of(name: str) -> str | None:
+    """The short name of the GPU that a timing is of, None where it names none that is known."""
+    if name.startswith("live:"):
+        return None
+    if name.partition(":")[0].endswith(".json"):
+        measured = str(read_profile(Path(name.partition(":")[0])).about.get("gpu", "")).lower()
+        return next((short for short in gpus() if short in measured), None)
+    device = name.removeprefix("roofline:").partition("/")[0]
+    short = device.rpartition("x")[2] if device[:1].isdigit() and "x" in device else device
+    return short if short in gpus() else None
+
+
 def timing_names() -> list[str]:
     """The measured profiles, and how the others are spelled."""
     return [*PROFILES, "roofline:GPU/MODEL", "live:MODEL"]

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from lengthwise.errors import InputError, UnknownNameError
-from lengthwise.serving.options import DEFAULT_TIMING, Engine
+from lengthwise.serving.options import DEFAULT_TIMING, LIKE, Engine
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -182,7 +182,12 @@ def engine_options(command: Command) -> Command:
             kind = float if option.type == "float" else int
             decorate = click.option(f"--{flag}", type=kind, metavar="N", help=f"Default: {what}.")
         command = decorate(command)
-    return command
+    like = click.option(
+        "--like",
+        type=Name("engine to be like", LIKE),
+        help="What that engine chooses by itself on the timing's GPU, for options not given here.",
+    )
+    return like(command)
 
 
 def system_options(command: Command) -> Command:
@@ -243,8 +248,22 @@ out_option = click.option("--out", metavar="DIR", help="Folder for the results."
 
 def take_engine(options: dict[str, Any]) -> Engine:
     """The engine from a command's options, which are taken out of ``options``."""
+    from lengthwise.serving.timing.load import gpu_of
+
     given = {f.name: options.pop(f.name) for f in fields(Engine)}
-    return Engine(**{name: value for name, value in given.items() if value is not None})
+    chosen = {name: value for name, value in given.items() if value is not None}
+    like = options.pop("like")
+    if like is None:
+        return Engine(**chosen)
+    if options.get("nodes") is not None:
+        raise InputError("--like is of one kind of GPU: give --nodes' engine options in its file")
+    gpu = gpu_of(str(options["timing"]))
+    if gpu is None:
+        raise InputError(
+            f"--like {like} depends on the GPU, which --timing {options['timing']} doesn't name; "
+            "give the engine's options one by one"
+        )
+    return Engine.like(like, gpu, **chosen)
 
 
 def take_source(options: dict[str, Any]) -> Any:

@@ -1,0 +1,404 @@
+"""Whether length-aware scheduling pays for some traffic: measured at four loads, said in words.
+
+An operator knows a trace and a GPU, not the rates at which a comparison shows something. So the
+capacity is found first, and the traffic is then run at its own rate and at 80, 95 and 110% of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lengthwise.errors import InputError
+from lengthwise.eval import metrics
+from lengthwise.eval.compare import BASELINE, SAME, Comparison, Contender, compare
+from lengthwise.eval.setting import Loaded, RouterLike, Setting
+from lengthwise.eval.simulate import simulate_on
+from lengthwise.eval.source import Fixed, Source, as_source
+from lengthwise.eval.statistics import Interval
+from lengthwise.eval.tables import number
+from lengthwise.predictors.predict import PredictorLike, predictor_label
+from lengthwise.protocols import TimingModel
+from lengthwise.serving import Engine
+from lengthwise.serving.nodes import NodesLike
+from lengthwise.serving.options import DEFAULT_TIMING
+from lengthwise.serving.records import PS
+from lengthwise.workload import Workload
+
+SHARES = (0.8, 0.95, 1.1)  # of the capacity
+TAUS = (0.3, 0.5, 0.7)
+POLICIES = ("fcfs", "sjf", "srtf+guard", "mlfq")
+BY_LENGTH = "srtf+guard"  # told beside a policy that reads no lengths
+MEAN, P99 = "e2e_mean_s", "e2e_p99_s"
+PAYS = 0.98  # a mean latency is lower where it is below this share of fcfs's, interval and all
+FAIR = 1.5  # what a P99 may be, in fcfs's, for its policy to be preferred
+WINDOWS, LEAST_WINDOW = 5, 500  # a trace is cut into so many windows, each of so many requests
+MOST_REQUESTS = 2_000  # a run; more would say the same more slowly
+OWN_REQUESTS = 10_000  # of the run at the traffic's own rate, which is not cut into windows
+# The default SLO: so many times the medians at so little load, and at least what a reader notices.
+SLO_AT, SLO_SCALE, SLO_LEAST = 0.1, 5.0, {"ttft": 1.0, "tpot": 0.05}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do, in three sentences, and the comparisons that they are read from.
+
+    ``capacity`` is the rate (requests/s) at which requests are finished while a backlog never
+    empties; ``own_rate`` is the traffic's own. ``own`` compares at that rate, ``loads`` at
+    ``SHARES`` of the capacity. ``policy`` is what to serve with ("fcfs": leave it as it is), and
+    ``command`` the line that does it. ``taus`` is what a predictor of each Kendall tau gains at
+    ``rate``, as the ratio of mean latencies to fcfs's; 1 is the oracle.
+    """
+
+    sentences: tuple[str, str, str]
+    capacity: float
+    own_rate: float
+    rate: float
+    policy: str
+    command: str
+    slo: Mapping[str, float]
+    taus: Mapping[float, Interval]
+    own: Comparison
+    loads: Comparison
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it but the runs, for JSON."""
+        return {
+            "sentences": list(self.sentences), "policy": self.policy, "command": self.command,
+            "capacity_requests_per_s": self.capacity, "own_rate_requests_per_s": self.own_rate,
+            "judged_at_requests_per_s": self.rate, "slo_s": dict(self.slo),
+            "mean_latency_ratio_by_tau": {
+                f"{tau:g}": {"mean": r.mean, "low": r.low, "high": r.high}
+                for tau, r in self.taus.items()
+            },
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Windows of a trace in place of seeds: seed k is its k-th window, at ``rate``."""
+
+    workload: Workload
+    windows: int
+
+    @property
+    def name(self) -> str:
+        """The trace's name."""
+        return self.workload.name
+
+    def load(self, rate: float | None, seed: int) -> Workload:
+        """Window ``seed`` of as many, spread over the trace."""
+        size = min(len(self.workload) // self.windows, MOST_REQUESTS)
+        first = seed % self.windows * (len(self.workload) // self.windows)
+        cut = self.workload.window(first, first + size)
+        return cut if rate is None else cut.at_rate(rate)
+
+
+def advise(
+    workload: str | Workload | Source,
+    predictor: PredictorLike = None,
+    *,
+    slo: Mapping[str, float] | None = None,
+    seeds: int = WINDOWS,
+    engine: Engine | None = None,
+    timing: str | TimingModel = DEFAULT_TIMING,
+    replicas: int = 1,
+    router: RouterLike = "round-robin",
+    nodes: NodesLike | None = None,
+    metrics_interval_s: float = 0.0,
+    processes: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Advice:
+    """Runs ``workload`` at its own rate and at ``SHARES`` of its capacity, and says what pays.
+
+    A trace is cut into windows that stand for seeds; where it is too short, or has conversations
+    that can't be cut, all seeds see the same requests, and the intervals are those of noise in
+    predictors alone, which the last sentence says. ``slo`` (ttft, tpot, e2e, normalized_latency,
+    wait: seconds) is for goodput; without it, limits are ``SLO_SCALE`` times the medians of TTFT
+    and TPOT at a tenth of the capacity, and at least ``SLO_LEAST``. What pays is judged at the own
+    rate if a queue forms there and all that arrives can be served, else at 95% of the capacity.
+    Raises ``InputError`` for traffic that has no rate.
+    """
+    setting = Setting(engine or Engine(), timing, replicas, router, nodes, metrics_interval_s)
+    loaded = setting.load()
+    source = as_source(workload)
+    whole = source.load(None, 0)
+    if not (len(whole) > 1 and math.isfinite(whole.rate)):
+        raise InputError(f"{whole.name} has no rate: give --arrivals, or more than one request")
+    capacity = saturated_rate(whole, loaded)
+    limits = dict(slo) if slo else _light_slo(whole, loaded, capacity)
+    given = [] if predictor is None else [predictor]
+    predictors = [*given, *(f"noisy-oracle:tau={tau:g}" for tau in TAUS), "oracle"]
+    shared: dict[str, Any] = {
+        "engine": engine, "timing": timing, "replicas": replicas, "router": router, "nodes": nodes,
+        "metrics_interval_s": metrics_interval_s, "processes": processes, "slo": limits,
+        "progress": progress,
+    }  # fmt: skip
+    own = compare(
+        Fixed(whole if "parent" in whole else whole.head(OWN_REQUESTS)),
+        POLICIES, predictors, seeds=2, **shared,
+    )  # fmt: skip
+    rates = [float(f"{share * capacity:.3g}") for share in SHARES]
+    cut = _cut(source, whole, seeds)
+    loads = compare(cut, POLICIES, predictors, rates, seeds, **shared)
+    load = whole.rate / capacity
+    queued = _queue(own, math.nan) or load > 1
+    there = queued and load <= 1
+    at = (
+        _At(own, math.nan, whole.rate, capacity)
+        if there
+        else _At(loads, rates[1], rates[1], capacity)
+    )
+    lengths = "noisy-oracle:tau=0.5" if predictor is None else predictor_label(predictor)
+    chosen, pays = _choice(at, lengths)
+    taus = _by_tau(at, chosen.policy_name)
+    sure = _how_sure(at, cut if at.found is loads else None, seeds)
+    return Advice(
+        sentences=(
+            _first(own, loads, whole.rate, capacity, loaded),
+            _second(at, chosen, pays, limits),
+            _third(at, chosen, pays, taus, lengths, predictor is not None, queued, sure),
+        ),
+        capacity=capacity,
+        own_rate=float(whole.rate),
+        rate=at.requests_per_s,
+        policy=chosen.policy_name if pays and queued else BASELINE,
+        command=_command(chosen.policy_name, predictor, pays, queued),
+        slo=limits,
+        taus=taus,
+        own=own,
+        loads=loads,
+    )
+
+
+@dataclass(frozen=True)
+class _At:
+    """The load that is judged: where it stands in a comparison."""
+
+    found: Comparison
+    rate: float  # the comparison's name for it
+    requests_per_s: float
+    capacity: float
+
+    def ratio(self, who: Contender, metric: str) -> Interval:
+        return self.found.ratio(self.rate, who, metric)
+
+    def mean(self, metric: str, who: Contender | None = None) -> float:
+        return _mean(self.found, self.rate, metric, who)
+
+    @property
+    def where(self) -> str:
+        rate, share = number(self.requests_per_s), self.requests_per_s / self.capacity
+        return f"at {rate} requests/s ({share:.0%} of capacity)"
+
+
+def saturated_rate(workload: Workload, loaded: Loaded) -> float:
+    """The rate (requests/s) at which fcfs finishes requests while a backlog never empties.
+
+    All requests arrive at once, repeated until there are eight times as many as seats; the rate is
+    that of the middle half of the finishes, while all seats are taken. Conversations can't be
+    repeated: theirs is the throughput of the middle half at a thousand times their rate.
+    """
+    seats = sum(kind.count * kind.engine.max_num_seqs for kind in loaded.kinds)
+    if "parent" in workload:
+        many = workload.at_rate(1000 * workload.rate)
+    else:
+        sample = workload.head(MOST_REQUESTS)
+        index = np.resize(np.arange(len(sample)), max(len(sample), 8 * seats))
+        zeros = np.zeros(len(index))
+        many = sample.select(index)
+        many = many.replace(arrival_s=zeros)
+        if "deadline_s" in many:
+            many = many.replace(deadline_s=zeros + 1.0)
+    done = np.sort(
+        simulate_on(many, loaded, BASELINE, None, seed=0, backend="auto").records.finish_ps
+    )
+    first, last = len(done) // 4, 3 * len(done) // 4
+    if last == first or done[last] == done[first]:
+        return len(done) * PS / float(done[-1])
+    return float((last - first) * PS / (done[last] - done[first]))
+
+
+def _light_slo(workload: Workload, loaded: Loaded, capacity: float) -> dict[str, float]:
+    light = workload.head(MOST_REQUESTS) if "parent" not in workload else workload
+    run = simulate_on(
+        light.at_rate(SLO_AT * capacity), loaded, BASELINE, None, seed=0, backend="auto"
+    ).records
+    tpot = metrics.tpot_s(run)
+    medians = {
+        "ttft": float(np.median(metrics.ttft_s(run))),
+        "tpot": float(np.median(tpot[~np.isnan(tpot)])) if not np.isnan(tpot).all() else 0.0,
+    }
+    return {
+        name: max(float(f"{SLO_SCALE * value:.2g}"), SLO_LEAST[name])
+        for name, value in medians.items()
+    }
+
+
+def _cut(source: Source, whole: Workload, seeds: int) -> Source:
+    """What the seeds see: draws of a preset, windows of a trace, or the same requests each."""
+    again = source.load(None, 1)
+    drawn = not np.array_equal(again["output_tokens"], whole["output_tokens"])
+    if drawn or "parent" in whole:
+        return source
+    if len(whole) >= seeds * LEAST_WINDOW:
+        return Cut(whole, seeds)
+    return Fixed(whole)
+
+
+def _queue(found: Comparison, rate: float) -> bool:
+    """Whether waiting under fcfs is more than a twentieth of the latency, as in the tables."""
+    return _mean(found, rate, "wait_mean_s") > 0.05 * _mean(found, rate, "e2e_mean_s")
+
+
+def _mean(found: Comparison, rate: float, metric: str, who: Contender | None = None) -> float:
+    return found.interval(rate, who or found.contenders[0], metric).mean
+
+
+def _choice(at: _At, lengths: str) -> tuple[Contender, bool]:
+    """The best policy with those lengths, and whether it pays beyond its interval.
+
+    The lowest mean among those that pay and have a fair P99, or among all where none has.
+    """
+    able = [w for w in at.found.contenders[1:] if w.predictor_name in ("none", lengths)]
+    paying = [w for w in able if _pays(at.ratio(w, MEAN)) and at.ratio(w, P99).mean <= FAIR]
+    best = min(paying or able, key=lambda who: at.ratio(who, MEAN).mean)
+    return best, _pays(at.ratio(best, MEAN))
+
+
+def _pays(ratio: Interval) -> bool:
+    return (ratio.mean if math.isnan(ratio.high) else ratio.high) < PAYS
+
+
+def _by_tau(at: _At, policy: str) -> dict[float, Interval]:
+    """The mean latency in fcfs's by Kendall tau; empty for a policy that reads no lengths."""
+    named = {f"noisy-oracle:tau={tau:g}": tau for tau in TAUS} | {"oracle": 1.0}
+    return {
+        named[who.predictor_name]: at.ratio(who, MEAN)
+        for who in at.found.contenders
+        if who.policy_name == policy and who.predictor_name in named
+    }
+
+
+def _first(own: Comparison, loads: Comparison, rate: float, capacity: float, loaded: Loaded) -> str:
+    """Whether a queue forms."""
+    kinds = " + ".join(f"{kind.count} × {kind.timing.name}" for kind in loaded.kinds)
+    wait, latency = _mean(own, math.nan, "wait_mean_s"), _mean(own, math.nan, MEAN)
+    waits = f"under fcfs a request waits {_short(wait)} s of its {number(latency)} s"
+    load = rate / capacity
+    of = f"{number(rate)} requests/s are {load:.0%} of what {kinds} can serve ({number(capacity)})"
+    if load > 1:
+        return (
+            f"More arrives than can be served: {of}, so a queue grows as long as the run lasts "
+            f"({waits}), and {math.ceil(load / SHARES[0])} times as many are needed first."
+        )
+    if _queue(own, math.nan):
+        return f"A queue forms: its own {of}, and {waits}."
+    forms = next((r for r in loads.rates if r > rate and _queue(loads, r)), None)
+    beyond = (
+        f"one forms at {number(forms)}"
+        if forms is not None
+        else f"none does at {loads.rates[-1] / capacity:.0%} of it either"
+    )
+    return f"No queue forms: its own {of}, and {waits}; {beyond}."
+
+
+def _second(at: _At, who: Contender, pays: bool, slo: Mapping[str, float]) -> str:
+    """What is gained, and what it costs."""
+    ratio = at.ratio(who, MEAN)
+    if not pays:
+        return (
+            f"Nothing is to be gained {at.where}: the best of {', '.join(POLICIES[1:])} has "
+            f"{_share(ratio)} of fcfs's mean latency."
+        )
+    token, ttft, p99 = (
+        at.ratio(who, metric).mean for metric in ("normalized_latency_mean_s", "ttft_mean_s", P99)
+    )
+    goods = [at.mean("goodput_requests_per_s", w) for w in (None, who)]
+    waits = [at.mean("wait_max_s", w) for w in (None, who)]
+    limits = ", ".join(f"{name.upper()} {limit:g} s" for name, limit in slo.items())
+    return (
+        f"{at.where.capitalize()} {_named(who)} takes the mean latency to {_share(ratio)} of "
+        f"fcfs's, latency a token to {token:.0%}, mean TTFT to {ttft:.0%}, and goodput ({limits}) "
+        f"from {number(goods[0])} to {number(goods[1])} requests/s; it costs a P99 latency of "
+        f"{p99:.0%} of fcfs's and a longest wait of {number(waits[1])} s in place of "
+        f"{number(waits[0])} s."
+    )
+
+
+def _third(
+    at: _At, who: Contender, pays: bool, taus: Mapping[float, Interval], lengths: str, given: bool,
+    queued: bool, sure: str,
+) -> str:  # fmt: skip
+    """What a predictor must know, what to do, and how sure that is."""
+    needed = next((tau for tau in sorted(taus) if _pays(taus[tau])), None)
+    ratios = dict(taus) if taus else _by_tau(at, BY_LENGTH)
+    by = ", ".join(
+        f"{'exact lengths' if tau == 1 else f'τ {tau:g}'} {ratios[tau].mean:.2f}"
+        for tau in sorted(ratios)
+    )
+    if not taus:
+        reads = f"{who.policy_name} reads no predicted lengths ({BY_LENGTH} would have {by})"
+    elif needed is None:
+        reads = f"No predictor is good enough, exact lengths neither ({by} of fcfs's mean)"
+    elif needed == 1.0:
+        reads = f"Only exact lengths gain anything ({by} of fcfs's mean)"
+    else:
+        reads = f"A predictor of Kendall τ {needed:g} is enough ({by} of fcfs's mean)"
+    if not pays:
+        do = "leave the order as it is"
+    elif not queued:
+        do = "leave the order as it is until a queue forms"
+    elif taus and not given:
+        do = f"serve with {who.policy_name} once you have such a predictor"
+    else:
+        do = f"serve with {who.policy_name}"
+    yours = "" if not (given and taus) else f"; yours has {at.ratio(who, MEAN).mean:.2f}"
+    return f"{reads}{yours}: {do}; {sure}."
+
+
+def _named(who: Contender) -> str:
+    lengths = who.predictor_name.replace("noisy-oracle:tau=", "lengths of Kendall τ ")
+    return who.policy_name if lengths == "none" else f"{who.policy_name} with {lengths}"
+
+
+def _how_sure(at: _At, source: Source | None, seeds: int) -> str:
+    """Where the intervals come from."""
+    if isinstance(source, Cut):
+        size = int(at.found.runs["requests"].max())
+        return f"intervals are over {seeds} windows of {size:,} requests of the trace"
+    if any(SAME in line for line in at.found.notices):
+        return "one run of the same requests, whose own randomness is in no interval"
+    return f"intervals are over {at.found.seeds} draws of the workload"
+
+
+def _command(policy: str, predictor: PredictorLike, pays: bool, queued: bool) -> str:
+    """The line that serves so, or that leaves the order as it is."""
+    if not (pays and queued):
+        why = "nothing is gained by it" if not pays else "there is no queue to order"
+        return f"vllm serve MODEL    # leave the order as it is: {why}"
+    chosen = policy.partition("+")[0]  # the plugin has its guard on by itself
+    needs = "" if policy == "mlfq" else f', "predictor": "{_folder(predictor)}"'
+    return (
+        "vllm serve MODEL --scheduler-cls lengthwise.policies.plugins.vllm.scheduler "
+        f'--additional-config \'{{"lengthwise": {{"policy": "{chosen}"{needs}}}}}\''
+    )
+
+
+def _folder(predictor: PredictorLike) -> str:
+    label = "PREDICTOR" if predictor is None else str(predictor)
+    return "PREDICTOR" if label.startswith(("oracle", "noisy-oracle")) else label
+
+
+def _share(ratio: Interval) -> str:
+    if math.isnan(ratio.low):
+        return f"{ratio.mean:.0%}"
+    return f"{ratio.mean:.0%} ({100 * ratio.low:.0f} to {100 * ratio.high:.0f})"
+
+
+def _short(value: float) -> str:
+    return number(value) if value >= 0.01 else "0.00"

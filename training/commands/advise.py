@@ -1,0 +1,95 @@
+"""``lengthwise advise``: does length-aware scheduling pay for this traffic?"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from lengthwise.training.commands.options import (
+    engine_options,
+    out_option,
+    processes_option,
+    seeds_option,
+    system_options,
+    take_engine,
+    take_source,
+    workload_options,
+)
+
+
+@click.command()
+@workload_options
+@click.option(
+    "--predictor", metavar="SPEC", help="A trained predictor's folder; without it τ .5 is assumed."
+)
+@click.option(
+    "--slo", metavar="NAME=S,...", help="Limits for goodput: ttft=1,tpot=0.05. Default: five times "
+    "the medians at a tenth of the capacity.",
+)  # fmt: skip
+@seeds_option
+@system_options
+@engine_options
+@processes_option
+@out_option
+@click.option("--json", "as_json", is_flag=True, help="What was found, as JSON.")
+@click.pass_obj
+def advise(
+    command: str,
+    /,
+    predictor: str | None,
+    slo: str | None,
+    seeds: int,
+    processes: int,
+    out: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Says in three sentences whether length-aware scheduling pays for WORKLOAD.
+
+    Finds its capacity, runs it at its own rate and at 80, 95 and 110% of the capacity under fcfs,
+    sjf, srtf and mlfq, with exact lengths, with those of --predictor and with predictors of a
+    Kendall tau of .3, .5 and .7, and prints the line that serves best. With --out, also a report.
+
+    \b
+    lengthwise advise trace.csv.gz --like vllm-serve
+    lengthwise advise azure-conv-2023 --timing h200/qwen2.5-32b --max-num-seqs 64 --out runs/advice
+    """
+    from lengthwise.eval import metrics
+    from lengthwise.eval.advise import advise as find
+    from lengthwise.eval.publish import check_publishable, publish
+    from lengthwise.eval.terminal import advice_view, console
+    from lengthwise.training.commands.show import progress
+
+    limits = metrics.parse_slo(slo, tuple(metrics.PER_REQUEST)) if slo else None
+    engine, source = take_engine(options), take_source(options)
+    for name, only in (("failures", None), ("backend", "auto")):
+        if options.pop(name) != only:
+            raise click.UsageError(f"advise has no --{name}")
+    if out is not None:
+        check_publishable(out)
+    with progress("running") as moved:
+        found = find(
+            source, predictor, slo=limits, seeds=seeds, engine=engine, processes=processes,
+            progress=moved, **options,
+        )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        screen = console()
+        screen.print(advice_view(found, screen.width))
+    if out is not None:
+        said = "".join(f"<p>{text}</p>" for text in map(_escaped, found.sentences))
+        section = ("What to do", f"{said}<pre>{_escaped(found.command)}</pre>")
+        written = publish(
+            found.loads, out, title=f"Does length-aware scheduling pay for {source.name}?",
+            sections=[section], command=command, config={"advice": found.to_dict()},
+        )  # fmt: skip
+        click.echo(f"wrote {written}", err=as_json)
+
+
+def _escaped(text: str) -> str:
+    from html import escape
+
+    return escape(text)
