@@ -80,7 +80,9 @@ def mock_server(
     from lengthwise.eval.setting import Setting
     from lengthwise.serving.mock.server import Serving
 
-    setting = Setting(take_engine(options), timing, replicas, nodes=nodes)
+    setting = Setting(
+        take_engine(options, timing=timing, nodes=nodes), timing, replicas, nodes=nodes
+    )
     serving = Serving(
         model=model, host=host, port=port, speed=speed, output_tokens=output_tokens,
         force_usage=enable_force_include_usage, seed=seed,

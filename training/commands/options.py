@@ -246,8 +246,11 @@ seed_option = click.option(
 out_option = click.option("--out", metavar="DIR", help="Folder for the results.")
 
 
-def take_engine(options: dict[str, Any]) -> Engine:
-    """The engine from a command's options, which are taken out of ``options``."""
+def take_engine(options: dict[str, Any], **beside: Any) -> Engine:
+    """The engine from a command's options, which are taken out of ``options``.
+
+    ``timing`` and ``nodes``, of which ``--like`` is, are left there, or given in ``beside``.
+    """
     from lengthwise.serving.timing.load import gpu_of
 
     given = {f.name: options.pop(f.name) for f in fields(Engine)}
@@ -255,12 +258,13 @@ def take_engine(options: dict[str, Any]) -> Engine:
     like = options.pop("like")
     if like is None:
         return Engine(**chosen)
-    if options.get("nodes") is not None:
+    where = {"timing": DEFAULT_TIMING, "nodes": None, **options, **beside}
+    if where["nodes"] is not None:
         raise InputError("--like is of one kind of GPU: give --nodes' engine options in its file")
-    gpu = gpu_of(str(options["timing"]))
+    gpu = gpu_of(str(where["timing"]))
     if gpu is None:
         raise InputError(
-            f"--like {like} depends on the GPU, which --timing {options['timing']} doesn't name; "
+            f"--like {like} depends on the GPU, which --timing {where['timing']} doesn't name; "
             "give the engine's options one by one"
         )
     return Engine.like(like, gpu, **chosen)

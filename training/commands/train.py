@@ -219,7 +219,7 @@ def policy(
     from lengthwise.training.policy import train_policy
     from lengthwise.training.validation import told
 
-    environment = {**env_set, "engine": take_engine(options)}
+    environment = {**env_set, "engine": take_engine(options, **{"nodes": nodes, **env_set})}
     environment |= {"nodes": nodes} if nodes else {}
     environment |= {"features": features} if features else {}
     try:

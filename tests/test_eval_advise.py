@@ -1,0 +1,183 @@
+"""Advice: its capacity beside what must come out, and its sentences beside the runs they are of."""
+
+import dataclasses
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+import lengthwise as lw
+from lengthwise.errors import InputError
+from lengthwise.eval.advise import Cut, advise, saturated_rate
+from lengthwise.eval.compare import compare
+from lengthwise.eval.ground import beyond_measured
+from lengthwise.eval.setting import Setting
+from lengthwise.serving import Engine
+from lengthwise.serving.timing.load import gpu_of
+from lengthwise.training.commands.options import take_engine
+
+FEW = Engine(max_num_seqs=8)
+
+
+def trace(requests: int, rate: float, seed: int = 0) -> lw.Workload:
+    rng = np.random.default_rng(seed)
+    return lw.Workload(
+        {
+            "arrival_s": np.cumsum(rng.exponential(1 / rate, requests)),
+            "prompt_tokens": rng.integers(50, 400, requests),
+            "output_tokens": rng.geometric(1 / 100, requests),
+        },
+        name="mine",
+    )
+
+
+def test_more_than_the_capacity_arrives_where_the_queue_grows():
+    work = trace(2000, 10.0)
+    capacity = saturated_rate(work, Setting(FEW).load())
+
+    def last_waits(share: float) -> float:
+        run = lw.simulate(work.at_rate(share * capacity), engine=FEW)
+        waits = (run.requests["scheduled_s"] - run.requests["arrival_s"]).to_numpy()
+        return float(waits[-200:].mean() / waits[200:400].mean())
+
+    assert last_waits(1.2) > 3  # it grows as long as the run lasts
+    busy = lw.simulate(work.at_rate(3 * capacity), engine=FEW).summary()
+    assert busy["throughput_requests_per_s"] == pytest.approx(capacity, rel=0.05)
+
+
+def test_two_nodes_serve_twice_as_much():
+    work = trace(2000, 10.0)
+    one, two = (saturated_rate(work, Setting(FEW, replicas=n).load()) for n in (1, 2))
+    assert two == pytest.approx(2 * one, rel=0.05)
+
+
+def test_windows_of_a_trace_share_nothing():
+    cut = Cut(trace(1003, 5.0), 4)
+    windows = [cut.load(None, seed)["prompt_tokens"] for seed in range(4)]
+    whole = cut.workload["prompt_tokens"]
+    assert [len(w) for w in windows] == [250] * 4
+    np.testing.assert_array_equal(np.concatenate(windows), whole[:1000])
+    assert cut.load(7.0, 1).rate == pytest.approx(7.0)
+
+
+def test_what_is_said_is_what_a_comparison_finds():
+    work = trace(3000, 6.0)
+    capacity = saturated_rate(work, Setting(FEW).load())
+    found = advise(work.at_rate(0.97 * capacity), engine=FEW, slo={"ttft": 2.0})
+    first, second, third = found.sentences
+    assert first.startswith("A queue forms") and "are 97% of what 1 × h200/llama-3.1-8b" in first
+    assert found.policy != "fcfs" and "--scheduler-cls" in found.command
+
+    rate = found.rate
+    by_hand = compare(
+        work.at_rate(rate), ("fcfs", found.policy), ("noisy-oracle:tau=0.5",), engine=FEW, seeds=2,
+        slo={"ttft": 2.0},
+    )  # fmt: skip
+    lengths = "none" if found.policy == "mlfq" else "noisy-oracle:tau=0.5"
+    who = next(
+        w for w in by_hand.contenders
+        if (w.policy_name, w.predictor_name) == (found.policy, lengths)
+    )  # fmt: skip
+    ratio = by_hand.ratio(math.nan, who, "e2e_mean_s").mean
+    told = re.search(r"mean latency to (\d+)%", second)
+    assert told is not None and int(told[1]) == pytest.approx(100 * ratio, abs=0.6)
+    p99 = by_hand.ratio(math.nan, who, "e2e_p99_s").mean
+    assert f"a P99 latency of {p99:.0%} of fcfs's" in second
+    assert "TTFT 2 s" in second and f"serve with {found.policy}" in third
+
+
+def test_no_queue_is_no_reason():
+    found = advise(trace(600, 0.5), engine=FEW)
+    assert found.sentences[0].startswith("No queue forms")
+    assert found.policy == "fcfs" and "leave the order as it is" in found.sentences[2]
+    assert found.command.startswith("vllm serve MODEL    # leave the order as it is")
+
+
+def test_too_much_traffic_needs_more_nodes_first():
+    work = trace(1500, 6.0)
+    capacity = saturated_rate(work, Setting(FEW).load())
+    found = advise(work.at_rate(3.1 * capacity), engine=FEW)
+    assert found.sentences[0].startswith("More arrives than can be served")
+    assert "4 times as many are needed first" in found.sentences[0]  # ceil(3.1 / 0.8)
+    assert found.rate == pytest.approx(0.95 * capacity, rel=0.01)  # what pays is judged there
+
+
+def test_traffic_without_a_rate_is_refused():
+    work = trace(10, 1.0)
+    with pytest.raises(InputError, match="has no rate"):
+        advise(work.replace(arrival_s=np.zeros(10)))
+
+
+def test_an_engine_like_the_server_s_defaults():
+    # vllm/engine/arg_utils.py, get_batch_defaults: 70 GiB and no A100
+    large, small = Engine.like("vllm-serve", "h100"), Engine.like("vllm-serve", "l40s")
+    assert (large.max_num_seqs, large.max_num_batched_tokens) == (1024, 8192)
+    assert (small.max_num_seqs, small.max_num_batched_tokens) == (256, 2048)
+    assert Engine.like("vllm-serve", "a100") == small
+    assert large.async_scheduling and large.enable_prefix_caching
+    few = Engine.like("vllm-serve", "h200", max_num_batched_tokens=512)
+    assert few.max_num_seqs == 512  # no more seats than tokens
+    old = Engine.like("vllm-serve", "h200", "0.26.0")
+    assert old == dataclasses.replace(Engine.of_vllm("0.26.0"), **{
+        name: getattr(large, name)
+        for name in ("max_num_seqs", "max_num_batched_tokens", "async_scheduling",
+                     "enable_prefix_caching")
+    })  # fmt: skip
+    for wrong in (
+        ("vllm", "h200", None),
+        ("vllm-serve", "h201", None),
+        ("vllm-serve", "h200", "9"),
+    ):
+        with pytest.raises(InputError, match="unknown"):
+            Engine.like(*wrong)
+
+
+def test_the_gpu_of_a_timing():
+    names = ("h200/llama-3.1-8b", "roofline:l40s/llama-3.1-8b", "roofline:2xh100/llama-3.1-70b",
+             "h200/llama-3.1-8b@0.26.0", "live:tiny@cpu")  # fmt: skip
+    assert [gpu_of(name) for name in names] == ["h200", "l40s", "h100", "h200", None]
+
+
+def test_a_profile_used_beyond_what_it_measured_is_said_once():
+    system = Setting(Engine.like("vllm-serve", "h200"), replicas=3).load().system("fcfs")
+    (line,) = beyond_measured(system)
+    assert "up to 512 sequences and 2,048 tokens" in line and "1,024 and 8,192" in line
+    assert not beyond_measured(Setting(Engine()).load().system("fcfs"))
+
+
+def test_each_command_that_has_an_engine_can_be_like_one():
+    given = dict.fromkeys(field.name for field in dataclasses.fields(Engine))
+    like = {**given, "like": "vllm-serve"}
+    server = Engine.like("vllm-serve", "h200")
+    assert take_engine({**like}) == take_engine({**like, "timing": "h200/qwen2.5-14b"}) == server
+    small = take_engine({**like, "max_num_seqs": 64}, timing="roofline:l40s/llama-3.1-8b")
+    assert small == Engine.like("vllm-serve", "l40s", max_num_seqs=64)
+    with pytest.raises(InputError, match="which --timing live:tiny doesn't name"):
+        take_engine({**like, "timing": "live:tiny"})
+    with pytest.raises(InputError, match="one kind of GPU"):
+        take_engine({**like}, nodes="2xh200/llama-3.1-8b")
+
+
+def test_by_command(tmp_path, capsys):
+    from lengthwise.training.cli import main
+
+    out = tmp_path / "advice"
+    with pytest.raises(SystemExit) as ended:
+        main(["advise", "azure-conv-2023", "--requests", "600", "--max-num-seqs", "16", "--seeds",
+              "2", "--json", "--processes", "1", "--out", str(out)])  # fmt: skip
+    assert ended.value.code == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["sentences"]) == 3 and found["capacity_requests_per_s"] > 0
+    assert set(found["mean_latency_ratio_by_tau"]) <= {"0.3", "0.5", "0.7", "1"}
+    page = (out / "report.html").read_text()
+    assert found["sentences"][0].split(":")[0] in page and (out / "runs.parquet").exists()
+    for wrong, said in (
+        (["--like", "vllm-serve", "--nodes", "2xh200/llama-3.1-8b"], "--like"),
+        (["--failures", "x.yaml"], "failures"),
+        (["--like", "sglang"], "vllm-serve"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["advise", "azure-conv-2023", "--requests", "50", *wrong])
+        assert ended.value.code == 2 and said in capsys.readouterr().err
