@@ -290,6 +290,9 @@ def checked_levels(levels: Sequence[float]) -> Floats:
     return at
 
 
+MOST_BUCKETS = 10_000
+
+
 def bucket_edges(tokens: Floats, buckets: int | Sequence[float] | None = None) -> Floats:
     """Edges around the training lengths: at the default percentiles, at ``buckets`` equal shares,
     or at the given inner edges; none of the buckets is empty. Shape (buckets + 1,).
@@ -299,8 +302,8 @@ def bucket_edges(tokens: Floats, buckets: int | Sequence[float] | None = None) -
     if buckets is None:
         inner = np.percentile(tokens, PERCENTILES)
     elif isinstance(buckets, int) and not isinstance(buckets, bool):
-        if buckets < 2:
-            raise InputError(f"buckets must be 2 or more, not {buckets}")
+        if not 2 <= buckets <= MOST_BUCKETS:
+            raise InputError(f"buckets must be 2 or more, up to {MOST_BUCKETS}, not {buckets}")
         inner = np.quantile(tokens, np.arange(1, buckets) / buckets)
     else:
         inner = _numbers(buckets, "bucket edges")

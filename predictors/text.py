@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.errors import InputError
 from lengthwise.prediction import Floats
 from lengthwise.predictors import targets
 from lengthwise.predictors.boosting import MOST_ROWS, Rowwise, boosted, raw_outputs
@@ -166,6 +167,9 @@ class Ridge(Learned):
         alpha: float | None = None,
     ) -> None:
         super().__init__(target, buckets=buckets, levels=levels, seed=seed)
+        number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if alpha is not None and not (number and 0 <= alpha < float("inf")):
+            raise InputError(f"alpha must be a number of 0 or more, not {alpha!r}")
         self.alpha = alpha
 
     def _learn(

@@ -261,6 +261,8 @@ def test_a_folder_that_can_t_be_written_is_named_at_the_start(tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't write to"):
         recorder(tmp_path / "file" / "record", Counters())
+    with pytest.raises(InputError, match=r"can't write to .*: embedded null byte"):
+        recorder(tmp_path / "\0", Counters())
 
 
 def test_what_no_table_holds_costs_its_own_row_and_no_room(

@@ -103,6 +103,17 @@ def test_another_user_s_file_and_a_link_are_not_read(kernels, monkeypatch):
         assert cache.read("code") is None
 
 
+def test_a_pipe_or_a_folder_in_place_of_code_is_not_waited_for(kernels):
+    cache.write("code", CODE)
+    (kernels / "code.o").unlink()
+    os.mkfifo(kernels / "code.o")
+    assert cache.read("code") is None
+    cache.write("code", CODE)
+    assert cache.read("code") == CODE
+    (kernels / "more.o").mkdir()
+    assert cache.read("more") is None
+
+
 @pytest.mark.parametrize("mode", [0o777, 0o770])
 def test_a_folder_that_others_may_write_holds_no_machine_code(kernels, mode):
     kernels.mkdir(parents=True)

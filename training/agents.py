@@ -11,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from lengthwise.errors import UnknownNameError
+from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.training import evolve
 from lengthwise.training.guide import GUIDANCE
 from lengthwise.training.masked_dqn import MaskedDQN
@@ -69,6 +69,9 @@ def settings_for(
     for name, value in (given or {}).items():
         if name not in settings:
             raise UnknownNameError(f"setting of {algo}", name, settings)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(settings[name], int | float) and not (number and 0 <= value <= 2**53):
+            raise InputError(f"setting {name} of {algo} is a number of 0 or more, not {value!r}")
         settings[name] = value
     return settings
 

@@ -142,7 +142,7 @@ class Counters:
 
         try:
             started = prometheus_client.start_http_server(port, addr=host)
-        except (OSError, OverflowError, UnicodeError) as error:  # the last: of a host's name
+        except (OSError, OverflowError, ValueError) as error:  # the last: of a host's name
             why = getattr(error, "strerror", None) or error
             self.warn(
                 "metrics-port",

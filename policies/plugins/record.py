@@ -61,9 +61,10 @@ class Rows:
             probe = self._folder / f".{uuid.uuid4().hex}"
             probe.touch()
             probe.unlink()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # the latter: of a null byte
+            why = getattr(error, "strerror", None) or error
             raise InputError(
-                f"lengthwise setting record: can't write to {folder!r}: {error.strerror}"
+                f"lengthwise setting record: can't write to {folder!r}: {why}"
             ) from None
         self._counters = counters
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()

@@ -153,7 +153,7 @@ def predictor(
 @click.option("--out", required=True, metavar="DIR", help="Folder of the run.")
 @click.option("--timing", default=DEFAULT_TIMING, show_default=True, metavar="NAME")
 @click.option("--steps", type=click.IntRange(1), default=500_000, show_default=True)
-@click.option("--n-envs", type=click.IntRange(1, 65_536), default=64, show_default=True)
+@click.option("--n-envs", type=click.IntRange(1, 16_384), default=64, show_default=True)
 @click.option(
     "--nodes", metavar="SPEC|FILE", help="Nodes that differ behind the router, as for `simulate`."
 )

@@ -26,9 +26,12 @@ def read(stem: str) -> bytes | None:
         return None
     path = where / f"{stem}.o"
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # of a pipe, too
         with os.fdopen(handle, "rb") as file:
-            wrong = _others_can_write(os.fstat(handle))
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
+                return None
+            wrong = _others_can_write(found)
             content = file.read()
     except OSError:
         return None
