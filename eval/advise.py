@@ -20,7 +20,7 @@ from lengthwise.eval.setting import Loaded, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Fixed, Source, as_source
 from lengthwise.eval.statistics import Interval
-from lengthwise.eval.tables import number
+from lengthwise.eval.tables import number, queue_forms
 from lengthwise.predictors.predict import PredictorLike, predictor_label
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
@@ -146,7 +146,7 @@ def advise(
     cut = _cut(source, whole, seeds)
     loads = compare(cut, POLICIES, predictors, rates, seeds, **shared)
     load = whole.rate / capacity
-    queued = _queue(own, math.nan) or load > 1
+    queued = queue_forms(own, math.nan) or load > 1
     there = queued and load <= 1
     at = (
         _At(own, math.nan, whole.rate, capacity)
@@ -161,7 +161,7 @@ def advise(
         sentences=(
             _first(own, loads, whole.rate, capacity, loaded),
             _second(at, chosen, pays, limits),
-            _third(at, chosen, pays, taus, lengths, predictor is not None, queued, sure),
+            _third(at, chosen, pays, taus, predictor is not None, queued, sure),
         ),
         capacity=capacity,
         own_rate=float(whole.rate),
@@ -210,8 +210,7 @@ def saturated_rate(workload: Workload, loaded: Loaded) -> float:
         sample = workload.head(MOST_REQUESTS)
         index = np.resize(np.arange(len(sample)), max(len(sample), 8 * seats))
         zeros = np.zeros(len(index))
-        many = sample.select(index)
-        many = many.replace(arrival_s=zeros)
+        many = sample.select(index).replace(arrival_s=zeros)
         if "deadline_s" in many:
             many = many.replace(deadline_s=zeros + 1.0)
     done = np.sort(
@@ -248,11 +247,6 @@ def _cut(source: Source, whole: Workload, seeds: int) -> Source:
     if len(whole) >= seeds * LEAST_WINDOW:
         return Cut(whole, seeds)
     return Fixed(whole)
-
-
-def _queue(found: Comparison, rate: float) -> bool:
-    """Whether waiting under fcfs is more than a twentieth of the latency, as in the tables."""
-    return _mean(found, rate, "wait_mean_s") > 0.05 * _mean(found, rate, "e2e_mean_s")
 
 
 def _mean(found: Comparison, rate: float, metric: str, who: Contender | None = None) -> float:
@@ -296,9 +290,9 @@ def _first(own: Comparison, loads: Comparison, rate: float, capacity: float, loa
             f"More arrives than can be served: {of}, so a queue grows as long as the run lasts "
             f"({waits}), and {math.ceil(load / SHARES[0])} times as many are needed first."
         )
-    if _queue(own, math.nan):
+    if queue_forms(own, math.nan):
         return f"A queue forms: its own {of}, and {waits}."
-    forms = next((r for r in loads.rates if r > rate and _queue(loads, r)), None)
+    forms = next((r for r in loads.rates if r > rate and queue_forms(loads, r)), None)
     beyond = (
         f"one forms at {number(forms)}"
         if forms is not None
@@ -331,8 +325,8 @@ def _second(at: _At, who: Contender, pays: bool, slo: Mapping[str, float]) -> st
 
 
 def _third(
-    at: _At, who: Contender, pays: bool, taus: Mapping[float, Interval], lengths: str, given: bool,
-    queued: bool, sure: str,
+    at: _At, who: Contender, pays: bool, taus: Mapping[float, Interval], given: bool, queued: bool,
+    sure: str,
 ) -> str:  # fmt: skip
     """What a predictor must know, what to do, and how sure that is."""
     needed = next((tau for tau in sorted(taus) if _pays(taus[tau])), None)

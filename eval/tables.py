@@ -158,7 +158,7 @@ def heading(comparison: Comparison, rate: float) -> str:
     baseline = comparison.contenders[0]
     wait = comparison.interval(rate, baseline, "wait_mean_s").mean
     latency = comparison.interval(rate, baseline, "e2e_mean_s").mean
-    queue = "a queue forms" if _queue_forms(comparison, rate) else "no queue forms"
+    queue = "a queue forms" if queue_forms(comparison, rate) else "no queue forms"
     at = comparison.offered_rate(rate) if math.isnan(rate) else rate
     speed = "all at once" if math.isinf(at) else f"{at:.3g} requests/s"
     return (
@@ -167,7 +167,7 @@ def heading(comparison: Comparison, rate: float) -> str:
     )
 
 
-def _queue_forms(comparison: Comparison, rate: float) -> bool:
+def queue_forms(comparison: Comparison, rate: float) -> bool:
     """Whether waiting under fcfs is more than a twentieth of the latency."""
     baseline = comparison.contenders[0]
     wait = comparison.interval(rate, baseline, "wait_mean_s").mean
@@ -217,7 +217,7 @@ def footnote(comparison: Comparison) -> str:
 def _unmoved(comparison: Comparison) -> str:
     """Policies whose preemption was never worth its price, so that they were fcfs throughout."""
     baseline, *others = comparison.contenders
-    if not any(_queue_forms(comparison, rate) for rate in comparison.rates):
+    if not any(queue_forms(comparison, rate) for rate in comparison.rates):
         return ""
 
     def latencies(who: Contender) -> list[list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from typing import Any
 
 import click
@@ -80,16 +81,10 @@ def advise(
         screen = console()
         screen.print(advice_view(found, screen.width))
     if out is not None:
-        said = "".join(f"<p>{text}</p>" for text in map(_escaped, found.sentences))
-        section = ("What to do", f"{said}<pre>{_escaped(found.command)}</pre>")
+        said = "".join(f"<p>{text}</p>" for text in map(escape, found.sentences))
+        section = ("What to do", f"{said}<pre>{escape(found.command)}</pre>")
         written = publish(
             found.loads, out, title=f"Does length-aware scheduling pay for {source.name}?",
             sections=[section], command=command, config={"advice": found.to_dict()},
         )  # fmt: skip
         click.echo(f"wrote {written}", err=as_json)
-
-
-def _escaped(text: str) -> str:
-    from html import escape
-
-    return escape(text)
