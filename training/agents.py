@@ -70,7 +70,9 @@ def settings_for(
         if name not in settings:
             raise UnknownNameError(f"setting of {algo}", name, settings)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if isinstance(settings[name], int | float) and not (number and 0 <= value <= 2**53):
+        # counts are whole in a float64, rates are numbers of the network's float32
+        most = 3e38 if isinstance(settings[name], float) else 2**53
+        if isinstance(settings[name], int | float) and not (number and 0 <= value <= most):
             raise InputError(f"setting {name} of {algo} is a number of 0 or more, not {value!r}")
         settings[name] = value
     return settings
