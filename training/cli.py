@@ -31,7 +31,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Serve OpenAI's API as vLLM would, timed by the simulated engine.",
     ),
     "serve-epp": ("serve_epp:serve_epp", "Serve a routing policy as Envoy's endpoint picker."),
-    "check": ("check:check", "Check a policy of your own on everything that may run it."),
+    "check": ("check:check", "Check a policy of your own, or the settings of a plugin."),
+    "doctor": ("doctor:doctor", "Say what is installed and found here, and what would be refused."),
     "list": ("listing:listing", "List policies, predictors, routers, timings, workloads, envs."),
 }
 # Packages that a plain install leaves out, and the extra that brings them.

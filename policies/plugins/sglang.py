@@ -107,6 +107,11 @@ def configured() -> Settings:
         given = json.loads(os.environ[ENVIRONMENT])
     except ValueError as error:
         raise InputError(f"{ENVIRONMENT} is not JSON: {error}") from None
+    return checked(given)
+
+
+def checked(given: Any) -> Settings:
+    """Settings that do something in SGLang; raises ``InputError`` for others."""
     settings = Settings.parse(given, USED, "SGLang")
     policy = settings.load()
     settings.refuse_idle(policy)

@@ -11,13 +11,19 @@ from lengthwise.policy import SchedulingPolicy
 
 def announcement(settings: Settings, policy: SchedulingPolicy) -> str:
     """What runs, in a line."""
+    parts = ", ".join(described(settings, policy))
+    return f"lengthwise {_version('lengthwise')} in vLLM {_version('vllm')}: {parts}"
+
+
+def described(settings: Settings, policy: SchedulingPolicy) -> list[str]:
+    """What runs, in a few words for each part of it."""
     guard = settings.guard_of(policy)
     order = f"policy {settings.bundle or settings.policy} (score {policy.name})"
     if policy.queue == "fcfs":
         order = "policy fcfs (vLLM's own class)"
         if settings.predictor_folder:
             order = "policy fcfs (vLLM's own order; shadow mode)"
-    parts = [
+    return [
         order,
         f"preemption {policy.preemption.mode}",
         f"predictor {settings.predictor_folder or 'none'}",
@@ -26,7 +32,6 @@ def announcement(settings: Settings, policy: SchedulingPolicy) -> str:
         else "guard off",
         f"record {settings.record or 'none'}",
     ]
-    return f"lengthwise {_version('lengthwise')} in vLLM {_version('vllm')}: {', '.join(parts)}"
 
 
 def _version(package: str) -> str:

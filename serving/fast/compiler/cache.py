@@ -67,17 +67,29 @@ def write(stem: str, code: bytes) -> None:
 @lru_cache(maxsize=1)
 def folder() -> Path | None:
     """Where machine code lies; None, said once, if there is no folder that is this user's alone."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    path = Path(os.path.expanduser(base)) / "lengthwise" / "kernels"
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        wrong = _others_can_write(path.stat())
-    except OSError as error:
-        wrong = f"can't be made: {error.strerror}"
+    path, wrong = trusted()
+    if not wrong:
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _, wrong = trusted()
+        except OSError as error:
+            wrong = f"can't be made: {error.strerror}"
     if wrong:
         _notice(f"no machine code is kept: {path} {wrong}")
         return None
     return path
+
+
+def trusted() -> tuple[Path, str]:
+    """Where machine code would lie, and why it may not lie there; "" if it may."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = Path(os.path.expanduser(base)) / "lengthwise" / "kernels"
+    try:
+        return path, _others_can_write(path.stat())
+    except FileNotFoundError:
+        return path, ""  # made when it is needed
+    except OSError as error:
+        return path, f"can't be made: {error.strerror}"
 
 
 def _others_can_write(found: os.stat_result) -> str:
