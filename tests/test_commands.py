@@ -26,7 +26,14 @@ from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.training import cli, demo
 from lengthwise.training.cli import main
 from lengthwise.training.commands import data, evaluate, listing, show
-from lengthwise.training.commands.options import Name, Rates, Settings, Specs, split_specs
+from lengthwise.training.commands.options import (
+    Name,
+    Rates,
+    Renames,
+    Settings,
+    Specs,
+    split_specs,
+)
 from lengthwise.workload import Workload
 
 
@@ -68,6 +75,9 @@ SOURCE = {
     "--split train": ("split", "train"),
     "--drop-zero-output": ("drop_zero", True), "--time-unit ms": ("time_unit", "ms"),
     "--max-expanded 5": ("max_expanded_mb", 5.0),
+    "--columns 'prompt_tokens=Request tokens,arrival_s=when'": (
+        "columns", {"prompt_tokens": "Request tokens", "arrival_s": "when"},
+    ),
 }  # fmt: skip
 ENGINE = {
     "--max-num-seqs 9": ("max_num_seqs", 9), "--num-gpu-blocks 77": ("num_gpu_blocks", 77),
@@ -253,8 +263,13 @@ def test_train_predictor_s_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "generate_prompts", lambda rows, seed: (rows, seed))
     assert data.prompts_of("synthetic-chat", None, 1) == (4000, 1)
     monkeypatch.setattr(data, "read_prompts", lambda *given, **more: (given, more))
-    expanded: Any = data.prompts_of("a.jsonl", 3, 1, 5.0)
+    expanded: Any = data.prompts_of("a.jsonl", 3, 1, max_expanded_mb=5.0, columns=None)
     assert expanded == (("a.jsonl",), {"drop_zero": True, "max_expanded_mb": 5.0})
+    (named,), _ = of("a.jsonl --columns prompt=question,response=answer")
+    assert named == (
+        ("a.jsonl",),
+        {"drop_zero": True, "columns": {"prompt": "question", "response": "answer"}},
+    )
     assert data.prompts_of("a.jsonl", 3, 1) == "a.jsonl"
     assert data.weights_of(None) is None
     with pytest.raises(InputError, match="numbers such as 2,1,1"):
@@ -438,6 +453,10 @@ def test_values_of_options_are_read_and_refused() -> None:
     for wrong in ("a", "a=", "=1"):
         with pytest.raises(InputError, match="expected NAME=VALUE"):
             Settings().convert(wrong, None, None)
+    assert Renames().convert(" a = b c ,d=e=f", None, None) == {"a": "b c", "d": "e=f"}
+    for wrong, said in (("prompt", "OURS=THEIRS"), ("a=", "OURS=THEIRS"), ("a=b,a=c", "'a' twice")):
+        with pytest.raises(InputError, match=said):
+            Renames().convert(wrong, None, None)
     name: Any = Name("thing", ("a", "b"))
     assert name.convert("a", None, None) == "a"
     with pytest.raises(UnknownNameError):

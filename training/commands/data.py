@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lengthwise.errors import InputError
 from lengthwise.serving.workload import Prompts, generate_prompts, read_prompts
 
@@ -9,18 +11,18 @@ GENERATED = "synthetic-chat"
 GENERATED_ROWS = 4000
 
 
-def prompts_of(
-    data: str, max_rows: int | None, seed: int, max_expanded_mb: float | None = None
-) -> str | Prompts:
+def prompts_of(data: str, max_rows: int | None, seed: int, **reading: Any) -> str | Prompts:
     """Generated prompts for "synthetic-chat"; anything else is a file's name and stays one.
 
-    But for a file that may expand to more than others: that is read now.
+    But for a file that is to be read in another way than others: that is read now. ``reading`` are
+    options of ``read_prompts``, None where nothing was said.
     """
-    if data != GENERATED and max_expanded_mb is None:
+    if data == GENERATED:
+        return generate_prompts(max_rows or GENERATED_ROWS, seed)
+    said = {name: value for name, value in reading.items() if value is not None}
+    if not said:
         return data
-    if data != GENERATED:  # without an answer there is nothing to learn
-        return read_prompts(data, drop_zero=True, max_expanded_mb=max_expanded_mb)
-    return generate_prompts(max_rows or GENERATED_ROWS, seed)
+    return read_prompts(data, drop_zero=True, **said)  # no answer: nothing to learn
 
 
 def weights_of(text: str | None) -> list[float] | None:

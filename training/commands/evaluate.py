@@ -14,6 +14,7 @@ from lengthwise.training.commands.options import (
     Name,
     Rates,
     Specs,
+    columns_option,
     engine_options,
     max_expanded_option,
     seeds_option,
@@ -40,6 +41,7 @@ def evaluate() -> None:
 @click.option(
     "--max-rows", type=int, metavar="N", help="At most so many rows of DATA, drawn at random."
 )
+@columns_option
 @max_expanded_option
 @click.option("--card", is_flag=True, help="Also add the result to DIR's model card.")
 def predictor(
@@ -48,6 +50,7 @@ def predictor(
     split: str | None,
     answers_by: str | None,
     max_rows: int | None,
+    columns: dict[str, str] | None,
     max_expanded_mb: float | None,
     card: bool,
 ) -> None:
@@ -57,7 +60,7 @@ def predictor(
     from lengthwise.training.commands.show import notices
     from lengthwise.training.predictor import evaluate_predictor
 
-    rows = prompts_of(data, max_rows, 0, max_expanded_mb)
+    rows = prompts_of(data, max_rows, 0, columns=columns, max_expanded_mb=max_expanded_mb)
     report = evaluate_predictor(
         folder, rows, split=split, answers_by=answers_by, max_rows=max_rows, card=card
     )

@@ -115,6 +115,34 @@ def _setting(item: str) -> tuple[str, Any]:
     return name, value
 
 
+class Renames(Typed):
+    """``prompt=question,response=answer``: our names of a file's columns."""
+
+    name = "OURS=THEIRS,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, str]:
+        if isinstance(value, dict):
+            return value
+        found: dict[str, str] = {}
+        for item in str(value).split(","):
+            ours, _, theirs = map(str.strip, item.partition("="))
+            if not (ours and theirs):
+                raise InputError(
+                    f"--columns takes OURS=THEIRS between commas, as in prompt_tokens=prompt_len, "
+                    f"not {item!r}"
+                )
+            if ours in found:
+                raise InputError(f"--columns names {ours!r} twice")
+            found[ours] = theirs
+        return found
+
+
+columns_option = click.option(
+    "--columns", type=Renames(),
+    help="Names of columns in a file: arrival_s=when,prompt_tokens=prompt_len.",
+)  # fmt: skip
 max_expanded_option = click.option(
     "--max-expanded", "max_expanded_mb", type=float, metavar="MB",
     help="What a gzip or Parquet file may expand to. Default: 67, or 100 times the file.",
@@ -155,6 +183,7 @@ def workload_options(command: Command) -> Command:
                 type=Name("time unit", ("s", "ms", "us", "ns")),
                 help="Of the file's numeric times, where its layout has another or none.",
             ),
+            columns_option,
             max_expanded_option,
         )
     ):
@@ -275,7 +304,7 @@ def take_source(options: dict[str, Any]) -> Any:
     from lengthwise.eval.source import Spelled
 
     names = (
-        "arrivals", "requests", "model", "split", "drop_zero_output", "time_unit",
+        "arrivals", "requests", "model", "split", "drop_zero_output", "time_unit", "columns",
         "max_expanded_mb",
     )  # fmt: skip
     given = {name: options.pop(name) for name in names}

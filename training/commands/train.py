@@ -14,6 +14,7 @@ from lengthwise.training.commands.options import (
     Name,
     Settings,
     Specs,
+    columns_option,
     engine_options,
     max_expanded_option,
     seed_option,
@@ -76,6 +77,7 @@ def train() -> None:
     metavar="W,W,...",
     help="What each of several DATA counts for; by default all count alike.",
 )
+@columns_option
 @max_expanded_option
 @seed_option
 @click.option(
@@ -100,6 +102,7 @@ def predictor(
     test_share: float,
     max_rows: int | None,
     source_weights: str | None,
+    columns: dict[str, str] | None,
     max_expanded_mb: float | None,
     seed: int,
     settings: dict[str, object],
@@ -123,7 +126,10 @@ def predictor(
     if base and model not in ("ridge", "base"):  # ridge is the default
         raise InputError(f"give --base or --model {model}, not both")
     report = train_predictor(
-        [prompts_of(one, max_rows, seed, max_expanded_mb) for one in data],
+        [
+            prompts_of(one, max_rows, seed, columns=columns, max_expanded_mb=max_expanded_mb)
+            for one in data
+        ],
         target=target,
         model="base" if base else model,
         out=out,
