@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from lengthwise.eval.ground import beyond_measured, beyond_training
 from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.predict import check_prediction
 from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
+from lengthwise.eval.trace import write_trace
 from lengthwise.policies import load_policy
 from lengthwise.prediction import Predictions
 from lengthwise.predictors.predict import (
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
 class Result:
     """What a run returns; ``config`` names everything that went into it.
 
-    ``notices`` are lines to be said once, such as how many requests the predictor did not order.
+    ``notices`` are lines to be said once, such as how many requests the predictor did not order;
+    ``predictions`` are what the run was given.
     """
 
     workload: Workload
@@ -52,6 +54,7 @@ class Result:
     system: System
     config: Mapping[str, Any]
     notices: tuple[str, ...] = ()
+    predictions: Predictions | ArrayLike | None = field(default=None, repr=False)
 
     @cached_property
     def requests(self) -> pd.DataFrame:
@@ -131,6 +134,14 @@ class Result:
             write_json(fresh / "summary.json", self.summary())
             write_json(fresh / CONFIG, provenance(self.config, command))
         return Path(folder)
+
+    def trace(self, path: str | Path) -> Path:
+        """Writes what every node and request did when, for Perfetto (see ``eval.trace``).
+
+        The run is made again for it, on the reference engine. ``InputError`` for a path that
+        ends in neither ``.json`` nor ``.json.gz``, and for the backend "vllm".
+        """
+        return write_trace(path, self, self.config["seed"])
 
 
 def simulate(
@@ -214,4 +225,4 @@ def simulate_on(
     }
     known = predicted_tokens if isinstance(predicted_tokens, Predictions) else None
     said = (*beyond_measured(system), *beyond_training(workload, system, known))
-    return Result(workload, records, system, config, said)
+    return Result(workload, records, system, config, said, predicted_tokens)

@@ -17,6 +17,8 @@ from lengthwise.training.commands.options import (
     workload_options,
 )
 
+MANY = 5_000  # requests whose trace takes its time
+
 
 @click.command()
 @workload_options
@@ -38,6 +40,11 @@ from lengthwise.training.commands.options import (
     is_flag=True,
     help="Keep every iteration: inter-token latency, KV use, and a timeline in --out.",
 )
+@click.option(
+    "--trace",
+    metavar="FILE",
+    help="A Chrome trace of the run, .json or .json.gz, to open in Perfetto.",
+)
 @system_options
 @engine_options
 @out_option
@@ -51,6 +58,7 @@ def simulate(
     seed: int,
     slo: str | None,
     log_iterations: bool,
+    trace: str | None,
     out: str | None,
     **options: Any,
 ) -> None:
@@ -65,12 +73,15 @@ def simulate(
     from lengthwise.eval.publish import check_publishable
     from lengthwise.eval.simulate import simulate as run
     from lengthwise.eval.terminal import console, run_view
+    from lengthwise.eval.trace import check_trace
     from lengthwise.training.commands.show import notices
 
     limits = metrics.parse_slo(slo, tuple(metrics.PER_REQUEST)) if slo else None
     engine, source = take_engine(options), take_source(options)
     if out is not None:
         (check_publishable if log_iterations else check_writable)(out)
+    if trace is not None:
+        check_trace(trace, options["backend"])
     workload = source.load(rate, seed)
     notices(workload.notices)
     result = run(
@@ -87,6 +98,10 @@ def simulate(
     if math.isfinite(workload.rate):  # a unit that was guessed wrong shows here
         title += f", {workload.rate:.3g} requests/s"
     console().print(run_view(title, result.summary(limits)))
+    if trace is not None:
+        if len(workload) > MANY:
+            notices(["the run is made again by the reference engine for its trace: minutes"])
+        click.echo(f"wrote {result.trace(trace)}")
     if out is not None:
         folder = result.save(out, command)
         if result.iterations is not None:
