@@ -80,7 +80,7 @@ def test_scales_are_those_that_shipped_policies_and_published_figures_were_train
 
 def test_columns_name_what_they_are_read_from() -> None:
     columns = Columns.of(
-        ("waited_s", "remaining_tokens", "predicted_tokens", "slack_s"), {"slack_s": (2, 4)}
+        ("waited_s", "remaining_tokens", "predicted_tokens", "slack_s"), {"slack_s": (2, 0.5)}
     )
     assert columns.names == ("waited_s", "remaining_tokens", "predicted_tokens", "slack_s")
     assert columns.reads == (
@@ -95,7 +95,7 @@ def test_columns_name_what_they_are_read_from() -> None:
     assert raw.dtype == np.float64
     assert raw.tolist() == [[6, 200, 300, 2], [0, -2, 7, -6]]
     seen = columns.normaliser().normalise(raw)
-    assert seen[:, 3].tolist() == [0.0, -2.0]  # (2 - 2) / 4 and (-6 - 2) / 4
+    assert seen[:, 3].tolist() == [0.0, -16.0]  # (2 - 2) / 0.5 and (-6 - 2) / 0.5
     assert seen[:, 0].tolist() == pytest.approx([0.1, -0.5])
     assert seen[:, 2].tolist() == pytest.approx([np.log(301) - 5, np.log(8) - 5])
 

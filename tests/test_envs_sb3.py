@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3 import DQN, PPO
@@ -223,3 +223,113 @@ def test_an_info_is_told_where_it_is_known() -> None:
                 other.pop("TimeLimit.truncated")
                 assert info == other
     assert counts == {0, 1, 2, 3}
+
+
+class Whole(VectorEnv[Any, Any, Any]):
+    """Three environments in one, as ours are: no list of single ones, one method for all."""
+
+    def __init__(self, masked: bool = True) -> None:
+        self.num_envs, self.metadata = 3, {"autoreset_mode": AutoresetMode.SAME_STEP}
+        parts = {"cell": spaces.Box(0, 9, (1,), np.float32)}
+        if masked:
+            parts["mask"] = spaces.MultiBinary(2)  # type: ignore[assignment]
+        self.single_observation_space = spaces.Dict(parts)
+        self.single_action_space = spaces.Discrete(2)
+        self.masked, self.level, self.closed = masked, 1, False
+
+    def _seen(self) -> dict[str, Any]:
+        seen = {"cell": np.array([[0], [1], [2]], np.float32)}
+        mask = np.array([[1, 0], [0, 1], [1, 1]], np.int8)
+        return {**seen, "mask": mask} if self.masked else seen
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self.asked = (seed, options)
+        return self._seen(), {"at": np.array([4, 5, 6]), "_at": np.array([True, False, True])}
+
+    def step(self, actions: Any) -> Any:
+        """The first ends and is cut off at once, the second is cut off, the third goes on."""
+        self.took = actions
+        last = np.array([{"cell": np.array([7.0])}, {"cell": np.array([8.0])}, None], dtype=object)
+        info = {"final_obs": last, "final_info": {"at": np.array([1, 2, 0])}, "at": np.arange(3)}
+        ended, cut = np.array([True, False, False]), np.array([True, True, False])
+        return self._seen(), np.array([0.5, 1.5, 2.5]), ended, cut, info
+
+    def double(self, values: Any, *, more: int = 0) -> Any:
+        return 2 * np.asarray(values) + more
+
+    def close(self, **kwargs: Any) -> None:
+        self.closed = True
+
+
+def test_an_environment_of_one_piece() -> None:
+    env = Whole()
+    made = SB3VecEnv(env)
+    made.seed(4)
+    made.set_options([{"a": 1}, {}, {"b": 2}])
+    made.reset()
+    assert env.asked == ([4, 5, 6], {"a": 1, "b": 2})
+    assert made.reset_infos == [{"at": 4}, {}, {"at": 6}]
+    made.reset()
+    assert env.asked == (None, None)  # used once
+    seen, rewards, done, infos = made.step(np.array([0, 1, 0]))
+    assert env.took.tolist() == [0, 1, 0] and isinstance(seen, dict)
+    assert seen["cell"].ravel().tolist() == [0, 1, 2]
+    assert rewards.tolist() == [0.5, 1.5, 2.5] and rewards.dtype == np.float32
+    assert done.tolist() == [True, True, False]
+    told = [(info["at"], info.get("TimeLimit.truncated")) for info in infos]
+    assert told == [(1, False), (2, True), (2, None)]
+    last = [info.get("terminal_observation") for info in infos]
+    assert [None if one is None else one["cell"].tolist() for one in last] == [[7], [8], None]
+    # masks from what was seen, methods and attributes of all at once
+    assert made.has_attr("action_masks") and made.action_masks().dtype == bool
+    masks = [[True, False], [False, True], [True, True]]
+    assert made.action_masks().tolist() == masks
+    assert [row.tolist() for row in made.env_method("action_masks", indices=[2, 0])] == [
+        masks[2], masks[0]
+    ]  # fmt: skip
+    assert made.env_method("double", [1, 2, 3], more=1) == [3, 5, 7]
+    assert made.env_method("double", [1, 2, 3], indices=1) == [4]
+    assert made.get_attr("level") == [1, 1, 1]
+    made.set_attr("level", 3)
+    assert env.level == 3 and made.get_attr("level", indices=[0, 2]) == [3, 3]
+    assert made.has_attr("level") and not made.has_attr("nothing")
+    assert made.env_is_wrapped(Corridor) == [False] * 3
+    assert made.env_is_wrapped(Corridor, indices=[1]) == [False]
+    made.close()
+    assert env.closed
+    assert (made.num_envs, made.action_space) == (3, spaces.Discrete(2))
+
+
+def test_an_environment_without_masks() -> None:
+    env = Whole(masked=False)
+    made = SB3VecEnv(env)
+    assert not made.has_attr("action_masks")
+    for _ in range(2):
+        with pytest.raises(AttributeError, match="no action_masks, and its observation no mask"):
+            made.action_masks()
+        made.reset()
+    env.action_masks = lambda: [[1, 0]] * 3  # type: ignore[attr-defined]
+    assert made.has_attr("action_masks")
+    assert made.action_masks().tolist() == [[True, False]] * 3
+
+
+def test_final_observations_in_batches_and_pictures_that_are_none() -> None:
+    env = Whole()
+    ends = env.step
+
+    def batched(actions: Any) -> Any:
+        *rest, info = ends(actions)
+        info["final_obs"] = {"cell": np.array([[7.0], [8.0], [9.0]])}
+        del info["final_info"]
+        return *rest, info
+
+    env.step = batched  # type: ignore[method-assign]
+    env.render = lambda: None  # type: ignore[method-assign]
+    made = SB3VecEnv(env)
+    assert list(made.get_images()) == [None] * 3
+    made.reset()
+    *_, infos = made.step(np.zeros(3, int))
+    assert [info["at"] for info in infos] == [0, 1, 2]
+    assert infos[1]["terminal_observation"]["cell"].tolist() == [8.0]
+    env.render = lambda: (1, 2, 3)  # type: ignore[method-assign,assignment,return-value]
+    assert list(made.get_images()) == [1, 2, 3]
