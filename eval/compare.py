@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +38,7 @@ from lengthwise.serving.events import EventsLike
 from lengthwise.serving.nodes import NodesLike
 from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.run import Backend
+from lengthwise.serving.saturation import saturation_rate
 from lengthwise.trained import BEYOND
 from lengthwise.workload import Workload
 
@@ -95,7 +97,8 @@ class Comparison:
     ``runs`` has one row a run: rate (NaN: the workload's own), offered_rate, seed, policy,
     predictor (and router, where routers are compared), and the metrics of
     ``lengthwise.eval.metrics.summary``. ``curves`` maps (rate or None, label) to the quantiles of
-    end-to-end latency, see ``quantiles``.
+    end-to-end latency, see ``quantiles``. ``capacity`` is what the system serves of this mix at
+    most, requests/s (``lengthwise.serving.saturation``); NaN where that is not known.
     """
 
     name: str
@@ -104,6 +107,7 @@ class Comparison:
     curves: Mapping[tuple[float | None, str], NDArray[np.float64]]
     config: Mapping[str, Any]
     notices: tuple[str, ...] = ()
+    capacity: float = math.nan
 
     @property
     def rates(self) -> list[float]:
@@ -129,12 +133,20 @@ class Comparison:
         self, rate: float, policy: str, predictor: str, metric: str, router: str = ""
     ) -> NDArray[np.float64]:
         """One value a seed of a metric, in the order of the seeds."""
+        found = self._at(rate, policy, predictor, router)
+        return found[metric].to_numpy(dtype=np.float64)
+
+    def _at(self, rate: float, policy: str, predictor: str, router: str) -> pd.DataFrame:
         runs = self.runs
         at = runs["rate"].isna() if np.isnan(rate) else runs["rate"] == rate
         at &= (runs["policy"] == policy) & (runs["predictor"] == predictor)
         if router:
             at &= runs["router"] == router
-        return runs[at].sort_values("seed")[metric].to_numpy(dtype=np.float64)
+        return runs[at].sort_values("seed")
+
+    def at(self, rate: float, who: Contender) -> pd.DataFrame:
+        """The runs of a row at a rate, one a seed."""
+        return self._at(rate, who.policy_name, who.predictor_name, who.router_name)
 
     def of(self, rate: float, who: Contender, metric: str) -> NDArray[np.float64]:
         """``values`` of a row."""
@@ -172,6 +184,10 @@ class Comparison:
     def offered_rate(self, rate: float) -> float:
         """Requests a second that arrived, averaged over seeds."""
         return float(self.of(rate, self.contenders[0], "offered_rate").mean())
+
+    def overloaded(self, rate: float) -> bool:
+        """Whether more arrived than can be served, as far as is known; no rate has no answer."""
+        return self.capacity < self.offered_rate(rate) < math.inf
 
 
 def compare(
@@ -219,7 +235,8 @@ def compare(
     abstained: dict[str, list[float]] = {}
     beyond: set[str] = set()
     prints: set[int] = set()
-    for done, (made, quantiles, said, mark, unordered) in enumerate(
+    most = math.nan
+    for done, (made, quantiles, said, mark, unordered, capacity) in enumerate(
         over_cores(task, tasks, processes), start=1
     ):
         rows += made
@@ -230,6 +247,7 @@ def compare(
                 notices[line] = None
             beyond.add(line.partition(BEYOND)[0])
         prints.add(mark)
+        most = capacity if done == 1 else most
         for key, values in quantiles.items():
             drawn.setdefault(key, []).append(values)
         if progress is not None:
@@ -263,10 +281,24 @@ def compare(
                 if routers
                 else {}
             ),
+            **({} if math.isnan(most) else {"capacity_requests_per_s": most}),
             "backend": sorted(set(runs["backend"].dropna())),
         },
         notices=tuple(notices),
+        capacity=most,
     )
+
+
+def _capacity(workload: Workload, loaded: Loaded, rows: Sequence[Row]) -> float:
+    """What the system serves at most of a workload's mix while no node fails, requests/s.
+
+    NaN where the compiled engine didn't run the baseline (too slow, or in real time), and of a
+    closed loop, where who waits sends no more.
+    """
+    ran_on = {row.get("backend") for row in rows if row["policy"] == BASELINE}
+    if ran_on != {"fast"} or "parent" in workload:
+        return math.nan
+    return saturation_rate(workload, replace(loaded, events=()).system(BASELINE))
 
 
 def _contenders(
@@ -308,10 +340,11 @@ def _one_seed(
     backend: Backend,
     slo: dict[str, float],
     seed: int,
-) -> tuple[list[Row], Quantiles, tuple[str, ...], int, dict[str, float]]:
+) -> tuple[list[Row], Quantiles, tuple[str, ...], int, dict[str, float], float]:
     """All contenders at all rates on the workload that one seed draws.
 
-    Also what is to be said of it, and the share of its requests that each predictor did not order.
+    Also what is to be said of it, the share of its requests that each predictor did not order, and
+    of the first seed the capacity.
     """
     drawn = source.load(rates[0] if rates else None, seed)
     loaded = setting.load()
@@ -348,7 +381,8 @@ def _one_seed(
     unordered = {
         name: made.abstained_share for name, made in predictions.items() if made is not None
     }
-    return rows, quantiles, tuple(said), mark, unordered
+    capacity = math.nan if seed else _capacity(drawn, loaded, rows)
+    return rows, quantiles, tuple(said), mark, unordered, capacity
 
 
 def _behind(loaded: Loaded, who: Contender) -> Loaded:

@@ -78,14 +78,15 @@ def provenance(config: Mapping[str, Any], command: str | None = None) -> dict[st
 
 def write_json(path: Path, value: Any) -> None:
     """JSON for people: indented, NaN and infinities as null."""
-    path.write_text(json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+    path.write_text(json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON can say of a value: NaN and infinities as null, tuples as lists."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

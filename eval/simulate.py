@@ -35,6 +35,7 @@ from lengthwise.serving.inputs import node_blocks
 from lengthwise.serving.nodes import NodesLike
 from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.run import Backend
+from lengthwise.serving.saturation import saturation_rate
 from lengthwise.workload import Workload
 
 if TYPE_CHECKING:
@@ -105,6 +106,17 @@ class Result:
     def num_gpu_blocks(self) -> NDArray[np.int64]:
         """KV blocks of each node, (nodes,)."""
         return node_blocks(self.system)
+
+    @cached_property
+    def capacity(self) -> float:
+        """What the system serves at most of this mix while no node fails, requests/s.
+
+        NaN where it is not known: of a closed loop, where who waits sends no more, and where the
+        compiled engine didn't run this.
+        """
+        if self.records.backend != "fast" or "parent" in self.workload:
+            return float("nan")
+        return saturation_rate(self.workload, dataclasses.replace(self.system, events=()))
 
     def summary(self, slo: Mapping[str, float] | None = None) -> dict[str, float]:
         """The metrics by their standard names (see ``lengthwise.eval.metrics``).

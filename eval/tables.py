@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from lengthwise.errors import UnknownNameError
+from lengthwise.eval.alike import NAMES, Alike, alike
 from lengthwise.eval.compare import BOUND, Comparison, Contender
 from lengthwise.eval.statistics import Interval, paired_ratio
-from lengthwise.policies import load_policy
 
 Verdict = Literal["better", "worse", "same", ""]
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -34,15 +40,19 @@ class Cell:
     verdict: Verdict = ""
 
 
-# In order of importance: a narrow terminal drops columns from the end.
+# In order of importance: what a narrow terminal has no room for comes last.
 COLUMNS = (
     Column("mean latency, s", "e2e_mean_s", help="arrival to last token"),
-    Column("× fcfs", "e2e_mean_s", ratio="first"),
+    Column("mean × fcfs", "e2e_mean_s", ratio="first"),
     Column("P99 latency, s", "e2e_p99_s"),
-    Column("× fcfs", "e2e_p99_s", ratio="first"),
+    Column("P99 × fcfs", "e2e_p99_s", ratio="first"),
+    Column("max wait, s", "wait_max_s", help="longest time in the queue"),
+    Column("TTFT P99, s", "ttft_p99_s", help="time to first token"),
+    Column("TPOT P99, s", "tpot_p99_s", help="time per output token after the first"),
+    Column("TTFT P50, s", "ttft_p50_s", help="time to first token"),
+    Column("TPOT P50, s", "tpot_p50_s", help="time per output token after the first"),
     Column("mean TTFT, s", "ttft_mean_s", help="time to first token"),
     Column("s/token", "normalized_latency_mean_s", help="mean of latency over output tokens"),
-    Column("max wait, s", "wait_max_s", help="longest time in the queue"),
     Column("tokens/s", "throughput_tokens_per_s", help="output tokens, at 100% completion"),
     Column("preempted", "preemptions", help="preemptions in a run"),
 )
@@ -52,23 +62,101 @@ FAILURES = (
 )
 COUNTS = ("preemptions", *(column.metric for column in FAILURES))
 BEST = "to the row with the lowest mean latency that was not trained"
-GOODPUT = Column("meet SLO", "slo_attainment", help="share of requests that meet the SLO")
+GOODPUT = Column("goodput/s", "goodput_requests_per_s", help="requests/s that meet the SLO")
+ATTAINED = Column("meet SLO", "slo_attainment", help="share of requests that meet the SLO")
+HEADS = {"e2e": "latency", "normalized_latency": "s/token", "ttft": "TTFT", "tpot": "TPOT"}
 
 
 def columns_of(comparison: Comparison) -> tuple[Column, ...]:
     """The columns that a comparison has values for; routers have ratios to the best row too."""
-    found = list(COLUMNS)
-    if GOODPUT.metric in comparison.runs:
-        found.insert(4, GOODPUT)
-    if FAILURES[0].metric in comparison.runs:
-        found += FAILURES
+    found = [*COLUMNS[:4], GOODPUT, *COLUMNS[4:7], ATTAINED, *COLUMNS[7:], *FAILURES]
     if comparison.routed:
-        for place, metric in ((3, "e2e_p99_s"), (1, "e2e_mean_s")):
+        for place, name, metric in ((3, "P99", "e2e_p99_s"), (1, "mean", "e2e_mean_s")):
             found[place : place + 1] = [
-                Column(f"× {comparison.baseline}", metric, ratio="first"),
-                Column("× best", metric, ratio="best", help=BEST),
+                Column(f"{name} × {comparison.baseline}", metric, ratio="first"),
+                Column(f"{name} × best", metric, ratio="best", help=BEST),
             ]
+    return tuple(column for column in found if column.metric in comparison.runs)
+
+
+def chosen_columns(comparison: Comparison, names: Sequence[str]) -> tuple[Column, ...]:
+    """Columns by the names of metrics: ``e2e_p99``, ``ttft_p50``, ``goodput``; also ``_s`` at the
+    end. ``_ratio`` makes it the ratio to the first row, ``_ratio_best`` that to the best one.
+
+    Raises ``UnknownNameError`` for a metric that the runs don't have.
+    """
+    usual = {(column.metric, column.ratio): column for column in columns_of(comparison)}
+    metrics = {_short_name(str(name)): str(name) for name in comparison.runs if name not in NAMES}
+    found = []
+    for name in names:
+        bare, best, _ = name.partition("_ratio_best")
+        ratio: Literal["", "first", "best"] = "best" if best else ""
+        if not best and name.endswith("_ratio"):
+            bare, ratio = name.removesuffix("_ratio"), "first"
+        metric = bare if bare in metrics.values() else metrics.get(bare.removesuffix("_s"))
+        if metric is None:
+            raise UnknownNameError("column", name, (*metrics, *(f"{m}_ratio" for m in metrics)))
+        to = {"": "", "first": f" × {comparison.baseline}", "best": " × best"}[ratio]
+        made = Column(f"{_heading(_short_name(metric))}{to or _unit(metric)}", metric, ratio)
+        found.append(usual.get((metric, ratio), made))
     return tuple(found)
+
+
+def _short_name(metric: str) -> str:
+    if metric.endswith("per_s"):
+        return metric.removesuffix("_requests_per_s") if "goodput" in metric else metric
+    return metric.removesuffix("_s")
+
+
+def _heading(name: str) -> str:
+    """``TTFT P90`` of ``ttft_p90``."""
+    head, _, statistic = name.rpartition("_")
+    if head not in HEADS and head != "wait":
+        return name.replace("_", " ")
+    said = statistic.upper() if statistic[1:].isdigit() else statistic
+    return (
+        f"{said} {HEADS.get(head, head)}"
+        if said in ("mean", "max")
+        else f"{HEADS.get(head, head)} {said}"
+    )
+
+
+def _unit(metric: str) -> str:
+    return ", s" if metric.endswith("_s") and not metric.endswith("per_s") else ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: the cells under ``names_of``, then one a column."""
+
+    names: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    bound: bool = False
+
+
+def rows_of(
+    comparison: Comparison, rate: float, columns: Sequence[Column] | None = None, merge: bool = True
+) -> list[Row]:
+    """The lines of one rate's table, the bound last; with ``merge``, what came out alike is one."""
+    groups = alike(comparison, rate) if merge else [Alike((who,)) for who in comparison.contenders]
+    rows = [
+        Row(_names(comparison, group), tuple(row(comparison, rate, group.first, columns)))
+        for group in groups
+    ]
+    bound = tuple(bound_row(comparison, rate, columns))
+    return [*rows, Row(named(comparison, None), bound, bound=True)]
+
+
+def _names(comparison: Comparison, group: Alike) -> tuple[str, ...]:
+    """``sjf = srtf`` and what predicts for them: each name once."""
+    *each, predictors = zip(*(named(comparison, who) for who in group.contenders), strict=True)
+    joined = [" = ".join(dict.fromkeys(names)) for names in each]
+    return (*joined, ", ".join(dict.fromkeys(filter(None, predictors))))
+
+
+def reasons(comparison: Comparison, rate: float) -> list[str]:
+    """Why lines of one rate's table stand for several contenders: ``sjf = srtf: ...``."""
+    return [f"{one.label}: {one.reason}" for one in alike(comparison, rate) if one.reason]
 
 
 def names_of(comparison: Comparison) -> tuple[str, ...]:
@@ -122,35 +210,57 @@ def ratio_cell(ratio: Interval) -> Cell:
     return Cell(f"{ratio.mean:.2f}{spread}", ratio.mean, verdict(ratio))
 
 
-def row(comparison: Comparison, rate: float, who: Contender) -> list[Cell]:
-    """One contender's cells at one rate, one a column of ``columns_of``."""
+def row(
+    comparison: Comparison, rate: float, who: Contender, columns: Sequence[Column] | None = None
+) -> list[Cell]:
+    """One contender's cells at one rate, one a column (``columns_of``, if none are given)."""
     cells = []
-    for column in columns_of(comparison):
+    for column in columns_of(comparison) if columns is None else columns:
         if column.ratio:
             to = comparison.best(rate) if column.ratio == "best" else None
-            cells.append(ratio_cell(comparison.ratio(rate, who, column.metric, to)))
-        else:
-            interval = comparison.interval(rate, who, column.metric)
-            text = with_interval(interval)
-            if column.metric in COUNTS:
-                text = f"{interval.mean:,.0f}"
-            elif column.metric == "slo_attainment":
-                text = f"{interval.mean:.1%}"
-            cells.append(Cell(text, interval.mean))
+            cells.append(
+                _ratio(
+                    comparison.of(rate, who, column.metric),
+                    comparison.of(rate, to or comparison.contenders[0], column.metric),
+                )
+            )
+            continue
+        interval = comparison.interval(rate, who, column.metric)
+        text = with_interval(interval)
+        if column.metric in COUNTS:
+            text = f"{interval.mean:,.0f}"
+        elif column.metric == "slo_attainment":
+            text = f"{interval.mean:.1%}"
+        cells.append(Cell(text, interval.mean))
     return cells
 
 
-def bound_row(comparison: Comparison, rate: float) -> list[Cell]:
-    """The lower bound's cells: a mean latency and its ratios, empty where none is known."""
-    if math.isnan(comparison.bound(rate).mean):
-        return [Cell("–")] * len(columns_of(comparison))
+def _ratio(values: Values, to: Values) -> Cell:
+    """The cell of a paired ratio; empty where there is none (0 preemptions in place of 0)."""
+    known = np.isfinite(values).all() and np.isfinite(to).all()
+    if not known or (values <= 0).any() or (to <= 0).any():
+        return Cell("–")
+    return ratio_cell(paired_ratio(values, to))
+
+
+def bound_row(
+    comparison: Comparison, rate: float, columns: Sequence[Column] | None = None
+) -> list[Cell]:
+    """The lower bound's cells: a mean latency and its ratios, if they are known."""
     bound = comparison.values(rate, BOUND, "none", "e2e_mean_s")
-    mean = comparison.bound(rate)
-    cells = [Cell(with_interval(mean), mean.mean)]
-    for to in (comparison.contenders[0], *([comparison.best(rate)] * comparison.routed)):
-        ratio = ratio_cell(paired_ratio(bound, comparison.of(rate, to, "e2e_mean_s")))
-        cells.append(Cell(ratio.text, ratio.value))
-    return cells + [Cell("–")] * (len(columns_of(comparison)) - len(cells))
+    known = not np.isnan(bound).all()
+    cells = []
+    for column in columns_of(comparison) if columns is None else columns:
+        if column.metric != "e2e_mean_s" or not known:
+            cells.append(Cell("–"))
+        elif column.ratio:
+            to = comparison.best(rate) if column.ratio == "best" else comparison.contenders[0]
+            ratio = ratio_cell(paired_ratio(bound, comparison.of(rate, to, "e2e_mean_s")))
+            cells.append(Cell(ratio.text, ratio.value))
+        else:
+            mean = comparison.bound(rate)
+            cells.append(Cell(with_interval(mean), mean.mean))
+    return cells
 
 
 def heading(comparison: Comparison, rate: float) -> str:
@@ -159,12 +269,18 @@ def heading(comparison: Comparison, rate: float) -> str:
     wait = comparison.interval(rate, baseline, "wait_mean_s").mean
     latency = comparison.interval(rate, baseline, "e2e_mean_s").mean
     queue = "a queue forms" if queue_forms(comparison, rate) else "no queue forms"
-    at = comparison.offered_rate(rate) if math.isnan(rate) else rate
-    speed = "all at once" if math.isinf(at) else f"{at:.3g} requests/s"
+    if comparison.overloaded(rate):
+        queue = f"more than the {number(comparison.capacity)} that can be served"
     return (
-        f"{speed}: {queue} (under {comparison.baseline} a request waits "
+        f"{load_of(comparison, rate)}: {queue} (under {comparison.baseline} a request waits "
         f"{_rough(wait)} s of {number(latency)} s)"
     )
+
+
+def load_of(comparison: Comparison, rate: float) -> str:
+    """``8.0 requests/s``, or ``all at once``."""
+    at = comparison.offered_rate(rate) if math.isnan(rate) else rate
+    return "all at once" if math.isinf(at) else f"{at:.3g} requests/s"
 
 
 def queue_forms(comparison: Comparison, rate: float) -> bool:
@@ -211,30 +327,4 @@ def footnote(comparison: Comparison) -> str:
         if known
         else "none is known here"
     )
-    return f"{spread}{BOUND}: {bound}.{_unmoved(comparison)}"
-
-
-def _unmoved(comparison: Comparison) -> str:
-    """Policies whose preemption was never worth its price, so that they were fcfs throughout."""
-    baseline, *others = comparison.contenders
-    if not any(queue_forms(comparison, rate) for rate in comparison.rates):
-        return ""
-
-    def latencies(who: Contender) -> list[list[float]]:
-        return [comparison.of(rate, who, "e2e_mean_s").tolist() for rate in comparison.rates]
-
-    notes: dict[str, str] = {}
-    for who in others:
-        rule = load_policy(who.policy).preemption
-        same_router = who.router_name == baseline.router_name
-        if (
-            rule.mode != "none"
-            and rule.price > 0
-            and same_router
-            and (latencies(who) == latencies(baseline))
-        ):
-            notes[who.policy_name] = (
-                f" {who.policy_name} ran as fcfs: no preemption was worth its price here "
-                "(+preempt:price=0 preempts all the same)."
-            )
-    return "".join(notes.values())
+    return f"{spread}{BOUND}: {bound}."

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,100 +13,178 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lengthwise.errors import UnknownNameError
 from lengthwise.eval.advise import Advice
 from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.check import Checked
-from lengthwise.eval.compare import BOUND, SAME, Comparison
+from lengthwise.eval.compare import SAME, Comparison
 from lengthwise.eval.reproduce import Reproduction
 from lengthwise.eval.statistics import Interval
 from lengthwise.eval.tables import (
     Cell,
-    bound_row,
+    Row,
+    chosen_columns,
     columns_of,
     footnote,
     heading,
-    named,
     names_of,
     number,
     ratio_cell,
-    row,
+    reasons,
+    rows_of,
     subtitle,
     with_interval,
 )
+from lengthwise.eval.verdict import judged_verdict, verdicts
 
 STYLES = {"better": "green", "worse": "red", "same": "dim", "": ""}
-PIPE_WIDTH = 160  # where no terminal says how wide it is, nothing is dropped
+PIPE_WIDTH = 160  # where no terminal says how wide it is
+NO_WIDTH = 100_000
+NARROW = 100  # characters, below which headings take two lines
+LEAST_NAME = 12  # characters of a name in a line, however narrow the terminal
+BLOCKS = 4  # of columns, unless some were asked for
 
 
-def console() -> Console:
-    """Standard output; wide when it is not a terminal, so that a pipe gets every column."""
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+def console(wide: bool = False) -> Console:
+    """Standard output; as wide as it takes with ``wide``, wide when it is not a terminal."""
+    width = NO_WIDTH if wide else None if sys.stdout.isatty() else PIPE_WIDTH
+    return Console(width=width, highlight=False)
 
 
-def comparison_view(comparison: Comparison, width: int) -> RenderableType:
-    """One table a rate, with as many columns as ``width`` holds."""
+def comparison_view(
+    comparison: Comparison, width: int, columns: Sequence[str] = (), wide: bool = False
+) -> RenderableType:
+    """A sentence for each load, then a table for each, in blocks of columns that fit ``width``.
+
+    ``columns`` are names of ``lengthwise.eval.tables.chosen_columns``, all of which are shown;
+    without them those with room in ``BLOCKS`` blocks are, and the others are named. ``wide`` makes
+    one block of all, however wide it gets.
+    """
+    chosen = chosen_columns(comparison, columns) if columns else columns_of(comparison)
     parts: list[RenderableType] = [
         Text(comparison.name, style="bold", overflow="fold"),
         Text(subtitle(comparison), style="dim"),
+        Text(),
+        *(Text(sentence, style="bold") for sentence in verdicts(comparison)),
     ]
-    for rate in comparison.rates:
-        parts += [
-            Text(),
-            Text(heading(comparison, rate), style="bold"),
-            _table(comparison, rate, width),
-        ]
-    parts.append(Text(footnote(comparison), style="dim"))
+    rates = comparison.rates
+    lines = [[_line(row) for row in rows_of(comparison, rate, chosen)] for rate in rates]
+    made = Blocks.of(
+        names_of(comparison), [column.heading for column in chosen],
+        [line for of_rate in lines for line in of_rate],
+        None if wide else width, 0 if columns else BLOCKS,
+    )  # fmt: skip
+    for rate, of_rate in zip(rates, lines, strict=True):
+        parts += [Text(), Text(heading(comparison, rate), style="bold")]
+        parts += made.tables(of_rate)
+        parts += [Text(said, style="dim") for said in dict.fromkeys(reasons(comparison, rate))]
+    parts += [Text(), Text(footnote(comparison), style="dim")]
+    parts += _no_room(made.left)
     parts += [Text(f"note: {notice}", style="yellow") for notice in comparison.notices]
     return Group(*parts)
 
 
-def _rows(comparison: Comparison, rate: float) -> list[tuple[tuple[str, ...], list[Cell]]]:
-    found = [
-        (named(comparison, who), row(comparison, rate, who)) for who in comparison.contenders
-    ]  # fmt: skip
-    return [*found, (named(comparison, None), bound_row(comparison, rate))]
+def _no_room(left: Iterable[str]) -> list[RenderableType]:
+    """Which columns are not shown, and how they are."""
+    names = ", ".join(heading.removesuffix(", s") for heading in left)
+    return [Text(f"No room for {names}: --wide or --show has them.", "dim")] if names else []
 
 
-def _table(comparison: Comparison, rate: float, width: int) -> Table:
-    rows, columns = _rows(comparison, rate), columns_of(comparison)
-    shown, used = 0, 0
-    heads = names_of(comparison)
-    for index, head in enumerate(heads):
-        used += 3 + max(len(head), *(len(names[index]) for names, _ in rows))
-    for index, column in enumerate(columns):
-        used += 3 + max(len(column.heading), *(len(cells[index].text) for _, cells in rows))
-        shown += used <= width
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    for head in heads:
-        table.add_column(head, no_wrap=True)
-    for column in columns[:shown]:
-        table.add_column(column.heading, justify="right", no_wrap=True)
-    for (first, *others), cells in rows:
-        bound = first == BOUND
-        table.add_row(
-            Text(first, style="italic dim" if bound else "bold"),
-            *(Text(name) for name in others[:-1]),
-            Text(others[-1], style="cyan"),
-            *(
-                Text(cell.text, style="italic dim" if bound else STYLES[cell.verdict])
-                for cell in cells[:shown]
-            ),
-        )
-    return table
+Line = tuple[Sequence[Text], Sequence[Text]]  # names, then one cell a column
+
+
+def _line(row: Row) -> Line:
+    if row.bound:
+        style = "italic dim"
+        return [Text(name, style) for name in row.names], [Text(c.text, style) for c in row.cells]
+    first, *others = row.names
+    names = [Text(first, "bold"), *map(Text, others[:-1]), Text(others[-1], "cyan")]
+    return names, [Text(cell.text, STYLES[cell.verdict]) for cell in row.cells]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Columns in blocks that each fit a width, with the names of the lines before each.
+
+    ``split`` has the places of the columns of each block; ``left`` the headings of those for which
+    there was no room.
+    """
+
+    heads: Sequence[str]
+    columns: Sequence[str]
+    split: Sequence[Sequence[int]]
+    left: Sequence[str]
+    most: int | None  # characters of a name; more go on in the next line
+
+    @classmethod
+    def of(
+        cls, heads: Sequence[str], columns: Sequence[str], lines: Sequence[Line],
+        width: int | None, most: int = 0,
+    ) -> Blocks:  # fmt: skip
+        """Blocks of at most ``width`` characters (None: any) for lines that may be of several
+        tables; at most ``most`` of them, 0: as many as it takes.
+        """
+        names = [
+            max(len(head), *(len(names[index]) for names, _ in lines))
+            for index, head in enumerate(heads)
+        ]
+        longest = max(names) if width is not None else None
+        while width is not None and longest is not None and longest > LEAST_NAME:
+            if sum(3 + min(wide, longest) for wide in names) <= width // 2:
+                break
+            longest -= 1
+        named = sum(3 + (wide if longest is None else min(wide, longest)) for wide in names)
+        cells = [3 + max(len(cells[index]) for _, cells in lines) for index in range(len(columns))]
+        own = [max(wide, 3 + len(head)) for wide, head in zip(cells, columns, strict=True)]
+        if width is not None and width < NARROW and named + sum(own) > width:  # on two lines
+            columns = [head.replace(" ", "\n", 1) for head in columns]
+            own = [
+                max(wide, 3 + max(map(len, head.split("\n"))))
+                for wide, head in zip(cells, columns, strict=True)
+            ]
+        split: list[list[int]] = [[]]
+        used = named
+        for index, wide in enumerate(own):
+            used += wide
+            if width is not None and used > width and split[-1]:
+                split.append([])
+                used = named + wide
+            split[-1].append(index)
+        kept = split[:most] if most else split
+        left = [columns[i].replace("\n", " ") for block in split[len(kept) :] for i in block]
+        return cls(heads, columns, kept, left, longest)
+
+    def tables(self, lines: Sequence[Line]) -> list[RenderableType]:
+        """A table for each block, without the lines that say nothing in it."""
+        parts: list[RenderableType] = []
+        for block in self.split:
+            table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+            for head in self.heads:
+                table.add_column(
+                    head, vertical="bottom", overflow="fold", max_width=self.most,
+                    no_wrap=self.most is None,
+                )  # fmt: skip
+            for index in block:
+                table.add_column(self.columns[index], justify="right", no_wrap=True)
+            for names, cells in lines:
+                if any(cells[index].plain != "–" for index in block) or len(self.split) == 1:
+                    table.add_row(*names, *(cells[index] for index in block))
+            parts += [Text(), table] if parts else [table]
+        return parts
 
 
 def markdown(comparison: Comparison) -> str:
-    """The tables in Markdown, for documents."""
+    """The verdicts and tables in Markdown, for documents: every row and every column."""
     columns = columns_of(comparison)
-    lines = []
+    lines = [f"- {sentence}" for sentence in verdicts(comparison)] + [""]
     for rate in comparison.rates:
         lines += [f"**{heading(comparison, rate)}**", ""]
         heads = names_of(comparison)
         lines.append("| " + " | ".join((*heads, *(c.heading for c in columns))) + " |")
         lines.append("|---" * len(heads) + "|" + "---:|" * len(columns))
         lines += [
-            "| " + " | ".join((*names, *(cell.text for cell in cells))) + " |"
-            for names, cells in _rows(comparison, rate)
+            "| " + " | ".join((*row.names, *(cell.text for cell in row.cells))) + " |"
+            for row in rows_of(comparison, rate, merge=False)
         ]
         lines.append("")
     return "\n".join([*lines, footnote(comparison), ""])
@@ -139,12 +218,12 @@ RUN_TOTALS = (
 )
 
 
-def run_view(title: str, found: Mapping[str, float]) -> RenderableType:
-    """The metrics of one run."""
+def run_view(title: str, found: Mapping[str, float], verdict: str = "") -> RenderableType:
+    """The metrics of one run, under what they say."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for name in ("mean", "P50", "P90", "P95", "P99", "max", "unit"):
-        table.add_column(name, justify="left" if name == "unit" else "right")
+        table.add_column(name, justify="left" if name == "unit" else "right", no_wrap=True)
     for label, metric, unit in RUN_ROWS:
         end = "" if metric == "slowdown" else "_s"
         keys = [f"{metric}_{s}{end}" for s in ("mean", "p50", "p90", "p95", "p99", "max")]
@@ -157,7 +236,8 @@ def run_view(title: str, found: Mapping[str, float]) -> RenderableType:
         if key in found:
             scale = 100 if unit == "%" else 1
             totals.add_row(label, number(scale * found[key]), unit)
-    return Group(Text(title, style="bold"), Text(), table, Text(), totals)
+    said = [Text(verdict, style="bold"), Text()] if verdict else []
+    return Group(Text(title, style="" if verdict else "bold"), Text(), *said, table, Text(), totals)
 
 
 PREDICTION_ROWS = (  # label, metric of lengthwise.eval.prediction_metrics, unit
@@ -247,10 +327,14 @@ def capacity_view(policy: str, slo: Mapping[str, float], found: Capacity) -> Ren
         values = (number(at.values[name]) for name in slo)
         table.add_row(str(seed), f"{rate:.2f}", str(len(tried)), *values)
     total = f"{policy}: {with_interval(found.rate)} requests/s with {limits}"
-    return Group(Text(total, style="bold"), Text(), table)
+    edges = [probe for probe in found.probes if probe.met and probe.rate in found.per_seed]
+    used = {name: max(probe.values[name] / limit for probe in edges) for name, limit in slo.items()}
+    first = max(used, key=lambda name: used[name])
+    bound = f"{first} is what it meets first, at {used[first]:.0%} of its limit there."
+    return Group(Text(total, style="bold"), Text(bound), Text(), table)
 
 
-def advice_view(found: Advice, width: int) -> RenderableType:
+def advice_view(found: Advice) -> RenderableType:
     """Three sentences, the line that serves so, and a row for each load."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("load")
@@ -286,48 +370,64 @@ def advice_view(found: Advice, width: int) -> RenderableType:
     )
 
 
-JUDGED = (  # heading, column of lengthwise.eval.judge
+JUDGED = (  # heading, column of lengthwise.eval.judge; ratios have "×"
     ("mean latency, s", "mean_latency_s"),
+    ("mean × {first}", "ratio"),
+    ("mean × best", "ratio_best"),
     ("P99 latency, s", "p99_latency_s"),
+    ("P99 × best", "p99_latency_s_ratio_best"),
+    ("max wait, s", "max_wait_s"),
+    ("TTFT P99, s", "p99_ttft_s"),
+    ("TPOT P99, s", "p99_tpot_s"),
+    ("TTFT P50, s", "p50_ttft_s"),
+    ("TPOT P50, s", "p50_tpot_s"),
     ("mean TTFT, s", "mean_ttft_s"),
     ("s/token", "mean_normalized_latency_s"),
-)
-TO_BEST = (
-    ("mean × best", "ratio_best"),
-    ("P99 × best", "p99_latency_s_ratio_best"),
     ("s/token × best", "mean_normalized_latency_s_ratio_best"),
 )
 
 
-def judged_view(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """Trained policies beside baselines, a table for each workload and load: rows of
-    lengthwise.training.judging.evaluate_policy.
+def judged_view(
+    rows: Sequence[Mapping[str, Any]], width: int, columns: Sequence[str] = (), wide: bool = False
+) -> RenderableType:
+    """Trained policies beside baselines, a verdict and a table for each workload and load: rows of
+    ``lengthwise.training.judging.evaluate_policy``. ``columns`` are theirs, by name.
     """
-    parts: list[RenderableType] = []
-    for key in dict.fromkeys((row_["workload"], row_["load"]) for row_ in rows):
-        group = [row_ for row_ in rows if (row_["workload"], row_["load"]) == key]
-        workload, load = key
-        at = f"{group[0]['rate_requests_per_s']:.3g} requests/s"
-        at = f"load {load:g}: {at}" if load is not None else at
-        title = f"{workload}, {at}; best baseline: {group[0]['best']}"
-        parts += [Text(title, style="bold"), _judged_table(group), Text()]
-    return Group(*parts[:-1])
-
-
-def _judged_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("policy", style="bold", overflow="fold")
-    ratios = ((f"mean × {rows[0]['policy']}", "ratio"), *TO_BEST)
-    for head, _ in (*JUDGED, *ratios):
-        table.add_column(head, justify="right")
+    known = {column: heading for heading, column in JUDGED}
+    for name in columns:
+        if name not in known:
+            raise UnknownNameError("column", name, known)
+    chosen = [(known[name], name) for name in columns or known]
+    groups: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
     for row_ in rows:
-        cells = [ratio_cell(_interval(row_, name)) for _, name in ratios]
-        table.add_row(
-            str(row_["policy"]),
-            *(with_interval(_interval(row_, name)) for _, name in JUDGED),
-            *(Text(cell.text, STYLES[cell.verdict]) for cell in cells),
-        )
-    return table
+        groups.setdefault((row_["workload"], row_["load"]), []).append(row_)
+    made = Blocks.of(
+        ["policy"], [head.format(first=rows[0]["policy"]) for head, _ in chosen],
+        [_judged_line(row_, chosen) for row_ in rows],
+        None if wide else width, 0 if columns else BLOCKS,
+    )  # fmt: skip
+    parts: list[RenderableType] = []
+    for group in groups.values():
+        said = [Text(sentence, style="bold") for sentence in judged_verdict(group)]
+        tables = made.tables([_judged_line(row_, chosen) for row_ in group])
+        parts += [Text(_judged_title(group[0])), *said, Text(), *tables, Text()]
+    return Group(*parts[:-1], *_no_room(made.left))
+
+
+def _judged_title(row_: Mapping[str, Any]) -> str:
+    load, rate = row_["load"], f"{row_['rate_requests_per_s']:.3g} requests/s"
+    at = rate if load is None else f"load {load:g}: {rate}"
+    over = ", more than can be served" if load is not None and load > 1 else ""
+    return f"{row_['workload']}, {at}{over}; best baseline: {row_['best']}"
+
+
+def _judged_line(row_: Mapping[str, Any], columns: Sequence[tuple[str, str]]) -> Line:
+    cells = []
+    for _, name in columns:
+        interval = _interval(row_, name)
+        made = ratio_cell(interval) if "ratio" in name else Cell(with_interval(interval))
+        cells.append(Text(made.text, STYLES[made.verdict]))
+    return [Text(str(row_["policy"]), "bold")], cells
 
 
 def _interval(row_: Mapping[str, Any], name: str) -> Interval:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -10,8 +11,9 @@ from lengthwise.registry import load
 from lengthwise.serving.records import PS
 from lengthwise.serving.run import run
 from lengthwise.serving.system import Node, System
-from lengthwise.workload import Workload
+from lengthwise.workload import REQUIRED, Workload
 
+AFRESH = 2**62 + 1  # between the hashes of one round and of the next
 ROUNDS = 8  # times that each seat is filled: far more work than the ramp and the tail hold
 
 
@@ -21,6 +23,7 @@ def saturation_rate(workload: Workload, system: System) -> float:
     The sum over nodes, as a router that errs nowhere would have it: each node alone is given a
     burst of the workload's requests, over and over, and its rate is that of the middle half of the
     completions, when all seats (or all of the KV cache) are taken. Beyond it queues grow forever.
+    Prompts that share a prefix do so within a round; no request finds its own of the round before.
     """
     known: dict[tuple[object, object], float] = {}
     total = 0.0
@@ -34,17 +37,19 @@ def saturation_rate(workload: Workload, system: System) -> float:
 
 def _alone(workload: Workload, node: Node) -> float:
     count = max(ROUNDS * node.engine.max_num_seqs, len(workload))
-    again = np.arange(count) % len(workload)
-    burst = Workload(
-        {
-            "arrival_s": np.zeros(count),
-            "prompt_tokens": workload["prompt_tokens"][again],
-            "output_tokens": workload["output_tokens"][again],
-        },
-        name=workload.name,
-    )
+    rounds, again = np.divmod(np.arange(count), len(workload))
+    columns: dict[str, Any] = {name: workload[name][again] for name in REQUIRED[1:]}
+    if node.engine.enable_prefix_caching and "prefix_hashes" in workload:
+        columns["prefix_hashes"] = [  # a prefix is known by its first hash on
+            (int(hashes[0]) + AFRESH * turn, *hashes[1:]) if turn and len(hashes) else hashes
+            for hashes, turn in zip(workload["prefix_hashes"][again], rounds.tolist(), strict=True)
+        ]
+        columns["hash_block_tokens"] = workload["hash_block_tokens"][again]
+    burst = Workload({"arrival_s": np.zeros(count), **columns}, name=workload.name)
     fcfs = replace(node, policy=load("policy", "fcfs"))
     alone = System((fcfs,), load("router", "round-robin"))
     finish = np.sort(run(burst, alone).finish_ps)
     first, last = count // 4, 3 * count // 4
-    return (last - first) * PS / int(finish[last] - finish[first])
+    if finish[last] == finish[first]:  # all at the same instant, as alike as they are
+        return float(count * PS / int(finish[-1]))
+    return float((last - first) * PS / int(finish[last] - finish[first]))

@@ -816,12 +816,13 @@ def test_results_are_shown_with_what_was_noticed(
     interval = {
         f"{name}{end}": 1.0
         for name in ("mean_latency_s", "p99_latency_s", "mean_ttft_s", "mean_normalized_latency_s",
+                     "max_wait_s", "p50_ttft_s", "p99_ttft_s", "p50_tpot_s", "p99_tpot_s",
                      "ratio", "ratio_best", "p99_latency_s_ratio_best",
                      "mean_normalized_latency_s_ratio_best")
         for end in ("", "_low", "_high")
     }  # fmt: skip
     row = {"workload": "w", "load": None, "rate_requests_per_s": 2.0, "best": "sjf",
-           "policy": "fcfs", **interval}  # fmt: skip
+           "policy": "fcfs", "trained": False, **interval}  # fmt: skip
 
     def judged(*given: Any, say: Any, **more: Any) -> Any:
         say("careful")

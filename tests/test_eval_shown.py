@@ -18,7 +18,8 @@ import scipy.stats
 from matplotlib.colors import to_hex
 from rich.console import Console, RenderableType
 
-from lengthwise.eval import plots, terminal
+from lengthwise.errors import InputError
+from lengthwise.eval import plots
 from lengthwise.eval.capacity import Capacity, Probe
 from lengthwise.eval.compare import BOUND, QUANTILES, Comparison, Contender
 from lengthwise.eval.publish import pick_timelines, publish
@@ -28,18 +29,21 @@ from lengthwise.eval.source import Fixed
 from lengthwise.eval.statistics import Interval, t_interval
 from lengthwise.eval.tables import (
     COLUMNS,
-    bound_row,
+    chosen_columns,
     columns_of,
     footnote,
     heading,
     number,
     ratio_cell,
+    reasons,
     row,
+    rows_of,
     subtitle,
     verdict,
     with_interval,
 )
 from lengthwise.eval.terminal import (
+    BLOCKS,
     capacity_view,
     comparison_view,
     judged_view,
@@ -49,6 +53,7 @@ from lengthwise.eval.terminal import (
     reproduction_view,
     run_view,
 )
+from lengthwise.eval.verdict import judged_verdict, verdicts
 from lengthwise.policies import load_policy
 from lengthwise.policies.bundle import write_bundle
 from lengthwise.serving import Engine
@@ -63,7 +68,8 @@ WHO = (
 METRICS = {
     "e2e_mean_s": 10.0, "e2e_p99_s": 60.0, "ttft_mean_s": 1.0, "normalized_latency_mean_s": 0.05,
     "wait_max_s": 30.0, "wait_mean_s": 3.0, "throughput_tokens_per_s": 4000.0,
-    "preemptions": 1500.0, "slo_attainment": 0.5,
+    "preemptions": 1500.0, "slo_attainment": 0.5, "goodput_requests_per_s": 3.0,
+    "ttft_p50_s": 0.5, "ttft_p99_s": 9.0, "tpot_p50_s": 0.03, "tpot_p99_s": 0.08,
 }  # fmt: skip
 FACTORS = {"fcfs": 1.0, "sjf": 0.6, "mlfq": 0.8}
 
@@ -219,13 +225,14 @@ def expected(found: Comparison, rate: float, who: Contender) -> dict[str, tuple[
 
 
 HEADS = [
-    "mean latency, s", "× fcfs", "P99 latency, s", "× fcfs", "meet SLO", "mean TTFT, s", "s/token",
-    "max wait, s", "tokens/s", "preempted",
+    "mean latency, s", "mean × fcfs", "P99 latency, s", "P99 × fcfs", "goodput/s", "max wait, s",
+    "TTFT P99, s", "TPOT P99, s", "meet SLO", "TTFT P50, s", "TPOT P50, s", "mean TTFT, s",
+    "s/token", "tokens/s", "preempted",
 ]  # fmt: skip
 ORDER = [
-    "e2e_mean_s", "e2e_mean_s first", "e2e_p99_s", "e2e_p99_s first", "slo_attainment",
-    "ttft_mean_s", "normalized_latency_mean_s", "wait_max_s", "throughput_tokens_per_s",
-    "preemptions",
+    "e2e_mean_s", "e2e_mean_s first", "e2e_p99_s", "e2e_p99_s first", "goodput_requests_per_s",
+    "wait_max_s", "ttft_p99_s", "tpot_p99_s", "slo_attainment", "ttft_p50_s", "tpot_p50_s",
+    "ttft_mean_s", "normalized_latency_mean_s", "throughput_tokens_per_s", "preemptions",
 ]  # fmt: skip
 
 
@@ -248,7 +255,8 @@ def test_each_cell_of_the_terminal_is_its_metric() -> None:
     lines = shown(comparison_view(found, 400))
     assert lines[0] == "made <up>"
     assert lines[1] == "1,200 to 1,400 requests × 3 seeds, on h200/x"
-    starts = [i for i, line in enumerate(lines) if "requests/s:" in line]
+    assert lines[3:5] == verdicts(found)  # first of all
+    starts = [i for i, line in enumerate(lines) if "requests/s:" in line][2:]
     assert [lines[i].split(":")[0] for i in starts] == ["2 requests/s", "8 requests/s"]
     for start, rate in zip(starts, found.rates, strict=True):
         assert lines[start - 1] == ""
@@ -268,31 +276,54 @@ def test_each_cell_of_the_terminal_is_its_metric() -> None:
         assert agrees(bound[1], ("number", values.mean(), half_of(values)))
         ratio = scipy.stats.gmean(values / of(found, rate, WHO[0], "e2e_mean_s"))
         assert bound[2].startswith(f"{ratio:.2f} ± ")
-        assert bound[3:] == ["–"] * 8
+        assert bound[3:] == ["–"] * 13
     assert lines[-1] == "note: a note & more"
     assert lines[-2] == footnote(found)
 
 
-def test_columns_are_dropped_from_the_end_and_no_more_than_needed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_no_column_goes_without_a_word() -> None:
     found = comparison(seeds=2, rates=(2.0,), contenders=WHO[:2])
-    made = {who: row(found, 2.0, who) for who in found.contenders}  # once, not for each width
-    below = bound_row(found, 2.0)
-    monkeypatch.setattr(terminal, "row", lambda found, rate, who: made[who])
-    monkeypatch.setattr(terminal, "bound_row", lambda found, rate: below)
-    first: dict[int, tuple[int, int]] = {}  # columns -> the width that has them first, their own
-    for width in range(40, 200, 2):
-        lines = shown(comparison_view(found, width), 400)
-        head = next(line for line in lines if line.startswith("policy "))
-        cells = cells_of(head)
-        assert cells == ["policy", "predictor", *HEADS][: len(cells)]
-        rows = [line for line in lines if line.startswith(("policy ", "fcfs ", "sjf ", BOUND))]
-        first.setdefault(len(cells), (width, max(map(len, rows))))
-    assert set(first) == set(range(min(first), 2 + len(HEADS) + 1))
-    assert list(first) == sorted(first)
-    for width, own in list(first.values())[1:]:
-        assert own <= width <= own + 4  # as soon as there is room
+    wanted = [column.heading.replace(", s", "") for column in columns_of(found)]
+    for width in (40, 60, 80, 100, 160, 250):
+        for options in ({}, {"columns": ORDER_NAMES}, {"wide": True}):
+            lines = shown(comparison_view(found, width, **options), 400)  # type: ignore[arg-type]
+            rows = [line for line in lines if line.startswith(("fcfs ", "sjf ", BOUND))]
+            heads = [lines[i - 1] for i, line in enumerate(lines) if line.startswith("─")]
+            tail = " ".join(line for line in lines if line.startswith("No room for"))
+            if options.get("wide"):
+                assert len(heads) == 1 and not tail
+                continue
+            assert max(map(len, rows)) <= max(width, 50)  # names and one column need this much
+            assert len(heads) <= BLOCKS or "columns" in options
+            cells = [cells_of(line) for line in rows if line.startswith("fcfs ")]
+            there = sum(len(line) - 1 for line in cells)  # the baseline has no predictor
+            missing = tail.removeprefix("No room for ").partition(": --wide")[0].split(", ")
+            missing = [] if missing == [""] else missing
+            assert wanted[there:] == missing, (width, options)
+            assert not (missing and "columns" in options)
+
+
+ORDER_NAMES = [
+    "e2e_mean", "e2e_mean_ratio", "e2e_p99_s", "e2e_p99_ratio", "goodput", "wait_max", "ttft_p99",
+    "tpot_p99", "slo_attainment", "ttft_p50", "tpot_p50", "ttft_mean", "normalized_latency_mean",
+    "throughput_tokens_per_s", "preemptions",
+]  # fmt: skip
+
+
+def test_columns_are_chosen_by_the_names_of_metrics() -> None:
+    found = comparison()
+    assert chosen_columns(found, ORDER_NAMES) == columns_of(found)
+    odd = chosen_columns(found, ["ttft_p99_ratio", "wait_mean", "tpot_p50_ratio_best"])
+    assert [(c.heading, c.metric, c.ratio) for c in odd] == [
+        ("TTFT P99 × fcfs", "ttft_p99_s", "first"), ("mean wait, s", "wait_mean_s", ""),
+        ("TPOT P50 × best", "tpot_p50_s", "best"),
+    ]  # fmt: skip
+    who = found.contenders[1]
+    (cell,) = row(found, 2.0, who, odd[:1])
+    ratios = of(found, 2.0, who, "ttft_p99_s") / of(found, 2.0, found.contenders[0], "ttft_p99_s")
+    assert cell.value == pytest.approx(scipy.stats.gmean(ratios))
+    with pytest.raises(InputError, match="did you mean 'ttft_p99'"):
+        chosen_columns(found, ["ttft_p9"])
 
 
 def test_markdown_says_the_same_in_the_same_order() -> None:
@@ -306,8 +337,8 @@ def test_markdown_says_the_same_in_the_same_order() -> None:
         rule = next(line for line in lines if line.startswith("|---"))
         names = 3 if found.routed else 2
         assert rule == "|---" * names + "|" + "---:|" * len(columns_of(found))
-        assert lines[0] == f"**{heading(found, 2.0)}**"
-        assert lines[1] == ""
+        assert lines[:3] == [*(f"- {sentence}" for sentence in verdicts(found)), ""]
+        assert lines[3:5] == [f"**{heading(found, 2.0)}**", ""]
         assert lines[-2:] == [footnote(found), ""]
         assert lines[-3] == ""
 
@@ -316,23 +347,24 @@ def test_columns_of_routers_of_failures_and_without_an_slo() -> None:
     def heads(found: Comparison) -> list[tuple[str, str, str]]:
         return [(c.heading, c.metric, c.ratio) for c in columns_of(found)]
 
-    plain = {name: value for name, value in METRICS.items() if name != "slo_attainment"}
+    slo = ("slo_attainment", "goodput_requests_per_s")
+    plain = {name: value for name, value in METRICS.items() if name not in slo}
     assert [head for head, *_ in heads(comparison(metrics=plain))] == [
-        head for head in HEADS if head != "meet SLO"
+        head for head in HEADS if head not in ("meet SLO", "goodput/s")
     ]
     failing = heads(comparison(metrics={**plain, "retries": 3.0, "lost_tokens": 1500.0}))
     assert failing[-2:] == [("retried", "retries", ""), ("lost tokens", "lost_tokens", "")]
     routed = heads(comparison(contenders=ROUTED))
     assert routed[:7] == [
         ("mean latency, s", "e2e_mean_s", ""),
-        ("× round-robin", "e2e_mean_s", "first"),
-        ("× best", "e2e_mean_s", "best"),
+        ("mean × round-robin", "e2e_mean_s", "first"),
+        ("mean × best", "e2e_mean_s", "best"),
         ("P99 latency, s", "e2e_p99_s", ""),
-        ("× round-robin", "e2e_p99_s", "first"),
-        ("× best", "e2e_p99_s", "best"),
-        ("meet SLO", "slo_attainment", ""),
+        ("P99 × round-robin", "e2e_p99_s", "first"),
+        ("P99 × best", "e2e_p99_s", "best"),
+        ("goodput/s", "goodput_requests_per_s", ""),
     ]
-    assert len(routed) == len(COLUMNS) + 3
+    assert len(routed) == len(COLUMNS) + 4
 
 
 def test_ratios_of_routers_are_to_the_first_and_to_the_best() -> None:
@@ -356,7 +388,7 @@ def test_ratios_of_routers_are_to_the_first_and_to_the_best() -> None:
         assert text.startswith(
             f"{scipy.stats.gmean(values / of(found, 2.0, to, 'e2e_mean_s')):.2f}"
         )
-    assert bound[4:] == ["–"] * 9
+    assert bound[4:] == ["–"] * 14
 
 
 def test_the_best_is_of_those_that_were_not_trained(tmp_path: Path) -> None:
@@ -446,7 +478,7 @@ def test_footnotes_say_how_to_read() -> None:
     assert bound == [BOUND, *["–"] * len(HEADS)]
 
 
-def test_a_policy_that_ran_as_fcfs_is_said_only_where_that_is_why() -> None:
+def test_rows_that_came_out_alike_are_one_and_why() -> None:
     dear = Contender("mlfq+preempt:price=9", None, "mlfq+preempt:price=9", "none")
     free = Contender("mlfq+preempt:price=0", None, "mlfq+preempt:price=0", "none")
     never = Contender("hrrn", None, "hrrn", "none")
@@ -457,22 +489,23 @@ def test_a_policy_that_ran_as_fcfs_is_said_only_where_that_is_why() -> None:
         for rate in rates:
             for seed in range(3):
                 at = (runs.rate == rate) & (runs.seed == seed)
-                value = runs.loc[at & (runs.policy == "fcfs"), "e2e_mean_s"].iloc[0]
-                runs.loc[at & (runs.policy == who.policy_name), "e2e_mean_s"] = value
+                values = runs.loc[at & (runs.policy == "fcfs"), [*METRICS]].iloc[0].to_numpy()
+                runs.loc[at & (runs.policy == who.policy_name), [*METRICS]] = values
 
+    as_fcfs(dear, (8.0,))
+    found = replace(found, runs=runs)
+    assert reasons(found, 2.0) == []
+    assert reasons(found, 8.0) == ["fcfs = mlfq+preempt:price=9: no preemption paid"]
     for who in (free, never):
         as_fcfs(who)
-    as_fcfs(dear, (8.0,))
-    assert "ran as" not in footnote(replace(found, runs=runs))  # at 2 requests/s it did not
-    as_fcfs(dear)
-    said = footnote(replace(found, runs=runs))
-    assert said.count("ran as fcfs") == 1
-    assert said.endswith(
-        "mlfq+preempt:price=9 ran as fcfs: no preemption was worth its price here "
-        "(+preempt:price=0 preempts all the same)."
-    )
-    idle = runs.assign(wait_mean_s=0.0)
-    assert "ran as" not in footnote(replace(found, runs=idle))  # nobody to preempt for
+    found = replace(found, runs=runs)
+    assert reasons(found, 2.0) == [
+        "fcfs = mlfq+preempt:price=0 = hrrn: they served in the same order, nothing was preempted "
+        "by score"
+    ]
+    assert [line.names for line in rows_of(found, 8.0)] == [
+        ("fcfs = mlfq+preempt:price=9 = mlfq+preempt:price=0 = hrrn", ""), (BOUND, ""),
+    ]  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -999,19 +1032,21 @@ def test_capacity_s_table_has_what_was_measured_at_each_seed_s_capacity() -> Non
     found = Capacity(t_interval([2.0, 2.0]), (2.0, 2.0), probes)
     lines = shown(capacity_view("sjf", {"ttft_p99": 1.0, "e2e_mean": 6.5}, found))
     assert lines[0] == "sjf: 2.00 requests/s with ttft_p99 ≤ 1 s, e2e_mean ≤ 6.5 s"
-    assert cells_of(lines[2]) == [
+    assert lines[1] == "ttft_p99 is what it meets first, at 90% of its limit there."
+    assert cells_of(lines[3]) == [
         "seed", "capacity, requests/s", "rates tried", "ttft_p99, s", "e2e_mean, s",
     ]  # fmt: skip
-    assert cells_of(lines[4]) == ["0", "2.00", "3", "0.900", "4.00"]
-    assert cells_of(lines[5]) == ["1", "2.00", "2", "0.700", "5.00"]
-    assert len(lines) == 6
+    assert cells_of(lines[5]) == ["0", "2.00", "3", "0.900", "4.00"]
+    assert cells_of(lines[6]) == ["1", "2.00", "2", "0.700", "5.00"]
+    assert len(lines) == 7
 
 
 JUDGED = {
-    "mean latency, s": "mean_latency_s", "P99 latency, s": "p99_latency_s",
+    "mean latency, s": "mean_latency_s", "mean × fcfs": "ratio", "mean × best": "ratio_best",
+    "P99 latency, s": "p99_latency_s", "P99 × best": "p99_latency_s_ratio_best",
+    "max wait, s": "max_wait_s", "TTFT P99, s": "p99_ttft_s", "TPOT P99, s": "p99_tpot_s",
+    "TTFT P50, s": "p50_ttft_s", "TPOT P50, s": "p50_tpot_s",
     "mean TTFT, s": "mean_ttft_s", "s/token": "mean_normalized_latency_s",
-    "mean × fcfs": "ratio", "mean × best": "ratio_best",
-    "P99 × best": "p99_latency_s_ratio_best",
     "s/token × best": "mean_normalized_latency_s_ratio_best",
 }  # fmt: skip
 
@@ -1027,16 +1062,18 @@ def test_judged_policies_have_a_table_for_each_workload_and_load() -> None:
                 said |= {name: value, f"{name}_low": value - 0.25, f"{name}_high": value + 0.25}
             rows.append(
                 {"workload": workload, "load": load, "rate_requests_per_s": 12.345, "best": "srtf",
-                 "policy": policy, **said}
+                 "policy": policy, "trained": policy == "learned", **said}
             )  # fmt: skip
-    lines = shown(judged_view(rows))
-    titles = [i for i, line in enumerate(lines) if "best baseline" in line]
+    lines = shown(judged_view(rows, 400))
+    titles = [i for i, line in enumerate(lines) if "best baseline:" in line]
     assert [lines[i] for i in titles] == [
         "azure, load 0.8: 12.3 requests/s; best baseline: srtf",
-        "azure, load 1.25: 12.3 requests/s; best baseline: srtf",
+        "azure, load 1.25: 12.3 requests/s, more than can be served; best baseline: srtf",
         "mine, 12.3 requests/s; best baseline: srtf",
     ]
     for k, at in enumerate(titles):
+        assert lines[at + 1] == judged_verdict(rows[2 * k : 2 * k + 2])[0]
+        at += 2
         assert cells_of(lines[at + 1]) == ["policy", *JUDGED]
         for line, found in zip(lines[at + 3 : at + 5], rows[2 * k : 2 * k + 2], strict=True):
             cells = cells_of(line)

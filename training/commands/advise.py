@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 
 from lengthwise.training.commands.options import (
     engine_options,
+    form_options,
     out_option,
     processes_option,
     seeds_option,
@@ -34,7 +34,7 @@ from lengthwise.training.commands.options import (
 @engine_options
 @processes_option
 @out_option
-@click.option("--json", "as_json", is_flag=True, help="What was found, as JSON.")
+@form_options
 @click.pass_obj
 def advise(
     command: str,
@@ -44,7 +44,7 @@ def advise(
     seeds: int,
     processes: int,
     out: str | None,
-    as_json: bool,
+    form: str | None,
     **options: Any,
 ) -> None:
     """Says in three sentences whether length-aware scheduling pays for WORKLOAD.
@@ -59,9 +59,10 @@ def advise(
     """
     from lengthwise.eval import metrics
     from lengthwise.eval.advise import advise as find
+    from lengthwise.eval.flat import advice_rows
     from lengthwise.eval.publish import check_publishable, publish
-    from lengthwise.eval.terminal import advice_view, console
-    from lengthwise.training.commands.show import progress
+    from lengthwise.eval.terminal import advice_view
+    from lengthwise.training.commands.show import progress, show, wrote
 
     limits = metrics.parse_slo(slo, tuple(metrics.PER_REQUEST)) if slo else None
     engine, source = take_engine(options), take_source(options)
@@ -75,11 +76,7 @@ def advise(
             source, predictor, slo=limits, seeds=seeds, engine=engine, processes=processes,
             progress=moved, **options,
         )  # fmt: skip
-    if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
-    else:
-        screen = console()
-        screen.print(advice_view(found, screen.width))
+    show(form, lambda width: advice_view(found), found.to_dict, lambda: advice_rows(found))
     if out is not None:
         said = "".join(f"<p>{text}</p>" for text in map(escape, found.sentences))
         section = ("What to do", f"{said}<pre>{escape(found.command)}</pre>")
@@ -87,4 +84,4 @@ def advise(
             found.loads, out, title=f"Does length-aware scheduling pay for {source.name}?",
             sections=[section], command=command, config={"advice": found.to_dict()},
         )  # fmt: skip
-        click.echo(f"wrote {written}", err=as_json)
+        wrote(written, form)

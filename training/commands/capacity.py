@@ -8,6 +8,7 @@ import click
 
 from lengthwise.training.commands.options import (
     engine_options,
+    form_options,
     out_option,
     processes_option,
     seeds_option,
@@ -41,6 +42,7 @@ from lengthwise.training.commands.options import (
 @system_options
 @engine_options
 @processes_option
+@form_options
 @out_option
 @click.pass_obj
 def capacity(
@@ -52,6 +54,7 @@ def capacity(
     tolerance: float,
     seeds: int,
     processes: int,
+    form: str | None,
     out: str | None,
     **options: Any,
 ) -> None:
@@ -62,10 +65,11 @@ def capacity(
     """
     from lengthwise.eval.capacity import SLO_NAMES, save
     from lengthwise.eval.capacity import capacity as search
+    from lengthwise.eval.flat import capacity_document, capacity_rows
     from lengthwise.eval.metrics import parse_slo
     from lengthwise.eval.output import check_writable
-    from lengthwise.eval.terminal import capacity_view, console
-    from lengthwise.training.commands.show import progress
+    from lengthwise.eval.terminal import capacity_view
+    from lengthwise.training.commands.show import progress, show, wrote
 
     limits = parse_slo(slo, SLO_NAMES)
     engine, source = take_engine(options), take_source(options)
@@ -84,8 +88,13 @@ def capacity(
             progress=moved,
             **options,
         )
-    console().print(capacity_view(policy, limits, found))
+    show(
+        form,
+        lambda width: capacity_view(policy, limits, found),
+        lambda: capacity_document(policy, limits, found),
+        lambda: capacity_rows(policy, found),
+    )
     if out is not None:
         config = {"workload": source.name, "policy": policy, "predictor": predictor, "slo": limits,
                   "seeds": seeds, **options}  # fmt: skip
-        click.echo(f"wrote {save(found, out, config, command)}")
+        wrote(save(found, out, config, command), form)

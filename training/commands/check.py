@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from lengthwise.errors import InputError
-from lengthwise.training.commands.options import Name
+from lengthwise.training.commands.options import Name, form_options
 from lengthwise.training.groups import NamingGroup
 
 
@@ -23,8 +23,8 @@ def check() -> None:
 @check.command()
 @click.argument("spec", metavar="FILE[:FUNCTION]")
 @click.option("--router", is_flag=True, help="Check it as a router's score of replicas.")
-@click.option("--json", "as_json", is_flag=True, help="Everything that was found, as JSON.")
-def policy(spec: str, router: bool, as_json: bool) -> None:
+@form_options
+def policy(spec: str, router: bool, form: str | None) -> None:
     """Tries a score function on all that may run it: as arrays, as single numbers, compiled, in
     both simulated engines and in vLLM's own scheduler where its environment is made.
 
@@ -33,13 +33,15 @@ def policy(spec: str, router: bool, as_json: bool) -> None:
     lengthwise check policy my_policy.py:score --json
     """
     from lengthwise.eval.check import check_policy
-    from lengthwise.eval.terminal import checked_view, console
+    from lengthwise.eval.terminal import checked_view
+    from lengthwise.training.commands.show import show
 
     found = check_policy(spec, router=router)
-    if as_json:
-        click.echo(json.dumps(found.as_json(), indent=2))
-    elif found.ok:
-        console().print(checked_view(found))
+    if found.ok or form is not None:
+        show(
+            form, lambda width: checked_view(found), found.as_json,
+            lambda: found.as_json()["checks"],
+        )  # fmt: skip
     else:
         for line in found.lines:
             click.echo(f"lengthwise: {line}", err=True)

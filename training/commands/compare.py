@@ -10,10 +10,12 @@ from lengthwise.training.commands.options import (
     Rates,
     Specs,
     engine_options,
+    form_options,
     out_option,
     processes_option,
     seeds_option,
     system_options,
+    table_options,
     take_engine,
     take_source,
     workload_options,
@@ -53,6 +55,8 @@ from lengthwise.training.commands.options import (
 @system_options
 @engine_options
 @processes_option
+@table_options
+@form_options
 @out_option
 @click.pass_obj
 def compare(
@@ -65,6 +69,9 @@ def compare(
     seeds: int,
     slo: str | None,
     processes: int,
+    shown: tuple[str, ...],
+    wide: bool,
+    form: str | None,
     out: str | None,
     **options: Any,
 ) -> None:
@@ -79,9 +86,10 @@ def compare(
     """
     from lengthwise.eval import metrics
     from lengthwise.eval.compare import compare as run
+    from lengthwise.eval.flat import comparison_document, comparison_rows
     from lengthwise.eval.publish import check_publishable, pick_timelines, publish
-    from lengthwise.eval.terminal import comparison_view, console
-    from lengthwise.training.commands.show import progress
+    from lengthwise.eval.terminal import comparison_view
+    from lengthwise.training.commands.show import notices, progress, show, wrote
 
     limits = metrics.parse_slo(slo, tuple(metrics.PER_REQUEST)) if slo else None
     engine, source = take_engine(options), take_source(options)
@@ -101,8 +109,15 @@ def compare(
             routers=routers,
             **options,
         )
-    screen = console()
-    screen.print(comparison_view(found, screen.width))
+    if form is not None:  # else they stand under the tables
+        notices(found.notices)
+    show(
+        form,
+        lambda width: comparison_view(found, width, shown, wide),
+        lambda: comparison_document(found),
+        lambda: comparison_rows(found),
+        wide,
+    )
     if out is not None:
         timelines = pick_timelines(found, source, engine, **options)
-        click.echo(f"wrote {publish(found, out, timelines=timelines, command=command)}")
+        wrote(publish(found, out, timelines=timelines, command=command), form)

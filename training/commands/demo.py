@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lengthwise.training.commands.options import processes_option
+from lengthwise.training.commands.options import form_options, processes_option
 
 
 @click.command()
@@ -19,18 +19,23 @@ from lengthwise.training.commands.options import processes_option
     help="Prompts drawn at each load; half of them, the test split, are served.",
 )
 @processes_option
+@form_options
 @click.pass_obj
-def demo(command: str, /, out: str, seeds: int, requests: int, processes: int) -> None:
+def demo(
+    command: str, /, out: str, seeds: int, requests: int, processes: int, form: str | None
+) -> None:
     """Trains a predictor of answer lengths and compares schedulers that use it.
 
     Nothing is downloaded: the prompts are generated, the GPU is a profile measured on an H200. The
     table shows FCFS, SJF, SRTF and MLFQ, with the predictor and with an oracle, at three loads.
     """
+    from lengthwise.eval.flat import comparison_document, comparison_rows
     from lengthwise.eval.terminal import comparison_view, console, prediction_view
-    from lengthwise.training.commands.show import progress
+    from lengthwise.training.commands.show import notices, progress, show
     from lengthwise.training.demo import run_demo
 
     screen = console()
+    screen.stderr = form is not None
     with progress("simulating") as moved:
         found = run_demo(
             out, seeds=seeds, requests=requests, processes=processes, progress=moved,
@@ -38,5 +43,13 @@ def demo(command: str, /, out: str, seeds: int, requests: int, processes: int) -
             trained=lambda report: screen.print(prediction_view(report)),
         )  # fmt: skip
     screen.print("3. What it is worth:\n")
-    screen.print(comparison_view(found.comparison, screen.width))
-    screen.print(f"\nReport, figures and every run: {found.report}")
+    comparison = found.comparison
+    if form is not None:
+        notices(comparison.notices)
+    show(
+        form,
+        lambda width: comparison_view(comparison, width),
+        lambda: comparison_document(comparison),
+        lambda: comparison_rows(comparison),
+    )
+    click.echo(f"\nReport, figures and every run: {found.report}", err=form is not None)

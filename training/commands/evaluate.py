@@ -16,8 +16,10 @@ from lengthwise.training.commands.options import (
     Specs,
     columns_option,
     engine_options,
+    form_options,
     max_expanded_option,
     seeds_option,
+    table_options,
     take_engine,
 )
 from lengthwise.training.groups import NamingGroup
@@ -43,6 +45,7 @@ def evaluate() -> None:
 )
 @columns_option
 @max_expanded_option
+@form_options
 @click.option("--card", is_flag=True, help="Also add the result to DIR's model card.")
 def predictor(
     folder: str,
@@ -52,12 +55,14 @@ def predictor(
     max_rows: int | None,
     columns: dict[str, str] | None,
     max_expanded_mb: float | None,
+    form: str | None,
     card: bool,
 ) -> None:
     """Measures a predictor (DIR, or a name such as prompt-length) on DATA's prompts."""
-    from lengthwise.eval.terminal import console, prediction_view
+    from lengthwise.eval.flat import prediction_rows
+    from lengthwise.eval.terminal import prediction_view
     from lengthwise.training.commands.data import prompts_of
-    from lengthwise.training.commands.show import notices
+    from lengthwise.training.commands.show import notices, show
     from lengthwise.training.predictor import evaluate_predictor
 
     rows = prompts_of(data, max_rows, 0, columns=columns, max_expanded_mb=max_expanded_mb)
@@ -65,7 +70,10 @@ def predictor(
         folder, rows, split=split, answers_by=answers_by, max_rows=max_rows, card=card
     )
     notices(report["notices"])
-    console().print(prediction_view(report))
+    show(
+        form, lambda width: prediction_view(report), lambda: report,
+        lambda: prediction_rows(report),
+    )  # fmt: skip
 
 
 @evaluate.command()
@@ -100,7 +108,16 @@ def predictor(
 @max_expanded_option
 @seeds_option
 @engine_options
-def policy(items: tuple[str, ...], max_expanded_mb: float | None, **options: Any) -> None:
+@table_options
+@form_options
+def policy(
+    items: tuple[str, ...],
+    max_expanded_mb: float | None,
+    shown: tuple[str, ...],
+    wide: bool,
+    form: str | None,
+    **options: Any,
+) -> None:
     """Judges trained policies (bundles or runs' folders) beside baselines on unseen workloads.
 
     Several DIRs are one method's training seeds. Of each WORKLOAD (a preset or a trace) --seeds
@@ -110,8 +127,8 @@ def policy(items: tuple[str, ...], max_expanded_mb: float | None, **options: Any
     lengthwise evaluate policy ./router azure-conv-2023 --load 0.8,1.0
     lengthwise evaluate policy run0 run1 run2 code.csv.gz chat.csv.gz --load 0.9 --tune
     """
-    from lengthwise.eval.terminal import console, judged_view
-    from lengthwise.training.commands.show import notices
+    from lengthwise.eval.terminal import judged_view
+    from lengthwise.training.commands.show import notices, show
     from lengthwise.training.judging import evaluate_policy
 
     folders, workloads = _sorted(items)
@@ -120,7 +137,13 @@ def policy(items: tuple[str, ...], max_expanded_mb: float | None, **options: Any
         folders, given, engine=take_engine(options), say=lambda line: notices([line]),
         **options,
     )  # fmt: skip
-    console().print(judged_view(rows))
+    show(
+        form,
+        lambda width: judged_view(rows, width, shown, wide),
+        lambda: rows,
+        lambda: rows,
+        wide,
+    )
 
 
 def _allowed(name: str, max_expanded_mb: float | None) -> Any:

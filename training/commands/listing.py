@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lengthwise.training.commands.options import Name
+from lengthwise.training.commands.options import Name, form_options
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lengthwise.policy import Score
     from lengthwise.serving.timing.profile import ProfileTiming
 
@@ -116,17 +118,43 @@ KINDS: dict[str, Callable[[], tuple[tuple[str, ...], Rows]]] = {
 
 
 @click.command(name="list")
-@click.argument("kind", type=Name("thing to list", KINDS), metavar=f"[{'|'.join(KINDS)}]")
-def listing(kind: str) -> None:
-    """Lists what can be named on the command line, one line each."""
+@click.argument(
+    "kind", type=Name("thing to list", KINDS), metavar=f"[{'|'.join(KINDS)}]", required=False
+)
+@form_options
+def listing(kind: str | None, form: str | None) -> None:
+    """Lists what can be named on the command line, one line each; everything without a kind."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from lengthwise.training.commands.show import show
+
+    found = {name: KINDS[name]() for name in ([kind] if kind else KINDS)}
+    # of everything a line each has only the first two columns
+    tables = [_table(heads, rows, None if kind else 2) for heads, rows in found.values()]
+    named = {
+        name: [dict(zip((heads[0], "about", *heads[2:]), row, strict=True)) for row in rows]
+        for name, (heads, rows) in found.items()
+    }
+    show(
+        form,
+        lambda width: Group(*[part for table in tables for part in (table, Text())][:-1]),
+        lambda: named if kind is None else named[kind],
+        lambda: [
+            row if kind else {"kind": name, "name": next(iter(row.values())), **row}
+            for name, rows in named.items()
+            for row in rows
+        ],
+    )
+
+
+def _table(heads: tuple[str, ...], rows: Rows, most: int | None) -> Table:
+    """Names and what is known of them, in the first ``most`` columns."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from lengthwise.eval.terminal import console
-
-    heads, rows = KINDS[kind]()
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for index, head in enumerate(heads):
+    for index, head in enumerate(heads[:most]):
         numeric = all(row[index].replace(",", "").replace(".", "").isdigit() for row in rows)
         table.add_column(
             head,
@@ -135,8 +163,8 @@ def listing(kind: str) -> None:
             justify="right" if numeric else "left",
         )
     for row in rows:
-        table.add_row(*row)
-    console().print(table)
+        table.add_row(*row[:most])
+    return table
 
 
 def _documented(kind: str) -> Rows:

@@ -256,6 +256,35 @@ def system_options(command: Command) -> Command:
     return command
 
 
+def form_options(command: Command) -> Command:
+    """``form``: "json" or "csv" where standard output holds that and nothing else, or None."""
+    for decorate in (
+        click.option(
+            "--csv", "form", flag_value="csv", help="The table as CSV, alone on standard output."
+        ),
+        click.option(
+            "--json", "form", flag_value="json", help="All of it as JSON, alone on standard output."
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+def table_options(command: Command) -> Command:
+    """``shown`` and ``wide``: which columns a table in the terminal has."""
+    for decorate in (
+        click.option(
+            "--wide", is_flag=True, help="One table with every column, however wide it gets."
+        ),
+        click.option(
+            "--show", "shown", type=Specs(), default=(), metavar="COLUMN,...",
+            help="These columns alone: e2e_mean,e2e_p99_ratio,ttft_p99,goodput, ...",
+        ),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
 processes_option = click.option(
     "--processes", type=click.IntRange(1, 1024), default=os.cpu_count() or 1,
     show_default="all cores",

@@ -9,6 +9,7 @@ import click
 
 from lengthwise.training.commands.options import (
     engine_options,
+    form_options,
     out_option,
     seed_option,
     system_options,
@@ -47,6 +48,7 @@ MANY = 5_000  # requests whose trace takes its time
 )
 @system_options
 @engine_options
+@form_options
 @out_option
 @click.pass_obj
 def simulate(
@@ -59,6 +61,7 @@ def simulate(
     slo: str | None,
     log_iterations: bool,
     trace: str | None,
+    form: str | None,
     out: str | None,
     **options: Any,
 ) -> None:
@@ -72,9 +75,10 @@ def simulate(
     from lengthwise.eval.output import check_writable
     from lengthwise.eval.publish import check_publishable
     from lengthwise.eval.simulate import simulate as run
-    from lengthwise.eval.terminal import console, run_view
+    from lengthwise.eval.terminal import run_view
     from lengthwise.eval.trace import check_trace
-    from lengthwise.training.commands.show import notices
+    from lengthwise.eval.verdict import run_verdict
+    from lengthwise.training.commands.show import notices, show, wrote
 
     limits = metrics.parse_slo(slo, tuple(metrics.PER_REQUEST)) if slo else None
     engine, source = take_engine(options), take_source(options)
@@ -97,11 +101,21 @@ def simulate(
     title = f"{result.config['policy']} on {workload.name}: {len(workload):,} requests"
     if math.isfinite(workload.rate):  # a unit that was guessed wrong shows here
         title += f", {workload.rate:.3g} requests/s"
-    console().print(run_view(title, result.summary(limits)))
+    summary = result.summary(limits)
+    verdict = run_verdict(summary, workload.rate, result.capacity)
+    show(
+        form,
+        lambda width: run_view(title, summary, verdict),
+        lambda: {"verdict": verdict, "config": result.config, "summary": summary},
+        lambda: [
+            {"workload": workload.name, "requests_per_s": workload.rate,
+             **{name: result.config[name] for name in ("policy", "predictor", "seed")}, **summary}
+        ],
+    )  # fmt: skip
     if trace is not None:
         if len(workload) > MANY:
             notices(["the run is made again by the reference engine for its trace: minutes"])
-        click.echo(f"wrote {result.trace(trace)}")
+        wrote(result.trace(trace), form)
     if out is not None:
         folder = result.save(out, command)
         if result.iterations is not None:
@@ -109,4 +123,4 @@ def simulate(
                 [(str(result.config["policy"]), result.iterations)], result.num_gpu_blocks
             )
             (folder / "timeline.svg").write_bytes(plots.svg(figure))
-        click.echo(f"wrote {folder}")
+        wrote(folder, form)

@@ -16,6 +16,7 @@ from lengthwise.training.commands.options import (
     Specs,
     columns_option,
     engine_options,
+    form_options,
     max_expanded_option,
     seed_option,
     take_engine,
@@ -80,6 +81,7 @@ def train() -> None:
 @columns_option
 @max_expanded_option
 @seed_option
+@form_options
 @click.option(
     "--set",
     "settings",
@@ -105,6 +107,7 @@ def predictor(
     columns: dict[str, str] | None,
     max_expanded_mb: float | None,
     seed: int,
+    form: str | None,
     settings: dict[str, object],
 ) -> None:
     """Trains on half of the prompts of DATA, tests on the other half, saves to --out.
@@ -116,9 +119,10 @@ def predictor(
     lengthwise train predictor responses.jsonl.gz --answers-by Mistral-7B-Instruct-v0.2 --out p
     lengthwise train predictor ./log --recalibrate p --out p2
     """
-    from lengthwise.eval.terminal import console, prediction_view
+    from lengthwise.eval.flat import prediction_rows
+    from lengthwise.eval.terminal import prediction_view
     from lengthwise.training.commands.data import prompts_of, weights_of
-    from lengthwise.training.commands.show import notices
+    from lengthwise.training.commands.show import notices, show, wrote
     from lengthwise.training.predictor import train_predictor
 
     if recalibrate is not None and (base or (model, target) != ("ridge", "exact")):
@@ -143,8 +147,11 @@ def predictor(
         recalibrate=recalibrate,
     )
     notices(report["notices"])
-    console().print(prediction_view(report))
-    click.echo(f"wrote {out}")
+    show(
+        form, lambda width: prediction_view(report), lambda: report,
+        lambda: prediction_rows(report),
+    )  # fmt: skip
+    wrote(out, form)
 
 
 @train.command()
