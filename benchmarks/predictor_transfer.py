@@ -179,10 +179,12 @@ def shifted(fitted: Any, rows: Table, seeds: int, load: float) -> dict[str, Any]
 
 
 def row_of_matrix(
-    name: str, folder: Path, out: Path, model: str, target: str, seeds: int, load: float, most: int
-) -> None:
-    """Trains on one source, tests on all, and writes ``out``/NAME.json."""
-    data = sources(folder)
+    name: str, folder: Path, out: Path, model: str, target: str, seeds: int, load: float, most: int,
+    names: list[str],
+) -> None:  # fmt: skip
+    """Trains on one source, tests on all of ``names``, and writes ``out``/NAME.json."""
+    found = sources(folder)
+    data = {other: found[other] for other in names}
     train = half(data[name], 0)
     options = {} if model == "prompt-length" else {"target": target}
     fitted: Any = make_predictor(model, **options)
@@ -246,8 +248,8 @@ def printed(cells: list[dict[str, Any]]) -> None:
             f"| {after['mean']:.3f} ({after['interval'][0]:.3f} to {after['interval'][1]:.3f}) "
             f"| {after['p99']:.2f} | {after['coverage']:.0%} |"
         )
-    for when in ("before", "after"):
-        out = [c for c in cells if c["train"] != c["test"]]
+    out = [c for c in cells if c["train"] != c["test"]]
+    for when in ("before", "after") if out else ():
         own = [c[when]["coverage"] for c in cells if c["train"] == c["test"]]
         worst = max(out, key=lambda c: c[when]["mean"])
         print(
@@ -273,12 +275,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=500, help="of each source to test on")
     parser.add_argument("--out", type=Path, default=Path("transfer"))
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--sources", help="these alone, with commas; all by default")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    names = list(sources(given.folder))
+    names = given.sources.split(",") if given.sources else list(sources(given.folder))
     todo = [
         (name, given.folder, given.out, given.model, given.target, given.seeds, given.load,
-         given.rows)
+         given.rows, names)
         for name in names if not (given.out / f"{name}.json").is_file()
     ]  # fmt: skip
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes, which are as many as cores
@@ -286,7 +289,7 @@ def main() -> None:
         pass
     cells = [c for name in names for c in json.loads((given.out / f"{name}.json").read_text())]
     printed(cells)
-    if "drift" in cells[0]:
+    if "drift" in cells[0] and len(names) > 1:
         nested(cells)
 
 

@@ -259,12 +259,26 @@ def prediction_view(report: Mapping[str, Any]) -> RenderableType:
     if "train" in report:
         train = report["train"]
         lines.append(
-            Text(f"trained on {train['rows']:,} answers to {train['prompts']:,} prompts", "dim")
+            Text(
+                f"trained on {train['rows']:,} answers to {train['prompts']:,} prompts"
+                f"{_cut(train, 'counted as at least so long')}",
+                "dim",
+            )
         )
     if "metrics" not in report:
         return Group(*lines, Text("no prompts were left to test on", "yellow"))
     test = report["test"]
-    lines.append(Text(f"tested on {test['rows']:,} answers to {test['prompts']:,} others", "dim"))
+    seen = report.get("trained_on", False)
+    asked = f"{test['rows']:,} answers to {test['prompts']:,} {'prompts' if seen else 'others'}"
+    lines.append(
+        Text(f"{'measured' if seen else 'tested'} on {asked}{_cut(test, 'left out')}", "dim")
+    )
+    if seen:
+        lines.append(
+            Text(
+                "it was trained on prompts among these; this is no measure of unseen ones", "yellow"
+            )
+        )
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("")
     table.add_column("value", justify="right")
@@ -282,6 +296,12 @@ def prediction_view(report: Mapping[str, Any]) -> RenderableType:
     if "windows" in report:
         parts += [Text(), _windows_table(report["windows"]), Text(report["verdict"], "bold")]
     return Group(*parts)
+
+
+def _cut(counts: Mapping[str, int], what: str) -> str:
+    """What is said of answers that were cut short, if there are any."""
+    cut = counts.get("censored", 0)
+    return f", {cut:,} of them cut short and {what}" if cut else ""
 
 
 def _window_line(window: Mapping[str, Any]) -> str:

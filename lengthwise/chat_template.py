@@ -97,7 +97,7 @@ KNOWN = (
 )  # fmt: skip
 # These have no marks but words, so that only a prompt counts that ends where the answer begins.
 PLAIN = (
-    Template("vicuna", ((r"(?:^|\s)(USER|ASSISTANT):", ""), (r"</s>", None))),
+    Template("vicuna", ((r"(?:^|\s|(?<=</s>))(USER|ASSISTANT):", ""), (r"</s>", None))),
     Template("alpaca", (
         (r"(?:^|\n)### Instruction:", "user"), (r"(?:^|\n)### Response:", "assistant"),
     )),

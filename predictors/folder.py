@@ -38,6 +38,14 @@ def is_saved(folder: str | Path) -> bool:
     return os.path.isfile(os.path.join(folder, DESCRIPTION))
 
 
+def check_absent(spec: str | Path) -> None:
+    """Raises ``InputError`` for what is a path and can be no name on the hub."""
+    text = str(spec)
+    if isinstance(spec, Path) or os.path.isdir(text) or text.startswith((".", "~", os.sep)):
+        what = f"has no {DESCRIPTION}" if os.path.isdir(text) else "does not exist"
+        raise InputError(f"{text!r} is no saved predictor: it {what}")
+
+
 def write(saved: Saved, folder: str | Path, extra: Callable[[Path], None] | None = None) -> None:
     """Writes the folder atomically; an older one of the same name is replaced whole.
 

@@ -80,6 +80,7 @@ class HubPredictor:
 
         where = Path(pretrained_model_name_or_path)
         if not folder.is_saved(where):
+            folder.check_absent(pretrained_model_name_or_path)
             where = fetched(
                 str(pretrained_model_name_or_path), revision=revision, token=token,
                 cache_dir=cache_dir, force_download=force_download,

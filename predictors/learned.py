@@ -163,8 +163,8 @@ class Learned(HubPredictor, ABC):
         Where that order holds on them (Kendall's tau above 0 by two standard errors), they are what
         is familiar from then on. Raises ``InputError`` for fewer than 30 answers.
         """
+        recalibration.check(len(columns.texts(prompts, of=self.name)), self.name)
         text, length, cut = columns.fit_columns(prompts, output_tokens, censored, of=self.name)
-        recalibration.check(len(text), self.name)
         made, raw, target = copy.copy(self), self._raw(text), self._fitted()
         folds, names, own = folds_of(text, self.seed), np.zeros(len(text)), length
         for _ in range(1 if self.effects_ is None else ROUNDS):

@@ -63,8 +63,10 @@ def _restore(path: str | Path) -> Predictor:
         predictor: Predictor = made.restore(saved, Path(path))
     except LengthwiseError:
         raise
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError,
-            ArithmeticError, AssertionError) as error:  # fmt: skip
+    except KeyError as error:
+        raise InputError(f"predictor {str(path)!r} is damaged: it has no {error}") from error
+    except (TypeError, IndexError, AttributeError, ValueError, RuntimeError, ArithmeticError,
+            AssertionError) as error:  # fmt: skip
         raise InputError(f"predictor {str(path)!r} is damaged: {error!r}") from error
     check_predicts(predictor, Path(path))
     return predictor

@@ -100,4 +100,7 @@ def orders(said: Floats, tokens: Floats) -> bool:
 def check(rows: int, of: str) -> None:
     """Raises ``InputError`` where so few rows say nothing."""
     if rows < FEWEST:
-        raise InputError(f"{of}: to recalibrate takes {FEWEST} answers or more, not {rows}")
+        raise InputError(
+            f"{of}: to recalibrate takes {FEWEST} answers or more, not {rows} (the command keeps "
+            "half of the prompts to test on, unless told --test-share)"
+        )

@@ -227,6 +227,7 @@ def make_target(
             edges = bucket_edges(tokens, buckets)
             labels = bucket_of(tokens, edges)
             means = np.bincount(labels, tokens) / np.bincount(labels)
+            means = np.clip(means, edges[:-1], edges[1:])  # which a mean of equals may miss
             return Bucket(edges, means, spread=spreads.of_buckets(edges, labels, tokens))
         case "rank":
             return Rank()

@@ -49,7 +49,9 @@ class Task:
 
 
 class Transformer(Learned):
-    """``model``: the folder or hub name of a pretrained encoder, ``minilm``, or None for a small
+    """A text encoder with a head: trained from scratch, or a pretrained one by its path.
+
+    ``model`` is the folder or hub name of a pretrained encoder, ``minilm``, or None for a small
     encoder with random weights and a tokenizer of its own, trained on the data alone.
 
     frozen      keep a pretrained encoder as it is; by default on a CPU, not on a GPU

@@ -210,6 +210,13 @@ def test_a_tokenizer_without_a_template_or_with_a_broken_one_leaves_the_known_fo
         assert PromptReader(other).asked(ids) == SHORT[-1]["content"]
 
 
+def test_vicuna_s_turns_end_without_a_blank() -> None:
+    """As FastChat writes them: its second separator is </s> and nothing more."""
+    text = "A chat. USER: Name a river. ASSISTANT: The Rhine.</s>USER: How long is it? ASSISTANT:"
+    assert served_text(text) == "How long is it?"
+    assert [one.role for one in messages_of(text) or ()] == ["user", "assistant", "user"]
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -76,6 +76,13 @@ def test_exact_lengths_are_held_within_training_s_and_moved_on_a_line() -> None:
     ]  # fmt: skip
 
 
+def test_as_many_buckets_as_lengths_hold_their_means() -> None:
+    lengths = np.exp(np.log(np.arange(20.0, 80.0)))  # as they come back from logarithms
+    target = targets.make_target("bucket", np.repeat(lengths, 3), buckets=1000)
+    raw = np.full((1, target.outputs), 1 / target.outputs)
+    assert target.prediction(raw).predicted_tokens == pytest.approx([np.mean(np.arange(20, 80))])
+
+
 def test_buckets_have_edges_that_hold_lengths() -> None:
     edges = targets.bucket_edges(LENGTHS)
     assert edges[0] == LENGTHS.min() - 1

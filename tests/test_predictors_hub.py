@@ -57,7 +57,7 @@ def test_what_was_measured_elsewhere_joins_the_card(tmp_path: Path) -> None:
     report = train_predictor(data(tmp_path / "tales.jsonl"), out=tmp_path / "p", seed=0)
     other = data(tmp_path / "turned.jsonl", LENGTHS[::-1])
     for _ in range(2):  # the second takes the first one's place
-        found = evaluate_predictor(tmp_path / "p", other, split="all", card=True)
+        found = evaluate_predictor(tmp_path / "p", other, card=True)
     card = read(tmp_path / "p")
     names = {result.dataset_name for result in card.data.eval_results}
     assert names == {report["data"], found["data"]}
@@ -67,7 +67,7 @@ def test_what_was_measured_elsewhere_joins_the_card(tmp_path: Path) -> None:
     constant = make_predictor("constant")
     constant.save(tmp_path / "bare")
     with pytest.raises(InputError, match=r"holds no report.json with baselines"):
-        evaluate_predictor(tmp_path / "bare", other, split="all", card=True)
+        evaluate_predictor(tmp_path / "bare", other, card=True)
 
 
 @pytest.mark.parametrize("name", ["constant", "prompt-length", "noisy-oracle", "ridge"])
@@ -181,6 +181,8 @@ def test_local_folders_and_the_wrong_class(api: Api, tmp_path: Path) -> None:
     (api.root / "me" / "other").mkdir(parents=True)
     with pytest.raises(InputError, match=r"'me/other' on the hub holds no predictor\.json"):
         Constant.from_pretrained("me/other")
+    with pytest.raises(InputError, match="is no saved predictor: it does not exist"):
+        Constant.from_pretrained(str(tmp_path / "c2"))  # a path, and no name on the hub
     with pytest.raises(InputError, match="can't read the predictor"):
         from lengthwise.predictors.hub import push_folder
 

@@ -62,7 +62,7 @@ def test_a_folder_that_is_no_predictor(tmp_path: Path) -> None:
         (lambda text: "[1, 2]", r"has format \[1, 2\]"),
         (lambda text: text.replace('"ridge"', '"rigde"'), "unknown predictor 'rigde'"),
         (lambda text: text.replace('"target": "exact"', '"target": "rnk"'), "unknown target 'rnk'"),
-        (lambda text: text.replace('"terms"', '"word"'), "is damaged: KeyError"),
+        (lambda text: text.replace('"terms"', '"word"'), "is damaged: it has no 'terms'"),
         (lambda text: text.replace('"seed"', '"sead"'), "is damaged: TypeError"),
     ],
 )

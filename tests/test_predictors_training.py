@@ -13,6 +13,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from lengthwise.errors import InputError
+from lengthwise.eval.terminal import console, prediction_view
 from lengthwise.predictors import load_predictor, make_predictor
 from lengthwise.serving.workload import Prompts, read_prompts
 from lengthwise.training.predictor import evaluate_predictor, train_predictor
@@ -35,6 +36,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     return path
+
+
+def shown(report: dict[str, Any]) -> str:
+    """What the terminal says of it."""
+    screen = console()
+    with screen.capture() as said:
+        screen.print(prediction_view(report))
+    return said.get()
 
 
 def test_the_report_is_of_unseen_prompts_and_repeats(data: Path, tmp_path: Path) -> None:
@@ -121,6 +130,8 @@ def test_censored_answers_are_trained_on_and_not_measured() -> None:
     cut = np.arange(200) >= 150
     report = train_predictor(prompts(200, censored=cut))
     assert report["train"]["censored"] + report["test"]["censored"] == 50
+    assert f"{report['train']['censored']} of them cut short and counted" in shown(report)
+    assert f"{report['test']['censored']} of them cut short and left out" in shown(report)
     all_cut = prompts(30, censored=np.arange(30) > 0)
     with pytest.raises(InputError, match="metrics need 2 whole answers; the all split has 1"):
         evaluate_predictor("oracle", all_cut, split="all")
@@ -164,9 +175,13 @@ def test_a_test_share_of_zero_trains_on_everything(data: Path, tmp_path: Path) -
     report = train_predictor(data, answers_by="chatty", test_share=0, out=tmp_path / "p")
     assert report["train"]["rows"] == 300 and report["test"]["rows"] == 0
     assert "metrics" not in report
-    assert evaluate_predictor(tmp_path / "p", data)["split"] == "all"
+    again = evaluate_predictor(tmp_path / "p", data)
+    assert again["split"] == "all" and again["trained_on"]
+    assert "it was trained on prompts among these" in shown(again)
     with pytest.raises(InputError, match="trained on all prompts: there is no test split"):
         evaluate_predictor(tmp_path / "p", data, split="test")
+    with pytest.raises(InputError, match="was trained on: its card takes results on others"):
+        evaluate_predictor(tmp_path / "p", data, card=True)
 
 
 def test_all_of_another_file_is_evaluated_and_half_of_a_copy(data: Path, tmp_path: Path) -> None:
@@ -174,8 +189,19 @@ def test_all_of_another_file_is_evaluated_and_half_of_a_copy(data: Path, tmp_pat
     (tmp_path / "copy.jsonl.gz").write_bytes(data.read_bytes())
     copied = evaluate_predictor(tmp_path / "p", tmp_path / "copy.jsonl.gz")
     assert copied["split"] == "test" and copied["test"]["rows"] < 200
+    assert not copied["trained_on"] and "others" in shown(copied)
+    assert evaluate_predictor(tmp_path / "p", data, split="train")["trained_on"]
     other = evaluate_predictor(tmp_path / "p", prompts(50))
-    assert other["split"] == "all" and other["test"]["rows"] == 50
+    assert other["split"] == "all" and other["test"]["rows"] == 50 and not other["trained_on"]
+    # of several models in a file only those that are learned are told
+    assert not any("models together" in told for told in copied["notices"])
+    both = evaluate_predictor(tmp_path / "p", data, answers_by="all")
+    assert any("answers of 2 models together (chatty, terse)" in told for told in both["notices"])
+
+
+def test_a_file_that_names_no_models_has_none_to_pick() -> None:
+    with pytest.raises(InputError, match="does not say which model answered: no 'gpt' to pick"):
+        evaluate_predictor("constant:tokens=9", prompts(50), answers_by="gpt")
 
 
 def test_empty_answers_are_left_out_and_told(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from lengthwise.predictors.learned import Learned
 from lengthwise.predictors.targets import bucket_edges, check_target
 from lengthwise.protocols import Predictor
 from lengthwise.serving.workload import Prompts, read_prompts
+from lengthwise.serving.workload.readers import models_together
 from lengthwise.serving.workload.split import in_split
 from lengthwise.training.sources import (
     merged,
@@ -204,13 +205,20 @@ def evaluate_predictor(
         raise UnknownNameError("split", str(split), ("train", "test", ALL))
     by = answers_by or trained.get("answers_by")
     rows = _rows(data, by, max_rows, seed, trained="answers_by" in trained and not answers_by)
+    held = trained.get("sketch")
+    # older reports know the name alone
+    known = bool(trained) and trained.get("data") == rows.name
+    if held is not None:
+        known = shares_prompts(rows.prompt, held)
     if split is None:
-        held = trained.get("sketch")
-        split = "test"
-        if held is not None and (share == 0 or not shares_prompts(rows.prompt, held)):
-            split = ALL
-        elif held is None and trained.get("data") != rows.name:
-            split = ALL  # older reports know the name alone
+        split = "test" if known and share > 0 else ALL
+    seen = known and split != "test"
+    if card and seen:
+        other = "another file" if share == 0 else "--split test, or another file"
+        raise InputError(
+            f"{rows.name} holds prompts that {folder!s} was trained on: its card takes results on "
+            f"others; give {other}"
+        )
     if share == 0 and split != ALL:
         raise InputError(f"the predictor was trained on all prompts: there is no {split} split")
     rows = rows if split == ALL else rows.split(split, share)
@@ -232,6 +240,7 @@ def evaluate_predictor(
         "data": rows.name,
         "split": split,
         "test_share": share,
+        "trained_on": seen,
         "notices": list(rows.notices),
         "test": _counts(rows),
         "metrics": metrics,
@@ -331,10 +340,15 @@ def _rows(
         rows = read_prompts(rows, drop_zero=True)  # no answer, nothing to learn
     held = [] if rows.model is None else sorted({str(name) for name in rows.model})
     if by is not None and (by in held or not trained):
+        if not held:
+            raise InputError(f"{rows.name} does not say which model answered: no {by!r} to pick")
         if by not in held:
             raise UnknownNameError(f"model in {rows.name}", by, held)
         assert rows.model is not None
-        rows = rows.select(np.array([str(name) == by for name in rows.model]))
+        others = models_together(rows.name, held)  # which are not learned
+        its = np.array([str(name) == by for name in rows.model])
+        rows = replace(rows, notices=tuple(told for told in rows.notices if told != others))
+        rows = rows.select(its)
         held = [by]
     elif by is not None and held:
         told = f"{rows.name}: has no answers of {by}, which were learned; all others are scored"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -261,10 +261,15 @@ def _of_model(
         chosen = called == model
         return table.select(chosen), rows[chosen]
     if "prompt" in table.columns and len(names) > 1:
-        listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        notice = f"{table.name}: answers of {len(names)} models together ({listed})"
+        notice = models_together(table.name, names)
         return replace(table, notices=(*table.notices, notice)), rows
     return table, rows
+
+
+def models_together(name: str, models: Sequence[str]) -> str:
+    """The notice that a file's answers are of several ``models``, in the order of their names."""
+    listed = ", ".join(models[:5]) + (", ..." if len(models) > 5 else "")
+    return f"{name}: answers of {len(models)} models together ({listed})"
 
 
 def _with_tokens(table: Table, rows: NDArray[np.int64]) -> Table:

@@ -46,7 +46,7 @@ def train() -> None:
     default="ridge",
     show_default=True,
     metavar="NAME",
-    help="constant, prompt-length, ridge, gbdt, transformer, minilm, or the path of a "
+    help="constant, prompt-length, ridge, gbdt, transformer, minilm, base, or the path of a "
     "pretrained encoder.",
 )
 @click.option(
