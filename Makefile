@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint docs bench conformance fidelity engines mutants fuzz soak matrix sbom audit clean
+.PHONY: install demo quick test lint docs bench conformance fidelity engines mutants fuzz soak matrix sbom audit clean
 
 install: $(STAMP)
 
@@ -16,6 +16,10 @@ $(STAMP): pyproject.toml constraints.txt setup.py
 
 demo: install
 	$(BIN)/lengthwise demo
+
+# The tests that take little time, 90 s on two cores: tests/quick.txt names them.
+quick: install
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not vllm" @tests/quick.txt
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal
