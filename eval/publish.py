@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lengthwise.eval import plots
+from lengthwise.eval import charts, plots
 from lengthwise.eval.compare import Comparison
 from lengthwise.eval.output import (
     CONFIG,
@@ -69,27 +69,24 @@ def publish(
     timelines: Sequence[tuple[str, Result]] = (),
     config: Mapping[str, Any] | None = None,
     command: str | None = None,
+    lead: str = "",
     sections: Sequence[tuple[str, str]] = (),
     extra: Callable[[Path], None] | None = None,
 ) -> Path:
     """Writes the whole folder at once and returns the report's path.
 
-    runs.parquet (one row a run), table.md, report.html, config.json, figures as SVG, and
-    requests-N.parquet and iterations-N.parquet of each of ``timelines`` (labels with results that
-    logged their iterations). ``extra`` may write more into the new folder.
+    runs.parquet (one row a run), table.md, report.html, config.json, figures as SVG, PNG and PDF,
+    and requests-N.parquet and iterations-N.parquet of each of ``timelines`` (labels with results
+    that logged their iterations). ``lead`` and ``sections`` are HTML for the report, see
+    ``write_report``. ``extra`` may write more into the new folder.
     """
     made = provenance({**comparison.config, **(config or {})}, command)
-    figures = [("cdf", "Distribution of end-to-end latency.", plots.latency_cdf(comparison))]
+    shown = [charts.trade(comparison), charts.latency_cdf(comparison)]
     if len(comparison.rates) > 1:
-        caption = "Mean and P99 end-to-end latency against the arrival rate, 95% intervals."
-        figures.insert(0, ("rates", caption, plots.latency_by_rate(comparison)))
-    runs = [(label, result.iterations) for label, result in timelines]
-    if runs:
-        caption = "The course of single runs on the same requests (first seed, highest rate)."
-        blocks = timelines[0][1].num_gpu_blocks
-        logs = [(label, log) for label, log in runs if log is not None]
-        figures.append(("timeline", caption, plots.timeline(logs, blocks)))
-    images = [(name, caption, plots.svg(figure)) for name, caption, figure in figures]
+        shown.insert(1, charts.latency_by_rate(comparison))
+    logs = [(label, r.iterations) for label, r in timelines if r.iterations is not None]
+    if logs:
+        shown.append(charts.timeline(logs, timelines[0][1].num_gpu_blocks))
     with replaced_folder(folder) as fresh:
         comparison.runs.to_parquet(fresh / "runs.parquet", index=False)
         for index, (_, result) in enumerate(timelines):
@@ -97,16 +94,12 @@ def publish(
             if result.iterations is not None:
                 result.iterations.to_parquet(fresh / f"iterations-{index}.parquet", index=False)
         (fresh / "table.md").write_text(markdown(comparison), encoding="utf-8")
-        for name, _, image in images:
-            (fresh / f"{name}.svg").write_bytes(image)
+        for chart in shown:
+            plots.write(plots.whole(chart), fresh, chart.name)
         write_report(
-            fresh / REPORT,
-            comparison,
-            title=title,
-            provenance=made,
-            figures=[(caption, image) for _, caption, image in images],
+            fresh / REPORT, comparison, title=title, provenance=made, charts=shown, lead=lead,
             sections=sections,
-        )
+        )  # fmt: skip
         write_json(fresh / CONFIG, made)
         if extra is not None:
             extra(fresh)

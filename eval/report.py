@@ -1,8 +1,7 @@
-"""A comparison as one HTML file that needs nothing else: tables, figures, how it was made."""
+"""A comparison as one HTML file that needs nothing else: what it says, then why to believe it."""
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,18 +10,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from lengthwise.eval import panels
+from lengthwise.eval.charts import Chart
 from lengthwise.eval.compare import Comparison
 from lengthwise.eval.tables import (
-    Cell,
-    bound_row,
+    Row,
     columns_of,
     footnote,
     heading,
-    named,
     names_of,
-    row,
+    reasons,
+    rows_of,
     subtitle,
 )
+from lengthwise.eval.verdict import verdicts
 
 
 def write_report(
@@ -31,29 +32,35 @@ def write_report(
     *,
     title: str,
     provenance: Mapping[str, Any],
-    figures: Sequence[tuple[str, bytes]] = (),
+    charts: Sequence[Chart] = (),
+    lead: str = "",
     sections: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Writes the report; ``figures`` are captions with SVG bytes, ``sections`` titles with HTML.
+    """Writes the report: verdict, the first of ``charts``, tables, the other charts, details.
 
-    The file loads nothing from anywhere, so it can be mailed.
+    ``lead`` is HTML that comes before the verdict of each load, ``sections`` are titles with HTML
+    that come last. The file loads nothing from anywhere, so it can be mailed.
     """
+    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in verdicts(comparison))
     parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="faint">{escape(comparison.name)} — {escape(subtitle(comparison))}</p>',
-        *(f"<section><h2>{escape(name)}</h2>{html}</section>" for name, html in sections),
+        f"<header><h1>{escape(title)}</h1>"
+        f'<p class="faint">{escape(comparison.name)} — {escape(subtitle(comparison))}</p></header>',
+        f'<section><h2>In short</h2>{lead}<ul class="verdicts">{said}</ul></section>',
+        *map(_figure, charts[:1]),
         *(_table(comparison, rate) for rate in comparison.rates),
         f'<p class="faint">{escape(footnote(comparison))} Green: better than the '
         f"row that a ratio is to ({escape(comparison.baseline)}, or the best) beyond the "
         "interval; red: worse. Click a heading to sort.</p>",
+        *map(_figure, charts[1:]),
+        *(f"<section><h2>{escape(name)}</h2>{html}</section>" for name, html in sections),
         _notes(comparison.notices),
-        *(_figure(caption, image) for caption, image in figures),
         _how(provenance),
     ]
     path.write_text(
         "<!doctype html>\n"
         f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
         f"<style>{_data('report.css')}</style></head>\n<body><main>\n"
         + "\n".join(part for part in parts if part)
         + f"\n</main><script>{_data('report.js')}</script></body></html>\n",
@@ -61,40 +68,52 @@ def write_report(
     )
 
 
+def scrolled(label: str, table: str) -> str:
+    """A table that scrolls in its own box where the page is narrow, by the keyboard too."""
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{table}</div>'
+    )
+
+
 def _data(name: str) -> str:
     return files("lengthwise.eval").joinpath("data", name).read_text("utf-8")
 
 
+def _figure(chart: Chart) -> str:
+    return f"<section><h2>{escape(chart.title)}</h2>{panels.html(chart)}</section>"
+
+
 def _table(comparison: Comparison, rate: float) -> str:
-    columns = columns_of(comparison)
     heads = "".join(
         f'<th class="name"><button type="button">{name}</button></th>'
         for name in names_of(comparison)
     ) + "".join(
         f'<th title="{escape(column.help)}"><button type="button">'
         f"{escape(column.heading)}</button></th>"
-        for column in columns
+        for column in columns_of(comparison)
     )
-    rows = [
-        _row(named(comparison, who), row(comparison, rate, who)) for who in comparison.contenders
-    ]
-    rows.append(_row(named(comparison, None), bound_row(comparison, rate), "bound"))
+    rows = "".join(_row(line) for line in rows_of(comparison, rate))
+    title = heading(comparison, rate)
+    why = "".join(
+        f"<li>{escape(reason)}</li>" for reason in dict.fromkeys(reasons(comparison, rate))
+    )
     return (
-        f"<section><h2>{escape(heading(comparison, rate))}</h2>"
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div></section>"
+        f"<section><h2>{escape(title)}</h2>"
+        + scrolled(title, f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>")
+        + (f'<ul class="faint">{why}</ul>' if why else "")
+        + "</section>"
     )
 
 
-def _row(names: tuple[str, ...], cells: list[Cell], kind: str = "") -> str:
-    made = "".join(
+def _row(line: Row) -> str:
+    cells = "".join(
         f'<td class="{cell.verdict}" data-value="{_value(cell.value)}">{_spread(cell.text)}</td>'
-        for cell in cells
+        for cell in line.cells
     )
     return (
-        f'<tr class="{kind}">'
-        + "".join(f'<td class="name">{escape(name)}</td>' for name in names[:-1])
-        + f'<td class="name predictor">{escape(names[-1])}</td>{made}</tr>'
+        f'<tr class="{"bound" if line.bound else ""}">'
+        + "".join(f'<td class="name">{escape(name)}</td>' for name in line.names[:-1])
+        + f'<td class="name predictor">{escape(line.names[-1])}</td>{cells}</tr>'
     )
 
 
@@ -114,19 +133,12 @@ def _notes(notices: Sequence[str]) -> str:
     return f'<section><h2>Notes</h2><ul class="notes">{items}</ul></section>'
 
 
-def _figure(caption: str, image: bytes) -> str:
-    data = base64.b64encode(image).decode("ascii")
-    return (
-        f'<section><figure><img alt="{escape(caption)}" src="data:image/svg+xml;base64,{data}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure></section>"
-    )
-
-
 def _how(provenance: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in provenance.items() if key != "command"}
     return (
         "<section><h2>How it was made</h2>"
-        f"<pre>{escape(str(provenance['command']))}</pre>"
+        f'<pre tabindex="0">{escape(str(provenance["command"]))}</pre>'
         "<details><summary>versions, seeds and options</summary>"
-        f"<pre>{escape(json.dumps(rest, indent=2, default=str))}</pre></details></section>"
+        f'<pre tabindex="0">{escape(json.dumps(rest, indent=2, default=str))}</pre>'
+        "</details></section>"
     )

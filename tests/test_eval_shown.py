@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import re
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from matplotlib.colors import to_hex
 from rich.console import Console, RenderableType
 
 from lengthwise.errors import InputError
-from lengthwise.eval import plots
+from lengthwise.eval import charts, panels, plots
 from lengthwise.eval.capacity import Capacity, Probe
 from lengthwise.eval.compare import BOUND, QUANTILES, Comparison, Contender
 from lengthwise.eval.publish import pick_timelines, publish
@@ -543,8 +543,8 @@ def test_the_report_has_the_table_with_its_numbers_to_sort_by(tmp_path: Path) ->
     found = comparison()
     made = {"command": "lengthwise compare <x>", "seeds": [0, 1, 2], "odd": Path("a")}
     write_report(
-        tmp_path / "r.html", found, title="T & t", provenance=made,
-        figures=[("caption <1>", b"<svg/>")], sections=[("S", "<p>own</p>")],
+        tmp_path / "r.html", found, title="T & t", provenance=made, lead="<p>lead</p>",
+        charts=[charts.trade(found), charts.latency_cdf(found)], sections=[("S", "<p>own</p>")],
     )  # fmt: skip
     text = (tmp_path / "r.html").read_text("utf-8")
     page = Page(text)
@@ -570,16 +570,128 @@ def test_the_report_has_the_table_with_its_numbers_to_sort_by(tmp_path: Path) ->
     assert "made &lt;up&gt; — 1,200" in text
     assert "<section><h2>S</h2><p>own</p></section>" in text
     assert '<ul class="notes"><li>a note &amp; more</li></ul>' in text
-    assert base64.b64encode(b"<svg/>").decode() in text
-    assert "<figcaption>caption &lt;1&gt;</figcaption>" in text
-    assert "<pre>lengthwise compare &lt;x&gt;</pre>" in text
-    rest = re.search(r"</summary><pre>(.*?)</pre>", text, re.S)
+    assert '<pre tabindex="0">lengthwise compare &lt;x&gt;</pre>' in text
+    order = [
+        text.index(part)
+        for part in (
+            "<h2>In short</h2><p>lead</p>", *map(escape, verdicts(found)), '<figure id="trade">',
+            "<table>", "lower bound: no schedule", '<figure id="cdf">', "<h2>S</h2>",
+            "<h2>Notes</h2>", "<h2>How it was made</h2>",
+        )
+    ]  # fmt: skip
+    assert order == sorted(order)  # what it says comes before why
+    rest = re.search(r"</summary><pre.*?>(.*?)</pre>", text, re.S)
     assert rest is not None
     assert json.loads(rest[1].replace("&quot;", '"')) == {"seeds": [0, 1, 2], "odd": "a"}
     assert "\n\n\n" not in text.partition("</style>")[2].partition("<script>")[0]
     quiet = replace(found, notices=())
     write_report(tmp_path / "q.html", quiet, title="T", provenance=made)
     assert "Notes" not in (tmp_path / "q.html").read_text("utf-8")
+
+
+def test_rows_that_ran_alike_are_one_in_the_report_with_the_reason(tmp_path: Path) -> None:
+    found = comparison()
+    runs = found.runs.copy()
+    twin = runs[runs.policy == "sjf"].assign(policy="srtf")
+    more = tuple(Contender("srtf", w.predictor, "srtf", w.predictor_name) for w in WHO[1:3])
+    curves = {
+        **found.curves,
+        **{(r, m.label): found.curves[r, w.label]
+           for r in found.rates for m, w in zip(more, WHO[1:3], strict=True)},
+    }  # fmt: skip
+    both = replace(
+        found, runs=pd.concat([runs, twin]), contenders=(*WHO, *more), curves=curves
+    )  # fmt: skip
+    write_report(tmp_path / "r.html", both, title="T", provenance={"command": "x"})
+    page = Page((tmp_path / "r.html").read_text("utf-8"))
+    assert [line[1][0] for line in page.tables[0][1:]] == [
+        "fcfs", "sjf = srtf", "sjf = srtf", "mlfq", BOUND,
+    ]  # fmt: skip
+    assert "<li>sjf = srtf: no preemption paid</li></ul>" in (tmp_path / "r.html").read_text()
+
+
+# Figures in the report
+
+
+def test_points_of_the_report_s_figures_lie_where_they_are_drawn_and_say_what_the_table_says() -> (
+    None
+):
+    found = comparison()
+    for chart in (charts.trade(found), charts.latency_by_rate(found)):
+        text = panels.html(chart)
+        (data,) = re.findall(r'<script type="application/json">(.*?)</script>', text, re.S)
+        drawn = re.findall(r"<svg xmlns.*?</svg>", text, re.S)
+        told = json.loads(data)
+        assert len(told) == len(drawn) == len(chart.panels)
+        for svg, points in zip(drawn, told, strict=True):
+            width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', svg).groups())  # type: ignore[union-attr]
+            assert (width, height) == pytest.approx((4.3 * 72, 3.3 * 72), abs=0.1)
+            for key, x, y, _ in points:
+                own = [part for part in svg.split('<g class="s ') if part.startswith(f'{key}"')]
+                marks = re.findall(r'<use [^>]*?x="(\S+)" y="(\S+)"', "".join(own))
+                places = [(float(a), float(b)) for a, b in marks]
+                assert min(math.dist((x, y), place) for place in places) < 0.2
+    who, rate = WHO[2], 8.0
+    (point,) = [p for p in told_by(charts.trade(found), 1) if p[0] == "s2"]
+    mean, p99 = (of(found, rate, who, m) for m in ("e2e_mean_s", "e2e_p99_s"))
+    name, *lines = point[3].split("\n")
+    assert name == who.label
+    assert lines == [
+        f"mean {with_interval(t_interval(mean))} s, "
+        f"{ratio_cell(found.ratio(rate, who, 'e2e_mean_s')).text} × fcfs",
+        f"P99 {with_interval(t_interval(p99))} s, "
+        f"{ratio_cell(found.ratio(rate, who, 'e2e_p99_s')).text} × fcfs",
+    ]
+    last = next(p for p in told_by(charts.latency_cdf(found), 1) if p[0] == "s2" and "90%" in p[3])
+    value = np.interp(0.9, QUANTILES, found.curves[rate, who.label])
+    assert last[3] == f"{who.label}\n90% of requests within {number(float(value))} s"
+
+
+def told_by(chart: charts.Chart, panel: int) -> list[list[Any]]:
+    found = re.search(r'application/json">(.*?)</script>', panels.html(chart), re.S)
+    assert found is not None
+    return json.loads(found[1])[panel]  # type: ignore[no-any-return]
+
+
+def test_figures_in_the_report_take_the_page_s_colours_and_have_names() -> None:
+    found = comparison()
+    text = panels.html(charts.latency_by_rate(found))
+    assert not re.search(r"#[0-9a-f]{6}", text)  # no colour of matplotlib's is left
+    assert text.count('role="img" aria-label=') == text.count('class="panel"') == 6
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    used = {name for name in re.findall(r'(?:url\(|href=")#([^)"]+)', text)}
+    assert used <= set(ids)
+    assert re.findall(r'aria-pressed="true" data-key="(\w+)"', text) == [
+        "s0", "s1", "s2", "s3", "bound",
+    ]  # fmt: skip
+    assert set(re.findall(r'class="s (\w+)"', text)) == {"s0", "s1", "s2", "s3", "bound"}
+    course = panels.html(charts.timeline([("a <b>", TWO_NODES), ("b", TWO_NODES)], 400))
+    assert "a &lt;b&gt; · KV in use, %" in course
+    assert "<b>" not in course
+    assert course.count('class="panel"') == 8
+
+
+def test_the_trade_is_the_table_s_ratios() -> None:
+    found = comparison()
+    figure: Any = plots.trade(found)
+    assert len(figure.axes) == 2
+    for axes, rate in zip(figure.axes, found.rates, strict=True):
+        for who, drawn in zip(found.contenders, axes.containers, strict=True):
+            assert drawn.get_label() == who.label
+            point, _, (across, up) = drawn.lines
+            for data, metric, bars, axis in (
+                (point.get_xdata(), "e2e_mean_s", across, 0),
+                (point.get_ydata(), "e2e_p99_s", up, 1),
+            ):
+                ratio = found.ratio(rate, who, metric)
+                assert list(data) == [ratio.mean]
+                ((low, high),) = [(s[0, axis], s[1, axis]) for s in bars.get_segments()]
+                assert (low + high) / 2 == pytest.approx(ratio.mean)
+                assert (high - low) / 2 == pytest.approx(ratio.half)
+        (low, high) = axes.get_xlim()
+        assert low <= 0.95
+        assert high >= 1.05
 
 
 # Figures
@@ -651,17 +763,21 @@ def test_a_policy_has_its_colour_and_a_predictor_its_line() -> None:
 def test_latency_against_load_is_the_table_s() -> None:
     found = comparison()
     figure: Any = plots.latency_by_rate(found)
-    assert len(figure.axes) == 2
-    for axes, metric, label in zip(
-        figure.axes, ("e2e_mean_s", "e2e_p99_s"), ("mean", "P99"), strict=True
-    ):
-        assert axes.get_ylabel() == f"{label} end-to-end latency, s"
+    shown = {
+        "e2e_mean_s": "mean end-to-end latency, s", "e2e_p99_s": "P99 end-to-end latency, s",
+        "ttft_p99_s": "P99 time to first token, s", "tpot_p99_s": "P99 time per output token, s",
+        "goodput_requests_per_s": "goodput, requests/s",
+        "slo_attainment": "meet the SLO, % of requests",
+    }  # fmt: skip
+    for axes, (metric, label) in zip(figure.axes, shown.items(), strict=True):
+        factor = 100 if metric == "slo_attainment" else 1
+        assert axes.get_ylabel() == label
         assert axes.get_xlabel() == "arrival rate, requests/s"
         assert [text.get_text() for text in axes.get_xticklabels()] == ["2", "8"]
         for who, drawn in zip(found.contenders, axes.containers, strict=True):
             assert drawn.get_label() == who.label
             points, _, (bars,) = drawn.lines
-            values = [of(found, rate, who, metric) for rate in found.rates]
+            values = [factor * of(found, rate, who, metric) for rate in found.rates]
             assert points.get_xdata().tolist() == [2.0, 8.0]
             assert points.get_ydata() == pytest.approx([v.mean() for v in values])
             ends = [(s[0, 1], s[1, 1]) for s in bars.get_segments()]
@@ -776,7 +892,9 @@ def test_panels_are_beside_each_other_and_courses_below() -> None:
     found = comparison()
     wide, tall = inches(plots.latency_cdf(found))
     assert inches(plots.latency_cdf(found, [2.0])) == pytest.approx((wide / 2, tall))
-    assert inches(plots.latency_by_rate(found)) == pytest.approx((wide, tall))
+    assert inches(plots.latency_by_rate(found)) == pytest.approx((wide * 1.5, tall * 2))
+    few = {name: METRICS[name] for name in ("e2e_mean_s", "e2e_p99_s", "wait_mean_s")}
+    assert inches(plots.latency_by_rate(comparison(metrics=few))) == pytest.approx((wide, tall))
     assert 3 < tall < wide < 10
     one, two = (inches(plots.timeline([("a", TWO_NODES)] * n)) for n in (1, 2))
     assert one[1] == two[1] < one[0] < two[0]
@@ -811,7 +929,7 @@ def test_figures_have_one_look() -> None:
     assert course.axes[0].title.get_size() == 10
     assert plots.latency_cdf(comparison()).axes[0].title.get_size() == 10  # type: ignore[attr-defined]
     sizes = [tuple(figure.get_size_inches()) for figure in (rates, course)]
-    assert sizes == [(8.6, 3.6), (8.0, 5.8)]
+    assert sizes == [pytest.approx((12.9, 7.2)), (8.0, 5.8)]
     two: Any = plots.timeline([("a", TWO_NODES)] * 2)
     assert tuple(two.get_size_inches()) == (9.8, 5.8)
     assert two.axes[0].get_legend()._loc == 1
@@ -827,7 +945,7 @@ def test_ticks_are_plain_numbers() -> None:
         ((1.0, 1000.0), {1.0, 10.0, 100.0, 1000.0}),
     ):
         axes.set_xlim(low, high)
-        plots._plain_log_ticks(axes.xaxis)
+        charts.plain_log_ticks(axes.xaxis)
         ticks = axes.xaxis.get_major_locator().tick_values(low, high)
         assert {round(t, 6) for t in ticks if low <= t <= high} == expected_ticks
 
@@ -885,9 +1003,11 @@ def test_a_published_folder_holds_what_it_says(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     assert path == folder / "report.html"
     assert {p.name for p in folder.iterdir()} == {
-        "runs.parquet", "table.md", "report.html", "config.json", "rates.svg", "cdf.svg",
-        "timeline.svg", "requests-0.parquet", "requests-1.parquet", "iterations-0.parquet",
+        "runs.parquet", "table.md", "report.html", "config.json", "requests-0.parquet",
+        "requests-1.parquet", "iterations-0.parquet",
         "iterations-1.parquet", "more.txt",
+        *(f"{name}.{format}" for name in ("trade", "rates", "cdf", "timeline")
+          for format in ("svg", "png", "pdf")),
     }  # fmt: skip
     pd.testing.assert_frame_equal(
         pd.read_parquet(folder / "runs.parquet"), found.runs.reset_index(drop=True)
@@ -905,15 +1025,16 @@ def test_a_published_folder_holds_what_it_says(tmp_path: Path) -> None:
     assert "<h1>My title</h1>" in text
     assert "<h2>Own</h2><p>x</p>" in text
     assert (folder / "table.md").read_text("utf-8") == markdown(found)
-    images = re.findall(r"base64,([A-Za-z0-9+/=]+)", text)
-    names = ("rates", "cdf", "timeline")  # in this order
-    assert [base64.b64decode(i) for i in images] == [
-        (folder / f"{name}.svg").read_bytes() for name in names
-    ]
+    names = ("trade", "rates", "cdf", "timeline")  # in this order
+    assert re.findall(r'<figure id="(\w+)">', text) == list(names)
+    for name in names:
+        for format, begins in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
+            assert (folder / f"{name}.{format}").read_bytes().startswith(begins)
     few = comparison(rates=(2.0,))
     publish(few, tmp_path / "few", command="x")
     assert {p.name for p in (tmp_path / "few").iterdir()} == {
-        "runs.parquet", "table.md", "report.html", "config.json", "cdf.svg",
+        "runs.parquet", "table.md", "report.html", "config.json",
+        *(f"{name}.{format}" for name in ("trade", "cdf") for format in ("svg", "png", "pdf")),
     }  # fmt: skip
 
 

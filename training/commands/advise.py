@@ -79,9 +79,9 @@ def advise(
     show(form, lambda width: advice_view(found), found.to_dict, lambda: advice_rows(found))
     if out is not None:
         said = "".join(f"<p>{text}</p>" for text in map(escape, found.sentences))
-        section = ("What to do", f"{said}<pre>{escape(found.command)}</pre>")
+        lead = f'{said}<pre tabindex="0">{escape(found.command)}</pre>'
         written = publish(
             found.loads, out, title=f"Does length-aware scheduling pay for {source.name}?",
-            sections=[section], command=command, config={"advice": found.to_dict()},
+            lead=lead, command=command, config={"advice": found.to_dict()},
         )  # fmt: skip
         wrote(written, form)

@@ -122,5 +122,5 @@ def simulate(
             figure = plots.timeline(
                 [(str(result.config["policy"]), result.iterations)], result.num_gpu_blocks
             )
-            (folder / "timeline.svg").write_bytes(plots.svg(figure))
+            plots.write(figure, folder, "timeline")
         wrote(folder, form)
