@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo quick test lint docs bench conformance fidelity engines mutants fuzz soak matrix sbom audit clean
+.PHONY: install demo quick test lint docs docs-site bench conformance fidelity engines mutants fuzz soak matrix sbom audit clean
 
 install: $(STAMP)
 
@@ -31,7 +31,11 @@ lint: install
 	$(BIN)/lint-imports
 
 docs: install
-	$(BIN)/python -m pytest tests/test_docs_readme.py tests/test_notebooks.py
+	$(BIN)/python -m pytest tests/test_docs_readme.py tests/test_docs_site.py tests/test_notebooks.py
+
+# The docs as a site, in build/site; .venv/bin/python -m http.server -d build/site shows it.
+docs-site: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 conformance: install
 	$(BIN)/python -m tests.conformance.run

@@ -1,4 +1,4 @@
-"""Exported policies: a folder with ``policy.json`` and ``weights.safetensors``.
+"""Exported policies: a folder with ``policy.json``, ``weights.safetensors`` and a card.
 
 No pickle and no code: reading an untrusted bundle runs nothing of it.
 """
@@ -16,6 +16,7 @@ import numpy as np
 from lengthwise import features
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies.blend import Blend
+from lengthwise.policies.card import CARD, card
 from lengthwise.policies.learned import MLP
 from lengthwise.policy import (
     Admission,
@@ -43,9 +44,12 @@ def is_bundle(path: str) -> bool:
     return os.path.isfile(os.path.join(path, POLICY))
 
 
-def write_bundle(policy: SchedulingPolicy | RoutingPolicy, folder: str | Path) -> Path:
+def write_bundle(
+    policy: SchedulingPolicy | RoutingPolicy, folder: str | Path, about: str = ""
+) -> Path:
     """Writes a registered policy with its tunables, or a learned one, as a bundle; atomically.
 
+    ``about`` is the text of its card, by default what ``card`` says without a training report.
     Raises ``InputError`` for a policy that is a plain Python function: a bundle holds no code.
     """
     score = policy.score
@@ -88,6 +92,7 @@ def write_bundle(policy: SchedulingPolicy | RoutingPolicy, folder: str | Path) -
             else:
                 described["score"] = {"type": "registered", "name": _registered(policy)}
             (here / POLICY).write_text(json.dumps(described, indent=2) + "\n")
+            (here / CARD).write_text(about or card(policy), "utf-8")
             if (target / PREDICTOR).is_dir():  # a re-exported policy keeps its predictor
                 os.rename(target / PREDICTOR, here / PREDICTOR)
     except OSError as error:

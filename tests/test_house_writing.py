@@ -40,9 +40,9 @@ def test_predictors_and_bundles_have_the_modes_of_any_other_file(
     bundle = SchedulingPolicy(Score("net", net, ("prompt_tokens",)))
     for _ in range(2):  # the second takes the place of the first
         write_bundle(bundle, tmp_path / "b")
-    for folder, files in ((tmp_path / "p", 3), (tmp_path / "b", 2)):
+    for folder, files in ((tmp_path / "p", 3), (tmp_path / "b", 3)):
         found = modes(folder)
-        assert len(found) == 1 + files  # its description, its arrays, and a predictor's card
+        assert len(found) == 1 + files  # its description, its arrays, and its card
         assert found.pop("") == 0o777 & ~umask
         assert set(found.values()) == {0o666 & ~umask}, found
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 
 from lengthwise import registry
@@ -100,7 +101,7 @@ def test_writing_again_replaces_the_policy_and_keeps_the_predictor(bundle: Path)
     (bundle / "predictor").mkdir()
     (bundle / "predictor" / "predictor.json").write_text("{}")
     write_bundle(load_policy("sjf"), bundle)
-    assert sorted(os.listdir(bundle)) == ["policy.json", "predictor"]
+    assert sorted(os.listdir(bundle)) == ["README.md", "policy.json", "predictor"]
     assert load_policy(str(bundle)).score.name == "sjf"
     assert os.listdir(bundle.parent) == ["bundle"]  # no temporary folder stays behind
 
@@ -327,7 +328,21 @@ def test_a_blend_and_what_it_was_trained_on_come_back(tmp_path: Path, kind: Any)
     made = kind(blend(terms), trained_on=GROUND)
     back = read_bundle(write_bundle(made, tmp_path / "b"))
     assert back.score == made.score and back.trained_on == GROUND
-    assert sorted(file.name for file in (tmp_path / "b").iterdir()) == ["policy.json"]
+    assert sorted(os.listdir(tmp_path / "b")) == ["README.md", "policy.json"]
+
+
+def test_the_card_says_what_a_bundle_reads_and_was_trained_on(tmp_path: Path) -> None:
+    write_bundle(SchedulingPolicy(blend({"predicted": 1.0}), trained_on=GROUND), tmp_path / "b")
+    text = (tmp_path / "b" / "README.md").read_text("utf-8")
+    front = yaml.safe_load(text.split("---")[1])
+    assert front == {
+        "library_name": "lengthwise",
+        "tags": ["lengthwise", "llm-serving", "scheduling"],
+    }
+    assert "| predicted_tokens | tokens | predicted length of the whole answer |" in text
+    for name, low, high in GROUND.ranges:
+        assert f"- {name}: {low:.6g} to {high:.6g}" in text
+    assert "Not measured" in text
 
 
 def test_a_network_with_a_linear_part_comes_back(tmp_path: Path) -> None:

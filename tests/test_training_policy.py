@@ -378,6 +378,12 @@ def test_evaluate_policy_beside_baselines(tmp_path: Path) -> None:
         "now_s",
         "arrival_s",
     )
+    card = (bundle / "README.md").read_text("utf-8")
+    assert (
+        run.ratio is not None and f"{run.ratio.mean:.3f} of the cost of {run.best_baseline}" in card
+    )
+    assert all(f"| {name} | {cost:.4g} |" in card for name, cost in run.baselines.items())
+    assert f"| this policy | {run.cost:.4g} |" in card and "ppo, 1,024 steps" in card
     given: dict[str, Any] = {"timing": TIMING, "engine": ONE, "seeds": 3}
     rows = evaluate_policy(bundle, burst, **given)
     assert [row["policy"] for row in rows] == ["fcfs", "sjf", "work", str(bundle)]

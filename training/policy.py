@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,8 @@ from lengthwise.envs.episodes import Source
 from lengthwise.envs.scenarios import Scenarios, read_scenarios
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies import load_policy, load_router
-from lengthwise.policies.bundle import read_bundle, write_bundle
+from lengthwise.policies.bundle import WEIGHTS, read_bundle, write_bundle
+from lengthwise.policies.card import CARD, card
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
 from lengthwise.registry import load
@@ -417,6 +419,14 @@ def _said(
     ratio = confirmation.ratio(confirmation.costs(policy), best)
     if ratio is not None and ratio.mean >= 1:
         run.say(f"no update beat the best baseline: {told(ratio, best)}")
+    what = "evaluations" if run.algo in ALGORITHMS else "steps"
+    report = {
+        "env": read_config(run.folder)["env"], "algo": run.algo, "seed": run.seed,
+        "budget": f"{evaluations[-1][0]:,} {what}", "cost": chosen[1],
+        "baselines": validation.means, "best_baseline": best,
+        "ratio": None if ratio is None else dataclasses.asdict(ratio), "notices": run.notices,
+    }  # fmt: skip
+    write_bundle(policy, run.folder / BUNDLE, card(policy, report))
     return PolicyRun(
         run.folder, run.folder / BUNDLE, evaluations, validation.means, best=chosen,
         best_baseline=best, ratio=ratio, notices=tuple(run.notices),
@@ -428,6 +438,14 @@ def export_run(run: str | Path, to: str | Path) -> Path:
 
     Raises ``InputError`` for a folder that is no training run.
     """
-    if read_config(Path(run)).get("algo") in ALGORITHMS:
-        return write_bundle(read_bundle(Path(run) / BUNDLE), to)
-    return write_bundle(best_policy(Path(run)), to)
+    finished = Path(run) / BUNDLE
+    evolved = read_config(Path(run)).get("algo") in ALGORITHMS
+    policy = read_bundle(finished) if evolved else best_policy(Path(run))
+    target = write_bundle(policy, to)
+    # The card of a finished run says what was measured, of the weights that lie beside it.
+    about = finished / CARD
+    if about.is_file() and (
+        evolved or (finished / WEIGHTS).read_bytes() == (target / WEIGHTS).read_bytes()
+    ):
+        write_bundle(policy, target, about.read_text("utf-8"))
+    return target

@@ -13,7 +13,7 @@ def export(run: str, to: str) -> None:
 
     RUN is a training run's folder, or a policy or router by name, such as mlfq:quantum=64 or jsew.
 
-    A bundle is policy.json and weights.safetensors: no pickle, no code.
+    A bundle is policy.json, weights.safetensors and a card (README.md): no pickle, no code.
     """
     from pathlib import Path
 
