@@ -11,6 +11,7 @@ from typing import Any
 
 from lengthwise.errors import InputError
 from lengthwise.eval import metrics
+from lengthwise.eval.cells import Cells
 from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.pool import over_cores
 from lengthwise.eval.setting import PolicyLike, RouterLike, Setting
@@ -68,13 +69,15 @@ def capacity(
     nodes: NodesLike | None = None,
     metrics_interval_s: float = 0.0,
     failures: EventsLike | None = None,
+    cells: Cells | None = None,
 ) -> Capacity:
     """Bisects the arrival rate on each seed until it is known within ``tolerance`` (relative).
 
     The search doubles or halves ``start_rate`` until one rate meets the SLO and one misses it.
     Raises ``InputError`` where none of 2^-20 to 2^20 times ``start_rate`` does one or the other: a
     workload that is too short to queue meets any SLO. ``nodes``, ``metrics_interval_s``
-    and ``failures`` are as for ``simulate``.
+    and ``failures`` are as for ``simulate``. With ``cells``, each rate of each seed is kept as it
+    is tried, and not tried again.
     """
     for name in slo:
         if name not in SLO_NAMES:
@@ -87,7 +90,7 @@ def capacity(
     setting.load()  # what is wrong with it is told now
     task = partial(
         _one_seed, as_source(workload), policy, dict(slo), predictor, tolerance, setting, backend,
-        start_rate,
+        start_rate, cells,
     )  # fmt: skip
     found: list[float] = []
     probes: list[Probe] = []
@@ -125,6 +128,7 @@ def _one_seed(
     setting: Setting,
     backend: Backend,
     start_rate: float,
+    cells: Cells | None,
     seed: int,
 ) -> tuple[float, list[Probe]]:
     probes: list[Probe] = []
@@ -132,11 +136,19 @@ def _one_seed(
     predicted = predict(predictor, workload, seed)
     loaded = setting.load()
 
-    def meets(rate: float) -> bool:
+    def tried(rate: float) -> dict[str, float]:
         result = simulate_on(
             workload.at_rate(rate), loaded, policy, predicted, seed=seed, backend=backend
         )
-        values = _statistics(result.records, slo)
+        return _statistics(result.records, slo)
+
+    def meets(rate: float) -> bool:
+        name = f"seed-{seed}-rate-{rate!r}"
+        values = None if cells is None else cells.read(name)
+        if values is None:
+            values = tried(rate)
+            if cells is not None:
+                cells.write(name, values)
         # NaN: no request has the metric, as an answer of one token has no TPOT to miss
         met = not any(values[name] > limit for name, limit in slo.items())
         probes.append(Probe(rate, seed, values, met))

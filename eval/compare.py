@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -17,6 +17,7 @@ from lengthwise.errors import InputError
 from lengthwise.eval import metrics
 from lengthwise.eval.alone import Alone
 from lengthwise.eval.bound import mean_latency_bound_s
+from lengthwise.eval.cells import Cells
 from lengthwise.eval.pool import over_cores
 from lengthwise.eval.predict import needs_prediction
 from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
@@ -208,6 +209,7 @@ def compare(
     metrics_interval_s: float = 0.0,
     failures: EventsLike | None = None,
     routers: Sequence[RouterLike] = (),
+    cells: Cells | None = None,
 ) -> Comparison:
     """Runs every policy with every predictor it can read, at every rate, on every seed.
 
@@ -217,7 +219,8 @@ def compare(
     is called with (seeds done, seeds in all). ``nodes``, ``metrics_interval_s`` and ``failures``
     are as for ``simulate``; nodes with a policy of their own keep it in every row. ``routers`` are
     compared too, each before every policy, in place of ``router``; round-robin before fcfs is the
-    baseline then.
+    baseline then. With ``cells``, each seed at each rate is kept as it is finished, and what is
+    there already is not run again: the result is the same, to the bit.
     """
     if seeds < 1:
         raise InputError(f"seeds must be 1 or more, not {seeds}")
@@ -226,8 +229,10 @@ def compare(
         engine or Engine(), timing, replicas, router, nodes, metrics_interval_s, failures
     )
     loaded = setting.load()
-    contenders = _contenders(policies, predictors, loaded, tuple(routers))
-    task = partial(_one_seed, source, contenders, tuple(rates), setting, backend, dict(slo or {}))
+    contenders = contenders_of(policies, predictors, loaded, tuple(routers))
+    task = partial(
+        _one_seed, source, contenders, tuple(rates), setting, backend, dict(slo or {}), cells
+    )
     tasks = [(seed,) for seed in range(seeds)]
     rows: list[Row] = []
     drawn: dict[tuple[float | None, str], list[NDArray[np.float64]]] = {}
@@ -301,7 +306,7 @@ def _capacity(workload: Workload, loaded: Loaded, rows: Sequence[Row]) -> float:
     return saturation_rate(workload, replace(loaded, events=()).system(BASELINE))
 
 
-def _contenders(
+def contenders_of(
     policies: Sequence[PolicyLike],
     predictors: Sequence[PredictorLike],
     setting: Loaded,
@@ -332,6 +337,9 @@ def _contenders(
     return tuple(found.values())
 
 
+Cell = dict[str, Any]
+
+
 def _one_seed(
     source: Source,
     contenders: tuple[Contender, ...],
@@ -339,6 +347,7 @@ def _one_seed(
     setting: Setting,
     backend: Backend,
     slo: dict[str, float],
+    cells: Cells | None,
     seed: int,
 ) -> tuple[list[Row], Quantiles, tuple[str, ...], int, dict[str, float], float]:
     """All contenders at all rates on the workload that one seed draws.
@@ -346,43 +355,94 @@ def _one_seed(
     Also what is to be said of it, the share of its requests that each predictor did not order, and
     of the first seed the capacity.
     """
-    drawn = source.load(rates[0] if rates else None, seed)
-    loaded = setting.load()
-    alone = Alone.of(drawn, loaded.system(BASELINE))
-    predictions = {who.predictor_name: predict(who.predictor, drawn, seed) for who in contenders}
+    drawn = _Drawn(source, contenders, rates, setting, seed)
     rows: list[Row] = []
     quantiles: Quantiles = {}
-    said = dict.fromkeys(drawn.notices)
+    said: dict[str, None] = {}
+    cell: Cell = {}
     for rate in rates or (None,):
-        workload = drawn if rate is None else drawn.at_rate(rate)
-        at = float("nan") if rate is None else float(rate)
-        base = {"rate": at, "offered_rate": workload.rate, "seed": seed}
-        for who in contenders:
-            predicted = predictions[who.predictor_name]
-            result = simulate_on(
-                workload, _behind(loaded, who), who.policy, predicted, seed=seed, backend=backend
-            )
-            records, said = result.records, said | dict.fromkeys(result.notices)
-            found = metrics.summary(
-                records,
-                alone_s=None if alone is None else alone.where_served(records.replica),
-                slo=slo or None,
-                tenants=workload["tenant"] if "tenant" in workload else None,
-                downtime_s=result.system.downtime_s(int(records.finish_ps.max())),
-            )
-            named = {"policy": who.policy_name, "predictor": who.predictor_name}
-            if who.router_name:
-                named["router"] = who.router_name
-            rows.append({**base, **named, "backend": records.backend, **found})
-            quantiles[rate, who.label] = np.quantile(metrics.e2e_s(records), QUANTILES)
-        bound = _bound(workload, loaded, alone)
-        rows.append({**base, "policy": BOUND, "predictor": "none", "e2e_mean_s": bound})
-    mark = crc32(drawn["arrival_s"].tobytes() + drawn["output_tokens"].tobytes())
-    unordered = {
-        name: made.abstained_share for name, made in predictions.items() if made is not None
-    }
-    capacity = math.nan if seed else _capacity(drawn, loaded, rows)
-    return rows, quantiles, tuple(said), mark, unordered, capacity
+        name = f"seed-{seed}-rate-{'own' if rate is None else repr(float(rate))}"
+        cell = (None if cells is None else cells.read(name)) or {}
+        if not cell:
+            cell = _one_cell(drawn, rate, backend, slo)
+            if cells is not None:
+                cells.write(name, cell)
+        rows += cell["rows"]
+        said |= dict.fromkeys(cell["said"])
+        quantiles |= {(rate, label): np.array(values) for label, values in cell["curves"].items()}
+    capacity = math.nan if seed else _capacity(drawn.workload, drawn.loaded, rows)
+    return rows, quantiles, tuple(said), cell["mark"], cell["unordered"], capacity
+
+
+class _Drawn:
+    """What a seed's cells share, made when the first of them is run."""
+
+    def __init__(
+        self, source: Source, contenders: tuple[Contender, ...], rates: tuple[float, ...],
+        setting: Setting, seed: int,
+    ) -> None:  # fmt: skip
+        self._source, self._rates, self._setting = source, rates, setting
+        self.contenders, self.seed = contenders, seed
+
+    @cached_property
+    def workload(self) -> Workload:
+        return self._source.load(self._rates[0] if self._rates else None, self.seed)
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        return self._setting.load()
+
+    @cached_property
+    def alone(self) -> Alone | None:
+        return Alone.of(self.workload, self.loaded.system(BASELINE))
+
+    @cached_property
+    def predictions(self) -> Mapping[str, Any]:
+        return {
+            who.predictor_name: predict(who.predictor, self.workload, self.seed)
+            for who in self.contenders
+        }
+
+
+def _one_cell(drawn: _Drawn, rate: float | None, backend: Backend, slo: dict[str, float]) -> Cell:
+    """Everybody's run on one seed at one rate, as plain values."""
+    workload = drawn.workload if rate is None else drawn.workload.at_rate(rate)
+    loaded, alone, seed = drawn.loaded, drawn.alone, drawn.seed
+    at = float("nan") if rate is None else float(rate)
+    base = {"rate": at, "offered_rate": workload.rate, "seed": seed}
+    rows: list[Row] = []
+    curves: dict[str, list[float]] = {}
+    said = dict.fromkeys(drawn.workload.notices)
+    for who in drawn.contenders:
+        predicted = drawn.predictions[who.predictor_name]
+        result = simulate_on(
+            workload, _behind(loaded, who), who.policy, predicted, seed=seed, backend=backend
+        )
+        records, said = result.records, said | dict.fromkeys(result.notices)
+        found = metrics.summary(
+            records,
+            alone_s=None if alone is None else alone.where_served(records.replica),
+            slo=slo or None,
+            tenants=workload["tenant"] if "tenant" in workload else None,
+            downtime_s=result.system.downtime_s(int(records.finish_ps.max())),
+        )
+        named = {"policy": who.policy_name, "predictor": who.predictor_name}
+        if who.router_name:
+            named["router"] = who.router_name
+        rows.append({**base, **named, "backend": records.backend, **found})
+        curves[who.label] = np.quantile(metrics.e2e_s(records), QUANTILES).tolist()
+    bound = _bound(workload, loaded, alone)
+    rows.append({**base, "policy": BOUND, "predictor": "none", "e2e_mean_s": bound})
+    first = drawn.workload
+    return {
+        "rows": rows, "curves": curves, "said": list(said),
+        "mark": crc32(first["arrival_s"].tobytes() + first["output_tokens"].tobytes()),
+        "unordered": {
+            name: made.abstained_share
+            for name, made in drawn.predictions.items()
+            if made is not None
+        },
+    }  # fmt: skip
 
 
 def _behind(loaded: Loaded, who: Contender) -> Loaded:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from lengthwise.errors import InputError, LengthwiseError
@@ -25,9 +27,11 @@ def over_cores(
         yield from (task(*a) for a in todo)
         return
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures: list[Future[Any]] = [pool.submit(_guarded, task, a) for a in todo]
         try:
+            with _deaf():
+                futures: list[Future[Any]] = [pool.submit(_guarded, task, a) for a in todo]
             for future in futures:
                 found, error = future.result()
                 if error is not None:
@@ -37,8 +41,24 @@ def over_cores(
             raise LengthwiseError(
                 "a worker process died (out of memory?); try --processes 1"
             ) from error
+        except KeyboardInterrupt:  # the work under way may take minutes
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are started inside never hear Ctrl-C, which reaches all of a terminal's: the
+    first one decides what comes of it, and hears it at the end of this.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _guarded(task: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, str | None]:

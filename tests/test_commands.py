@@ -230,7 +230,7 @@ def test_train_predictor_s_options(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {k: v for k, v in plain.items() if k != "command"} == {
         "target": "exact", "model": "ridge", "out": "p", "seed": 0, "test_share": 0.5,
         "max_rows": None, "answers_by": None, "source_weights": None, "options": {},
-        "recalibrate": None,
+        "recalibrate": None, "dry_run": False,
     }  # fmt: skip
     assert plain["command"].startswith("lengthwise ")
     for text, changed in (
@@ -239,6 +239,7 @@ def test_train_predictor_s_options(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--answers-by m", {"answers_by": "m"}), ("--test-share 0.2", {"test_share": 0.2}),
         ("--max-rows 9", {"max_rows": 9}), ("--source-weights 2,1", {"source_weights": [2.0, 1.0]}),
         ("--seed 3", {"seed": 3}), ("--recalibrate q", {"recalibrate": "q"}),
+        ("--dry-run", {"dry_run": True}),
         ("--set buckets=8,rate=0.5,on=true,off=false,word=x",
          {"options": {"buckets": 8, "rate": 0.5, "on": True, "off": False, "word": "x"}}),
     ):  # fmt: skip
@@ -288,7 +289,8 @@ def test_train_policy_s_options(monkeypatch: pytest.MonkeyPatch) -> None:
         "env": "lengthwise/Routing-v1", "out": "r", "algo": "ppo", "workload": "azure-conv-2023",
         "timing": DEFAULT_TIMING, "steps": 500_000, "n_envs": 64, "scenarios": None,
         "baseline_names": None, "guide": None, "seed": 0, "resume": False,
-        "env_options": {"engine": Engine()}, "settings": {}, "command": "",
+        "env_options": {"engine": Engine()}, "settings": {}, "command": "", "force": False,
+        "dry_run": False,
     }  # fmt: skip
     for text, changed in (
         ("--env lengthwise/Scheduling-v0", {"env": "lengthwise/Scheduling-v0"}),
@@ -296,7 +298,8 @@ def test_train_policy_s_options(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--timing t", {"timing": "t"}), ("--steps 9", {"steps": 9}), ("--n-envs 3", {"n_envs": 3}),
         ("--scenarios s", {"scenarios": "s"}), ("--baselines a,b", {"baseline_names": ("a", "b")}),
         ("--guide jsq", {"guide": "jsq"}), ("--seed 7", {"seed": 7}),
-        ("--resume", {"resume": True}),
+        ("--resume", {"resume": True}), ("--force", {"force": True}),
+        ("--dry-run", {"dry_run": True}),
         ("--set gamma=0.9", {"settings": {"gamma": 0.9}}),
         ("--nodes 2xa", {"env_options": {"engine": Engine(), "nodes": "2xa"}}),
         ("--features a,b", {"env_options": {"engine": Engine(), "features": ("a", "b")}}),
@@ -323,14 +326,17 @@ def test_train_policy_says_what_came_of_it(
         "0.950)",
         "wrote r/bundle",
     ]
-    for said, code in (("SIGTERM: saved", 128 + signal.SIGTERM), ("", 128 + signal.SIGINT)):
+    for raised, said, code in (
+        (KeyboardInterrupt("SIGTERM: saved"), "SIGTERM: saved", 128 + signal.SIGTERM),
+        (KeyboardInterrupt(), "SIGINT: nothing is saved in r before the first step", 130),
+    ):
 
-        def stopped(*given: Any, said: str = said, **more: Any) -> Any:
-            raise KeyboardInterrupt(said)
+        def stopped(*given: Any, raised: BaseException = raised, **more: Any) -> Any:
+            raise raised
 
         monkeypatch.setattr(target, stopped)
         with pytest.raises(SystemExit) as end:
-            cli.cli.main(args=["train", "policy", "--out", "r"], standalone_mode=False, obj="c")
+            main(["train", "policy", "--out", "r"])
         assert end.value.code == code
         assert capsys.readouterr().err == f"lengthwise: {said}\n"
 

@@ -12,6 +12,7 @@ import click
 
 from lengthwise import __version__
 from lengthwise.errors import InputError
+from lengthwise.training.commands.stopped import Stopped
 from lengthwise.training.groups import LazyGroup
 
 # name -> ("module:attribute", one line for --help)
@@ -79,6 +80,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _refuse(usage_line(error))
     except click.ClickException as error:
         _refuse(error.format_message())
+    except Stopped as stop:
+        click.echo(f"lengthwise: {stop}", err=True)
+        sys.exit(128 + stop.number)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,13 @@ def evolve(
     resume: bool,
     stop: Stopping,
     diagonal: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Judged, es.Evolved]:
     """Searches the weights of a blend; returns the policy and how it was found.
 
     Each generation is saved, and a resumed search is the same to the bit. ``validation`` are the
-    held-out episodes. Raises ``InputError`` where no baseline is a blend to start from.
+    held-out episodes; ``progress`` is called with (evaluations, all of them). Raises ``InputError``
+    where no baseline is a blend to start from.
     """
     count = int(settings["episodes"])
     first = TRAINING_SEED + seed * count
@@ -69,6 +71,7 @@ def evolve(
             write_checkpoint(folder / CHECKPOINT, {"told": [list(row) for row in state.told]})
             history = [[at, value] for at, value in state.history]
             replace_json(folder / EVALUATIONS, {"fitness": history, "start": start.name})
+            progress(state.evaluations, int(settings["evaluations"]))
             return stop.signal is not None
 
         evolved = es.search(

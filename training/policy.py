@@ -32,7 +32,7 @@ from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.training.agents import make_agent, settings_for
 from lengthwise.training.calibration import calibrate
 from lengthwise.training.checkpoint import read_checkpoint, write_checkpoint
-from lengthwise.training.commands.show import notices
+from lengthwise.training.commands.show import notices, progress
 from lengthwise.training.evolve import ALGORITHMS, evolve
 from lengthwise.training.guide import Guide, Guided, clone
 from lengthwise.training.judging import Judged, baselines
@@ -46,6 +46,7 @@ from lengthwise.training.runs import (
     PolicyRun,
     best_policy,
     best_state,
+    check_run,
     described,
     learned,
     open_run,
@@ -97,6 +98,8 @@ def train_policy(
     baseline_names: Sequence[str] | None = None,
     progress: bool = True,
     command: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
 ) -> PolicyRun:
     """Trains ``algo`` ("ppo", "dqn", "maskable-ppo", "es" or "cma") on a registered environment.
 
@@ -113,9 +116,11 @@ def train_policy(
 
     An interrupted run goes on from its checkpoint when called again with ``resume=True`` and the
     same arguments (``steps`` may grow). SIGTERM and Ctrl-C save before they end the run, as
-    ``KeyboardInterrupt``. A cost, loss or weight that is no finite number ends it with
-    ``InputError`` and leaves the checkpoint of before. Raises ``InputError`` for a folder that
-    holds another run, for differing arguments, or for a disk that is full.
+    ``KeyboardInterrupt``. With ``force``, another run in the folder is replaced. A ``dry_run``
+    checks everything, trains and writes nothing, and returns a run without evaluations. A cost,
+    loss or weight that is no finite number ends it with ``InputError`` and leaves the checkpoint of
+    before. Raises ``InputError`` for a folder that holds another run, for differing arguments, or
+    for a disk that is full.
     """
     if not hidden or min(steps, n_envs, eval_seeds, *hidden) < 1:
         raise InputError("steps, n_envs, eval_seeds and the hidden layers must be 1 or more")
@@ -151,7 +156,11 @@ def train_policy(
     if kind == "routing":
         options["replicas"] = int(probe.action_space.n)
     run = _Run(Path(out), kind, algo, chosen, hidden, seed, steps, judges, progress, [])
-    open_run(run.folder, config, resume=resume)
+    if dry_run:
+        check_run(run.folder, config, resume=resume, force=force)
+        none = {judged.name: float("nan") for judged in judges}
+        return PolicyRun(run.folder, run.folder / BUNDLE, [], none)
+    open_run(run.folder, config, resume=resume, force=force)
     if algo in ALGORITHMS:
         write_config(run.folder, config, command)
         return _evolved(run, probe, eval_seeds, resume)
@@ -230,11 +239,11 @@ def _evolved(run: _Run, probe: DecisionEnv, eval_seeds: int, resume: bool) -> Po
         raise InputError("the evolution strategy minimises latency; another cost needs a learner")
     if validation.ties:
         run.say(TIES.format(", ".join(validation.baselines)))
-    with stopping() as stop:
+    with stopping() as stop, progress("searching", shown=run.progress) as moved:
         policy, found = evolve(
             probe.source, run.kind, folder=run.folder, settings=run.settings, seed=run.seed,
             validation=validation.episodes, judges=run.judges, resume=resume, stop=stop,
-            diagonal=ALGORITHMS[run.algo],
+            diagonal=ALGORITHMS[run.algo], progress=moved,
         )  # fmt: skip
         if stop.signal is not None:
             raise _stopped(run.folder, found.evaluations, "evaluations", stop)

@@ -71,6 +71,7 @@ def train_predictor(
     options: Mapping[str, Any] | None = None,
     command: str | None = None,
     recalibrate: str | Path | None = None,
+    dry_run: bool = False,
 ) -> Report:
     """Trains on the train split of ``data``, evaluates on the test split, saves to ``out``.
 
@@ -90,7 +91,9 @@ def train_predictor(
     same call after an interruption goes on from there.
 
     Returns the report that is also written to ``out``, with ``seconds`` (not written, so that the
-    same seed writes the same bytes). Raises ``InputError`` for bad data or names.
+    same seed writes the same bytes). A ``dry_run`` reads and checks everything, trains and writes
+    nothing, and reports what would be trained and tested on. Raises ``InputError`` for bad data or
+    names.
     """
     if not 0 <= test_share < 1:
         raise InputError(f"test_share must lie in [0, 1), not {test_share!r}")
@@ -117,9 +120,14 @@ def train_predictor(
     if not len(train):
         raise InputError(f"{rows.name}: no prompt falls into the train split")
 
+    weights = None if before else row_weights(source[seen], source_weights, len(parts))
+    if dry_run:
+        return {
+            "data": rows.name, "notices": list(rows.notices), "model": model, "target": target,
+            "train": _counts(train), "test": _counts(test),
+        }  # fmt: skip
     started = time.perf_counter()
     if before is None:
-        weights = row_weights(source[seen], source_weights, len(parts))
         _fit(predictor, train, weights, seed)
     else:
         predictor = before.recalibrated(

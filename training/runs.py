@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,23 +57,37 @@ class PolicyRun:
         return min(cost for _, cost in self.evaluations) if self.best is None else self.best[1]
 
 
-def open_run(folder: Path, config: Mapping[str, Any], *, resume: bool) -> None:
+def open_run(folder: Path, config: Mapping[str, Any], *, resume: bool, force: bool = False) -> None:
     """Makes the folder of a new run, or checks that the run in it is this one.
 
-    Raises ``InputError`` if ``folder`` can't be written or holds something else, or if an argument
-    differs from the run's ("steps" may).
+    With ``force`` another run in it is discarded. Raises ``InputError`` if ``folder`` can't be
+    written or holds something else, or if an argument differs from the run's ("steps" may).
     """
-    if resume:
-        _same(folder, json.loads(json.dumps(config)))
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "a training run; resume it, or" if (folder / CONFIG).is_file() else "other files;"
-        raise InputError(f"{str(folder)!r} holds {what} name a new folder")
+    check_run(folder, config, resume=resume, force=force)
     try:
+        if force and not resume and folder.is_dir():
+            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise InputError(f"can't write a run to {str(folder)!r}: {error.strerror}") from error
+
+
+def check_run(
+    folder: Path, config: Mapping[str, Any], *, resume: bool, force: bool = False
+) -> None:
+    """What ``open_run`` refuses before it writes: other files, and other runs without ``force``."""
+    if resume:
+        _same(folder, json.loads(json.dumps(config)))
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not (folder / CONFIG).is_file():
+            raise InputError(f"{str(folder)!r} holds other files; name a new folder")
+        if not force:
+            raise InputError(
+                f"{str(folder)!r} holds a training run; resume it (--resume), name a new folder, "
+                "or --force replaces it"
+            )
 
 
 def write_config(folder: Path, config: Mapping[str, Any], command: str | None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from lengthwise.training.commands.folders import claim, config_option, force_option
 from lengthwise.training.commands.options import (
     engine_options,
     form_options,
@@ -34,6 +35,8 @@ from lengthwise.training.commands.options import (
 @engine_options
 @processes_option
 @out_option
+@force_option
+@config_option
 @form_options
 @click.pass_obj
 def advise(
@@ -44,6 +47,7 @@ def advise(
     seeds: int,
     processes: int,
     out: str | None,
+    force: bool,
     form: str | None,
     **options: Any,
 ) -> None:
@@ -63,6 +67,7 @@ def advise(
     from lengthwise.eval.publish import check_publishable, publish
     from lengthwise.eval.terminal import advice_view
     from lengthwise.training.commands.show import progress, show, wrote
+    from lengthwise.training.commands.stopped import kept
 
     limits = metrics.parse_slo(slo, tuple(metrics.PER_REQUEST)) if slo else None
     engine, source = take_engine(options), take_source(options)
@@ -71,7 +76,8 @@ def advise(
             raise click.UsageError(f"advise has no --{name}")
     if out is not None:
         check_publishable(out)
-    with progress("running") as moved:
+    claim(command, out, force)
+    with kept(lambda: "nothing is kept of advice until it is found"), progress("running") as moved:
         found = find(
             source, predictor, slo=limits, seeds=seeds, engine=engine, processes=processes,
             progress=moved, **options,

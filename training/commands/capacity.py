@@ -6,6 +6,13 @@ from typing import Any
 
 import click
 
+from lengthwise.training.commands.folders import (
+    cells_of,
+    claim,
+    config_option,
+    dry_run_option,
+    force_option,
+)
 from lengthwise.training.commands.options import (
     engine_options,
     form_options,
@@ -44,6 +51,9 @@ from lengthwise.training.commands.options import (
 @processes_option
 @form_options
 @out_option
+@force_option
+@dry_run_option
+@config_option
 @click.pass_obj
 def capacity(
     command: str,
@@ -56,6 +66,8 @@ def capacity(
     processes: int,
     form: str | None,
     out: str | None,
+    force: bool,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Bisects the arrival rate of WORKLOAD until it just meets the SLO, on each seed.
@@ -70,12 +82,23 @@ def capacity(
     from lengthwise.eval.output import check_writable
     from lengthwise.eval.terminal import capacity_view
     from lengthwise.training.commands.show import progress, show, wrote
+    from lengthwise.training.commands.stopped import cells_kept, kept
 
     limits = parse_slo(slo, SLO_NAMES)
     engine, source = take_engine(options), take_source(options)
     if out is not None:
         check_writable(out)
-    with progress("searching") as moved:
+    claim(command, out, force)
+    if dry_run:
+        from lengthwise.eval.plan import capacity_plan
+
+        for line in capacity_plan(
+            source, policy, predictor, seeds, tolerance, engine, processes=processes, **options
+        ):
+            click.echo(line)
+        return
+    cells = cells_of(command, out, force)
+    with kept(lambda: cells_kept(out)), progress("searching") as moved:
         found = search(
             source,
             policy,
@@ -86,6 +109,7 @@ def capacity(
             engine,
             processes=processes,
             progress=moved,
+            cells=cells,
             **options,
         )
     show(
@@ -98,3 +122,5 @@ def capacity(
         config = {"workload": source.name, "policy": policy, "predictor": predictor, "slo": limits,
                   "seeds": seeds, **options}  # fmt: skip
         wrote(save(found, out, config, command), form)
+        if cells is not None:
+            cells.drop()

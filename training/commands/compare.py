@@ -6,6 +6,13 @@ from typing import Any
 
 import click
 
+from lengthwise.training.commands.folders import (
+    cells_of,
+    claim,
+    config_option,
+    dry_run_option,
+    force_option,
+)
 from lengthwise.training.commands.options import (
     Rates,
     Specs,
@@ -58,6 +65,9 @@ from lengthwise.training.commands.options import (
 @table_options
 @form_options
 @out_option
+@force_option
+@dry_run_option
+@config_option
 @click.pass_obj
 def compare(
     command: str,
@@ -73,11 +83,14 @@ def compare(
     wide: bool,
     form: str | None,
     out: str | None,
+    force: bool,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Compares policies on the same requests, with confidence intervals over seeds.
 
-    With --out, the runs are kept as Parquet, beside figures and a self-contained HTML report.
+    With --out, the runs are kept as Parquet, beside figures and a self-contained HTML report; each
+    seed at each rate is kept as it is finished, so that the same command goes on after a stop.
 
     \b
     lengthwise compare azure-conv-2023 --rates 8,24,32 --policies fcfs,sjf,mlfq:quantum=64,levels=6
@@ -90,15 +103,28 @@ def compare(
     from lengthwise.eval.publish import check_publishable, pick_timelines, publish
     from lengthwise.eval.terminal import comparison_view
     from lengthwise.training.commands.show import notices, progress, show, wrote
+    from lengthwise.training.commands.stopped import cells_kept, kept
 
     limits = metrics.parse_slo(slo, tuple(metrics.PER_REQUEST)) if slo else None
     engine, source = take_engine(options), take_source(options)
+    chosen = policies or (("fcfs",) if routers else ("fcfs", "sjf", "srtf", "mlfq"))
     if out is not None:
         check_publishable(out)
-    with progress("comparing") as moved:
+    claim(command, out, force)
+    if dry_run:
+        from lengthwise.eval.plan import compare_plan
+
+        for line in compare_plan(
+            source, chosen, predictors, rates, seeds, engine, processes=processes, routers=routers,
+            **options,
+        ):  # fmt: skip
+            click.echo(line)
+        return
+    cells = cells_of(command, out, force)
+    with kept(lambda: cells_kept(out)), progress("comparing") as moved:
         found = run(
             source,
-            policies or (("fcfs",) if routers else ("fcfs", "sjf", "srtf", "mlfq")),
+            chosen,
             predictors,
             rates,
             seeds,
@@ -107,6 +133,7 @@ def compare(
             slo=limits,
             progress=moved,
             routers=routers,
+            cells=cells,
             **options,
         )
     if form is not None:  # else they stand under the tables
@@ -121,3 +148,5 @@ def compare(
     if out is not None:
         timelines = pick_timelines(found, source, engine, **options)
         wrote(publish(found, out, timelines=timelines, command=command), form)
+        if cells is not None:
+            cells.drop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from lengthwise.training.commands.folders import claim, force_option
 from lengthwise.training.commands.options import form_options, processes_option
 
 
@@ -19,10 +20,18 @@ from lengthwise.training.commands.options import form_options, processes_option
     help="Prompts drawn at each load; half of them, the test split, are served.",
 )
 @processes_option
+@force_option
 @form_options
 @click.pass_obj
 def demo(
-    command: str, /, out: str, seeds: int, requests: int, processes: int, form: str | None
+    command: str,
+    /,
+    out: str,
+    seeds: int,
+    requests: int,
+    processes: int,
+    force: bool,
+    form: str | None,
 ) -> None:
     """Trains a predictor of answer lengths and compares schedulers that use it.
 
@@ -34,6 +43,7 @@ def demo(
     from lengthwise.training.commands.show import notices, progress, show
     from lengthwise.training.demo import run_demo
 
+    claim(command, out, force)
     screen = console()
     screen.stderr = form is not None
     with progress("simulating") as moved:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from lengthwise.training.commands.folders import force_option
 from lengthwise.training.commands.options import Name
 
 
@@ -35,6 +36,7 @@ from lengthwise.training.commands.options import Name
 @click.option("--tensor-parallel", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--max-num-seqs", type=click.IntRange(1), default=512, show_default=True)
 @click.option("--max-num-batched-tokens", type=click.IntRange(1), default=2048, show_default=True)
+@force_option
 def profile(
     engine: str,
     model: str,
@@ -45,6 +47,7 @@ def profile(
     tensor_parallel: int,
     max_num_seqs: int,
     max_num_batched_tokens: int,
+    force: bool,
 ) -> None:
     """Measures a model's shape on the GPU at hand; the raw iterations lie beside the profile.
 
@@ -52,11 +55,18 @@ def profile(
     lengthwise profile --engine vllm --model llama-3.1-8b --out h200.json
     lengthwise simulate azure-conv-2023 --timing h200.json
     """
-    from lengthwise.serving.timing.measure import profile as measure
+    from pathlib import Path
 
-    written = measure(
-        engine, model, out, name=name, seconds=seconds, thoroughness=thoroughness,
-        tensor_parallel=tensor_parallel, max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-    )  # fmt: skip
+    from lengthwise.errors import InputError
+    from lengthwise.serving.timing.measure import profile as measure
+    from lengthwise.training.commands.stopped import kept
+
+    if Path(out).exists() and not force:
+        raise InputError(f"{out!r} is there already: name another file, or --force replaces it")
+    with kept(lambda: f"nothing is kept of a profile until it is fitted; {out} was not written"):
+        written = measure(
+            engine, model, out, name=name, seconds=seconds, thoroughness=thoroughness,
+            tensor_parallel=tensor_parallel, max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+        )  # fmt: skip
     click.echo(f"wrote {written}")

@@ -7,6 +7,8 @@ import io
 import json
 import math
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -69,10 +71,14 @@ def notices(lines: Iterable[str]) -> None:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that is moved by calling with (done, all); nothing where nobody looks."""
-    if not sys.stderr.isatty():
+def progress(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """A bar that is moved by calling with (done, all); without a terminal a line now and then."""
+    if not shown:
         yield lambda done, total: None
+        return
+    if not sys.stderr.isatty():
+        with _lines(what) as moved:
+            yield moved
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -87,3 +93,33 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+LINE_AFTER_S, LINE_EVERY_S = 10.0, 30.0
+
+
+@contextmanager
+def _lines(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Says every half minute how far the work is, also while nothing is finished."""
+    began = time.monotonic()
+    at = [0, 0]
+    ended = threading.Event()
+
+    def say() -> None:
+        wait_s = LINE_AFTER_S
+        while not ended.wait(wait_s):
+            done, total = at
+            far = f"{done:,} of {total:,} done, " if total else ""
+            click.echo(f"{what}: {far}{time.monotonic() - began:.0f} s", err=True)
+            wait_s = LINE_EVERY_S
+
+    def moved(done: int, total: int) -> None:
+        at[:] = done, total
+
+    speaker = threading.Thread(target=say, daemon=True)
+    speaker.start()
+    try:
+        yield moved
+    finally:
+        ended.set()
+        speaker.join()

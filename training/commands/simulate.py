@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from lengthwise.training.commands.folders import claim, config_option, force_option
 from lengthwise.training.commands.options import (
     engine_options,
     form_options,
@@ -50,6 +51,8 @@ MANY = 5_000  # requests whose trace takes its time
 @engine_options
 @form_options
 @out_option
+@force_option
+@config_option
 @click.pass_obj
 def simulate(
     command: str,
@@ -63,6 +66,7 @@ def simulate(
     trace: str | None,
     form: str | None,
     out: str | None,
+    force: bool,
     **options: Any,
 ) -> None:
     """Runs WORKLOAD (a preset, a file or prompts) and prints the metrics by their standard names.
@@ -86,6 +90,7 @@ def simulate(
         (check_publishable if log_iterations else check_writable)(out)
     if trace is not None:
         check_trace(trace, options["backend"])
+    claim(command, out, force)
     workload = source.load(rate, seed)
     notices(workload.notices)
     result = run(

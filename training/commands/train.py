@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import signal
-import sys
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
 from lengthwise import registry
 from lengthwise.errors import InputError
 from lengthwise.serving.options import DEFAULT_TIMING
+from lengthwise.training.commands.folders import (
+    claim,
+    config_option,
+    dry_run_option,
+    force_option,
+)
 from lengthwise.training.commands.options import (
     Name,
     Settings,
@@ -90,6 +96,9 @@ def train() -> None:
     metavar="NAME=VALUE,...",
     help="More options of the model: buckets=8, epochs=2.",
 )
+@force_option
+@dry_run_option
+@config_option
 @click.pass_obj
 def predictor(
     command: str,
@@ -109,6 +118,8 @@ def predictor(
     seed: int,
     form: str | None,
     settings: dict[str, object],
+    force: bool,
+    dry_run: bool,
 ) -> None:
     """Trains on half of the prompts of DATA, tests on the other half, saves to --out.
 
@@ -122,31 +133,45 @@ def predictor(
     from lengthwise.eval.flat import prediction_rows
     from lengthwise.eval.terminal import prediction_view
     from lengthwise.training.commands.data import prompts_of, weights_of
-    from lengthwise.training.commands.show import notices, show, wrote
+    from lengthwise.training.commands.show import notices, progress, show, wrote
+    from lengthwise.training.commands.stopped import checkpoint_kept, kept
     from lengthwise.training.predictor import train_predictor
 
     if recalibrate is not None and (base or (model, target) != ("ridge", "exact")):
         raise InputError("--recalibrate keeps the model and the target of DIR: give neither")
     if base and model not in ("ridge", "base"):  # ridge is the default
         raise InputError(f"give --base or --model {model}, not both")
-    report = train_predictor(
-        [
-            prompts_of(one, max_rows, seed, columns=columns, max_expanded_mb=max_expanded_mb)
-            for one in data
-        ],
-        target=target,
-        model="base" if base else model,
-        out=out,
-        seed=seed,
-        test_share=test_share,
-        max_rows=max_rows,
-        answers_by=answers_by,
-        source_weights=weights_of(source_weights),
-        options=settings,
-        command=command,
-        recalibrate=recalibrate,
-    )
+    claim(command, out, force)
+    with kept(lambda: checkpoint_kept(out)), progress("training"):
+        report = train_predictor(
+            [
+                prompts_of(one, max_rows, seed, columns=columns, max_expanded_mb=max_expanded_mb)
+                for one in data
+            ],
+            target=target,
+            model="base" if base else model,
+            out=out,
+            seed=seed,
+            test_share=test_share,
+            max_rows=max_rows,
+            answers_by=answers_by,
+            source_weights=weights_of(source_weights),
+            options=settings,
+            command=command,
+            recalibrate=recalibrate,
+            dry_run=dry_run,
+        )
     notices(report["notices"])
+    if dry_run:
+        train, test = report["train"], report["test"]
+        what = (
+            f"recalibrate {recalibrate}" if recalibrate else f"train {report['model']} ({target})"
+        )
+        click.echo(
+            f"would {what} on {train['rows']:,} rows of {report['data']}, test on "
+            f"{test['rows']:,} others, and write {out}"
+        )
+        return
     show(
         form, lambda width: prediction_view(report), lambda: report,
         lambda: prediction_rows(report),
@@ -201,6 +226,9 @@ def predictor(
     help="Options of the algorithm: learning_rate=0.0003.",
 )
 @engine_options
+@force_option
+@dry_run_option
+@config_option
 @click.pass_obj
 def policy(
     command: str,
@@ -221,6 +249,8 @@ def policy(
     resume: bool,
     env_set: dict[str, object],
     settings: dict[str, object],
+    force: bool,
+    dry_run: bool,
     **options: object,
 ) -> None:
     """Trains a policy by reinforcement learning; it is exported to DIR/bundle.
@@ -229,13 +259,14 @@ def policy(
     lengthwise train policy --nodes 2xh200/llama-3.1-8b,2xroofline:l40s/llama-3.1-8b \\
         --max-num-seqs 8 --env-set rate=14 --out runs/router
     """
+    from lengthwise.training.commands.stopped import kept
     from lengthwise.training.policy import train_policy
     from lengthwise.training.validation import told
 
     environment = {**env_set, "engine": take_engine(options, **{"nodes": nodes, **env_set})}
     environment |= {"nodes": nodes} if nodes else {}
     environment |= {"features": features} if features else {}
-    try:
+    with kept(lambda: f"nothing is saved in {out} before the first step"):
         run = train_policy(
             env,
             out=out,
@@ -252,12 +283,26 @@ def policy(
             env_options=environment,
             settings=settings,
             command=command,
+            force=force,
+            dry_run=dry_run,
         )
-    except KeyboardInterrupt as stopped:
-        number = signal.SIGTERM if "SIGTERM" in str(stopped) else signal.SIGINT
-        click.echo(f"lengthwise: {stopped or 'interrupted'}", err=True)
-        sys.exit(128 + number)
+    if dry_run:
+        click.echo(
+            f"would train {algo} on {env}, beside {', '.join(run.baselines)}, and write {out}"
+        )
+        click.echo(f"{_budget(algo, steps, n_envs, settings)}")
+        return
     listed = ", ".join(f"{name} {cost:.4g}" for name, cost in run.baselines.items())
     click.echo(f"held-out cost {run.cost:.4g} (baselines: {listed})")
     click.echo(f"on workloads that nothing was chosen on: {told(run.ratio, run.best_baseline)}")
     click.echo(f"wrote {run.bundle}")
+
+
+def _budget(algo: str, steps: int, n_envs: int, settings: Mapping[str, Any]) -> str:
+    """How long training goes on, in its own measure."""
+    if algo in ("es", "cma"):
+        from lengthwise.training.evolve import SETTINGS
+
+        asked = {**SETTINGS, **settings}
+        return f"{asked['evaluations']} policies, each on {asked['episodes']} episodes"
+    return f"{steps:,} steps in {n_envs} environments, evaluated and saved every twentieth of them"

@@ -1,0 +1,112 @@
+"""What a grid would run, and about how long: everything is checked, one run is timed."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from lengthwise.eval.compare import BASELINE, contenders_of
+from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
+from lengthwise.eval.simulate import simulate_on
+from lengthwise.eval.source import Source
+from lengthwise.predictors.predict import PredictorLike, predict
+from lengthwise.serving import Engine
+from lengthwise.serving.run import Backend
+from lengthwise.workload import Workload
+
+SAMPLE = 64  # requests on which predictors are timed
+
+
+def compare_plan(
+    source: Source,
+    policies: Sequence[PolicyLike],
+    predictors: Sequence[PredictorLike],
+    rates: Sequence[float],
+    seeds: int,
+    engine: Engine,
+    *,
+    processes: int = 1,
+    routers: Sequence[RouterLike] = (),
+    backend: Backend = "auto",
+    **system: Any,
+) -> list[str]:
+    """Lines on what ``compare`` with these arguments would run; raises ``InputError`` as it does.
+
+    ``system``: timing, replicas, router, nodes, metrics_interval_s and failures.
+    """
+    loaded = Setting(engine, **system).load()
+    contenders = contenders_of(policies, predictors, loaded, tuple(routers))
+    began = time.perf_counter()
+    workload = source.load(rates[0] if rates else None, 0)
+    each_s = time.perf_counter() - began
+    asked = {who.predictor_name: who.predictor for who in contenders}
+    sample = workload.head(SAMPLE) if len(workload) > SAMPLE else workload
+    for predictor in asked.values():
+        began = time.perf_counter()
+        predict(predictor, sample, 0)
+        each_s += (time.perf_counter() - began) * len(workload) / len(sample)
+    top = max(rates, default=None)
+    run_s = _run_s(workload if top is None else workload.at_rate(top), loaded, backend)
+    cells = seeds * max(len(rates), 1)
+    runs = cells * len(contenders)
+    at = f"at {', '.join(f'{rate:g}' for rate in rates)} requests/s" if rates else "at its own rate"
+    workers = min(processes, seeds)
+    total_s = (seeds * each_s + runs * run_s) * math.ceil(seeds / workers) / seeds
+    return [
+        f"would compare {len(contenders)} rows: {', '.join(who.label for who in contenders)}",
+        f"on {source.name} ({len(workload):,} requests) {at}, {seeds} seeds: {cells} cells, "
+        f"{runs} runs",
+        f"about {duration(total_s)} in {workers} processes (a run of fcfs took {run_s:.2g} s)",
+    ]
+
+
+def capacity_plan(
+    source: Source,
+    policy: PolicyLike,
+    predictor: PredictorLike,
+    seeds: int,
+    tolerance: float,
+    engine: Engine,
+    *,
+    processes: int = 1,
+    backend: Backend = "auto",
+    **system: Any,
+) -> list[str]:
+    """The same of ``capacity``: how many rates are tried is known when they have been."""
+    loaded = Setting(engine, **system).load()
+    workload = source.load(1.0, 0)
+    predicted = predict(predictor, workload, 0)
+    run_s = _run_s(workload, loaded, backend, policy, predicted)
+    # doubled until the SLO is missed, then bisected: log2 of the doubling over the tolerance
+    steps = math.ceil(math.log2(math.log(2.0) / math.log1p(tolerance)))
+    least = steps + 2
+    workers = min(processes, seeds)
+    total_s = math.ceil(seeds / workers) * least * run_s
+    return [
+        f"would search the capacity of {source.name} ({len(workload):,} requests) on {seeds} seeds",
+        f"{steps} runs a seed for a tolerance of {tolerance:g}, after 2 to 21 that find the "
+        "neighbourhood",
+        f"about {duration(total_s)} or more in {workers} processes (a run took {run_s:.2g} s)",
+    ]
+
+
+def duration(seconds: float) -> str:
+    """ "40 s", "12 min", "3.5 h"."""
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _run_s(
+    workload: Workload, loaded: Loaded, backend: Backend, policy: PolicyLike = BASELINE,
+    predicted: Any = None,
+) -> float:  # fmt: skip
+    """How long a run takes; the second one, since the first may compile."""
+    took = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        simulate_on(workload, loaded, policy, predicted, seed=0, backend=backend)
+        took = time.perf_counter() - began
+    return took

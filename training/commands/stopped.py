@@ -1,0 +1,67 @@
+"""Ctrl-C and SIGTERM: one line that says what is kept of long work, and how it goes on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+class Stopped(Exception):
+    """Somebody ended the work; the message says what is kept, ``number`` is the signal's."""
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM was received."""
+
+
+@contextmanager
+def kept(what: Callable[[], str]) -> Iterator[None]:
+    """Raises ``Stopped`` where SIGTERM or Ctrl-C end the work inside, with what ``what`` says.
+
+    Only the main thread can listen to SIGTERM; elsewhere nothing is changed.
+    """
+
+    def heard(number: int, _: Any) -> None:
+        raise Terminated
+
+    listens = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, heard) if listens else None
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+        said = str(stop)  # by work that knows better what it kept
+        if said:
+            number = signal.SIGTERM if said.startswith("SIGTERM") else number
+        raise Stopped(said or f"{signal.Signals(number).name}: {what()}", number) from None
+    finally:
+        if listens:
+            signal.signal(signal.SIGTERM, before)
+
+
+def cells_kept(out: str | None) -> str:
+    """What a command says of the cells beside its --out."""
+    from lengthwise.training.commands.folders import cells_folder
+
+    if out is None:
+        return "nothing is kept without --out"
+    folder = cells_folder(out)
+    count = sum(1 for _ in folder.glob("cell-*.json"))
+    cells = "1 finished cell" if count == 1 else f"{count} finished cells"
+    return f"{cells} kept in {folder}; the same command goes on from there"
+
+
+def checkpoint_kept(out: str) -> str:
+    """What training a predictor says of its checkpoints."""
+    checkpoint = Path(f"{out}.checkpoint")
+    if any(checkpoint.rglob("*.pt")):
+        return f"the last epoch is kept in {checkpoint}; the same command goes on from there"
+    return f"nothing was written to {out}; this model keeps nothing until it is trained"
