@@ -14,7 +14,9 @@ from lengthwise.serving.system import HOLD, Stop
 
 def node(choice: int | Sequence[int] | NDArray[Any], due: Stop) -> int:
     """The node that an answer to "route" names, or ``HOLD``."""
-    chosen = int(choice)  # type: ignore[arg-type]  # an array of one is a node too
+    if np.size(choice) != 1:
+        raise InputError(f"a route takes one node, not {np.size(choice)}")
+    chosen = int(np.asarray(choice).item())  # an array of one is a node too
     if chosen != HOLD and not 0 <= chosen < due.candidates:
         raise InputError(f"node {chosen} is not one of 0 to {due.candidates - 1}, nor HOLD (-1)")
     if chosen in due.closed:

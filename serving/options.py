@@ -84,10 +84,6 @@ class Engine:
                 f"max_num_batched_tokens may be up to {MOST_BATCHED_TOKENS}, not "
                 f"{self.max_num_batched_tokens}"
             )
-        if (self.num_gpu_blocks or 0) > MOST_BLOCKS:
-            raise InputError(
-                f"num_gpu_blocks may be up to {MOST_BLOCKS}, not {self.num_gpu_blocks}"
-            )
         for option in fields(self):
             value = getattr(self, option.name)
             if option.type == "bool" and not isinstance(value, bool):
@@ -95,6 +91,10 @@ class Engine:
         for name in ("num_gpu_blocks", "max_model_len"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
+        if (self.num_gpu_blocks or 0) > MOST_BLOCKS:
+            raise InputError(
+                f"num_gpu_blocks may be up to {MOST_BLOCKS}, not {self.num_gpu_blocks}"
+            )
         _at_least("long_prefill_token_threshold", self.long_prefill_token_threshold, 0)
         number = isinstance(self.watermark, int | float) and not isinstance(self.watermark, bool)
         if not (number and 0 <= self.watermark < 1):
