@@ -105,7 +105,7 @@ class Learned(HubPredictor, ABC):
                 spread = replace(self.target_.spread, longest=float(length.max()))
                 self.target_ = replace(self.target_, spread=spread)
             self.shown_ = targets.make_target(self.target, length, buckets=self.buckets)
-            self._declare()
+        self._declare()
         self.novelty_ = Novelty.fit(text, own, raw, heavy)
         del self._row_weights
         return self
