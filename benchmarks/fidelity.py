@@ -89,38 +89,49 @@ def measured(name: str) -> Latencies:
     return Latencies.of(first, last, frame["output_tokens"].to_numpy())
 
 
-@cache
-def simulated(name: str) -> Latencies:
-    """What the simulator's clients see, given the same arrivals and lengths."""
-    frame, info = _frames()[name], about()["runs"][name]
-    workload = Workload(
+def workload(name: str) -> Workload:
+    """The arrivals and lengths of a run."""
+    frame = _frames()[name]
+    return Workload(
         {
             "arrival_s": frame["arrival_us"].to_numpy() / 1e6,
             "prompt_tokens": frame["prompt_tokens"].to_numpy(dtype=np.int64),
             "output_tokens": frame["output_tokens"].to_numpy(dtype=np.int64),
-        }
+        },
+        name=name,
     )
-    engine = Engine(
+
+
+def engine(name: str) -> Engine:
+    """The options of the engine that served a run."""
+    info = about()["runs"][name]
+    return Engine(
         max_num_seqs=info["max_num_seqs"],
         max_num_batched_tokens=info["max_num_batched_tokens"],
         num_gpu_blocks=info["num_gpu_blocks"],
         async_scheduling=True,
         enable_prefix_caching=True,
     )
+
+
+@cache
+def simulated(name: str) -> Latencies:
+    """What the simulator's clients see, given the same arrivals and lengths."""
+    info, sent = about()["runs"][name], workload(name)
     policy = _policy(info.get("policy", {"name": "fcfs"}))
     routing = RoutingPolicy(Score("first", lambda running: running, ("running_requests",)))
-    system = System((Node(engine, host_timing(info["model"]), policy),), routing)
-    lengths = None if policy.queue == "fcfs" else workload["output_tokens"]
-    records = simulate(workload, system, lengths, backend="reference")
+    system = System((Node(engine(name), host_timing(info["model"]), policy),), routing)
+    lengths = None if policy.queue == "fcfs" else sent["output_tokens"]
+    records = simulate(sent, system, lengths, backend="reference")
     first = (records.first_token_ps - records.arrival_ps) / 1e12
     last = (records.finish_ps - records.arrival_ps) / 1e12
-    return Latencies.of(first, last, workload["output_tokens"])
+    return Latencies.of(first, last, sent["output_tokens"])
 
 
 def host_timing(model: str) -> ProfileTiming:
     """The profile with the CPU's mean speed on the host of the runs, as its sweep measured it."""
     profile = shipped("h200/" + model)
-    return profile.with_cpu(profile.about["cpu_speed"]["mean"])
+    return profile.with_factors(cpu=profile.about["cpu_speed"]["mean"])
 
 
 def _policy(spec: Mapping[str, Any]) -> SchedulingPolicy:

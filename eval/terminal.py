@@ -15,6 +15,7 @@ from rich.text import Text
 
 from lengthwise.errors import UnknownNameError
 from lengthwise.eval.advise import Advice
+from lengthwise.eval.calibrate import Calibration
 from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.check import Checked
 from lengthwise.eval.compare import SAME, Comparison
@@ -387,6 +388,33 @@ def advice_view(found: Advice) -> RenderableType:
         table,
         Text("Mean latency of policies in fcfs's, with lengths of a Kendall τ of .5.", "dim"),
         *(Text(f"note: {notice}", style="yellow") for notice in notes),
+    )
+
+
+def calibration_view(found: Calibration) -> RenderableType:
+    """The calibrated profile's name, what it rests on, and each figure before and after."""
+    half = found.second_half
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for head in ("run", "figure", "measured, s", "profile", "calibrated"):
+        table.add_column(head, justify="left" if head in ("run", "figure") else "right")
+    for row_ in found.rows:
+        off = [f"{100 * row_[name]:+.1f}%" for name in ("plain", "calibrated")]
+        table.add_row(row_["run"], row_["figure"], number(row_["measured_s"]), *off)
+    said = [
+        f"{name} {one.value:g} of the profile's time ({one.low:.2f} to {one.high:.2f})"
+        for name, one in (("GPU", found.gpu), ("CPU", found.cpu))
+    ]
+    return Group(
+        Text(f"--timing {found.timing}", style="bold", overflow="fold"),
+        Text("; ".join(said)),
+        Text(
+            f"Found on the first half of each run, the factors meet {half.calibrated} of the "
+            f"{half.figures} figures of the second within 5% (P99: 10%); the profile as it is, "
+            f"{half.plain}."
+        ),
+        Text(),
+        table,
+        *(Text(f"note: {notice}", style="yellow") for notice in found.notices),
     )
 
 

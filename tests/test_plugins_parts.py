@@ -463,6 +463,7 @@ def test_every_column_of_the_record_by_hand(tmp_path: Path) -> None:
     rows, counters = recorded(tmp_path, [told, predicted, unsure, default, *others])
     assert rows["request_id"] == [f"r{i}" for i in range(8)]
     assert rows["arrival_s"] == [float(i) for i in range(8)]
+    assert all(abs(at - time.time()) < 60 for at in rows["finish_s"])
     assert rows["prompt_tokens"] == [4] * 8
     assert rows["output_tokens"] == list(range(1, 9))
     assert rows["predicted_tokens"][:4] == [12.0, 7.5, 7.5, None]

@@ -121,8 +121,10 @@ def test_a_config_file_is_a_model(tmp_path: Path) -> None:
         ("nothing", "unknown timing 'nothing'"),
         ("nowhere.json", "profile 'nowhere.json': No such file"),
         ("live:llama-3.1-8b@tpu", "not @tpu"),
-        ("h200/llama-3.1-8b:gpu=2", "takes the option cpu=FACTOR, not 'gpu=2'"),
-        ("h200/llama-3.1-8b:cpu=fast", "takes the option cpu=FACTOR"),
+        ("h200/llama-3.1-8b:tpu=2", "takes the options gpu=FACTOR,cpu=FACTOR, not 'tpu=2'"),
+        ("h200/llama-3.1-8b:cpu=fast", "takes the options gpu=FACTOR,cpu=FACTOR"),
+        ("h200/llama-3.1-8b:gpu=1,cpu", "takes the options gpu=FACTOR,cpu=FACTOR"),
+        ("h200/llama-3.1-8b:gpu=inf", "gpu must be above 0 and below 100, not inf"),
         ("h200/llama-3.1-8b:cpu=0", "cpu must be above 0"),
     ],
 )
@@ -212,6 +214,24 @@ def test_a_slower_cpu_takes_longer_where_it_is_the_slower_clock() -> None:
     long = Batch(decode_seqs=256, context_tokens=256_000)
     assert slow.iteration_time(long) == best.iteration_time(long)
     assert slow.name == "h200/llama-3.1-8b:cpu=2"
+
+
+def test_a_slower_gpu_takes_longer_where_it_is_the_slower_clock() -> None:
+    plain, slow = timing("h200/llama-3.1-8b"), timing("h200/llama-3.1-8b:gpu=1.5")
+    long = Batch(decode_seqs=256, context_tokens=256_000)
+    assert slow.iteration_time(long) == pytest.approx(1.5 * plain.iteration_time(long), rel=1e-4)
+    clocks, slowed = (one.pipeline(2048, 256) for one in (plain, slow))  # type: ignore[attr-defined]
+    prefill = Batch(
+        prefill_tokens=900, prefill_seqs=3, chunk_context=400_000, decode_seqs=9,
+        context_tokens=9000,
+    )  # fmt: skip
+    for batch in (long, prefill):
+        assert slowed.gpu_ps(batch) == pytest.approx(1.5 * clocks.gpu_ps(batch), rel=1e-4)
+        assert slowed.launch_ps(batch) == clocks.launch_ps(batch)
+        assert slowed.update_ps(batch) == clocks.update_ps(batch)
+    both = timing("h200/llama-3.1-8b:gpu=0.98,cpu=1.2")
+    assert both.name == "h200/llama-3.1-8b:gpu=0.98,cpu=1.2"
+    assert timing("h200/llama-3.1-8b:gpu=1").name == "h200/llama-3.1-8b"
 
 
 def test_padding_steps_are_in_the_tables() -> None:

@@ -26,6 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("evaluate:evaluate", "Evaluate a trained predictor or policy."),
     "export": ("export:export", "Export a trained policy as a bundle for the engines."),
     "profile": ("profile:profile", "Measure an engine's iteration times on this machine's GPU."),
+    "calibrate": (
+        "calibrate:calibrate",
+        "Fit a profile to this GPU and CPU from one measured run.",
+    ),
     "reproduce": ("reproduce:reproduce", "Reproduce a published table, ours beside theirs."),
     "mock-server": (
         "mock_server:mock_server",

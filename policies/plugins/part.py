@@ -114,7 +114,8 @@ class Part:
             name: pa.array([row.get(name) for row in rows], type=kind)
             for name, kind in (
                 ("request_id", pa.string()), ("arrival_s", pa.float64()),
-                ("prompt_tokens", pa.int64()), ("predicted_tokens", pa.float64()),
+                ("finish_s", pa.float64()), ("prompt_tokens", pa.int64()),
+                ("predicted_tokens", pa.float64()),
                 ("predicted_by", pa.string()), ("output_tokens", pa.int64()),
                 ("max_tokens", pa.int64()), ("finish_reason", pa.string()),
                 *((name, pa.string() if name in NAMES else pa.float64()) for name in KNOWN),

@@ -167,6 +167,7 @@ class Recorder(Rows):
         return {
             "request_id": client.text(request.request_id),
             "arrival_s": float(request.arrival_time),
+            "finish_s": time.time(),  # the clock of arrival_time, which is the front end's
             "prompt_token_ids": None if prompt is None else array.array("i", prompt),
             "prompt_tokens": int(request.num_prompt_tokens),
             "predicted_tokens": told,

@@ -10,6 +10,7 @@ from lengthwise.protocols import TimingModel
 from lengthwise.serving.timing.profile import ProfileTiming, read_profile
 from lengthwise.serving.timing.roofline import gpus, roofline
 
+FACTORS = ("gpu", "cpu")
 PROFILES = {
     "h200/llama-3.2-3b": "h200_llama-3.2-3b.json",
     "h200/llama-3.1-8b": "h200_llama-3.1-8b.json",
@@ -22,8 +23,9 @@ def timing(name: str) -> TimingModel:
     """The timing model called ``name``.
 
     ``h200/llama-3.1-8b`` is a profile measured on a GPU; ``h200/llama-3.1-8b@0.26.0`` refuses one
-    that another engine version was measured on; ``h200/llama-3.1-8b:cpu=1.5`` has a CPU that takes
-    1.5 times as long to launch an iteration as at its best while measured.
+    that another engine version was measured on. With ``:gpu=0.98,cpu=1.5`` the GPU takes 0.98 times
+    as long as the one that was measured, and the CPU 1.5 times as long to launch an iteration as at
+    its best while measured: ``lengthwise calibrate`` finds both.
 
     ``roofline:GPU/MODEL`` is an estimate from datasheets (``roofline:2xh100/llama-3.1-70b`` on two
     GPUs; MODEL may be the path to a ``config.json``). ``live:MODEL`` measures on the GPU at hand,
@@ -40,9 +42,9 @@ def timing(name: str) -> TimingModel:
     measured, _, option = name.partition(":")
     plain, _, version = measured.partition("@")
     if plain in PROFILES:
-        return _with_option(shipped(plain, version or None), option)
+        return _with_factors(shipped(plain, version or None), option)
     if measured.endswith(".json"):
-        return _with_option(read_profile(Path(measured)), option)
+        return _with_factors(read_profile(Path(measured)), option)
     if plain.partition("/")[0] in gpus() and "/" in plain:
         raise InputError(
             f"no profile of {plain!r} (measured: {', '.join(PROFILES)}); "
@@ -51,18 +53,20 @@ def timing(name: str) -> TimingModel:
     raise UnknownNameError("timing", name, timing_names())
 
 
-def _with_option(profile: ProfileTiming, option: str) -> ProfileTiming:
-    """``cpu=FACTOR``, or nothing."""
+def _with_factors(profile: ProfileTiming, option: str) -> ProfileTiming:
+    """``gpu=FACTOR,cpu=FACTOR``, either, or nothing."""
     if not option:
         return profile
-    key, _, value = option.partition("=")
-    try:
-        factor = float(value)
-    except ValueError:
-        factor = None
-    if key != "cpu" or factor is None:
-        raise InputError(f"a profile takes the option cpu=FACTOR, not {option!r}")
-    return profile.with_cpu(factor)
+    factors: dict[str, float] = {}
+    for part in option.split(","):
+        key, _, value = part.partition("=")
+        try:
+            factors[key] = float(value)
+        except ValueError:
+            key = ""
+        if key not in FACTORS:
+            raise InputError(f"a profile takes the options gpu=FACTOR,cpu=FACTOR, not {option!r}")
+    return profile.with_factors(**factors)
 
 
 def shipped(name: str, engine_version: str | None = None) -> ProfileTiming:

@@ -52,6 +52,7 @@ class ProfileTiming:
     each attended token by sequences, ``mixed`` the time of any other iteration by padded tokens;
     between knots they are interpolated linearly. ``terms`` are explained by ``timing.terms``; the
     CPU's are those of its best moments, and ``cpu`` says how much longer it takes on average.
+    ``gpu`` is the same of the GPU beside the one that was measured: cards of one kind differ.
     """
 
     name: str
@@ -62,27 +63,33 @@ class ProfileTiming:
     terms: Mapping[str, float]
     about: Mapping[str, Any]
     cpu: float = 1.0
+    gpu: float = 1.0
 
-    def with_cpu(self, factor: float) -> ProfileTiming:
-        """The same GPU beside a CPU that takes ``factor`` times as long to launch an iteration."""
-        if not 0 < factor < 100:
-            raise InputError(f"cpu must be above 0 and below 100, not {factor!r}")
-        return replace(self, name=f"{self.name}:cpu={factor:g}", cpu=factor)
+    def with_factors(self, *, gpu: float = 1.0, cpu: float = 1.0) -> ProfileTiming:
+        """A host whose GPU takes ``gpu`` times as long for its work, its CPU ``cpu`` times.
+
+        The CPU's work is launching an iteration. Raises ``InputError`` for a factor that is not
+        between 0 and 100.
+        """
+        for name, factor in (("gpu", gpu), ("cpu", cpu)):
+            if not 0 < factor < 100:
+                raise InputError(f"{name} must be above 0 and below 100, not {factor!r}")
+        said = [f"{name}={x:g}" for name, x in (("gpu", gpu), ("cpu", cpu)) if x != 1]
+        plain = self.name.partition(":")[0]
+        return replace(self, name=":".join([plain, ",".join(said)][: 1 + bool(said)]),
+                       gpu=gpu, cpu=cpu)  # fmt: skip
 
     def pipeline(self, max_num_batched_tokens: int, max_num_seqs: int) -> Pipeline:
         """The two clocks of the engine that was measured, for batches up to the given sizes."""
         graphs = capture_sizes(max_num_seqs, max_num_batched_tokens)
         seqs = np.arange(max_num_seqs + 1)
         tokens = np.arange(max_num_batched_tokens + 1)
-        terms = {
-            term: seconds * (self.cpu if term.startswith(SPED) else 1.0)
-            for term, seconds in self.terms.items()
-        }
+        terms = {term: seconds * self._factor(term) for term, seconds in self.terms.items()}
         launch = np.where(tokens <= graphs[-1], terms["launch_graph"], terms["launch_eager"])
         return Pipeline(
-            decode_ps=_ps(_line(self.decode, padded(seqs, graphs))),
-            decode_context_ps=_ps(_line(self.decode_context, seqs, beyond=False)),
-            mixed_ps=_ps(_line(self.mixed, padded(tokens, graphs))),
+            decode_ps=_ps(self.gpu * _line(self.decode, padded(seqs, graphs))),
+            decode_context_ps=_ps(self.gpu * _line(self.decode_context, seqs, beyond=False)),
+            mixed_ps=_ps(self.gpu * _line(self.mixed, padded(tokens, graphs))),
             mixed_launch_ps=_ps(launch),
             terms={k: round(v * PS) for k, v in terms.items() if k not in IN_TABLES},
         )
@@ -109,6 +116,11 @@ class ProfileTiming:
                 "floor_seq": terms["launch_decode_seq"] + cpu_seq,
             },
         )
+
+    def _factor(self, term: str) -> float:
+        if term.startswith(SPED):
+            return self.cpu
+        return self.gpu if TERMS[term].part == "gpu" else 1.0
 
     @cached_property
     def _largest(self) -> TimingTables:
