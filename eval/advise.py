@@ -15,26 +15,32 @@ import numpy as np
 
 from lengthwise.errors import InputError
 from lengthwise.eval import metrics
-from lengthwise.eval.compare import BASELINE, SAME, Comparison, Contender, compare
+from lengthwise.eval.compare import (
+    AUTO,
+    BASELINE,
+    SAME,
+    Comparison,
+    Contender,
+    capacity_of,
+    compare,
+)
 from lengthwise.eval.setting import Loaded, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Fixed, Source, as_source
 from lengthwise.eval.statistics import Interval
 from lengthwise.eval.tables import number, queue_forms
+from lengthwise.eval.verdict import gains, share
 from lengthwise.predictors.predict import PredictorLike, predictor_label
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
 from lengthwise.serving.nodes import NodesLike
 from lengthwise.serving.options import DEFAULT_TIMING
-from lengthwise.serving.records import PS
 from lengthwise.workload import Workload
 
-SHARES = (0.8, 0.95, 1.1)  # of the capacity
 TAUS = (0.3, 0.5, 0.7)
 POLICIES = ("fcfs", "sjf", "srtf+guard", "mlfq")
 BY_LENGTH = "srtf+guard"  # told beside a policy that reads no lengths
 MEAN, P99 = "e2e_mean_s", "e2e_p99_s"
-PAYS = 0.98  # a mean latency is lower where it is below this share of fcfs's, interval and all
 FAIR = 1.5  # what a P99 may be, in fcfs's, for its policy to be preferred
 WINDOWS, LEAST_WINDOW = 5, 500  # a trace is cut into so many windows, each of so many requests
 MOST_REQUESTS = 2_000  # a run; more would say the same more slowly
@@ -49,7 +55,7 @@ class Advice:
 
     ``capacity`` is the rate (requests/s) at which requests are finished while a backlog never
     empties; ``own_rate`` is the traffic's own. ``own`` compares at that rate, ``loads`` at
-    ``SHARES`` of the capacity. ``policy`` is what to serve with ("fcfs": leave it as it is), and
+    ``AUTO`` of the capacity. ``policy`` is what to serve with ("fcfs": leave it as it is), and
     ``command`` the line that does it. ``taus`` is what a predictor of each Kendall tau gains at
     ``rate``, as the ratio of mean latencies to fcfs's; 1 is the oracle.
     """
@@ -113,7 +119,7 @@ def advise(
     processes: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Advice:
-    """Runs ``workload`` at its own rate and at ``SHARES`` of its capacity, and says what pays.
+    """Runs ``workload`` at its own rate and at ``AUTO`` of its capacity, and says what pays.
 
     A trace is cut into windows that stand for seeds; where it is too short, or has conversations
     that can't be cut, all seeds see the same requests, and the intervals are those of noise in
@@ -129,7 +135,7 @@ def advise(
     whole = source.load(None, 0)
     if not (len(whole) > 1 and math.isfinite(whole.rate)):
         raise InputError(f"{whole.name} has no rate: give --arrivals, or more than one request")
-    capacity = saturated_rate(whole, loaded)
+    capacity = capacity_of(whole, loaded)
     limits = dict(slo) if slo else _light_slo(whole, loaded, capacity)
     given = [] if predictor is None else [predictor]
     predictors = [*given, *(f"noisy-oracle:tau={tau:g}" for tau in TAUS), "oracle"]
@@ -142,7 +148,7 @@ def advise(
         Fixed(whole if "parent" in whole else whole.head(OWN_REQUESTS)),
         POLICIES, predictors, seeds=2, **shared,
     )  # fmt: skip
-    rates = [float(f"{share * capacity:.3g}") for share in SHARES]
+    rates = [float(f"{share * capacity:.3g}") for share in AUTO]
     cut = _cut(source, whole, seeds)
     loads = compare(cut, POLICIES, predictors, rates, seeds, **shared)
     load = whole.rate / capacity
@@ -196,32 +202,6 @@ class _At:
         return f"at {rate} requests/s ({share:.0%} of capacity)"
 
 
-def saturated_rate(workload: Workload, loaded: Loaded) -> float:
-    """The rate (requests/s) at which fcfs finishes requests while a backlog never empties.
-
-    All requests arrive at once, repeated until there are eight times as many as seats; the rate is
-    that of the middle half of the finishes, while all seats are taken. Conversations can't be
-    repeated: theirs is the throughput of the middle half at a thousand times their rate.
-    """
-    seats = sum(kind.count * kind.engine.max_num_seqs for kind in loaded.kinds)
-    if "parent" in workload:
-        many = workload.at_rate(1000 * workload.rate)
-    else:
-        sample = workload.head(MOST_REQUESTS)
-        index = np.resize(np.arange(len(sample)), max(len(sample), 8 * seats))
-        zeros = np.zeros(len(index))
-        many = sample.select(index).replace(arrival_s=zeros)
-        if "deadline_s" in many:
-            many = many.replace(deadline_s=zeros + 1.0)
-    done = np.sort(
-        simulate_on(many, loaded, BASELINE, None, seed=0, backend="auto").records.finish_ps
-    )
-    first, last = len(done) // 4, 3 * len(done) // 4
-    if last == first or done[last] == done[first]:
-        return len(done) * PS / float(done[-1])
-    return float((last - first) * PS / (done[last] - done[first]))
-
-
 def _light_slo(workload: Workload, loaded: Loaded, capacity: float) -> dict[str, float]:
     light = workload.head(MOST_REQUESTS) if "parent" not in workload else workload
     run = simulate_on(
@@ -259,13 +239,9 @@ def _choice(at: _At, lengths: str) -> tuple[Contender, bool]:
     The lowest mean among those that pay and have a fair P99, or among all where none has.
     """
     able = [w for w in at.found.contenders[1:] if w.predictor_name in ("none", lengths)]
-    paying = [w for w in able if _pays(at.ratio(w, MEAN)) and at.ratio(w, P99).mean <= FAIR]
+    paying = [w for w in able if gains(at.ratio(w, MEAN)) and at.ratio(w, P99).mean <= FAIR]
     best = min(paying or able, key=lambda who: at.ratio(who, MEAN).mean)
-    return best, _pays(at.ratio(best, MEAN))
-
-
-def _pays(ratio: Interval) -> bool:
-    return (ratio.mean if math.isnan(ratio.high) else ratio.high) < PAYS
+    return best, gains(at.ratio(best, MEAN))
 
 
 def _by_tau(at: _At, policy: str) -> dict[float, Interval]:
@@ -288,7 +264,7 @@ def _first(own: Comparison, loads: Comparison, rate: float, capacity: float, loa
     if load > 1:
         return (
             f"More arrives than can be served: {of}, so a queue grows as long as the run lasts "
-            f"({waits}), and {math.ceil(load / SHARES[0])} times as many are needed first."
+            f"({waits}), and {math.ceil(load / AUTO[0])} times as many are needed first."
         )
     if queue_forms(own, math.nan):
         return f"A queue forms: its own {of}, and {waits}."
@@ -306,8 +282,8 @@ def _second(at: _At, who: Contender, pays: bool, slo: Mapping[str, float]) -> st
     ratio = at.ratio(who, MEAN)
     if not pays:
         return (
-            f"Nothing is to be gained {at.where}: the best of {', '.join(POLICIES[1:])} has "
-            f"{_share(ratio)} of fcfs's mean latency."
+            f"Nothing is gained for sure {at.where}: the best of {', '.join(POLICIES[1:])} has "
+            f"{share(ratio)} of fcfs's mean latency."
         )
     token, ttft, p99 = (
         at.ratio(who, metric).mean for metric in ("normalized_latency_mean_s", "ttft_mean_s", P99)
@@ -316,7 +292,7 @@ def _second(at: _At, who: Contender, pays: bool, slo: Mapping[str, float]) -> st
     waits = [at.mean("wait_max_s", w) for w in (None, who)]
     limits = ", ".join(f"{name.upper()} {limit:g} s" for name, limit in slo.items())
     return (
-        f"{at.where.capitalize()} {_named(who)} takes the mean latency to {_share(ratio)} of "
+        f"{at.where.capitalize()} {_named(who)} takes the mean latency to {share(ratio)} of "
         f"fcfs's, latency a token to {token:.0%}, mean TTFT to {ttft:.0%}, and goodput ({limits}) "
         f"from {number(goods[0])} to {number(goods[1])} requests/s; it costs a P99 latency of "
         f"{p99:.0%} of fcfs's and a longest wait of {number(waits[1])} s in place of "
@@ -329,7 +305,7 @@ def _third(
     sure: str,
 ) -> str:  # fmt: skip
     """What a predictor must know, what to do, and how sure that is."""
-    needed = next((tau for tau in sorted(taus) if _pays(taus[tau])), None)
+    needed = next((tau for tau in sorted(taus) if gains(taus[tau])), None)
     ratios = dict(taus) if taus else _by_tau(at, BY_LENGTH)
     by = ", ".join(
         f"{'exact lengths' if tau == 1 else f'τ {tau:g}'} {ratios[tau].mean:.2f}"
@@ -373,7 +349,7 @@ def _how_sure(at: _At, source: Source | None, seeds: int) -> str:
 def _command(policy: str, predictor: PredictorLike, pays: bool, queued: bool) -> str:
     """The line that serves so, or that leaves the order as it is."""
     if not (pays and queued):
-        why = "nothing is gained by it" if not pays else "there is no queue to order"
+        why = "nothing is gained for sure" if not pays else "there is no queue to order"
         return f"vllm serve MODEL    # leave the order as it is: {why}"
     chosen = policy.partition("+")[0]  # the plugin has its guard on by itself
     needs = "" if policy == "mlfq" else f', "predictor": "{_folder(predictor)}"'
@@ -386,12 +362,6 @@ def _command(policy: str, predictor: PredictorLike, pays: bool, queued: bool) ->
 def _folder(predictor: PredictorLike) -> str:
     label = "PREDICTOR" if predictor is None else str(predictor)
     return "PREDICTOR" if label.startswith(("oracle", "noisy-oracle")) else label
-
-
-def _share(ratio: Interval) -> str:
-    if math.isnan(ratio.low):
-        return f"{ratio.mean:.0%}"
-    return f"{ratio.mean:.0%} ({100 * ratio.low:.0f} to {100 * ratio.high:.0f})"
 
 
 def _short(value: float) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import cache
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from lengthwise.protocols import Batch, TimingModel
 from lengthwise.serving import Engine, System
 from lengthwise.serving.clock import iteration_clock
-from lengthwise.serving.records import PS
+from lengthwise.serving.records import PS, Ints
+from lengthwise.serving.timing.model import TimingTables
 from lengthwise.workload import Workload
 
 
@@ -54,32 +56,53 @@ def alone_s(workload: Workload, engine: Engine, timing: TimingModel) -> NDArray[
     if engine.async_scheduling:
         return None
     prompt, output = workload["prompt_tokens"], workload["output_tokens"]
-    iteration_ps = iteration_clock(engine, timing)
+    many_ps = _many(engine, timing)
     budget = engine.max_num_batched_tokens
     if engine.long_prefill_token_threshold > 0:
         budget = min(budget, engine.long_prefill_token_threshold)
-
-    @cache
-    def decode_ps(context: int) -> int:
-        return iteration_ps(Batch(decode_seqs=1, context_tokens=context))
-
-    @cache
-    def prefill_ps(tokens: int) -> int:
-        total = 0
-        for start in range(0, tokens, budget):
-            chunk = min(budget, tokens - start)
-            if chunk == 1 and start + chunk == tokens:
-                return total + decode_ps(tokens)  # one last token is computed as decoding is
-            attended = chunk * start + chunk * (chunk + 1) // 2
-            total += iteration_ps(
-                Batch(prefill_tokens=chunk, prefill_seqs=1, chunk_context=attended)
-            )
-        return total
-
-    longest = int((prompt + output).max())
-    steps = np.array([decode_ps(context) for context in range(longest)], dtype=np.int64)
+    contexts = np.arange(int((prompt + output).max()))
+    steps = many_ps(decode_seqs=np.ones_like(contexts), context_tokens=contexts)
     until = np.cumsum(steps)  # (longest,) all steps up to a context
     # the prefill gives the first output token; the k-th after it attends to prompt + k tokens
     decoding = until[prompt + output - 1] - until[prompt]
-    prefilled = np.array([prefill_ps(int(tokens)) for tokens in prompt], dtype=np.int64)
-    return np.asarray((prefilled + decoding) / PS)
+    # a prompt is some whole chunks and then a last one, of 1 to ``budget`` tokens
+    whole = (prompt - 1) // budget
+    starts = np.arange(int(whole.max())) * budget
+    chunks = _chunks(many_ps, np.full_like(starts, budget), starts)
+    before = np.concatenate(([0], np.cumsum(chunks)))[whole]
+    last = prompt - whole * budget
+    # one last token is computed as decoding is
+    rest = np.where(last == 1, steps[prompt], 0)
+    several = last > 1
+    rest[several] = _chunks(many_ps, last[several], (whole * budget)[several])
+    return np.asarray((before + rest + decoding) / PS)
+
+
+def _chunks(many_ps: Callable[..., Ints], tokens: Ints, start: Ints) -> Ints:
+    """Iterations that compute a chunk of one prompt each, of so many tokens from ``start`` on."""
+    if not len(tokens):
+        return tokens
+    attended = tokens * start + tokens * (tokens + 1) // 2
+    return many_ps(prefill_tokens=tokens, prefill_seqs=np.ones_like(tokens), chunk_context=attended)
+
+
+def _many(engine: Engine, timing: TimingModel) -> Callable[..., Ints]:
+    """Durations of many iterations at once, from arrays (n,) of fields of ``Batch``; others 0."""
+    tables = getattr(timing, "tables", None)
+    names = [f.name for f in fields(Batch)]
+    if tables is not None:
+        made: TimingTables = tables(engine.max_num_batched_tokens, engine.max_num_seqs)
+        return lambda **given: made.iterations_ps(**_all(names, given))
+    one_ps = iteration_clock(engine, timing)
+
+    def each_ps(**given: Ints) -> Ints:
+        rows = zip(*(column.tolist() for column in _all(names, given).values()), strict=True)
+        known = cache(lambda row: one_ps(Batch(*row)))
+        return np.array([known(row) for row in rows], dtype=np.int64)
+
+    return each_ps
+
+
+def _all(names: list[str], given: dict[str, Ints]) -> dict[str, Ints]:
+    nothing = np.zeros_like(next(iter(given.values())))
+    return {name: given.get(name, nothing) for name in names}

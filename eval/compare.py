@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from zlib import crc32
 
 import numpy as np
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 BASELINE, ROUTER_BASELINE = "fcfs", "round-robin"
 SAME = "the same requests for every seed"
 BOUND = "lower bound"  # the row that no schedule beats, beside the policies
+AUTO = (0.8, 0.95, 1.1)  # shares of the capacity
+MIX = 10_000  # requests that stand for a workload's mix
 QUANTILES = np.linspace(0.0, 1.0, 401)
 
 
@@ -195,7 +197,7 @@ def compare(
     workload: str | Workload | Source,
     policies: Sequence[PolicyLike] = ("fcfs", "sjf", "srtf", "mlfq"),
     predictors: Sequence[PredictorLike] = ("oracle",),
-    rates: Sequence[float] = (),
+    rates: Sequence[float] | Literal["auto"] = (),
     seeds: int = 5,
     engine: Engine | None = None,
     timing: str | TimingModel = DEFAULT_TIMING,
@@ -219,8 +221,9 @@ def compare(
     is called with (seeds done, seeds in all). ``nodes``, ``metrics_interval_s`` and ``failures``
     are as for ``simulate``; nodes with a policy of their own keep it in every row. ``routers`` are
     compared too, each before every policy, in place of ``router``; round-robin before fcfs is the
-    baseline then. With ``cells``, each seed at each rate is kept as it is finished, and what is
-    there already is not run again: the result is the same, to the bit.
+    baseline then. ``rates`` "auto" are the workload's own and ``AUTO`` shares of what the system
+    serves of it at most; a notice says which. With ``cells``, each seed at each rate is kept as it
+    is finished, and what is there already is not run again: the result is the same, to the bit.
     """
     if seeds < 1:
         raise InputError(f"seeds must be 1 or more, not {seeds}")
@@ -230,13 +233,16 @@ def compare(
     )
     loaded = setting.load()
     contenders = contenders_of(policies, predictors, loaded, tuple(routers))
+    notices: dict[str, None] = {}
+    if rates == "auto":
+        rates, told = auto_rates(source.load(None, 0), loaded)
+        notices[told] = None
     task = partial(
         _one_seed, source, contenders, tuple(rates), setting, backend, dict(slo or {}), cells
     )
     tasks = [(seed,) for seed in range(seeds)]
     rows: list[Row] = []
     drawn: dict[tuple[float | None, str], list[NDArray[np.float64]]] = {}
-    notices: dict[str, None] = {}
     abstained: dict[str, list[float]] = {}
     beyond: set[str] = set()
     prints: set[int] = set()
@@ -294,6 +300,26 @@ def compare(
     )
 
 
+def auto_rates(workload: Workload, loaded: Loaded) -> tuple[tuple[float, ...], str]:
+    """A workload's own rate and ``AUTO`` shares of the capacity, requests/s; and that in words."""
+    capacity = capacity_of(workload, loaded)
+    shares = [float(f"{share * capacity:.3g}") for share in AUTO]
+    own = float(f"{workload.rate:.4g}")
+    named = f"{own:g} (its own), " if math.isfinite(own) else ""
+    told = (
+        f"rates: {named}{', '.join(f'{rate:g}' for rate in shares)} requests/s "
+        f"({', '.join(f'{share:.0%}' for share in AUTO)} of the {capacity:.3g} that can be served)"
+    )
+    rates = [*([own] if math.isfinite(own) else []), *shares]
+    return tuple(sorted(set(rates))), told
+
+
+def capacity_of(workload: Workload, loaded: Loaded) -> float:
+    """What a system serves at most of a workload's mix while no node fails, requests/s."""
+    head = workload.head(MIX)
+    return saturation_rate(head, replace(loaded, events=()).system(BASELINE))
+
+
 def _capacity(workload: Workload, loaded: Loaded, rows: Sequence[Row]) -> float:
     """What the system serves at most of a workload's mix while no node fails, requests/s.
 
@@ -303,7 +329,7 @@ def _capacity(workload: Workload, loaded: Loaded, rows: Sequence[Row]) -> float:
     ran_on = {row.get("backend") for row in rows if row["policy"] == BASELINE}
     if ran_on != {"fast"} or "parent" in workload:
         return math.nan
-    return saturation_rate(workload, replace(loaded, events=()).system(BASELINE))
+    return capacity_of(workload, loaded)
 
 
 def contenders_of(

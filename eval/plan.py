@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from lengthwise.eval.compare import BASELINE, contenders_of
+from lengthwise.eval.compare import BASELINE, auto_rates, contenders_of
 from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Source
@@ -23,7 +23,7 @@ def compare_plan(
     source: Source,
     policies: Sequence[PolicyLike],
     predictors: Sequence[PredictorLike],
-    rates: Sequence[float],
+    rates: Sequence[float] | Literal["auto"],
     seeds: int,
     engine: Engine,
     *,
@@ -38,6 +38,10 @@ def compare_plan(
     """
     loaded = Setting(engine, **system).load()
     contenders = contenders_of(policies, predictors, loaded, tuple(routers))
+    told = []
+    if rates == "auto":
+        rates, said = auto_rates(source.load(None, 0), loaded)
+        told.append(said)
     began = time.perf_counter()
     workload = source.load(rates[0] if rates else None, 0)
     each_s = time.perf_counter() - began
@@ -59,6 +63,7 @@ def compare_plan(
         f"on {source.name} ({len(workload):,} requests) {at}, {seeds} seeds: {cells} cells, "
         f"{runs} runs",
         f"about {duration(total_s)} in {workers} processes (a run of fcfs took {run_s:.2g} s)",
+        *told,
     ]
 
 

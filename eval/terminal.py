@@ -355,29 +355,32 @@ def capacity_view(policy: str, slo: Mapping[str, float], found: Capacity) -> Ren
     return Group(Text(total, style="bold"), Text(bound), Text(), table)
 
 
-def advice_view(found: Advice) -> RenderableType:
+def advice_view(found: Advice, width: int) -> RenderableType:
     """Three sentences, the line that serves so, and a row for each load."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("load")
-    table.add_column("requests/s", justify="right")
-    for head in ("fcfs waits, s", "mean, s", *(f"{p} τ .5" for p in ("sjf", "srtf")), "mlfq"):
-        table.add_column(head, justify="right")
-    for label, comparison, rate in (
+    loads = [
         ("own", found.own, math.nan),
         *((f"{r / found.capacity:.0%}", found.loads, r) for r in found.loads.rates),
-    ):
+    ]
+    shown = [
+        who for who in found.own.contenders
+        if who.policy_name == "mlfq" or who.predictor_name == "noisy-oracle:tau=0.5"
+    ]  # fmt: skip
+    columns = ["requests/s", "fcfs waits, s", "fcfs mean, s"]
+    columns += [f"{what} {who.policy_name}" for what in ("mean", "P99") for who in shown]
+    lines: list[Line] = []
+    for label, comparison, rate in loads:
         fcfs = comparison.contenders[0]
-        cells = [
-            ratio_cell(comparison.ratio(rate, who, "e2e_mean_s"))
-            for who in comparison.contenders
-            if who.policy_name == "mlfq" or who.predictor_name == "noisy-oracle:tau=0.5"
+        numbers = [
+            comparison.offered_rate(rate),
+            *(comparison.interval(rate, fcfs, f"{m}_mean_s").mean for m in ("wait", "e2e")),
         ]
-        table.add_row(
-            label,
-            number(comparison.offered_rate(rate)),
-            *(number(comparison.interval(rate, fcfs, f"{m}_mean_s").mean) for m in ("wait", "e2e")),
-            *(Text(cell.text, STYLES[cell.verdict]) for cell in cells),
-        )
+        ratios = [
+            ratio_cell(comparison.ratio(rate, who, metric))
+            for metric in ("e2e_mean_s", "e2e_p99_s")
+            for who in shown
+        ]
+        cells = [*map(Cell, map(number, numbers)), *ratios]
+        lines.append(([Text(label)], [Text(cell.text, STYLES[cell.verdict]) for cell in cells]))
     # the last sentence says where the same requests are run for every seed
     notices = dict.fromkeys((*found.own.notices, *found.loads.notices))
     notes = [notice for notice in notices if SAME not in notice]
@@ -385,8 +388,10 @@ def advice_view(found: Advice) -> RenderableType:
         *(part for text in found.sentences for part in (Text(text), Text())),
         Text(found.command, style="bold", overflow="fold"),
         Text(),
-        table,
-        Text("Mean latency of policies in fcfs's, with lengths of a Kendall τ of .5.", "dim"),
+        *Blocks.of(["load"], columns, lines, width).tables(lines),
+        Text(
+            "Mean and P99 latency of policies in fcfs's, with lengths of a Kendall τ of .5.", "dim"
+        ),
         *(Text(f"note: {notice}", style="yellow") for notice in notes),
     )
 

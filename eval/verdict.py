@@ -28,7 +28,7 @@ def verdict(comparison: Comparison, rate: float) -> str:
     return f"{load_of(comparison, rate)}: {_queue(comparison, rate)}{'; '.join(said)}."
 
 
-def pays(ratio: Interval) -> bool:
+def gains(ratio: Interval) -> bool:
     """Whether a ratio of mean latencies is a gain beyond its interval, if it has one."""
     return (ratio.mean if math.isnan(ratio.high) else ratio.high) < PAYS
 
@@ -59,7 +59,7 @@ def _best(comparison: Comparison, rate: float) -> str:
     def ratio(group: Alike) -> Interval:
         return comparison.ratio(rate, group.first, MEAN)
 
-    paying = [group for group in others if pays(ratio(group))]
+    paying = [group for group in others if gains(ratio(group))]
     real = [group for group in paying if _needs_no_oracle(group)]
     if not paying:
         best = min(others, key=lambda group: ratio(group).mean)

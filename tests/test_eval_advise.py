@@ -7,11 +7,12 @@ import re
 
 import numpy as np
 import pytest
+import scipy.stats
 
 import lengthwise as lw
 from lengthwise.errors import InputError
-from lengthwise.eval.advise import Cut, advise, saturated_rate
-from lengthwise.eval.compare import compare
+from lengthwise.eval.advise import Cut, advise
+from lengthwise.eval.compare import capacity_of, compare
 from lengthwise.eval.ground import beyond_measured
 from lengthwise.eval.setting import Setting
 from lengthwise.serving import Engine
@@ -35,7 +36,7 @@ def trace(requests: int, rate: float, seed: int = 0) -> lw.Workload:
 
 def test_more_than_the_capacity_arrives_where_the_queue_grows():
     work = trace(2000, 10.0)
-    capacity = saturated_rate(work, Setting(FEW).load())
+    capacity = capacity_of(work, Setting(FEW).load())
 
     def last_waits(share: float) -> float:
         run = lw.simulate(work.at_rate(share * capacity), engine=FEW)
@@ -49,7 +50,7 @@ def test_more_than_the_capacity_arrives_where_the_queue_grows():
 
 def test_two_nodes_serve_twice_as_much():
     work = trace(2000, 10.0)
-    one, two = (saturated_rate(work, Setting(FEW, replicas=n).load()) for n in (1, 2))
+    one, two = (capacity_of(work, Setting(FEW, replicas=n).load()) for n in (1, 2))
     assert two == pytest.approx(2 * one, rel=0.05)
 
 
@@ -64,7 +65,7 @@ def test_windows_of_a_trace_share_nothing():
 
 def test_what_is_said_is_what_a_comparison_finds():
     work = trace(3000, 6.0)
-    capacity = saturated_rate(work, Setting(FEW).load())
+    capacity = capacity_of(work, Setting(FEW).load())
     found = advise(work.at_rate(0.97 * capacity), engine=FEW, slo={"ttft": 2.0})
     first, second, third = found.sentences
     assert first.startswith("A queue forms") and "are 97% of what 1 × h200/llama-3.1-8b" in first
@@ -97,7 +98,7 @@ def test_no_queue_is_no_reason():
 
 def test_too_much_traffic_needs_more_nodes_first():
     work = trace(1500, 6.0)
-    capacity = saturated_rate(work, Setting(FEW).load())
+    capacity = capacity_of(work, Setting(FEW).load())
     found = advise(work.at_rate(3.1 * capacity), engine=FEW)
     assert found.sentences[0].startswith("More arrives than can be served")
     assert "4 times as many are needed first" in found.sentences[0]  # ceil(3.1 / 0.8)
@@ -181,3 +182,83 @@ def test_by_command(tmp_path, capsys):
         with pytest.raises(SystemExit) as ended:
             main(["advise", "azure-conv-2023", "--requests", "50", *wrong])
         assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def geometric(values, to, confidence=0.95):
+    """A paired ratio by scipy: its mean, and the ends of its interval."""
+    logs = np.log(values / to)
+    half = scipy.stats.t.ppf(0.5 + confidence / 2, len(logs) - 1) * scipy.stats.sem(logs)
+    return np.exp([logs.mean(), logs.mean() - half, logs.mean() + half])
+
+
+@pytest.mark.parametrize("share", [0.3, 0.96, 1.3])
+def test_the_three_sentences_hold_on_a_full_grid(share):
+    """Every policy with every predictor at every load, run again; each claim is looked up there."""
+    work = trace(2500, 6.0, seed=3)
+    capacity = capacity_of(work, Setting(FEW).load())
+    work = work.at_rate(share * capacity)
+    found = advise(work, engine=FEW, slo={"ttft": 2.0})
+    first, second, third = found.sentences
+    lengths = tuple(f"noisy-oracle:tau={tau}" for tau in (0.3, 0.5, 0.7))
+    given = {"policies": ("fcfs", "sjf", "srtf+guard", "mlfq"), "predictors": lengths,
+             "engine": FEW, "slo": {"ttft": 2.0}}  # fmt: skip
+    own = compare(work, seeds=2, **given).runs
+    rates = [float(f"{part * capacity:.3g}") for part in (0.8, 0.95, 1.1)]
+    runs = compare(Cut(work, 5), rates=rates, seeds=5, **given).runs
+
+    def queue(at):
+        fcfs = at[at.policy == "fcfs"]
+        return fcfs.wait_mean_s.mean() > 0.05 * fcfs.e2e_mean_s.mean()
+
+    # the first: whether a queue forms, and where the first one does
+    assert f"are {share:.0%} of what 1 × h200/llama-3.1-8b can serve" in first
+    said = next(
+        w for w in ("No queue forms", "A queue forms", "More arrives") if first.startswith(w)
+    )
+    assert said == ("More arrives" if share > 1 else ("A" if queue(own) else "No") + " queue forms")
+    forming = [rate for rate in rates if queue(runs[runs.rate == rate])]
+    told = re.search(r"one forms at (\d+(?:\.\d+)?)", first)
+    if said == "No queue forms":
+        assert told is not None and float(told[1]) == pytest.approx(forming[0], rel=0.005)
+
+    # the second: at the load that is judged, what the best policy has, and what it costs
+    judged = own if said == "A queue forms" else runs[runs.rate == rates[1]]
+    table = {
+        key: part.sort_values("seed").reset_index(drop=True)
+        for key, part in judged.groupby(["policy", "predictor"])
+    }
+    fcfs = table["fcfs", "none"]
+
+    def ratio(policy, predictor, metric="e2e_mean_s"):
+        return geometric(table[policy, predictor][metric], fcfs[metric])
+
+    able = [("sjf", lengths[1]), ("srtf+guard", lengths[1]), ("mlfq", "none")]
+    sure = [who for who in able if ratio(*who)[2] < 0.98 and ratio(*who, "e2e_p99_s")[0] <= 1.5]
+    best = min(sure or able, key=lambda who: ratio(*who)[0])
+    mean, _, high = ratio(*best)
+    pays = high < 0.98
+    assert pays != second.startswith("Nothing is gained for sure")
+    if pays:
+        assert f"takes the mean latency to {mean:.0%}" in second and best[0] in second
+        p99 = ratio(*best, "e2e_p99_s")[0]
+        assert f"it costs a P99 latency of {p99:.0%} of fcfs's" in second
+        waits = [float(x) for x in re.findall(r"([\d.]+) s in place of ([\d.]+) s", second)[0]]
+        mine = table[best]
+        assert waits == pytest.approx([mine.wait_max_s.mean(), fcfs.wait_max_s.mean()], rel=0.005)
+        goods = [float(x) for x in re.findall(r"from ([\d.]+) to ([\d.]+) requests/s", second)[0]]
+        name = "goodput_requests_per_s"
+        assert goods == pytest.approx([fcfs[name].mean(), mine[name].mean()], rel=0.005)
+    else:
+        assert f"has {mean:.0%}" in second
+
+    # the third: which predictor is enough, and whether to serve so
+    policy = best[0] if best[0] != "mlfq" else "srtf+guard"
+    for tau, predictor in zip((0.3, 0.5, 0.7), lengths, strict=True):
+        assert f"τ {tau} {ratio(policy, predictor)[0]:.2f}" in third
+    assert f"exact lengths {ratio(policy, 'oracle')[0]:.2f}" in third
+    if best[0] != "mlfq" and pays:
+        enough = next(t for t, p in zip((0.3, 0.5, 0.7), lengths, strict=True)
+                      if ratio(policy, p)[2] < 0.98)  # fmt: skip
+        assert f"A predictor of Kendall τ {enough} is enough" in third
+    assert ("serve with" in third) == (pays and said != "No queue forms")
+    assert found.command.startswith("vllm serve MODEL --scheduler-cls") == ("serve with" in third)

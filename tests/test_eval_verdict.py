@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lengthwise.eval.compare import BOUND, Comparison, Contender
+from lengthwise.errors import InputError
+from lengthwise.eval.compare import BOUND, Comparison, Contender, compare
 from lengthwise.eval.tables import heading, rows_of
 from lengthwise.eval.verdict import judged_verdict, run_verdict, verdict
 from lengthwise.policies import load_policy
@@ -23,6 +24,7 @@ from lengthwise.policies.bundle import write_bundle
 from lengthwise.serving import Engine, Node, System
 from lengthwise.serving.saturation import saturation_rate
 from lengthwise.serving.timing import LinearTiming
+from lengthwise.serving.timing.load import timing_on
 from lengthwise.training.cli import main
 from lengthwise.workload import Workload
 
@@ -248,3 +250,32 @@ def test_what_is_said_beside_a_document_goes_to_standard_error(
     out, err = capsys.readouterr()
     assert out.startswith("requests_per_s,policy,predictor,")
     assert err.startswith("note: t.csv: the same requests for every seed")
+
+
+def test_auto_rates_are_shares_of_the_capacity() -> None:
+    """One seat and a second an iteration: ten tokens take ten seconds, so 0.1 requests/s."""
+    timing = LinearTiming(base_s=1.0, per_prefill_token_s=0.0, per_sequence_s=0.0,
+                          per_context_token_s=0.0)  # fmt: skip
+    work = Workload({
+        "arrival_s": np.arange(20) * 50.0, "prompt_tokens": np.full(20, 4),
+        "output_tokens": np.full(20, 10),
+    })  # fmt: skip
+    found = compare(
+        work, ("fcfs",), (), "auto", 1, Engine(max_num_seqs=1, num_gpu_blocks=100), timing
+    )
+    assert found.rates == [0.02, 0.08, 0.095, 0.11]
+    assert found.capacity == pytest.approx(0.1)
+    assert [found.overloaded(rate) for rate in found.rates] == [False, False, False, True]
+    assert found.notices[0] == (
+        "rates: 0.02 (its own), 0.08, 0.095, 0.11 requests/s (80%, 95%, 110% of the 0.1 that can "
+        "be served)"
+    )
+
+
+def test_another_gpu_has_the_measured_profile_or_an_estimate() -> None:
+    assert timing_on("h200", "roofline:h100/llama-3.1-8b") == "h200/llama-3.1-8b"
+    assert timing_on("2xa100", "h200/qwen2.5-14b@0.26.0") == "roofline:2xa100/qwen2.5-14b"
+    assert timing_on("l40s", "h200/llama-3.1-8b:cpu=1.5") == "roofline:l40s/llama-3.1-8b"
+    for name in ("live:llama-3.1-8b", "my.json"):
+        with pytest.raises(InputError, match="names none"):
+            timing_on("h100", name)

@@ -87,6 +87,16 @@ def gpu_of(name: str) -> str | None:
     return short if short in gpus() else None
 
 
+def timing_on(gpu: str, name: str) -> str:
+    """The timing of ``name``'s model on another GPU (``h100``, ``2xa100``): as it was measured
+    there, or the roofline's estimate. Raises ``InputError`` for a timing that names no model.
+    """
+    model = name.removeprefix("roofline:").partition("/")[2].partition(":")[0].partition("@")[0]
+    if not model or name.startswith("live:") or model.endswith(".json"):
+        raise InputError(f"--gpu is of a timing that names a model, and {name!r} names none")
+    return f"{gpu}/{model}" if f"{gpu}/{model}" in PROFILES else f"roofline:{gpu}/{model}"
+
+
 def timing_names() -> list[str]:
     """The measured profiles, and how the others are spelled."""
     return [*PROFILES, "roofline:GPU/MODEL", "live:MODEL"]

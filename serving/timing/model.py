@@ -15,6 +15,8 @@ from lengthwise.picoseconds import MOST_PS, PS
 from lengthwise.protocols import Batch
 from lengthwise.serving.timing.terms import Part, Sum, When, check
 
+Ints = NDArray[np.int64]
+
 
 def whole_ps(picoseconds: Any, what: str) -> NDArray[np.int64]:
     """Durations as integers; ``InputError`` for those that no iteration takes."""
@@ -51,6 +53,25 @@ class TimingTables:
             gpu = int(self.mixed_ps[batch.prefill_tokens + batch.decode_seqs])
             gpu += self._mixed.of(batch)
         return max(gpu, self._floor.of(batch), 1)
+
+    def iterations_ps(
+        self, *, prefill_tokens: Ints, prefill_seqs: Ints, decode_seqs: Ints, context_tokens: Ints,
+        chunk_context: Ints,
+    ) -> Ints:  # fmt: skip
+        """``iteration_ps`` of many, (n,), from the fields of their batches, (n,) each.
+
+        Either all of them prefill or none does.
+        """
+        given = {
+            "prefill_tokens": prefill_tokens, "prefill_seqs": prefill_seqs,
+            "decode_seqs": decode_seqs, "context_tokens": context_tokens,
+            "chunk_context": chunk_context, "sequences": prefill_seqs + decode_seqs,
+        }  # fmt: skip
+        if prefill_tokens.any():
+            gpu = self.mixed_ps[prefill_tokens + decode_seqs] + self._mixed.at(**given)
+        else:
+            gpu = self.decode_ps[decode_seqs] + self._decode.at(**given)
+        return np.asarray(np.maximum(np.maximum(gpu, self._floor.at(**given)), 1))
 
     @cached_property
     def _decode(self) -> Sum:

@@ -30,6 +30,10 @@ from lengthwise.training.commands.options import (
     "--slo", metavar="NAME=S,...", help="Limits for goodput: ttft=1,tpot=0.05. Default: five times "
     "the medians at a tenth of the capacity.",
 )  # fmt: skip
+@click.option(
+    "--gpu", metavar="NAME",
+    help="The GPU that serves the timing's model: h100, 2xa100. Estimated where not measured.",
+)  # fmt: skip
 @seeds_option
 @system_options
 @engine_options
@@ -44,6 +48,7 @@ def advise(
     /,
     predictor: str | None,
     slo: str | None,
+    gpu: str | None,
     seeds: int,
     processes: int,
     out: str | None,
@@ -58,7 +63,7 @@ def advise(
     Kendall tau of .3, .5 and .7, and prints the line that serves best. With --out, also a report.
 
     \b
-    lengthwise advise trace.csv.gz --like vllm-serve
+    lengthwise advise trace.csv.gz --like vllm-serve --gpu l40s
     lengthwise advise azure-conv-2023 --timing h200/qwen2.5-32b --max-num-seqs 64 --out runs/advice
     """
     from lengthwise.eval import metrics
@@ -66,10 +71,15 @@ def advise(
     from lengthwise.eval.flat import advice_rows
     from lengthwise.eval.publish import check_publishable, publish
     from lengthwise.eval.terminal import advice_view
+    from lengthwise.serving.timing.load import timing_on
     from lengthwise.training.commands.show import progress, show, wrote
     from lengthwise.training.commands.stopped import kept
 
     limits = metrics.parse_slo(slo, tuple(metrics.PER_REQUEST)) if slo else None
+    if gpu is not None:
+        if options["nodes"] is not None:
+            raise click.UsageError("give --gpu, or --nodes with their timings")
+        options["timing"] = timing_on(gpu, options["timing"])
     engine, source = take_engine(options), take_source(options)
     for name, only in (("failures", None), ("backend", "auto")):
         if options.pop(name) != only:
@@ -82,7 +92,7 @@ def advise(
             source, predictor, slo=limits, seeds=seeds, engine=engine, processes=processes,
             progress=moved, **options,
         )  # fmt: skip
-    show(form, lambda width: advice_view(found), found.to_dict, lambda: advice_rows(found))
+    show(form, lambda width: advice_view(found, width), found.to_dict, lambda: advice_rows(found))
     if out is not None:
         said = "".join(f"<p>{text}</p>" for text in map(escape, found.sentences))
         lead = f'{said}<pre tabindex="0">{escape(found.command)}</pre>'

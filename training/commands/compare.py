@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -52,10 +52,11 @@ from lengthwise.training.commands.options import (
 )
 @click.option(
     "--rates",
-    type=Rates(),
+    type=Rates(auto=True),
     default=(),
-    metavar="R,R,...",
-    help="Arrival rates in requests/s. Default: the workload's own.",
+    metavar="R,R,...|auto",
+    help="Arrival rates in requests/s; auto: the workload's own, and 80, 95 and 110% of what can "
+    "be served. Default: the workload's own.",
 )
 @seeds_option
 @click.option("--slo", metavar="NAME=S,...", help="Limits a request must meet: ttft=1,tpot=0.05.")
@@ -75,7 +76,7 @@ def compare(
     policies: tuple[str, ...] | None,
     routers: tuple[str, ...],
     predictors: tuple[str, ...],
-    rates: tuple[float, ...],
+    rates: tuple[float, ...] | Literal["auto"],
     seeds: int,
     slo: str | None,
     processes: int,

@@ -41,14 +41,17 @@ class Rates(Typed):
 
     name = "R,R,..."
 
-    def __init__(self, option: str = "--rates", unit: str = "requests/s", one: str = "rate"):
-        self.option, self.unit, self.one = option, unit, one
+    def __init__(
+        self, option: str = "--rates", unit: str = "requests/s", one: str = "rate",
+        auto: bool = False,
+    ):  # fmt: skip
+        self.option, self.unit, self.one, self.auto = option, unit, one, auto
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
+    ) -> tuple[float, ...] | str:
+        if isinstance(value, tuple) or (self.auto and value == "auto"):
+            return value  # type: ignore[no-any-return]
         try:
             rates = tuple(float(item) for item in str(value).split(","))
         except ValueError:
