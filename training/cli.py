@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("check:check", "Check a policy of your own, or the settings of a plugin."),
     "doctor": ("doctor:doctor", "Say what is installed and found here, and what would be refused."),
     "list": ("listing:listing", "List policies, predictors, routers, timings, workloads, envs."),
+    "completion": ("completion:completion", "Print what completes commands in bash, zsh or fish."),
 }
 # Packages that a plain install leaves out, and the extra that brings them.
 EXTRA_OF = {

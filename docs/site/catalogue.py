@@ -98,7 +98,9 @@ def _scored(kind: str, name: str) -> list[str]:
     score = thing.score
     about, source = _module(kind, name)
     lines = [_prose(inspect.getdoc(score.function)), "", "## Where it comes from", "", about, ""]
-    lines += [f"[{source}]({SOURCE}{source})", "", "## The score", ""]
+    picture = pictures.policy(name) if kind == "policy" else pictures.router(name)
+    lines += [f"[{source}]({SOURCE}{source})", "", "## On one small run", "", picture, ""]
+    lines += ["## The score", ""]
     lines += ["```python", inspect.getsource(score.function).rstrip(), "```", ""]
     lines += ["The lowest goes first; ties by arrival." if kind == "policy" else
               "The lowest is taken; ties go to the replica listed first.", ""]  # fmt: skip
@@ -116,12 +118,11 @@ def _scored(kind: str, name: str) -> list[str]:
     if isinstance(thing, SchedulingPolicy):
         lines += _preemption(thing)
     places = SCHEDULERS if kind == "policy" else ROUTERS
-    lines += ["## Where it runs", "", *_table(("place", "", "what is missing there"), (
+    lines += ["## Where it runs", "", *_table(("place", "runs", "what is missing there"), (
         (label, "no" if (short := _missing(name, score, provider)) else "yes", short)
         for provider, label in places.items()
     )), ""]  # fmt: skip
-    picture = pictures.policy(name) if kind == "policy" else pictures.router(name)
-    return [*lines, "## On one small run", "", picture, ""]
+    return lines
 
 
 def _when(score: Score) -> str:
@@ -149,12 +150,12 @@ def _preemption(policy: SchedulingPolicy) -> list[str]:
                 "until the KV cache is full.", ""]  # fmt: skip
     said = {k: v for k, v in asdict(preemption).items()}
     usual = {field.name: field.default for field in fields(Preemption)}
-    rows = ((f"`{k}`", str(v), "" if v == usual[k] else f"elsewhere {usual[k]}")
+    rows = ((f"`{k}`", str(v), "" if v == usual[k] else f"{usual[k]}")
             for k, v in said.items())  # fmt: skip
     return [*lines, "A waiting request may take a running one's place, where what the exchange "
             "saves is more than what it costs "
             "([the rule](../decisions/0002-preemption-price.md)).", "",
-            *_table(("setting", "here", ""), rows), ""]  # fmt: skip
+            *_table(("setting", "here", "by default"), rows), ""]  # fmt: skip
 
 
 def _predictor(kind: str, name: str) -> list[str]:
@@ -188,7 +189,7 @@ def _environment(kind: str, name: str) -> list[str]:
         lines += [f"Kept for runs of before; [{newer}]({page}.md) is what to use.", ""]
     lines += [f"[{source}]({SOURCE}{source})", "", "## Spaces, as it comes", ""]
     spaces = {"action": env.action_space, **env.observation_space.spaces}
-    lines += [*_table(("", "space"), ((n, f"`{space}`") for n, space in spaces.items())), ""]
+    lines += [*_table(("of", "space"), ((n, f"`{space}`") for n, space in spaces.items())), ""]
     lines += ["Of each candidate the agent sees, in this order: "
               + ", ".join(f"`{column}`" for column in env.columns.names) + ".", ""]  # fmt: skip
     lines += ["## Options", "", _prose(task.__doc__), "", *_table(("name", "default"), (

@@ -14,7 +14,12 @@ def pages() -> dict[str, str]:
     """Page -> text; the first lists the others."""
     rows = [f"| [{name}]({name}.md) | {line} |" for name, (_, line) in COMMANDS.items()]
     first = "# Commands\n\n`lengthwise COMMAND --help` says the same in a terminal.\n\n"
-    found = {"commands/index.md": first + "| | |\n|---|---|\n" + "\n".join(rows) + "\n"}
+    found = {
+        "commands/index.md": first
+        + "| command | what it does |\n|---|---|\n"
+        + "\n".join(rows)
+        + "\n"
+    }
     context = click.Context(cli, info_name="lengthwise")
     for name in COMMANDS:
         command = cli.get_command(context, name)

@@ -51,5 +51,6 @@ def _output(output: dict[str, Any]) -> str:
         return "".join(data["text/markdown"])
     if "text/html" in data:
         html = re.sub(r"<style.*?</style>", "", "".join(data["text/html"]), flags=re.DOTALL)
+        html = html.replace('<table border="1" class="dataframe">', "<table>")
         return re.sub(r"\n\s*\n", "\n", html)
     return f"```text\n{''.join(data['text/plain'])}\n```"

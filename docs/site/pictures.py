@@ -131,7 +131,7 @@ def _ratios(
     if len(found) == 1:
         found = {"": next(iter(found.values()))}
     return _figure(_dots(name, base, found), about) + "\n\n" + "\n".join([
-        "| " + " | ".join(["", *METRICS]) + " |", "|---|" + "---:|" * len(METRICS),
+        "| " + " | ".join(["lengths", *METRICS]) + " |", "|---|" + "---:|" * len(METRICS),
         *(f"| {series or name} | "
           + " | ".join(f"{np.mean(row):.2f} × {base}" for row in rows) + " |"
           for series, rows in found.items()),

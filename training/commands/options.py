@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.serving.options import DEFAULT_TIMING, LIKE, Engine
@@ -34,6 +35,11 @@ class Name(Typed):
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         return f"[{'|'.join(self.allowed)}]"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in self.allowed if name.startswith(incomplete)]
 
 
 class Rates(Typed):
