@@ -214,6 +214,8 @@ def test_equal_rows_are_kept_once() -> None:
     assert made.low[row].tolist() == low.tolist()
     shared, row = Pieces(low[:1], high[:1], np.array([[0.5], [1.0], [0.5]])).distinct()
     assert len(shared.low) == 1 and shared.mass[row].tolist() == [[0.5], [1.0], [0.5]]
+    two, row = Pieces(low[[0, 2]], high[:2], np.ones((2, 1))).distinct()
+    assert two.mass.shape == two.low.shape == (1, 1) and row.tolist() == [0, 0]
     alone = Pieces(low[:1], high[:1], np.ones((1, 1)))
     assert alone.distinct()[0] is alone and alone.distinct()[1].tolist() == [0]
 
@@ -257,6 +259,8 @@ def test_spreads_around_within_and_between_by_hand() -> None:
         (10, 20, 0.2), (20, 40, 0.4), (40, 60, 0.2), (60, 120, 0.2),
     ]  # fmt: skip
     assert cells(above.between(np.array([[20.0]]), np.array([0.2])))[0] == (10, 20, 0.2)
+    three = above.between(np.array([[20.0, 40.0, 50.0]]), np.array([0.2, 0.6, 0.7]))
+    assert cells(three)[:3] == [(10, 20, 0.2), (20, 40, 0.4), (40, 50, 0.1)]
     # not below one token, and not above the first quantile
     assert cells(above.between(np.array([[2.0, 40.0]]), np.array([0.2, 0.6])))[0] == (1, 2, 0.2)
     assert cells(above.between(np.array([[0.5, 4.0]]), np.array([0.2, 0.6])))[0] == (0.5, 0.5, 0.2)
@@ -298,6 +302,7 @@ def test_curves_are_checked_at_their_ends() -> None:
         (([0], [[1]], [-1]), "rows must lie in 0 to 0"),
         (([0], [[1]], [[0]]), "rows must lie in 0 to 0"),
         (([0], [[1], [2]], [2]), "rows must lie in 0 to 1"),
+        (([0], [[1], [2]], [-1, 1]), "rows must lie in 0 to 1"),
     ):
         assert said in line_of(lambda given=given: Curve.table(*given))
 
@@ -411,6 +416,15 @@ def test_no_answer_is_longer_than_its_limit_and_no_parent_later() -> None:
         assert "parent must be an earlier request" in line_of(
             lambda parent=parent: Workload({**GOOD, "parent": parent})
         )
+
+
+def test_rows_in_order_are_left_alone() -> None:
+    made = Workload({**GOOD, "arrival_s": [0.0, 0.0, 0.5]})
+    assert made.notices == () and made["prompt_tokens"].tolist() == [5, 6, 7]
+    assert len(Workload.preset("azure-conv-2023")) == 1000
+    assert (
+        line_of(lambda: held("priority", [FAR, 10**400])) == f"w: row 1: priority is beyond {FAR}"
+    )
 
 
 def test_workloads_are_cut_stretched_and_shown() -> None:

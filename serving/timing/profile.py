@@ -207,7 +207,7 @@ def _line(knots: Knots, at: Ints, *, beyond: bool = True) -> Floats:
     inside: Floats = np.interp(at, x, y)
     if not beyond or len(x) == 1:
         return inside
-    half = len(x) // 2  # the mean slope of the upper half: single knots are noisy
+    half = min(len(x) // 2, len(x) - 2)  # the mean slope of the upper half: single knots are noisy
     slope = max((y[-1] - y[half]) / (x[-1] - x[half]), 0.0)
     extended: Floats = inside + slope * np.maximum(at - x[-1], 0.0)
     return extended
