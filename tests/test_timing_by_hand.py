@@ -276,17 +276,32 @@ def test_a_profile_s_clocks_by_hand() -> None:
     assert made.mixed_ps[33] / PS == pytest.approx(6e-3 + 1.4e-2 * 64 / 448)  # a tile of 128
     assert made.mixed_launch_ps[32] == 2 * 10**9 and made.mixed_launch_ps[33] == 9 * 10**9
     assert made.terms["launch_decode"] == 10**9 and "launch_graph" not in made.terms
-    slow = profile().with_cpu(2.0)
-    assert slow.name == "p:cpu=2" and slow.cpu == 2 and profile().cpu == 1
+    slow = profile().with_factors(cpu=2.0)
+    assert slow.name == "p:cpu=2" and (slow.cpu, slow.gpu) == (2, 1)
+    assert (profile().cpu, profile().gpu) == (1, 1)
     twice = slow.pipeline(1024, 16)
     for name in ("launch_decode", "launch_decode_seq", "prepare"):
         assert twice.terms[name] == 2 * made.terms[name]
     for name in ("schedule", "update", "tail", "mixed_context"):
         assert twice.terms[name] == made.terms[name]
     assert twice.mixed_launch_ps[0] == 4 * 10**9 and (twice.mixed_ps == made.mixed_ps).all()
+    gpu = profile().with_factors(gpu=0.5)
+    assert gpu.name == "p:gpu=0.5"
+    half = gpu.pipeline(1024, 16)
+    for name in ("decode_ps", "decode_context_ps", "mixed_ps"):
+        assert getattr(half, name) == pytest.approx(getattr(made, name) / 2, abs=1)
+    assert (half.mixed_launch_ps == made.mixed_launch_ps).all()
+    assert half.terms["mixed_context"] == made.terms["mixed_context"] / 2
+    for name in ("schedule", "update", "tail", "launch_decode", "prepare"):
+        assert half.terms[name] == made.terms[name]
+    both = slow.with_factors(gpu=0.5, cpu=3.0)
+    assert (both.name, both.cpu, both.gpu) == ("p:gpu=0.5,cpu=3", 3, 0.5)
+    assert both.with_factors().name == "p"
     for factor in (0, 100, -1, math.nan):
         with pytest.raises(InputError, match="cpu must be above 0 and below 100"):
-            profile().with_cpu(factor)
+            profile().with_factors(cpu=factor)
+        with pytest.raises(InputError, match="gpu must be above 0 and below 100"):
+            profile().with_factors(gpu=factor)
 
 
 def test_a_profile_on_one_clock_by_hand() -> None:
