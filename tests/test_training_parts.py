@@ -492,6 +492,7 @@ def finished(
     held = Costs([None] * len(ours), latency, {"sjf": [1.0, 1.0], "fcfs": [3.0, 3.0]})  # type: ignore[list-item]
     judges = [load_policy("fcfs"), load_policy("sjf")]
     run = module._Run(folder, "scheduling", "ppo", {}, (8,), 0, 100, judges, False, [])
+    (folder / "config.json").write_text(json.dumps({"env": "lengthwise/Scheduling-v1"}))
     return module._finished(run, state, lambda seed: None, held), asked  # type: ignore[arg-type,return-value]
 
 
@@ -511,6 +512,8 @@ def test_a_finished_run_is_measured_on_workloads_of_its_own(
     }
     assert found.folder == tmp_path and found.bundle == tmp_path / "bundle"
     assert isinstance(read_bundle(found.bundle), SchedulingPolicy)
+    about = (found.bundle / "README.md").read_text()
+    assert "ppo, 40 steps, seed 0" in about and "lengthwise/Scheduling-v1" in about
     _, asked = finished(monkeypatch, tmp_path, state, [1.0] * 20)
     assert asked[0][0] == range(first, first + 20)  # as many as it was held out on
     # no better than the start, and no better than the best baseline: at 1 too
@@ -524,20 +527,36 @@ def test_a_finished_run_is_measured_on_workloads_of_its_own(
     assert found.best == (0, 1.5)
 
 
-def test_runs_are_exported_as_bundles(tmp_path: Path) -> None:
-    run, bundle = tmp_path / "run", tmp_path / "bundle"
+def test_runs_are_exported_as_bundles_with_what_was_measured_of_these_weights(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
     run.mkdir()
     columns = Columns.of(("prompt_tokens",))
-    layers = [(np.full((1, 1), 2.0), np.zeros(1))]
-    policy = module.learned("scheduling", columns, layers, np.zeros(1))
-    write_checkpoint(run / "best.pt", module.best_state(policy, columns, layers, np.zeros(1), 1.0))
-    for algo, wanted in (("ppo", "prompt_tokens"), ("es", "predicted_tokens")):
-        (run / "config.json").write_text(json.dumps({"algo": algo}))
-        write_bundle(
-            evolution.policy_of("scheduling", ("predicted",), (1.0,)), run / "bundle"
-        )  # fmt: skip
-        made = module.export_run(str(run), bundle / algo)
-        assert read_bundle(made).score.features == (wanted,)
+
+    def network(weight: float) -> Any:
+        layers = [(np.full((1, 1), weight), np.zeros(1))]
+        policy = module.learned("scheduling", columns, layers, np.zeros(1))
+        return policy, module.best_state(policy, columns, layers, np.zeros(1), 1.0)
+
+    policy, state = network(2.0)
+    write_checkpoint(run / "best.pt", state)
+    (run / "config.json").write_text(json.dumps({"algo": "ppo"}))
+    made = module.export_run(str(run), tmp_path / "a")  # unfinished
+    assert made == tmp_path / "a" and read_bundle(made).score.features == ("prompt_tokens",)
+    for weight, same in ((2.0, True), (3.0, False)):  # trained on since
+        write_bundle(network(weight)[0], run / "bundle", "as it was measured")
+        made = module.export_run(run, tmp_path / f"{weight}")
+        assert ((made / "README.md").read_text() == "as it was measured") is same
+        assert read_bundle(made).score.evaluate({"prompt_tokens": 5.0}) == pytest.approx(
+            policy.score.evaluate({"prompt_tokens": 5.0}), rel=1e-6
+        )
+    evolved = evolution.policy_of("scheduling", ("predicted",), (1.0,))
+    (run / "config.json").write_text(json.dumps({"algo": "es"}))
+    write_bundle(evolved, run / "bundle", "evolved")
+    made = module.export_run(run, tmp_path / "es")
+    assert read_bundle(made).score.features == ("predicted_tokens",)
+    assert (made / "README.md").read_text() == "evolved"
 
 
 # What a run is made of
@@ -789,6 +808,7 @@ def test_an_evolution_strategy_s_run(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         Predictions({"predicted_tokens": burst(seed)["output_tokens"] * 1.0}), seed, 1.0, "w",
     ), cost=latency)  # fmt: skip
     judges = [load_policy("fcfs"), policy]
+    (tmp_path / "config.json").write_text(json.dumps({"env": "lengthwise/Scheduling-v1"}))
     for algo, diagonal in (("es", True), ("cma", False)):
         run = module._Run(tmp_path, "scheduling", algo, {"x": 1}, (8,), 5, 9, judges, False, [])
         found = module._evolved(run, probe, 3, False)
