@@ -62,49 +62,49 @@ from tests.systems import burst
 TICK = LinearTiming(base_s=1.0, num_gpu_blocks=1000)
 
 
-def defaults(function: Callable[..., Any]) -> dict[str, Any]:
-    told = inspect.signature(function).parameters
-    return {name: one.default for name, one in told.items() if one.default is not one.empty}
+def defaults(function: Callable[..., Any], **wanted: Any) -> bool:
+    """Whether these are the defaults of these arguments."""
+    found = inspect.signature(function).parameters
+    assert {name: found[name].default for name in wanted} == wanted
+    return True
 
 
 def test_what_is_not_given_is_as_documented() -> None:
-    assert defaults(module.train_policy) == {
+    assert defaults(module.train_policy, **{
         "env": "lengthwise/Routing-v1", "algo": "ppo", "workload": "azure-conv-2023",
         "timing": "h200/llama-3.1-8b", "steps": 500_000, "n_envs": 64, "seed": 0, "resume": False,
         "scenarios": None, "guide": None, "env_options": None, "settings": None,
         "hidden": (32, 32), "eval_every": None, "eval_seeds": 8, "save_every": None,
         "baseline_names": None, "progress": True, "command": None,
-    }  # fmt: skip
-    assert defaults(judging.evaluate_policy) == {
+    })  # fmt: skip
+    assert defaults(judging.evaluate_policy, **{
         "requests": 1000, "rate": None, "seeds": 5, "timing": "h200/llama-3.1-8b", "engine": None,
         "predictor": "oracle", "replicas": None, "beside": "", "baseline_names": None, "loads": (),
         "nodes": None, "metrics_interval_s": 0.0, "failures": None, "tuning": False,
         "budget": BUDGET, "say": None,
-    }  # fmt: skip
-    assert defaults(predictors.train_predictor) == {
+    })  # fmt: skip
+    assert defaults(predictors.train_predictor, **{
         "target": "exact", "model": "ridge", "out": None, "seed": 0, "test_share": 0.5,
         "max_rows": None, "answers_by": None, "source_weights": None, "options": None,
         "command": None, "recalibrate": None,
-    }  # fmt: skip
-    assert defaults(predictors.evaluate_predictor) == {
+    })  # fmt: skip
+    assert defaults(predictors.evaluate_predictor, **{
         "split": None, "test_share": None, "max_rows": None, "answers_by": None, "seed": 0,
         "card": False,
-    }  # fmt: skip
-    searched = defaults(evolution.search)
-    assert searched == {
+    })  # fmt: skip
+    assert defaults(evolution.search, **{
         "evaluations": 400, "population": 16, "sigma": 0.3, "every": 3, "seed": 0,
         "diagonal": True, "told": (), "after": None,
-    }  # fmt: skip
-    assert defaults(intelligent_router.intelligent_router) == {
+    })  # fmt: skip
+    assert defaults(intelligent_router.intelligent_router, **{
         "seeds": 20, "processes": 1, "progress": None, "requests": 2000, "steps": 80_000,
         "learners": ("RL", "RL, penalised", "RL, guided", "ES"),
-    }  # fmt: skip
-    shown = defaults(demo.run_demo)
-    assert {name: shown[name] for name in ("seeds", "requests", "rates", "prompts", "model")} == {
-        "seeds": 5, "requests": 3000, "rates": (30.0, 50.0, 60.0), "prompts": 4000,
-        "model": "ridge",
-    }  # fmt: skip
-    assert demo.TRAINING_SEED == 1_000_000 and shown["processes"] == 1
+    })  # fmt: skip
+    assert defaults(
+        demo.run_demo, seeds=5, requests=3000, rates=(30.0, 50.0, 60.0), prompts=4000,
+        model="ridge", processes=1,
+    )  # fmt: skip
+    assert demo.TRAINING_SEED == 1_000_000
 
 
 def test_settings_of_algorithms_are_those_that_published_runs_were_made_with() -> None:
@@ -1181,7 +1181,7 @@ def test_double_dqn_takes_gradient_steps_as_it_says(monkeypatch: pytest.MonkeyPa
     assert sampled == [(6, "norm")] * 3 and modes == [True] and rates == [policy.optimizer]
     assert said == {"train/n_updates": 8, "train/loss": pytest.approx(np.mean(losses))}
     assert made._n_updates == 8
-    assert defaults(MaskedDQN.train)["batch_size"] == 100
+    assert defaults(MaskedDQN.train, batch_size=100)
 
 
 def test_exploring_is_legal_and_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1209,7 +1209,7 @@ def test_exploring_is_legal_and_as_often_as_it_says(monkeypatch: pytest.MonkeyPa
     assert (first > 0).all() and stored is first
     made.num_timesteps = 10
     assert not made._sample_action(10)[0].any()
-    assert defaults(MaskedDQN.predict)["deterministic"] is False
+    assert defaults(MaskedDQN.predict, deterministic=False)
     mask = np.array([[0, 0, 1]])
     assert masked_dqn.random_legal(mask).tolist() == [2]
 

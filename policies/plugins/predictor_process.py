@@ -198,7 +198,9 @@ class PredictorProcess:
             said = {"error": "its process did not start" if ended else "it took too long to load"}
         if not isinstance(said, dict) or "error" in said:
             _end(child)
-            raise InputError(f"predictor: {said['error'] if isinstance(said, dict) else said!r}")
+            raise InputError(
+                f"predictor: {said['error'] if isinstance(said, dict) else repr(said)}"
+            )
         self._curves = list(said.get("curves", ()))
         return child
 

@@ -90,7 +90,8 @@ class Aside(Generic[T]):
             raise TimeoutError("all its threads hang")
         answer: Future[T] = Future()
         self._asked.put((value, answer))
-        return await asyncio.wait_for(asyncio.wrap_future(answer), timeout_s)
+        async with asyncio.timeout(timeout_s):  # wait_for loses a cancellation in Python 3.11
+            return await asyncio.wrap_future(answer)
 
     def _begin(self) -> None:
         keep(self._name, partial(self._run, next(self._numbers)), self._counters, self._never)

@@ -237,8 +237,10 @@ class Picker:
         """
         if address == pick.endpoint or address not in self._states:
             return
-        if pick in self._states[pick.endpoint].here:
-            del self._states[pick.endpoint].here[pick]
+        left = self._states.get(pick.endpoint)  # which may be gone by now
+        if left is None or pick in left.here:
+            if left is not None:
+                del left.here[pick]
             self._states[address].here[pick] = None
             self.router.moved(address, pick)
         pick.endpoint = address
@@ -344,8 +346,10 @@ class Picker:
             ):
                 self.synced.set()
             left_s = max(interval_s - (time.monotonic() - start_s), 0.02)
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._soon[address].wait(), left_s)
+            with suppress(TimeoutError):
+                # not wait_for, which loses a cancellation that comes with the event (Python 3.11)
+                async with asyncio.timeout(left_s):
+                    await self._soon[address].wait()
                 await asyncio.sleep(0.02)  # many may fail at once
             self._soon[address].clear()
 
