@@ -989,6 +989,35 @@ def test_a_request_without_a_priority_is_the_least_urgent_in_sglang() -> None:
     assert order == [1, 2, 0]
 
 
+# Ends, and limits of one token
+
+
+def test_an_engine_that_ends_ends_its_predictor_once() -> None:
+    closed: list[str] = []
+
+    class Engine(FakeScheduler):
+        def shutdown(self) -> None:
+            closed.append("engine")
+
+    for kind, given in ((ShadowScheduling, (Settings(policy="fcfs"), Counters())),
+                        (PolicyScheduling, (Settings(policy="sjf"), load_policy("sjf"),
+                                            Counters()))):  # fmt: skip
+        made: Any = type("Made", (kind, Engine), {})(config(1), lengthwise=given)
+        made.lengthwise._lengths.close = lambda: closed.append("predictor")
+        made.shutdown()
+        assert closed == ["predictor", "engine"]
+        closed.clear()
+
+
+@pytest.mark.parametrize(("most", "limit"), [(1, 1), (0, 1), (7, 7), (None, math.inf)])
+def test_transformers_lets_a_request_have_one_token(most: int | None, limit: float) -> None:
+    made = passing("sjf", lambda prompt, known: [50.0], 1, 256.0)
+    state = state_of(0, Job(limit=most))
+    made.add_waiting_request(state)
+    assert state.lengthwise_limit == limit
+    assert state.lengthwise_predicted == min(50.0, limit)
+
+
 # transformers, where a prediction is a distribution
 
 

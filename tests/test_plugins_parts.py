@@ -1187,3 +1187,43 @@ def test_a_process_s_answer_is_unpacked_as_it_was_packed() -> None:
     assert made._told(bytearray()) == {}
     assert prompt_lengths._estimate("abcdefgh") == 2.0
     assert accuracy.LEVEL == 0.9
+
+
+def test_rows_that_are_dropped_are_counted_each(tmp_path: Path) -> None:
+    counters = Counters()
+    made = Recorder(Settings(policy="fcfs", record=str(tmp_path / "r")), MODEL, counters)
+    made.finished(SimpleNamespace(num_output_tokens=3))  # of which nothing is known
+    assert counters.counts == {("recorded", "dropped"): 1}
+    made.finished(SimpleNamespace(num_output_tokens=0))
+    made.finished(SimpleNamespace(num_output_tokens=3, resumable=True))
+    made._backlog = record.BACKLOG_TOKENS
+    made.put({"prompt_tokens": 1})
+    assert counters.counts == {("recorded", "dropped"): 2}
+    made._backlog = 0
+    made.close()
+    assert not made._thread.is_alive() and made._closed.is_set()
+    assert counters.counts == {("recorded", "dropped"): 2}
+
+
+def test_what_the_disk_does_not_take_waits_and_is_dropped_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    counters = Counters()
+    monkeypatch.setattr(record, "FLUSH_S", 0.01)
+    made = record.Rows(str(tmp_path / "r"), False, {"tokenizer": ""}, counters)
+    tries = [0]
+
+    def write() -> tuple[int, int]:
+        tries[0] += 1
+        raise OSError("the disk is full")
+
+    made._part.write = write  # type: ignore[method-assign]
+    for _ in range(3):
+        made.put({"prompt_tokens": 1})
+    assert made._backlog == 3
+    deadline = time.monotonic() + 10
+    while tries[0] < 3 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    made.close()
+    assert made._backlog == 3 and counters.counts == {("recorded", "dropped"): 3}
+    assert caplog.text.count("the record waits for its folder") == 1

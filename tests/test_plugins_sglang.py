@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import copy
+import math
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +16,11 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.policies.plugins import prompt_lengths
+from lengthwise.policies.plugins.calls import Call
+from lengthwise.policies.plugins.prompt_lengths import Expected
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.sglang import VALUES, Priorities
-from lengthwise.policies.plugins.sglang_front import CURVE, TOKENS, Front
+from lengthwise.policies.plugins.sglang_front import CURVE, TOKENS, Front, Noted, _read, _row
 from lengthwise.prediction import Prediction
 from tests import word_tokenizer
 
@@ -191,3 +196,206 @@ def test_a_server_without_a_tokenizer_does_not_start(words: Words) -> None:
     front = Front(Settings(policy="sjf", predictor="p"), [])
     with pytest.raises(InputError, match="skip-tokenizer-init"):
         front.begin(None, SimpleNamespace(tokenizer=None, server_args=None))
+
+
+# The front, by hand
+
+
+def front_of(words: Words, tmp_path: Path, *features: str, **settings: Any) -> Manager:
+    return Manager(Front(Settings(**{"policy": "sjf", **settings}), features), tmp_path)
+
+
+def sent(custom: Any = None, most: Any = 50, **more: Any) -> Any:
+    parameters = {"max_new_tokens": most, "custom_params": custom, "temperature": 0.5,
+                  "top_p": 0.9, "json_schema": None, **more}  # fmt: skip
+    return SimpleNamespace(input_ids=[4, 5, 6], sampling_params=SimpleNamespace(**parameters))
+
+
+def test_what_sglang_knows_of_a_request_by_hand(words: Words, tmp_path: Path) -> None:
+    manager = front_of(words, tmp_path, predictor="p")
+    front = manager.front
+    obj = SimpleNamespace(session_id="s", cache_salt="salt")
+    call = front._call(manager, obj, sent({"predicted_tokens": "7", "tenant": "t", "tools": 1}))
+    assert (call.text, call.asked, call.told, call.limit) == ("", "", 7.0, 50.0)
+    assert call.tokens == [4, 5, 6]
+    assert call.known == {
+        "session_id": "s", "tenant": "t", "model": "m", "temperature": 0.5, "top_p": 0.9,
+        "max_tokens": 50.0, "tools": 1.0, "json_schema": 0.0,
+    }  # fmt: skip
+    # its own word on a session goes before what SGLang calls so
+    named = front._call(manager, obj, sent({"session_id": "q", "tools": 0}, json_schema="{}"))
+    assert named.known["session_id"] == "q" and named.known["json_schema"] == 1.0
+    assert named.known["tools"] == 0.0 and named.told is None
+    salted = front._call(manager, SimpleNamespace(cache_salt="salt"), sent("no object"))
+    assert salted.known["session_id"] == "salt" and "tools" not in salted.known
+    # what may come is what was asked for, and what the context holds beside the prompt
+    for most, room, limit in ((50, 4096, 50), (None, 4096, 4093), (50, 13, 10), (50, 3, 1),
+                              (0, 4096, 1), (None, None, math.inf)):  # fmt: skip
+        manager.context_len = room  # type: ignore[assignment]
+        assert front._call(manager, obj, sent(most=most)).limit == limit
+    made = sent(most=50)
+    made.input_ids = None  # embeddings
+    manager.context_len = 10
+    assert (
+        front._call(manager, obj, made).limit == 50
+        and front._call(manager, obj, made).tokens is None
+    )
+    assert front.counters is not None and not front.counters.counts
+    assert front._call(manager, obj, sent({"predicted_tokens": -3})).told is None
+    assert front.counters.counts == {("ignored", "predicted_tokens"): 1}
+    wary = front_of(words, tmp_path, predictor="p", client_lengths=False)
+    assert wary.front._call(wary, obj, sent({"predicted_tokens": 7})).told is None
+    assert wary.front.counters is not None and not wary.front.counters.counts
+
+
+def test_a_row_of_sglang_s_record_by_hand() -> None:
+    call = Call("", "", None, 50.0, {"session_id": "s", "temperature": 0.5}, [4, 5])
+    expected = Expected(2.0, 9.0, call.known, "predictor", 8.5)
+    row = _row(call, expected)
+    assert abs(row.pop("arrival_s") - time.time()) < 60
+    assert {name: value for name, value in row.items() if value is not None} == {
+        "prompt_token_ids": array.array("i", [4, 5]), "prompt_tokens": 2, "predicted_tokens": 8.5,
+        "predicted_by": "predictor", "max_tokens": 50, "session_id": "s", "temperature": 0.5,
+    }  # fmt: skip
+    assert _row(call, expected._replace(source="default"))["predicted_by"] == "abstained"
+    nobody = _row(call._replace(limit=math.inf, tokens=None), Expected(2.0, 9.0))
+    assert nobody["predicted_tokens"] is nobody["predicted_by"] is nobody["max_tokens"] is None
+    assert nobody["prompt_token_ids"] is None
+    assert _row(call._replace(limit=1e300), expected)["max_tokens"] == 2**63 - 1
+
+
+def test_a_prompt_is_read_of_its_tokens_or_fails() -> None:
+    reader: Any = SimpleNamespace(
+        served=lambda tokens: SimpleNamespace(text=f"<{len(tokens)}>", told={"tools": 1.0})
+    )
+    read = _read(Call("", "", known={"model": "m"}, tokens=[1, 2]), reader)
+    assert read.asked == "<2>" and read.known == {"model": "m", "tools": 1.0}
+    for call, by in ((Call("", ""), reader), (Call("", "", tokens=[]), reader),
+                     (Call("", "", tokens=[1]), None)):  # fmt: skip
+        with pytest.raises(ValueError, match="a prompt without tokens"):
+            _read(call, by)
+
+
+def test_requests_are_noted_once_and_only_those_that_generate(words: Words, tmp_path: Path) -> None:
+    manager = front_of(words, tmp_path, "expected_remaining_tokens", predictor="p")
+    front, client_s = manager.front, {"mine": 1}
+
+    def note(obj: Any, made: Any) -> Any:
+        asyncio.run(front._note(manager, obj, made))
+        return made
+
+    obj = SimpleNamespace(session_id=None)
+    made = note(obj, sent(client_s))
+    told = made.sampling_params.custom_params
+    assert set(told) == {"mine", TOKENS, CURVE + "expected_remaining_tokens"}
+    assert client_s == {"mine": 1} and obj.lengthwise.expected.answer == told[TOKENS]
+    assert all(type(value) is float for value in told[CURVE + "expected_remaining_tokens"])
+    again = note(obj, sent())  # another answer to the same
+    assert again.sampling_params.custom_params is None and len(words.asked) == 1
+    for generates_nothing in (SimpleNamespace(input_ids=[1]), SimpleNamespace(
+            input_ids=[1], sampling_params=SimpleNamespace())):  # fmt: skip
+        other = SimpleNamespace()
+        note(other, generates_nothing)
+        assert not hasattr(other, "lengthwise")
+    assert front.counters is not None
+    counts: Any = front.counters.counts
+    assert not counts["fallbacks", "plugin"]
+    broken = SimpleNamespace(
+        input_ids=[1], sampling_params=SimpleNamespace(custom_params=None, max_new_tokens=5)
+    )
+    note(SimpleNamespace(), broken)  # SGLang's requests have a temperature
+    assert counts["fallbacks", "plugin"] == 1
+    # without a predictor nothing is told to the ranks
+    quiet = front_of(words, tmp_path, record=str(tmp_path / "log"), policy="fcfs")
+    made = sent({"predicted_tokens": 9})
+    obj = SimpleNamespace()
+    asyncio.run(quiet.front._note(quiet, obj, made))
+    assert made.sampling_params.custom_params == {"predicted_tokens": 9}
+    assert obj.lengthwise.expected.answer == 9.0 and obj.lengthwise.row["predicted_by"] == "client"
+    assert quiet.front._record is not None
+    quiet.front._record.close()
+    early = Front(Settings(policy="sjf", predictor="p"), [])
+    early.counters = quiet.front.counters
+    obj = SimpleNamespace()
+    asyncio.run(early._note(quiet, obj, sent()))  # before the server has begun
+    assert not hasattr(obj, "lengthwise")
+
+
+def test_a_batch_is_noted_one_by_one_and_goes_on_as_it_was(words: Words, tmp_path: Path) -> None:
+    manager = front_of(words, tmp_path, predictor="p")
+    objs = [SimpleNamespace(), SimpleNamespace()]
+    made = [sent(most=3), sent(most=1000)]
+    asked: list[Any] = []
+
+    async def original(*given: Any, **more: Any) -> Any:
+        asked.append((given, more))
+        return made
+
+    found = asyncio.run(manager.front.tokenized_batch(original, manager, 2, objs, "a", b="c"))
+    assert found is made and asked == [((manager, 2, objs, "a"), {"b": "c"})]
+    told = [one.sampling_params.custom_params[TOKENS] for one in made]
+    assert told[0] == 3.0 < told[1] and [hasattr(one, "lengthwise") for one in objs] == [True] * 2
+
+    async def single(*given: Any, **more: Any) -> Any:
+        asked.append((given, more))
+        return made[0]
+
+    obj = SimpleNamespace()
+    assert asyncio.run(manager.front.tokenized(single, manager, obj, "a", b="c")) is made[0]
+    assert asked[1] == ((manager, obj, "a"), {"b": "c"}) and hasattr(obj, "lengthwise")
+
+
+def test_how_answers_end_by_hand(words: Words, tmp_path: Path, caplog: Any) -> None:
+    manager = front_of(words, tmp_path, record=str(tmp_path / "log"), policy="fcfs")
+    front = manager.front
+    learned: list[Any] = []
+    rows: list[Any] = []
+    assert front._lengths is not None and front._record is not None
+    front._lengths.ended = lambda *heard: learned.append(heard)  # type: ignore[method-assign]
+    front._record.put = rows.append  # type: ignore[assignment,method-assign]
+    noted = Noted(Expected(1.0, 2.0), {"prompt_tokens": 1})
+    for reason, tokens, written, heard in (
+        ({"type": "stop"}, 1, "stop", True), ({"type": "length"}, 5, "length", True),
+        ({"type": "abort"}, 5, "abort", False), ({"type": "other"}, 5, "error", False),
+        ({}, 5, "error", False), ("stop", 5, "error", False), ({"type": "stop"}, 0, None, False),
+    ):  # fmt: skip
+        learned.clear()
+        rows.clear()
+        received = SimpleNamespace(completion_tokens=[9, tokens])
+        front._ended(noted, "r", reason, received, 1)
+        assert learned == ([(noted.expected, tokens)] if heard else [])
+        assert [row["finish_reason"] for row in rows] == ([written] if written else [])
+        if rows:
+            assert rows[0] == {"prompt_tokens": 1, "request_id": "r", "output_tokens": tokens,
+                               "finish_reason": written}  # fmt: skip
+    # strangers, requests under way, and those that nobody noted end without a word
+    manager.rid_to_state["a"] = SimpleNamespace(obj=SimpleNamespace())
+    manager.rid_to_state["b"] = SimpleNamespace()
+    manager.rid_to_state["c"] = SimpleNamespace(obj=SimpleNamespace(lengthwise=noted))
+    rows.clear()
+    front.output(manager, SimpleNamespace(
+        rids=["a", "b", "gone", "c", "c"], finished_reasons=[{"type": "stop"}] * 3 + [None] +
+        [{"type": "stop"}], completion_tokens=[5, 6, 7, 8, 9],
+    ))  # fmt: skip
+    assert [row["output_tokens"] for row in rows] == [9]
+    assert front.counters is not None
+    counts: Any = front.counters.counts
+    assert not counts["failed_steps", "shadow"]
+    front.output(manager, SimpleNamespace(rids=["c"]))  # SGLang's words may change
+    assert counts["failed_steps", "shadow"] == 1
+    assert "how requests end is not heard" in caplog.text
+    del front._record.put
+    front._record.close()
+    assert manager.front._settings.record_prompts is False
+
+
+def test_where_a_tokenizer_has_no_path_it_is_the_model_s(words: Words, tmp_path: Path) -> None:
+    made: list[Any] = []
+    for path in ("T", None):
+        front = Front(Settings(policy="fcfs", record=str(tmp_path / f"{path}")), [])
+        told = SimpleNamespace(model_path="M", tokenizer_path=path)
+        front.begin(None, SimpleNamespace(tokenizer=None, server_args=told))
+        assert front._record is not None
+        made.append(front._record._part._same)
+        front._record.close()
+    assert made == [{"model": "M", "tokenizer": "T"}, {"model": "M", "tokenizer": "M"}]

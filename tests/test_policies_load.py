@@ -194,3 +194,11 @@ def test_every_registered_number_declares_its_range(kind: str) -> None:
             for value in (0, 1, 1_000_000):
                 found = score.with_tunables(ends)(*(np.array([value]) for _ in score.features))
                 assert np.isfinite(found).all() and (np.abs(found) < 2**53).all(), (name, pick)
+
+
+def test_parts_that_follow_each_other_keep_what_was_said() -> None:
+    twice = load_policy("sjf+preempt:mode=swap+preempt:price=0.5").preemption
+    assert (twice.mode, twice.price) == ("swap", 0.5)
+    assert load_policy("sjf+preempt:mode=none+preempt:price=0.5").preemption.mode == "recompute"
+    assert load_policy("sjf+preempt:mode=none,price=0.5").preemption.mode == "none"
+    assert load_policy("srtf+preempt:price=0.5").preemption.mode == "recompute"

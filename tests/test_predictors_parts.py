@@ -18,7 +18,18 @@ from torch import nn
 from lengthwise.context import Context
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.prediction import Floats
-from lengthwise.predictors import base, folder, hub, load, recalibration, targets
+from lengthwise.predictors import (
+    base,
+    effects,
+    folder,
+    hub,
+    load,
+    novelty,
+    oracle,
+    recalibration,
+    spreads,
+    targets,
+)
 from lengthwise.predictors.base import Base, Pretrained
 from lengthwise.predictors.censoring import drawn_logs, expected_logs
 from lengthwise.predictors.columns import resampled
@@ -826,3 +837,71 @@ def test_what_is_collected_by_hand(tuples: bool) -> None:
     with pytest.raises(ValueError):
         collected(model, [[1]], [])
     assert not model.layers[1]._forward_hooks
+
+
+# Sides of what was measured
+
+
+def test_a_workload_at_the_very_limit_has_not_moved_away() -> None:
+    shapes = np.random.default_rng(5).normal(0.4, 1.0, (60, 2))
+    far = novelty.Window(np.zeros((1, 2)), 1.0)
+    each = [float(far.drift(row[None])[0][0]) for row in shapes]
+    for limit, last in ((each[-1], novelty.ABSTAIN), (np.nextafter(each[-1], 0.0), 1.0)):
+        window = novelty.Window(np.zeros((1, 2)), limit)
+        assert [float(window.score(row[None])[0]) for row in shapes][-1] == last
+    batch = novelty.Window(np.zeros((1, 2)), 1.0).drift(shapes)[0][-1]
+    assert novelty.Window(np.zeros((1, 2)), float(batch)).score(shapes)[-1] == novelty.ABSTAIN
+    begin = novelty.Window(np.zeros((1, 2)), each[-1] / novelty.SHIFTING)
+    score = [float(begin.score(row[None])[0]) for row in shapes][-1]
+    assert score in (0.0, pytest.approx(novelty.FAMILIAR))  # where it begins, by a rounding
+    few = novelty.Window(np.zeros((1, 2)), 1e-9)
+    said = [float(few.score(row[None])[0]) for row in shapes]
+    assert said[: novelty.FEWEST - 1] == [0.0] * (novelty.FEWEST - 1) and said[49] == 1.0
+
+
+def test_names_with_effects_are_the_most_frequent(monkeypatch: pytest.MonkeyPatch) -> None:
+    column = np.array(["b", "c", "a", "c", None, "b", "c", "d", "a"], dtype=object)
+    assert effects._frequent(column) == {"c": 0, "a": 1, "b": 2}
+    monkeypatch.setattr(effects, "MOST_NAMES", 2)
+    assert effects._frequent(column) == {"c": 0, "a": 1}
+    monkeypatch.setattr(effects, "FEWEST", 3)
+    assert effects._frequent(column) == {"c": 0}
+
+
+def test_an_order_of_names_is_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts order nothing, of models that are a hundred times apart."""
+    long = np.where(np.array(MODELS) == "a", 100.0, 1.0)
+    context = told(model=MODELS)
+    made = Heavy(seed=4).fit(PROMPTS, LENGTHS * long, context=context)
+    other = [f"quite another text {prompt}" for prompt in PROMPTS]
+    came = LENGTHS[np.random.default_rng(8).permutation(60)] * long
+    moved = made.recalibrated(other, came, context=context)
+    assert moved.novelty_ is not None and made.novelty_ is not None
+    assert len(moved.novelty_.known) > len(made.novelty_.known)  # they are familiar now
+
+
+@pytest.mark.parametrize("target", ["exact", "rank"])
+def test_what_is_said_is_one_token_at_least_before_spreads_are_of_it(target: str) -> None:
+    tokens = np.array([0.5] * 20 + [1.4] * 20 + [50.0] * 20)
+    raw = np.log(tokens)[:, None]
+    made: Any = targets.make_target(target, LENGTHS).calibrated(raw, tokens)
+    assert made.spread is not None
+    curve = made.curve(raw[:, 0]) if target == "rank" else None
+    if curve is not None:
+        said = np.maximum(curve, 1.0)
+        assert said.min() == 1.0 and np.isclose(said, 1.4).any()
+        wanted = spreads.of_ratios(said, tokens, made.curve.high)
+        np.testing.assert_allclose(made.spread.cuts, wanted.cuts)
+
+
+def test_an_oracle_s_noise_is_within_a_thousandth_of_what_was_asked() -> None:
+    from scipy.stats import kendalltau
+
+    lengths = np.ceil(np.exp(np.random.default_rng(1).normal(5, 1, 3000)))
+    logs, off = np.log(lengths), []
+    for wanted in (-0.6, -0.2, 0.1, 0.3, 0.45, 0.6, 0.8):
+        made = oracle.NoisyOracle(tau=wanted).fit([], lengths)
+        assert made.blend_ is not None
+        said = oracle._blend(logs, oracle.normal_by_row(0, 3000), *made.blend_)
+        off.append(abs(kendalltau(said, lengths).statistic - wanted))
+    assert max(off) < 1e-3
