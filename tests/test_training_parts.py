@@ -867,7 +867,7 @@ class Rewarded:
         return self._shown()
 
     def _shown(self) -> Any:
-        rows = self.rng.normal(3.0, 2.0, (3, 2))
+        rows = self.rng.normal(3.0, 0.25, (3, 2))
         self.seen.append(rows)
         mask = np.array([[1, 1], [1, 0], [0, 1]])
         return np.concatenate([rows, mask, np.ones((3, 1))], axis=1)
@@ -1223,13 +1223,14 @@ def test_values_of_choices_are_the_state_s_and_what_is_above_the_mean_score() ->
         torch.cat([rows, torch.tensor([1.0, 1.0, 0.0]), torch.tensor([7.0])]),
         torch.cat([rows, torch.tensor([1.0, 1.0, 1.0]), torch.tensor([7.0])]),
         torch.cat([rows, torch.tensor([0.0, 0.0, 0.0]), torch.tensor([7.0])]),
+        torch.cat([rows, torch.tensor([0.0, 1.0, 0.0]), torch.tensor([7.0])]),
     ])  # fmt: skip
     with torch.no_grad():
         for weights in net.parameters():
             weights.normal_()
     found = net(flat)
     logits, latent = net.net(flat)
-    for row, there in ((0, [0, 1]), (1, [0, 1, 2])):
+    for row, there in ((0, [0, 1]), (1, [0, 1, 2]), (3, [1])):
         worth = net.value(latent[row])
         wanted = worth + logits[row, there] - logits[row, there].mean()
         assert found[row, there].tolist() == pytest.approx(wanted.tolist(), rel=1e-5)

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.mutants.nearest import Nearest
-from tests.mutants.plant import PACKAGES, Mutant, sample
+from tests.mutants.plant import PACKAGES, Mutant, of_import, sample
 
 ROOT = Path(__file__).parents[2]
 EQUIVALENT = {
@@ -123,7 +123,8 @@ def main() -> None:
         def one(mutant: Mutant) -> None:
             if time.monotonic() > ends:
                 return
-            tests = near.tests(mutant.path, mutant.line, given.seconds)
+            once = of_import((ROOT / mutant.path).read_bytes(), mutant.line)
+            tests = near.tests(mutant.path, mutant.line, given.seconds, once=once)
             place = free.get()
             try:
                 verdict = (

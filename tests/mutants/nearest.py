@@ -42,17 +42,18 @@ class Nearest:
         if test in self.seconds:
             self.noticed[path][test] += 1
 
-    def tests(self, path: str, line: int, seconds: float) -> list[str]:
+    def tests(self, path: str, line: int, seconds: float, *, once: bool = False) -> list[str]:
         """Tests for a mistake in ``line`` of ``path`` that take about ``seconds`` together.
 
-        Where no test runs the line by itself, those that run anything of its file. Files of tests
+        Where no test runs the line by itself, or it is run ``once``, as its module is imported by
+        whatever test comes first, those that run anything of its file. Files of tests
         take turns. First comes what noticed mistakes in this file before, then what runs little
         else for the time that it takes.
         """
         by_line = self.lines.get(path, {})
         found = set(by_line.get(line, ()))
-        if not found:
-            found = set().union(*by_line.values()) if by_line else set()
+        if not found or once:
+            found = found.union(*by_line.values())
         for folder, names in COMPILED.items():
             if path.startswith(folder) and not found:
                 found |= {test for test in self.seconds if Path(test.split("::")[0]).stem in names}

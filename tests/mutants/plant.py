@@ -194,6 +194,16 @@ def _parses(source: bytes) -> bool:
     return True
 
 
+def of_import(source: bytes, line: int) -> bool:
+    """Whether a line is run as its module is imported: it lies in no function's body."""
+    return not any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        and (node.body if isinstance(node, ast.Lambda) else node.body[0]).lineno <= line
+        and line <= (node.end_lineno or 0)
+        for node in ast.walk(ast.parse(source))
+    )
+
+
 def files(root: Path, packages: tuple[str, ...] = PACKAGES) -> Iterator[str]:
     for package in packages:
         for path in sorted((root / package).rglob("*.py")):
