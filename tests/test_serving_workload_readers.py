@@ -653,10 +653,20 @@ def test_blocks_that_fit_twice_are_the_published_size_or_an_error(tmp_path: Path
     assert said["hash_block_tokens"][0] == 128 and said["prefix_hashes"][0] == (1,)
 
 
-def test_dates_in_disguise_are_an_error_until_their_unit_is_given(tmp_path: Path) -> None:
+def test_dates_in_any_unit_are_seconds_with_the_rate_said(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", NATIVE + "1700000000000,5,5\n1700000001500,5,5\n")
-    with pytest.raises(InputError, match=r"no date in seconds; say its unit: time_unit"):
-        read(path)
+    found = read(path)
+    assert list(found["arrival_s"]) == [0, 1.5]
+    assert "t.csv: arrival_s read as ms, 0.667 requests/s; time_unit (--time-unit) says" in (
+        " ".join(found.notices)
+    )
+    for unit, factor in (("us", 10**6), ("ns", 10**9)):
+        rows = f"{1_700_000_000 * factor},5,5\n{1_700_000_003 * factor // 2 * 2},5,5\n"
+        fine = read(write(tmp_path / f"{unit}.csv", NATIVE + rows))
+        assert fine["arrival_s"].tolist() == pytest.approx([0, 3], abs=1e-6)
+        assert f"arrival_s read as {unit}, 0.333 requests/s" in " ".join(fine.notices)
+    dates = "2023-11-14T22:13:20Z,5,5\n2023-11-14 22:13:21.25+00:00,5,5\n"
+    assert list(read(write(tmp_path / "d.csv", NATIVE + dates))["arrival_s"]) == [0, 1.25]
     assert list(read(path, time_unit="ms")["arrival_s"]) == [0, 1.5]
     texts = write(
         tmp_path / "a.jsonl",

@@ -11,7 +11,7 @@ from lengthwise.errors import InputError
 from lengthwise.serving.draws import stream
 from lengthwise.serving.workload.arrivals import CLOSED, closed_loop, read_trace
 from lengthwise.serving.workload.arrivals import arrivals as arrival_times
-from lengthwise.serving.workload.layouts import hashable
+from lengthwise.serving.workload.layout import hashable
 from lengthwise.serving.workload.table import Table
 from lengthwise.workload import Workload
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -19,36 +19,22 @@ from lengthwise import chat
 from lengthwise.errors import InputError
 from lengthwise.serving.workload.decoding import decode
 from lengthwise.serving.workload.files import Columns
+from lengthwise.serving.workload.layout import (
+    CUT,
+    EPOCHS,
+    ROW,
+    UNITS_S,
+    Layout,
+    Options,
+    earliest,
+    hashable,
+    numbers,
+    objects,
+    seconds,
+    unit_seconds,
+)
+from lengthwise.serving.workload.logs import BY_NAME, LOGS
 from lengthwise.workload import MOST_TOKENS, check_column
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to read what a layout leaves open."""
-
-    turns: str = "first"  # of a conversation: "first" or "all"
-    closed_loop: bool = False  # sessions: wait for the request before, instead of the clock
-    time_unit: str = ""  # of numeric times, one of ``UNITS_S``; "" is the layout's own
-    notices: list[str] = field(default_factory=list)  # what a layout had to decide
-
-
-@dataclass(frozen=True)
-class Layout:
-    """``needs``: for each needed column, its possible names; ``read(columns, name, options)``."""
-
-    name: str
-    needs: tuple[tuple[str, ...], ...]
-    read: Callable[[Columns, str, Options], Columns]
-    session_clock: bool = False
-
-    def fits(self, columns: Columns) -> bool:
-        """Whether ``columns`` hold everything that the layout needs."""
-        return all(any(name in columns for name in names) for names in self.needs)
-
-    @property
-    def described(self) -> str:
-        """For messages: "azure (TIMESTAMP, ContextTokens, GeneratedTokens)"."""
-        return f"{self.name} ({', '.join(' or '.join(names) for names in self.needs)})"
 
 
 def _native(columns: Columns, name: str, options: Options) -> Columns:
@@ -62,7 +48,7 @@ def _native(columns: Columns, name: str, options: Options) -> Columns:
         table |= _prefixes(name, columns, table, options)
         del table["hash_ids"]
     if "prefix_hashes" in columns:
-        table["prefix_hashes"] = _objects(_hashes(name, "prefix_hashes", columns["prefix_hashes"]))
+        table["prefix_hashes"] = objects(_hashes(name, "prefix_hashes", columns["prefix_hashes"]))
     if "parent" in table:
         table |= _parents(name, table)
     if "max_tokens" in table:
@@ -96,7 +82,7 @@ def _engine_record(columns: Columns, name: str, options: Options) -> Columns:
         table["prompt"] = columns["prompt"]
     elif "prompt_token_ids" in columns:
         whole, served = decode(name, columns["prompt_token_ids"], columns["tokenizer"])
-        table |= {"prompt": _objects(whole), "asked": _objects([one.text for one in served])}
+        table |= {"prompt": objects(whole), "asked": objects([one.text for one in served])}
         table |= _system([one.told.get("system_hash") for one in served])
     return table
 
@@ -104,7 +90,7 @@ def _engine_record(columns: Columns, name: str, options: Options) -> Columns:
 def _azure(columns: Columns, name: str, options: Options) -> Columns:
     """Azure's public traces of 2023 and 2024 (Patel et al., ISCA 2024)."""
     return {
-        "arrival_s": _seconds(name, "TIMESTAMP", columns["TIMESTAMP"], "s", options),
+        "arrival_s": unit_seconds(name, "TIMESTAMP", columns["TIMESTAMP"], "s", options),
         "prompt_tokens": columns["ContextTokens"],
         "output_tokens": columns["GeneratedTokens"],
     }
@@ -113,7 +99,7 @@ def _azure(columns: Columns, name: str, options: Options) -> Columns:
 def _burstgpt(columns: Columns, name: str, options: Options) -> Columns:
     """BurstGPT (Wang et al., 2024); failed requests have 0 response tokens."""
     table = {
-        "arrival_s": _seconds(name, "Timestamp", columns["Timestamp"], "s", options),
+        "arrival_s": unit_seconds(name, "Timestamp", columns["Timestamp"], "s", options),
         "prompt_tokens": columns["Request tokens"],
         "output_tokens": columns["Response tokens"],
     }
@@ -128,11 +114,11 @@ def _mooncake(columns: Columns, name: str, options: Options) -> Columns:
 
     The public Qwen-Bailian traces have the same columns, and others, in seconds and blocks of 16.
     """
-    times = _numbers(columns["timestamp"])
+    times = numbers(columns["timestamp"])
     other = [key for key in ("chat_id", "parent_chat_id", "turn", "type") if key in columns]
     whole = times.dtype.kind in "iu" or (times.dtype.kind == "f" and (times == times // 1).all())
     unit = "s" if other or not whole else "ms"
-    arrival_s = _seconds(name, "timestamp", times, unit, options)
+    arrival_s = unit_seconds(name, "timestamp", times, unit, options)
     table = {
         "arrival_s": arrival_s,
         "prompt_tokens": columns["input_length"],
@@ -146,7 +132,7 @@ def _mooncake(columns: Columns, name: str, options: Options) -> Columns:
 def _servegen(columns: Columns, name: str, options: Options) -> Columns:
     """Workloads written by ServeGen (Xiang et al., 2025): seconds."""
     table = {
-        "arrival_s": _seconds(name, "timestamp", columns["timestamp"], "s", options),
+        "arrival_s": unit_seconds(name, "timestamp", columns["timestamp"], "s", options),
         "prompt_tokens": columns["input_tokens"],
         "output_tokens": columns["output_tokens"],
     }
@@ -192,7 +178,7 @@ def _agent_sessions(columns: Columns, name: str, options: Options) -> Columns:
         "arrival_s": columns["arrival_s"],
         "prompt_tokens": prompt,
         "output_tokens": columns["output_tokens"],
-        "prefix_hashes": _objects([c[:k] for c, k in zip(chains, full.tolist(), strict=True)]),
+        "prefix_hashes": objects([c[:k] for c, k in zip(chains, full.tolist(), strict=True)]),
         "hash_block_tokens": np.full(rows, AGENT_BLOCK_TOKENS),
     }
     if "model" in columns:
@@ -219,7 +205,7 @@ def _session_turns(columns: Columns, name: str, options: Options) -> Columns:
 
 def _system(hashes: list[str | None]) -> Columns:
     """The column of system prompts' hashes, if any has one."""
-    return {"system_hash": _objects(hashes)} if any(hashes) else {}
+    return {"system_hash": objects(hashes)} if any(hashes) else {}
 
 
 def _conversations(columns: Columns, name: str, options: Options) -> Columns:
@@ -267,15 +253,15 @@ def _conversations(columns: Columns, name: str, options: Options) -> Columns:
         )
     rows = np.array(source)
     table = {
-        "prompt": _objects(prompts), "asked": _objects(questions),
-        "response": _objects(answers), ROW: rows,
+        "prompt": objects(prompts), "asked": objects(questions),
+        "response": objects(answers), ROW: rows,
     }  # fmt: skip
     table |= _system(systems)
     if "model" in columns:
         table["model"] = columns["model"][rows]
     if options.turns == "all":
         keys = next((k for k in ("session_id", "id", "conversation_id") if k in columns), None)
-        table["session_id"] = _objects((columns[keys][rows] if keys else rows).tolist())
+        table["session_id"] = objects((columns[keys][rows] if keys else rows).tolist())
         table |= _loop(rows, None)
     return table
 
@@ -286,16 +272,11 @@ def _instructions(columns: Columns, name: str, options: Options) -> Columns:
     if "input" in columns:
         pairs = zip(prompts, columns["input"], strict=True)
         prompts = [f"{task}\n\n{given}" if given else task for task, given in pairs]
-    return {"prompt": _objects(prompts), "response": columns["output"]}
+    return {"prompt": objects(prompts), "response": columns["output"]}
 
 
 AGENT_BLOCK_TOKENS = 64
 HISTORY_BLOCK_TOKENS = 64
-# finish reasons of engines and APIs that say an answer was cut off
-CUT = frozenset("length max_tokens max_output_tokens max_length model_length truncated".split())
-UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
-EPOCH = 1e11  # a number of seconds that no date has: milliseconds, or finer, since 1970
-ROW = "row"  # of a layout's result: which row of the file each request comes from, if not its own
 CONVERSATION = ("conversations", "conversation", "messages")
 # what the native layout understands; the last six are turned into columns of a workload
 NATIVE = (
@@ -337,75 +318,33 @@ LAYOUTS: dict[str, Layout] = {
             (("session_id",), ("turn",), ("prompt_tokens",), ("output_tokens",)),
             _session_turns,
         ),
+        *LOGS,
         Layout("conversations", (CONVERSATION,), _conversations),
         Layout("instructions", (("instruction",), ("output",)), _instructions),
         Layout(
             "native", (("prompt_tokens", "prompt"), ("output_tokens", "response")), _native
         ),
+        BY_NAME,
     )
 }  # fmt: skip
 
 
-def _seconds(
-    name: str, column: str, times: NDArray[Any], unit: str, options: Options
-) -> NDArray[Any]:
-    """Seconds of times in ``unit`` where no other is asked for; says what numbers are read as."""
-    times = _numbers(times)
-    arrival_s = seconds(name, column, times, UNITS_S[options.time_unit or unit])
-    if not options.time_unit and times.dtype.kind in "iuf":
-        span = float(arrival_s.max())
-        rate = f", {(len(times) - 1) / span:.3g} requests/s" if span > 0 else ""
-        options.notices.append(
-            f"{name}: {column} read as {unit}{rate}; time_unit (--time-unit) says otherwise"
-        )
-    return arrival_s
-
-
-def seconds(name: str, column: str, values: NDArray[Any], unit_s: float = 1.0) -> NDArray[Any]:
-    """Times as seconds from the earliest one; texts are ISO 8601 dates, or numbers all of them."""
-    values = _numbers(values)
-    if values.dtype.kind not in "iuf":
-        import pandas as pd
-
-        try:
-            dates = pd.to_datetime(pd.Series(values), utc=True, format="ISO8601")
-        except (ValueError, TypeError) as error:
-            first = str(error).splitlines()[0]
-            raise InputError(f"{name}: column {column!r} holds no dates: {first}") from None
-        bad = np.flatnonzero(dates.isna().to_numpy())
-        if len(bad):
-            raise InputError(f"{name}: row {bad[0]}: {column} is missing; it must be a date")
-        nanoseconds = dates.dt.tz_localize(None).to_numpy(dtype="datetime64[ns]").astype(np.int64)
-        return np.asarray((nanoseconds - nanoseconds.min()) / 1e9)
-    numbers = values.astype(np.float64)
-    if len(numbers) == 0:
-        raise InputError(f"{name}: no requests; a workload needs at least one")
-    bad = np.flatnonzero(~np.isfinite(numbers))
-    if len(bad):
-        raise InputError(f"{name}: row {bad[0]}: {column} is {values[bad[0]]}; it must be a number")
-    return np.asarray((numbers - numbers.min()) * unit_s)
-
-
-def _numbers(values: NDArray[Any]) -> NDArray[Any]:
-    """Texts that are numbers, all of them, as numbers; anything else as it came."""
-    if values.dtype.kind in "iuf":
-        return values
-    try:
-        return np.array([float(value) for value in values])
-    except (TypeError, ValueError, OverflowError):
-        return values
-
-
 def _arrivals(name: str, values: NDArray[Any], options: Options) -> NDArray[Any]:
-    """The project's own ``arrival_s``: seconds, unless a unit is given."""
+    """The project's own ``arrival_s``: seconds, unless a unit is given, or they are dates."""
     if options.time_unit:
         return seconds(name, "arrival_s", values, UNITS_S[options.time_unit])
-    if values.dtype.kind in "iuf" and len(values) and np.nanmin(values) >= EPOCH:
-        raise InputError(
-            f"{name}: arrival_s begins at {np.nanmin(values):.6g}, which is no date in seconds; "
-            f"say its unit: time_unit (--time-unit {', '.join(UNITS_S)})"
-        )
+    if earliest(values) >= EPOCHS[0][1]:
+        return unit_seconds(name, "arrival_s", values, "s", options)
+    if values.dtype == object and any(_is_date(value) for value in values):
+        return seconds(name, "arrival_s", values)
     return values
+
+
+def _is_date(value: Any) -> bool:
+    return isinstance(value, datetime) or (isinstance(value, str) and DATE.match(value) is not None)
+
+
+DATE = re.compile(r"\s*\d{4}-\d\d-\d\d")
 
 
 def _limits(values: NDArray[Any]) -> NDArray[Any]:
@@ -448,7 +387,7 @@ def _prefixes(
         sizes = np.full(len(ids), block)
     full = (prompt // sizes).tolist()
     return {
-        "prefix_hashes": _objects([entry[:k] for entry, k in zip(ids, full, strict=True)]),
+        "prefix_hashes": objects([entry[:k] for entry, k in zip(ids, full, strict=True)]),
         "hash_block_tokens": sizes,
     }
 
@@ -491,7 +430,7 @@ def _history(sessions: NDArray[Any], prompt: NDArray[np.int64]) -> Columns:
     spans = zip(start.tolist(), full.tolist(), strict=True)
     hashes = [tuple(range(first, first + blocks)) for first, blocks in spans]
     return {
-        "prefix_hashes": _objects(hashes),
+        "prefix_hashes": objects(hashes),
         "hash_block_tokens": np.full(len(hashes), HISTORY_BLOCK_TOKENS),
     }
 
@@ -531,12 +470,3 @@ def _codes(values: NDArray[Any]) -> NDArray[np.int64]:
     seen: dict[Any, int] = {}
     codes = (seen.setdefault(hashable(value), len(seen)) for value in values)
     return np.fromiter(codes, dtype=np.int64, count=len(values))
-
-
-def hashable(value: Any) -> Any:
-    """A name, whatever type it has: a list or an object counts as its text."""
-    return str(value) if isinstance(value, list | dict | np.ndarray) else value
-
-
-def _objects(values: list[Any]) -> NDArray[Any]:
-    return np.fromiter(values, dtype=object, count=len(values))

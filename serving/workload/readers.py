@@ -14,7 +14,9 @@ from lengthwise.context import Context
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.served_text import asked_texts
 from lengthwise.serving.workload.files import Columns, read_columns, source_name
-from lengthwise.serving.workload.layouts import LAYOUTS, NATIVE, ROW, UNITS_S, Layout, Options
+from lengthwise.serving.workload.layout import ROW, UNITS_S, Layout, Options
+from lengthwise.serving.workload.layouts import LAYOUTS, NATIVE
+from lengthwise.serving.workload.logs import BY_NAME, nearest
 from lengthwise.serving.workload.split import in_split
 from lengthwise.serving.workload.table import Table
 from lengthwise.serving.workload.tokens import estimate_tokens
@@ -214,7 +216,8 @@ def _no_layout(name: str, raw: Columns) -> str:
         held = sum(any(column in raw for column in names) for names in layout.needs)
         return held / len(layout.needs)
 
-    best = max(reversed(LAYOUTS.values()), key=share)  # native, the last, wins ties
+    others = [layout for layout in LAYOUTS.values() if layout is not BY_NAME]
+    best = max(reversed(others), key=share)  # native, the last, wins ties
     missing = [names for names in best.needs if not any(column in raw for column in names)]
     known = {column for layout in LAYOUTS.values() for names in layout.needs for column in names}
     near = [
@@ -223,12 +226,15 @@ def _no_layout(name: str, raw: Columns) -> str:
         if column not in known
         and (close := difflib.get_close_matches(column, sum(missing, ()), n=1, cutoff=0.6))
     ]
+    likely = [f"{ours}={theirs}" for ours, theirs in nearest(raw).items() if ours != theirs]
     return (
         f"{name}: no column {' and '.join(' or '.join(names) for names in missing)}"
         + (f" ({'; '.join(near)})" if near else "")
         + f", which the layout {best.name} needs; it has {', '.join(raw) or 'no columns'}"
         + ("; texts are joined by prompt_id with prompts=FILE" if "prompt_id" in raw else "")
-        + f" (layouts: {', '.join(LAYOUTS)}; columns={{...}} renames columns)"
+        + f" (layouts: {', '.join(LAYOUTS)}; "
+        + (f"nearest: --columns {','.join(likely)}" if likely else "--columns renames columns")
+        + ")"
     )
 
 
