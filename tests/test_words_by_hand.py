@@ -127,6 +127,7 @@ MARKED = Template("t", (("<u>", "user"), ("<a>", "assistant"), ("<s>", "system")
         ("no<u> q <e><a> a ", [("user", "q"), ("assistant", "a")]),
         ("<s>s<u>q<e>between<a>", [("system", "s"), ("user", "q")]),
         ("<u> <u>q<a>", [("user", "q")]),
+        ("<u>q<e> behind", [("user", "q")]),
         ("<u>q", None),  # nothing follows the question
         ("<s>s<e><a>a<e>", None),  # nobody asks
         ("plain", None), ("", None),
@@ -216,6 +217,7 @@ def test_a_template_is_learned_from_what_it_renders(system: bool) -> None:
     "render",
     [
         rendered(dict.fromkeys(FULL, "<<one>>"), "", "<<one>>"),  # one mark for two roles
+        rendered(FULL | {"system": FULL["user"]}, "##", "<<bot>>"),  # of the system and the user
         rendered({"system": "", "user": "ab", "assistant": "cd"}, "", "cd"),  # marks of two letters
         rendered({"system": "<<sys>>", "user": "", "assistant": "<<bot>>"}, "", "<<bot>>"),
         rendered({"system": "<<sys>>", "user": "<<usr>>", "assistant": ""}, "", ""),
@@ -223,6 +225,11 @@ def test_a_template_is_learned_from_what_it_renders(system: bool) -> None:
 )
 def test_what_shows_no_marks_is_no_template(render: Callable[..., str]) -> None:
     assert learned(render) is None
+
+
+def test_what_asks_for_an_answer_is_a_mark_too() -> None:
+    made = learned(rendered(FULL, "##", "<<go>>"))
+    assert made is not None and made.messages("<<usr>>Q##<<go>>") == [Message("user", "Q")]
 
 
 def test_marks_of_three_letters_are_some() -> None:
