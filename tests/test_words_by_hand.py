@@ -568,6 +568,16 @@ def test_who_divides_by_zero_is_loaded_and_told_once_a_line() -> None:
     assert one.kind == "zero" and one.line == divides.__code__.co_firstlineno + 1
 
 
+def test_what_is_data_is_not_tried() -> None:
+    class Net:
+        shift = scale = log = layers = skip = None
+
+        def __call__(self, now_s: Any) -> Any:
+            raise AssertionError
+
+    contract.require(Score("net", Net(), ("now_s",)))
+
+
 def test_a_constant_and_what_reads_nothing_are_scores() -> None:
     contract.require(Score.from_function(lambda: 3.0, "nothing"))
     assert contract.problems(Score.from_function(lambda now_s: 3, "three")) == []
