@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,8 @@ class Advice:
     empties; ``own_rate`` is the traffic's own. ``own`` compares at that rate, ``loads`` at
     ``AUTO`` of the capacity. ``policy`` is what to serve with ("fcfs": leave it as it is), and
     ``command`` the line that does it. ``taus`` is what a predictor of each Kendall tau gains at
-    ``rate``, as the ratio of mean latencies to fcfs's; 1 is the oracle.
+    ``rate``, as the ratio of mean latencies to fcfs's; 1 is the oracle. ``source`` is what the
+    seeds of ``loads`` drew from.
     """
 
     sentences: tuple[str, str, str]
@@ -70,6 +71,7 @@ class Advice:
     taus: Mapping[float, Interval]
     own: Comparison
     loads: Comparison
+    source: Source = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it but the runs, for JSON."""
@@ -178,6 +180,7 @@ def advise(
         taus=taus,
         own=own,
         loads=loads,
+        source=cut,
     )
 
 

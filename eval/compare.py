@@ -140,12 +140,19 @@ class Comparison:
         return found[metric].to_numpy(dtype=np.float64)
 
     def _at(self, rate: float, policy: str, predictor: str, router: str) -> pd.DataFrame:
-        runs = self.runs
-        at = runs["rate"].isna() if np.isnan(rate) else runs["rate"] == rate
-        at &= (runs["policy"] == policy) & (runs["predictor"] == predictor)
-        if router:
-            at &= runs["router"] == router
-        return runs[at].sort_values("seed")
+        key = (None if np.isnan(rate) else rate, policy, predictor)
+        found = self._rows.get(key, self.runs.iloc[:0])
+        return found[found["router"] == router] if router else found
+
+    @cached_property
+    def _rows(self) -> dict[tuple[float | None, str, str], pd.DataFrame]:
+        """The runs in the order of seeds by rate (None: the workload's own), policy, predictor."""
+        columns = ["rate", "policy", "predictor"]
+        groups: Any = self.runs.sort_values("seed").groupby(columns, dropna=False, sort=False)
+        return {
+            (None if np.isnan(rate) else float(rate), policy, predictor): group
+            for (rate, policy, predictor), group in groups
+        }
 
     def at(self, rate: float, who: Contender) -> pd.DataFrame:
         """The runs of a row at a rate, one a seed."""

@@ -92,6 +92,8 @@ def whole(chart: Chart) -> Figure:
             figure.align_ylabels(grid[:, 0].tolist())
         else:
             _legend_below(figure, grid[0, 0])
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, not for each format again
     return figure
 
 

@@ -47,7 +47,7 @@ def write_report(
         f'<p class="faint">{escape(comparison.name)} — {escape(subtitle(comparison))}</p></header>',
         f'<section><h2>In short</h2>{lead}<ul class="verdicts">{said}</ul></section>',
         *map(_figure, charts[:1]),
-        *(_table(comparison, rate) for rate in comparison.rates),
+        *(_load(comparison, rate) for rate in comparison.rates),
         f'<p class="faint">{escape(footnote(comparison))} Green: better than the '
         f"row that a ratio is to ({escape(comparison.baseline)}, or the best) beyond the "
         "interval; red: worse. Click a heading to sort.</p>",
@@ -68,13 +68,6 @@ def write_report(
     )
 
 
-def scrolled(label: str, table: str) -> str:
-    """A table that scrolls in its own box where the page is narrow, by the keyboard too."""
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{table}</div>'
-    )
-
-
 def _data(name: str) -> str:
     return files("lengthwise.eval").joinpath("data", name).read_text("utf-8")
 
@@ -83,7 +76,13 @@ def _figure(chart: Chart) -> str:
     return f"<section><h2>{escape(chart.title)}</h2>{panels.html(chart)}</section>"
 
 
-def _table(comparison: Comparison, rate: float) -> str:
+def _load(comparison: Comparison, rate: float) -> str:
+    title = escape(heading(comparison, rate))
+    return f"<section><h2>{title}</h2>{table(comparison, rate)}</section>"
+
+
+def table(comparison: Comparison, rate: float) -> str:
+    """One load as an HTML table, with the reasons of rows that stand for several."""
     heads = "".join(
         f'<th class="name"><button type="button">{name}</button></th>'
         for name in names_of(comparison)
@@ -93,15 +92,15 @@ def _table(comparison: Comparison, rate: float) -> str:
         for column in columns_of(comparison)
     )
     rows = "".join(_row(line) for line in rows_of(comparison, rate))
-    title = heading(comparison, rate)
     why = "".join(
         f"<li>{escape(reason)}</li>" for reason in dict.fromkeys(reasons(comparison, rate))
     )
+    # scrolls in its own box where the page is narrow, by the keyboard too
     return (
-        f"<section><h2>{escape(title)}</h2>"
-        + scrolled(title, f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>")
+        '<div class="scroll" role="region" tabindex="0" '
+        f'aria-label="{escape(heading(comparison, rate))}">'
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
         + (f'<ul class="faint">{why}</ul>' if why else "")
-        + "</section>"
     )
 
 

@@ -69,7 +69,9 @@ def advise(
     from lengthwise.eval import metrics
     from lengthwise.eval.advise import advise as find
     from lengthwise.eval.flat import advice_rows
-    from lengthwise.eval.publish import check_publishable, publish
+    from lengthwise.eval.publish import check_publishable, pick_timelines, publish
+    from lengthwise.eval.report import table
+    from lengthwise.eval.tables import heading
     from lengthwise.eval.terminal import advice_view
     from lengthwise.serving.timing.load import timing_on
     from lengthwise.training.commands.show import progress, show, wrote
@@ -96,8 +98,11 @@ def advise(
     if out is not None:
         said = "".join(f"<p>{text}</p>" for text in map(escape, found.sentences))
         lead = f'{said}<pre tabindex="0">{escape(found.command)}</pre>'
+        own = [(heading(found.own, rate), table(found.own, rate)) for rate in found.own.rates]
         written = publish(
             found.loads, out, title=f"Does length-aware scheduling pay for {source.name}?",
             lead=lead, command=command, config={"advice": found.to_dict()},
+            timelines=pick_timelines(found.loads, found.source, engine, **options),
+            sections=[(f"As it comes: {title}", html) for title, html in own],
         )  # fmt: skip
         wrote(written, form)
