@@ -15,7 +15,8 @@ N rows         trained on so many rows of the source; mean of draws
 upper          what the mean log length of the other models' answers to the same prompt says
 
 Each source and form is a file in --out, written after each of its parts: what is there is not run
-again, and after --limit seconds no part is begun. SJF's mean latency is a ratio to FCFS's as in
+again, and after --limit seconds no part is begun; --parts names some, --draws how many draws of
+rows there are. SJF's mean latency is a ratio to FCFS's as in
 predictor_transfer.py. tau of "left out" and "N rows" is that of all prompts, abstention switched
 off; coverage, SJF and the share abstained from are as by default. With --cache the frozen MiniLM
 embeds each prompt once, on a GPU where there is one; latency is that of embedding on the CPU.
@@ -60,7 +61,7 @@ FORMS = ("constant", "prompt-length", "ridge", "gbdt", "minilm", "base", "base+l
 TUNED = "minilm-tuned"
 ENCODERS = ("minilm", "base", "base+local")  # that read the frozen MiniLM
 SIZES = (30, 100, 1000)
-DRAWS = {"minilm": 1, TUNED: 1}  # of so many rows, else three
+DRAWS = {"minilm": 1, TUNED: 1}  # of so many rows, else as --draws says
 OTHERS = 250  # prompts of each other source
 FLEET = 4000  # rows of other models
 MOST = 2000  # prompts of a source to train on
@@ -142,19 +143,21 @@ def left_models(rows: Table) -> list[str]:
 
 
 def cell(
-    name: str, form: str, data: Path, out: Path, cache: Path | None, until: float = float("inf")
-) -> None:
+    name: str, form: str, data: Path, out: Path, cache: Path | None, until: float = float("inf"),
+    only: Sequence[str] | None = None, draws: int = 3,
+) -> None:  # fmt: skip
     """Measures what of one form on one source is not in ``out``/SOURCE.FORM.json, part by part.
 
-    No part is begun after ``until``, in seconds since the epoch.
+    No part is begun after ``until``, in seconds since the epoch, and none but ``only`` these.
     """
     file = out / f"{name}.{form}.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     if time.time() > until:
         return
     with tempfile.TemporaryDirectory() as place:
-        for key, part in _parts(name, form, data, Path(place) / "base", cache).items():
-            if key not in found and time.time() <= until:
+        for key, part in _parts(name, form, data, Path(place) / "base", cache, draws).items():
+            asked = only is None or key in only
+            if asked and key not in found and time.time() <= until:
                 with looked_up(cache if form in ENCODERS and key != "ms" else None):
                     found |= {key: part()}
                 with whole_file(file) as fresh:
@@ -162,7 +165,7 @@ def cell(
 
 
 def _parts(
-    name: str, form: str, data: Path, base: Path, cache: Path | None
+    name: str, form: str, data: Path, base: Path, cache: Path | None, draws: int
 ) -> dict[str, Callable[[], Any]]:
     """What is measured of one form on one source."""
     table = sources(data)
@@ -195,7 +198,7 @@ def _parts(
 
     def of_rows(n: int) -> float:
         taus = []
-        for seed in range(DRAWS.get(form, 3)):
+        for seed in range(DRAWS.get(form, draws)):
             drawn = own.sample(min(n, len(own)), random_state=seed)
             taus.append(kendall_tau(blind(fit(new(), form, drawn), test).order, length))
         return float(np.mean(taus))
@@ -399,6 +402,8 @@ def main() -> None:
     parser.add_argument("--sources", help="names, with commas; all by default")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--limit", type=float, default=float("inf"), help="seconds; none is begun")
+    parser.add_argument("--parts", help="such as 30 rows,100 rows; all by default")
+    parser.add_argument("--draws", type=int, default=3, help="of so many rows")
     arguments = parser.parse_args()
     until = time.time() + arguments.limit
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -409,7 +414,8 @@ def main() -> None:
         embed(arguments.folder, arguments.cache, _device("base"))  # once, for all processes
     slow = sorted(forms, key=lambda form: form not in ("minilm", TUNED))  # the longest first
     todo = [
-        (name, form, arguments.folder, arguments.out, arguments.cache, until)
+        (name, form, arguments.folder, arguments.out, arguments.cache, until,
+         arguments.parts and arguments.parts.split(","), arguments.draws)
         for form in slow for name in names
     ]  # fmt: skip
     for _ in over_cores(cell, todo, arguments.jobs):

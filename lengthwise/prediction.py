@@ -62,6 +62,7 @@ class Prediction:
     abstained: Mask | None = None  # (n,), None where every request is predicted
     spread: Spread | None = None
     unfamiliar: Floats | None = None  # (n,) 0: as those trained on, to 1: like none of them
+    limits: Floats | None = None  # (n,) tokens that no answer exceeds, infinite where none is set
 
     @classmethod
     def exact(cls, tokens: ArrayLike, *, spread: Spread | None = None) -> Prediction:
@@ -168,7 +169,9 @@ class Prediction:
         are uniform below and above a bucket's mean, and stand at their quantiles. A length that was
         outlived leaves 1 token, the least that a running request still owes.
         """
-        return remaining.expected(self.pieces, np.asarray(generated_tokens, dtype=np.float64))
+        generated = np.asarray(generated_tokens, dtype=np.float64)
+        left = remaining.expected(self.pieces, generated)
+        return left if self.limits is None else np.clip(self.limits - generated, 1.0, left)
 
     def interval(self, level: float = 0.9) -> tuple[Floats, Floats]:
         """From where to where lengths are with probability ``level``, tokens, (n,) each.
@@ -187,7 +190,8 @@ class Prediction:
             if self.unfamiliar is not None:
                 far = wider(at, np.interp(tail, ANY_LEVELS, np.log(ANY_LENGTH)))
                 at = at + self.unfamiliar * (far - at)
-            ends.append(np.exp(at))
+            end = np.exp(at)
+            ends.append(end if self.limits is None else np.minimum(end, self.limits))
         return ends[0], ends[1]
 
     @property
@@ -251,7 +255,7 @@ class Prediction:
             tokens=pick(self.tokens), bucket=pick(self.bucket), edges=self.edges,
             probabilities=pick(self.probabilities), means=self.means, rank=pick(self.rank),
             quantiles=pick(self.quantiles), levels=self.levels, abstained=pick(self.abstained),
-            spread=self.spread, unfamiliar=pick(self.unfamiliar),
+            spread=self.spread, unfamiliar=pick(self.unfamiliar), limits=pick(self.limits),
         )  # fmt: skip
 
 

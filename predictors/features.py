@@ -104,7 +104,7 @@ class TextFeatures:
         terms = tuple(sorted(kept[:max_terms]))
         seen = np.array([documents[term] for term in terms], dtype=np.float64)
         idf = np.log((1 + len(prompts)) / (1 + seen)) + 1
-        shapes = np.array([shape_of(prompt) for prompt in prompts])
+        shapes = shapes_of(prompts)
         spread = shapes.std(axis=0)
         scale = np.where(spread > 1e-9, spread, 1.0) / SHAPE_WEIGHT
         return cls(terms, idf, shapes.mean(axis=0), scale)
@@ -156,6 +156,14 @@ def terms_of(prompt: str, version: int = VERSION) -> list[str]:
         prompt = UNSPACED.sub(" ", prompt)
     words = words_of(prompt)
     return [*runs, *words, *map(" ".join, pairwise(words))]
+
+
+def shapes_of(prompts: Sequence[str]) -> Floats:
+    """``shape_of`` each, (n, SHAPE), row by row: as tuples many take five times the memory."""
+    out = np.empty((len(prompts), len(SHAPE)))
+    for i, prompt in enumerate(prompts):
+        out[i] = shape_of(prompt)
+    return out
 
 
 @lru_cache(maxsize=64)  # a batch: features and novelty ask for it

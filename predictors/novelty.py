@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from lengthwise.prediction import Floats, Prediction
 from lengthwise.predictors import targets
-from lengthwise.predictors.features import shape_of, words_of
+from lengthwise.predictors.features import shapes_of, words_of
 
 ABSTAIN = 0.95  # scores above: in the mean, beyond 19 of 20 training prompts in both measures
 FAMILIAR = 0.8  # scores up to here: intervals are as trained; between, they widen
@@ -66,7 +66,7 @@ class Novelty:
             documents.update(words.keys())
         known = sorted(word for word, seen in documents.items() if seen >= KNOWN)
         own = {word for word, seen in documents.items() if seen > KNOWN}
-        shapes = np.array([shape_of(prompt) for prompt in dict.fromkeys(prompts)])
+        shapes = shapes_of(list(dict.fromkeys(prompts)))
         spread = shapes.std(axis=0)
         scale = np.where(spread > 1e-9, spread, 1.0)
         far = _distance(_standard(shapes, shapes.mean(axis=0), scale))
@@ -90,7 +90,7 @@ class Novelty:
 
     def shapes(self, prompts: Sequence[str]) -> Floats:
         """Standardised shapes (n, SHAPE), held within ``LIMIT``."""
-        found = np.array([shape_of(prompt) for prompt in prompts])
+        found = shapes_of(prompts)
         return _standard(found, self.centre, self.scale)
 
     def score(self, prompts: Sequence[str], shapes: Floats | None = None) -> Floats:

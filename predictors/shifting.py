@@ -23,6 +23,7 @@ def capped(prediction: Prediction, context: Context | None) -> Prediction:
     return replace(
         prediction,
         tokens=np.minimum(prediction.tokens, limits),
+        limits=limits,
         quantiles=None if quantiles is None else np.minimum(quantiles, limits[:, None]),
     )
 

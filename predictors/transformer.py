@@ -26,7 +26,7 @@ from torch import nn
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.prediction import Floats
 from lengthwise.predictors import columns, encoder, folder, heads, targets
-from lengthwise.predictors.features import SHAPE, shape_of
+from lengthwise.predictors.features import SHAPE, shapes_of
 from lengthwise.predictors.learned import Learned, folds_of
 from lengthwise.predictors.optimize import Schedule, minimize, mixed, save_atomically
 
@@ -127,7 +127,7 @@ class Transformer(Learned):
                     recorded and recorded / "hidden.pt",
                     lambda: self.encoder_.embedded(ids, advance),
                 )
-            shapes = np.array([shape_of(prompt) for prompt in prompts])
+            shapes = shapes_of(prompts)
             table = np.concatenate((hidden.numpy(), shapes), axis=1)
             self.shift_, self.scale_ = table.mean(axis=0), _spread(table)
             task = Task(ids, _labels(target, length), target, frozen, recorded)
@@ -185,7 +185,7 @@ class Transformer(Learned):
     def _raw(self, prompts: list[str]) -> Floats:
         target = self._fitted()
         hidden = self.encoder_.embedded(self.encoder_.tokens(prompts)).numpy()
-        shapes = np.array([shape_of(prompt) for prompt in prompts])
+        shapes = shapes_of(prompts)
         seen = self._standard(np.concatenate((hidden, shapes), axis=1))
         each = [
             self._finished(_scores(head, seen), (shift, scale), target)

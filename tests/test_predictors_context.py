@@ -129,6 +129,10 @@ def test_no_prediction_exceeds_max_tokens():
         said = made.predict(prompts, context=Context(max_tokens=np.full(300, 40)))
         assert said.predicted_tokens.max() <= 40
         assert said.quantiles is None or said.quantiles.max() <= 40
+        low, high = said.select(slice(0, 9)).interval(0.9)
+        assert (low <= high).all() and high.max() <= 40
+        assert said.refresh(np.full(300, 30)).max() <= 10  # of a chat that may not go on for more
+        assert said.refresh(np.full(300, 50)).max() == 1
 
 
 def test_weights_count_as_repetition():

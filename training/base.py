@@ -132,7 +132,8 @@ def embedded(prompts: list[str], cache: Path | None) -> Floats:
             known = dict(zip(kept["keys"].tolist(), kept["rows"], strict=True))
     new = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
     if new:
-        known |= dict(zip(new, embeddings(list(new.values())).astype(np.float32), strict=True))
+        made = embeddings(list(new.values()), exact=True).astype(np.float32)
+        known |= dict(zip(new, made, strict=True))
         if cache is not None:
             np.savez(cache, keys=np.array(list(known)), rows=np.stack(list(known.values())))
     return np.stack([known[key] for key in keys]).astype(np.float64)
