@@ -22,7 +22,7 @@ from scipy import stats
 
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.eval import capacity as capacity_module
-from lengthwise.eval import check, metrics, mock, prediction_metrics, tune
+from lengthwise.eval import check, judge, metrics, mock, prediction_metrics, tune
 from lengthwise.eval.bound import (
     _batching,
     _Cells,
@@ -604,6 +604,20 @@ def test_a_metric_s_interval_is_of_what_its_seed_draws() -> None:
     assert (
         measured(Prediction.exact(np.array([1.0, 2.0])), [1.0, 3.0], resamples=5)["mae"].mean == 0.5
     )
+
+
+def test_judged_rows_have_waits_and_percentiles_beside_them() -> None:
+    node = Node(ONE, TICK, load_policy("fcfs"))
+    trial = judge.Trial(burst(3, 1, 2), System((node,), load_router("jsq")), None, 0)
+    rows = judge.judge([load_policy("fcfs")], [load_policy("fcfs")] * 2, [trial, trial])
+    assert [row["trained"] for row in rows] == [False, True, True, True]
+    assert rows[3]["policy"] == "mean of 2" and rows[0]["best"] == "fcfs"
+    for row in rows:  # first tokens at 1, 4 and 5 s; the second one has no time a token
+        assert (row["max_wait_s"], row["p50_ttft_s"]) == (4.0, 4.0)
+        assert row["p99_ttft_s"] == pytest.approx(4.98)
+        assert row["p50_tpot_s"] == row["p99_tpot_s"] == pytest.approx(1.0)
+        assert row["ratio"] == row["ratio_best"] == pytest.approx(1.0)
+        assert "max_wait_s_ratio_best" not in row and "p99_latency_s_ratio_best" in row
 
 
 # Windows, tuning

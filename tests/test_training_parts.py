@@ -46,6 +46,7 @@ from lengthwise.training import (
     intelligent_router,
     judging,
     masked_dqn,
+    runs,
     scorer,
     vectors,
 )
@@ -1736,3 +1737,93 @@ def test_predictors_learn_by_weights_or_by_how_often_they_see_a_row() -> None:
     assert set(heard[2][1]) <= {10, 40} and 40 in heard[2][1]
     predictors._fit(Plain(), rows, None, 0)  # type: ignore[arg-type]
     assert heard[3][1] == [10, 20, 30, 40]
+
+
+def test_what_was_trained_on_is_known_by_its_prompts_or_by_its_name(tmp_path: Path) -> None:
+    from tests.test_training_by_hand import prompts as made
+
+    rows, others = made("a", 60), made("b", 60)
+    report = predictors.train_predictor(
+        rows, model="constant", out=tmp_path / "p", test_share=0.5, dry_run=True
+    )
+    assert not (tmp_path / "p").exists() and set(report) == {
+        "data", "notices", "model", "target", "train", "test"
+    }  # fmt: skip
+    train, test = rows.split("train", 0.5), rows.split("test", 0.5)
+    assert (report["train"]["rows"], report["test"]["rows"]) == (len(train), len(test))
+    predictors.train_predictor(rows, model="constant", out=tmp_path / "p", test_share=0.5)
+
+    def said(data: Any, **given: Any) -> tuple[str, bool, int]:
+        found = predictors.evaluate_predictor(tmp_path / "p", data, **given)
+        return found["split"], found["trained_on"], found["test"]["rows"]
+
+    assert said(rows) == ("test", False, len(test))
+    assert said(rows, split="all") == ("all", True, 60)
+    assert said(rows, split="train") == ("train", True, len(train))
+    assert said(others) == ("all", False, 60)
+    assert said(others, split="test")[:2] == ("test", False)
+    with pytest.raises(InputError, match="give --split test, or another file"):
+        said(rows, split="all", card=True)
+    assert said(rows, card=True) == ("test", False, len(test))
+    # older reports know the name alone
+    path = tmp_path / "p" / "report.json"
+    older = json.loads(path.read_text())
+    del older["sketch"]
+    path.write_text(json.dumps(older))
+    assert said(rows) == ("test", False, len(test)) and said(others) == ("all", False, 60)
+    assert said(rows, test_share=0.25)[2] == len(rows.split("test", 0.25))
+    path.write_text(json.dumps({**older, "test_share": 0}))
+    assert said(rows) == ("all", True, 60)
+    with pytest.raises(InputError, match="there is no test split"):
+        said(rows, split="test")
+    with pytest.raises(InputError, match="give another file"):
+        said(rows, card=True)
+
+
+def test_a_folder_of_another_run_is_kept_unless_it_is_forced(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    runs.open_run(folder, {"a": 1}, resume=False)
+    runs.write_config(folder, {"a": 1}, "cmd")
+    (folder / "checkpoint.pt").write_text("x")
+    with pytest.raises(InputError, match="holds a training run; resume it"):
+        runs.check_run(folder, {"a": 1}, resume=False)
+    runs.check_run(folder, {"a": 1}, resume=False, force=True)
+    assert (folder / "checkpoint.pt").exists()  # nothing is touched yet
+    runs.open_run(folder, {"a": 1}, resume=True, force=True)
+    assert (folder / "checkpoint.pt").exists()
+    runs.open_run(folder, {"a": 2}, resume=False, force=True)
+    assert list(folder.iterdir()) == []
+    (folder / "mine").write_text("x")
+    with pytest.raises(InputError, match="holds other files; name a new folder"):
+        runs.open_run(folder, {"a": 2}, resume=False, force=True)
+    assert (folder / "mine").exists()
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(InputError, match="holds other files"):
+        runs.open_run(file, {}, resume=False)
+
+
+def test_groups_know_their_commands_without_importing_them() -> None:
+    import click
+
+    from lengthwise.training.groups import LazyGroup
+
+    group = LazyGroup("lengthwise", commands_in={
+        "list": ("listing:listing", "Lists."), "late": ("nowhere:late", "Is late."),
+        "export": ("export:export", "Exports."),
+    })  # fmt: skip
+    ctx = click.Context(group, info_name="lengthwise")
+    assert group.list_commands(ctx) == ["list", "late", "export"]
+    found = [(one.value, one.help) for one in group.shell_complete(ctx, "l")]
+    assert found == [("list", "Lists."), ("late", "Is late.")]
+    assert [one.value for one in group.shell_complete(ctx, "--h")] == ["--help"]
+    listing = group.get_command(ctx, "list")
+    assert listing is not None and listing.name == "list"
+    assert group.get_command(ctx, "lists") is None
+    with pytest.raises(ModuleNotFoundError):
+        group.get_command(ctx, "late")
+    with pytest.raises(UnknownNameError, match=r"command 'lst' of 'lengthwise'.*'list'"):
+        group.resolve_command(ctx, ["lst"])
+    assert group.resolve_command(ctx, ["list", "policies"])[2] == ["policies"]
+    help_text = group.get_help(ctx)
+    assert "late    Is late." in help_text and "export  Exports." in help_text
