@@ -44,7 +44,9 @@ MEAN, P99 = "e2e_mean_s", "e2e_p99_s"
 FAIR = 1.5  # what a P99 may be, in fcfs's, for its policy to be preferred
 WINDOWS, LEAST_WINDOW = 5, 500  # a trace is cut into so many windows, each of so many requests
 MOST_REQUESTS = 2_000  # a run; more would say the same more slowly
-OWN_REQUESTS = 10_000  # of the run at the traffic's own rate, which is not cut into windows
+OWN_REQUESTS = 10_000  # of the run at the traffic's own rate, if they are short
+# What a prefix cache is told of a run's prompts costs time too. A few hundred requests queue.
+MOST_TOKENS, FEWEST_REQUESTS = 25_000_000, 250
 # The default SLO: so many times the medians at so little load, and at least what a reader notices.
 SLO_AT, SLO_SCALE, SLO_LEAST = 0.1, 5.0, {"ttft": 1.0, "tpot": 0.05}
 
@@ -90,20 +92,34 @@ class Advice:
 class Cut:
     """Windows of a trace in place of seeds: seed k is its k-th window, at ``rate``."""
 
-    workload: Workload
-    windows: int
+    name: str
+    windows: tuple[Workload, ...]
 
-    @property
-    def name(self) -> str:
-        """The trace's name."""
-        return self.workload.name
+    @classmethod
+    def of(cls, whole: Workload, windows: int) -> Cut:
+        """So many windows that share nothing, spread over the trace, none beyond ``MOST_REQUESTS``
+        and ``MOST_TOKENS``, unless all of a window arrives at the same moment.
+        """
+        apart = len(whole) // windows
+        size = min(apart, _size(whole, MOST_REQUESTS))
+        arrival, middle = whole["arrival_s"], np.arange(windows) * apart + apart // 2
+        first = middle - size // 2  # traces often begin with what has piled up before them
+        while size < apart and (arrival[first + size - 1] == arrival[first]).any():
+            size = min(2 * size, apart)
+            first = middle - size // 2
+        first -= np.minimum(first - np.arange(windows) * apart, 0)
+        return cls(whole.name, tuple(whole.window(at, at + size) for at in first.tolist()))
 
     def load(self, rate: float | None, seed: int) -> Workload:
-        """Window ``seed`` of as many, spread over the trace."""
-        size = min(len(self.workload) // self.windows, MOST_REQUESTS)
-        first = seed % self.windows * (len(self.workload) // self.windows)
-        cut = self.workload.window(first, first + size)
-        return cut if rate is None else cut.at_rate(rate)
+        """Window ``seed``, which starts again with the first one after the last."""
+        window = self.windows[seed % len(self.windows)]
+        return window if rate is None else window.at_rate(rate)
+
+
+def _size(workload: Workload, most: int) -> int:
+    """How many requests of a workload a run takes: ``most`` where they are short."""
+    tokens = float((workload["prompt_tokens"] + workload["output_tokens"]).mean())
+    return max(FEWEST_REQUESTS, min(most, int(MOST_TOKENS / tokens)))
 
 
 def advise(
@@ -146,10 +162,8 @@ def advise(
         "metrics_interval_s": metrics_interval_s, "processes": processes, "slo": limits,
         "progress": progress,
     }  # fmt: skip
-    own = compare(
-        Fixed(whole if "parent" in whole else whole.head(OWN_REQUESTS)),
-        POLICIES, predictors, seeds=2, **shared,
-    )  # fmt: skip
+    native, native_seeds = _native(whole, seeds)
+    own = compare(native, POLICIES, predictors, seeds=native_seeds, **shared)
     rates = [float(f"{share * capacity:.3g}") for share in AUTO]
     cut = _cut(source, whole, seeds)
     loads = compare(cut, POLICIES, predictors, rates, seeds, **shared)
@@ -164,7 +178,7 @@ def advise(
     lengths = "noisy-oracle:tau=0.5" if predictor is None else predictor_label(predictor)
     chosen, pays = _choice(at, lengths)
     taus = _by_tau(at, chosen.policy_name)
-    sure = _how_sure(at, cut if at.found is loads else None, seeds)
+    sure = _how_sure(at, cut if at.found is loads else native, seeds)
     return Advice(
         sentences=(
             _first(own, loads, whole.rate, capacity, loaded),
@@ -206,7 +220,8 @@ class _At:
 
 
 def _light_slo(workload: Workload, loaded: Loaded, capacity: float) -> dict[str, float]:
-    light = workload.head(MOST_REQUESTS) if "parent" not in workload else workload
+    short = "parent" not in workload
+    light = Cut.of(workload, 1).windows[0] if short else workload
     run = simulate_on(
         light.at_rate(SLO_AT * capacity), loaded, BASELINE, None, seed=0, backend="auto"
     ).records
@@ -228,8 +243,20 @@ def _cut(source: Source, whole: Workload, seeds: int) -> Source:
     if drawn or "parent" in whole:
         return source
     if len(whole) >= seeds * LEAST_WINDOW:
-        return Cut(whole, seeds)
+        return Cut.of(whole, seeds)
     return Fixed(whole)
+
+
+def _native(whole: Workload, seeds: int) -> tuple[Source, int]:
+    """What runs at the traffic's own rate, and on how many seeds: the trace from its start, or
+    windows of it where prompts are so long that this were hours of work.
+    """
+    if "parent" in whole:
+        return Fixed(whole), 2
+    head = whole.head(OWN_REQUESTS)
+    if len(head) <= 4 * _size(head, OWN_REQUESTS):
+        return Fixed(head), 2
+    return Cut.of(whole, seeds), seeds
 
 
 def _mean(found: Comparison, rate: float, metric: str, who: Contender | None = None) -> float:

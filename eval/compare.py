@@ -50,7 +50,8 @@ BASELINE, ROUTER_BASELINE = "fcfs", "round-robin"
 SAME = "the same requests for every seed"
 BOUND = "lower bound"  # the row that no schedule beats, beside the policies
 AUTO = (0.8, 0.95, 1.1)  # shares of the capacity
-MIX = 10_000  # requests that stand for a workload's mix
+# Requests that stand for a workload's mix: so many, or as many as have so many tokens.
+MIX, MIX_LEAST, MIX_TOKENS, PIECES = 10_000, 500, 50_000_000, 5
 QUANTILES = np.linspace(0.0, 1.0, 401)
 
 
@@ -323,8 +324,18 @@ def auto_rates(workload: Workload, loaded: Loaded) -> tuple[tuple[float, ...], s
 
 def capacity_of(workload: Workload, loaded: Loaded) -> float:
     """What a system serves at most of a workload's mix while no node fails, requests/s."""
-    head = workload.head(MIX)
-    return saturation_rate(head, replace(loaded, events=()).system(BASELINE))
+    tokens = float((workload["prompt_tokens"] + workload["output_tokens"]).mean())
+    sample = _pieces(workload, max(MIX_LEAST, min(MIX, int(MIX_TOKENS / tokens))))
+    return saturation_rate(sample, replace(loaded, events=()).system(BASELINE))
+
+
+def _pieces(workload: Workload, requests: int) -> Workload:
+    """About so many requests, from all over a workload; neighbours stay, as they share prefixes."""
+    if len(workload) <= requests or "parent" in workload:
+        return workload
+    size = requests // PIECES
+    first = np.arange(PIECES) * (len(workload) // PIECES)
+    return workload.select((first[:, None] + np.arange(size)).ravel())
 
 
 def _capacity(workload: Workload, loaded: Loaded, rows: Sequence[Row]) -> float:

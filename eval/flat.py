@@ -95,11 +95,13 @@ def capacity_document(policy: str, slo: Mapping[str, float], found: Capacity) ->
 
 
 def prediction_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a metric of a predictor: its value with a 95% interval."""
-    who = report.get("predictor") or report["model"]
+    """One row a metric of a predictor, then of its baselines: its value with a 95% interval."""
+    own = report.get("predictor") or report["model"]
+    measured = {own: report.get("metrics", {}), **report.get("baselines", {})}
     return [
         {"predictor": str(who), "metric": name, **found}
-        for name, found in report.get("metrics", {}).items()
+        for who, metrics in measured.items()
+        for name, found in metrics.items()
     ]
 
 

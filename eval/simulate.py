@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a run returns; ``config`` names everything that went into it.
 
@@ -61,10 +62,16 @@ class Result:
     def requests(self) -> pd.DataFrame:
         """One row a request: request_id, replica, arrival_s, scheduled_s, first_token_s, finish_s,
         prompt_tokens, output_tokens, predicted_tokens, preemptions, recomputed_tokens,
-        cached_tokens, retries, lost_tokens. Of a request that lost its node, times are of the stay
-        in which it was served.
+        cached_tokens, retries, lost_tokens; and what those come to: ttft_s (arrival to first
+        token, s), tpot_s (s a token after the first, NaN for an answer of one), e2e_s (arrival to
+        last token, s), normalized_s (e2e_s a token, s). Of a request that lost its node, times are
+        of the stay in which it was served.
         """
-        return self.records.to_frame()
+        records = self.records
+        return records.to_frame().assign(
+            ttft_s=metrics.ttft_s(records), tpot_s=metrics.tpot_s(records),
+            e2e_s=metrics.e2e_s(records), normalized_s=metrics.normalized_latency_s(records),
+        )  # fmt: skip
 
     @cached_property
     def visits(self) -> pd.DataFrame:
@@ -132,6 +139,35 @@ class Result:
             tenants=self.workload["tenant"] if "tenant" in self.workload else None,
             num_gpu_blocks=self.num_gpu_blocks,
             downtime_s=self.system.downtime_s(int(self.records.finish_ps.max())),
+        )
+
+    def __repr__(self) -> str:
+        """What ran, and what came of it in a line."""
+        e2e, ttft = metrics.e2e_s(self.records), metrics.ttft_s(self.records)
+        return (
+            f"<Result: {self._ran}; mean latency {e2e.mean():.3g} s, P99 "
+            f"{np.percentile(e2e, 99):.3g} s, TTFT P99 {np.percentile(ttft, 99):.3g} s, longest "
+            f"wait {metrics.wait_s(self.records).max():.3g} s>"
+        )
+
+    def _repr_html_(self) -> str:
+        """The same as a table, for notebooks."""
+        heads = "".join(f"<th>{name}</th>" for name in ("", *metrics.STATISTICS))
+        rows = ""
+        for name, of in metrics.PER_REQUEST.items():
+            found = metrics.describe(name, of(self.records)).values()
+            label = f"{name.replace('_', ' ')}, s{'/token' if 'normalized' in name else ''}"
+            rows += f"<tr><th>{label}</th>{''.join(f'<td>{v:.3g}</td>' for v in found)}</tr>"
+        return f"<p>{escape(self._ran)}</p><table><tr>{heads}</tr>{rows}</table>"
+
+    @property
+    def _ran(self) -> str:
+        config = self.config
+        lengths = "" if config["predictor"] == "none" else f", {config['predictor']}"
+        rate = f" at {self.workload.rate:.3g}/s" if np.isfinite(self.workload.rate) else ""
+        return (
+            f"{config['policy']}{lengths} on {self.workload.name}, {len(self.workload):,} "
+            f"requests{rate}, {config['replicas']} x {config['timing']}"
         )
 
     def save(self, folder: str | Path, command: str | None = None) -> Path:

@@ -284,12 +284,19 @@ def prediction_view(report: Mapping[str, Any]) -> RenderableType:
     table.add_column("")
     table.add_column("value", justify="right")
     table.add_column("95% interval", justify="right", style="dim")
+    baselines = report.get("baselines", {})
+    for name in baselines:
+        table.add_column(name, justify="right")
     table.add_column("unit", style="dim")
     for label, name, unit in PREDICTION_ROWS:
         if name in report["metrics"]:
             found = report["metrics"][name]
             value, low, high = (plain_metric(name, found[k]) for k in ("value", "low", "high"))
-            table.add_row(label, value, f"{low} to {high}", unit)
+            beside = (
+                plain_metric(name, one[name]["value"]) if name in one else "–"
+                for one in baselines.values()
+            )
+            table.add_row(label, value, f"{low} to {high}", *beside, unit)
     parts: list[RenderableType] = [*lines, Text(), table]
     for when in ("before", "after"):
         if when in report.get("recalibrated", {}):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from lengthwise.registry import load
+from lengthwise.serving.inputs import gpu_blocks
 from lengthwise.serving.records import PS
 from lengthwise.serving.run import run
 from lengthwise.serving.system import Node, System
@@ -36,7 +38,9 @@ def saturation_rate(workload: Workload, system: System) -> float:
 
 
 def _alone(workload: Workload, node: Node) -> float:
-    count = max(ROUNDS * node.engine.max_num_seqs, len(workload))
+    blocks = gpu_blocks(node.engine, node.timing)
+    fit = blocks * node.engine.block_size / float(workload["prompt_tokens"].mean())
+    count = max(ROUNDS * min(node.engine.max_num_seqs, math.ceil(fit)), len(workload))
     rounds, again = np.divmod(np.arange(count), len(workload))
     columns: dict[str, Any] = {name: workload[name][again] for name in REQUIRED[1:]}
     if node.engine.enable_prefix_caching and "prefix_hashes" in workload:

@@ -55,9 +55,10 @@ def test_two_nodes_serve_twice_as_much():
 
 
 def test_windows_of_a_trace_share_nothing():
-    cut = Cut(trace(1003, 5.0), 4)
+    work = trace(1003, 5.0)
+    cut = Cut.of(work, 4)
     windows = [cut.load(None, seed)["prompt_tokens"] for seed in range(4)]
-    whole = cut.workload["prompt_tokens"]
+    whole = work["prompt_tokens"]
     assert [len(w) for w in windows] == [250] * 4
     np.testing.assert_array_equal(np.concatenate(windows), whole[:1000])
     assert cut.load(7.0, 1).rate == pytest.approx(7.0)
@@ -204,7 +205,7 @@ def test_the_three_sentences_hold_on_a_full_grid(share):
              "engine": FEW, "slo": {"ttft": 2.0}}  # fmt: skip
     own = compare(work, seeds=2, **given).runs
     rates = [float(f"{part * capacity:.3g}") for part in (0.8, 0.95, 1.1)]
-    runs = compare(Cut(work, 5), rates=rates, seeds=5, **given).runs
+    runs = compare(Cut.of(work, 5), rates=rates, seeds=5, **given).runs
 
     def queue(at):
         fcfs = at[at.policy == "fcfs"]

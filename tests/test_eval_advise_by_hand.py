@@ -89,14 +89,25 @@ def test_seeds_are_draws_or_windows_or_the_same() -> None:
     for count, seeds, kind in ((1500, 3, Cut), (1499, 3, Fixed), (500, 1, Cut)):
         whole = trace(count)
         found = module._cut(Fixed(whole), whole, seeds)
-        assert type(found) is kind and found.workload is whole  # type: ignore[union-attr]
+        assert type(found) is kind
         if isinstance(found, Cut):
-            assert found.windows == seeds and found.name == "trace"
-    long = Cut(trace(10_100), 4)  # windows of 2,525, of which 2,000 are run
+            assert (found.name, len(found.windows)) == ("trace", seeds)
+    long = Cut.of(trace(10_100), 4)  # parts of 2,525, of which the middle 2,000 are run
     windows = [long.load(None, seed) for seed in (0, 1, 5)]
     assert [len(one) for one in windows] == [2000] * 3
-    assert [int(one["output_tokens"][0]) for one in windows] == [1, 2525 % 9 + 1, 2525 % 9 + 1]
+    assert [int(one["output_tokens"][0]) for one in windows] == [
+        262 % 9 + 1, 2787 % 9 + 1, 2787 % 9 + 1,
+    ]  # fmt: skip
     assert windows[1]["arrival_s"][0] == 0.0
+    # fewer where prompts are long, more where a window would have no rate
+    heavy = trace(2000).replace(prompt_tokens=np.full(2000, 50_000))
+    assert [len(window) for window in Cut.of(heavy, 2).windows] == [499, 499]
+    heavier = trace(2000).replace(prompt_tokens=np.full(2000, 10**6))
+    assert [len(window) for window in Cut.of(heavier, 2).windows] == [250, 250]
+    piled = np.where(np.arange(2000) < 850, 0.0, np.arange(2000))
+    assert [len(w) for w in Cut.of(heavier.replace(arrival_s=piled), 2).windows] == [1000, 1000]
+    assert type(module._native(heavy.head(1000), 3)[0]) is Fixed
+    assert type(module._native(heavier, 3)[0]) is Cut and module._native(heavier, 3)[1] == 3
     loop = burst(1, 1).replace(parent=np.array([-1, 0]), think_s=np.array([0.0, 1.0]))
     source = Fixed(loop)
     assert module._cut(source, loop, 1) is source
@@ -374,7 +385,7 @@ def test_traffic_is_compared_at_its_own_rate_and_at_shares_of_the_capacity(
     assert own[1:] == (policies, predictors) and shared.pop("seeds") == 2
     assert isinstance(own[0], Fixed) and len(own[0].workload) == 10_000
     assert cut[1:] == (policies, predictors, [3.2, 3.8, 4.4], 4)
-    assert isinstance(cut[0], Cut) and cut[0].windows == 4
+    assert isinstance(cut[0], Cut) and len(cut[0].windows) == 4
     assert shared == again == {
         "engine": ONE, "timing": "h200/llama-3.1-8b", "replicas": 1, "router": "jsq", "nodes": None,
         "metrics_interval_s": 0.5, "processes": 3, "slo": {"ttft": 2.0}, "progress": told,

@@ -1105,6 +1105,7 @@ def test_a_predictor_s_table_has_units_and_intervals() -> None:
         "model": "ridge", "target": "exact", "data": "chats.parquet", "metrics": metrics,
         "train": {"rows": 8000, "prompts": 7000}, "test": {"rows": 2000, "prompts": 1500},
         "recalibrated": {"before": window, "after": {**window, "coverage": None, "factor": 1.0}},
+        "baselines": {"constant": {"mae": said(90.0)}},
         "windows": [window, {**window, "first": 1256, "coverage": None}], "verdict": "it holds",
     }  # fmt: skip
     lines = shown(prediction_view(report))
@@ -1112,16 +1113,16 @@ def test_a_predictor_s_table_has_units_and_intervals() -> None:
     assert lines[1] == "trained on 8,000 answers to 7,000 prompts"
     assert lines[2] == "tested on 2,000 answers to 1,500 others"
     assert lines[3] == ""
-    assert cells_of(lines[4]) == ["value", "95% interval", "unit"]
+    assert cells_of(lines[4]) == ["value", "95% interval", "constant", "unit"]
     assert [cells_of(line) for line in lines[6:14]] == [
-        ["Kendall tau-b", "0.500", "0.450 to 0.600"],
-        ["Spearman", "0.600", "0.550 to 0.700"],
-        ["R² of log length", "0.300", "0.250 to 0.400"],
-        ["mean absolute error", "80.0", "80.0 to 80.1", "tokens"],
-        ["root mean squared error", "120.0", "120.0 to 120.1", "tokens"],
-        ["within 50 tokens", "20.0%", "15.0% to 30.0%", "of answers"],
-        ["within 100 tokens", "40.0%", "35.0% to 50.0%", "of answers"],
-        ["bucket accuracy", "45.0%", "40.0% to 55.0%", "of answers"],
+        ["Kendall tau-b", "0.500", "0.450 to 0.600", "–"],
+        ["Spearman", "0.600", "0.550 to 0.700", "–"],
+        ["R² of log length", "0.300", "0.250 to 0.400", "–"],
+        ["mean absolute error", "80.0", "80.0 to 80.1", "90.0", "tokens"],
+        ["root mean squared error", "120.0", "120.0 to 120.1", "–", "tokens"],
+        ["within 50 tokens", "20.0%", "15.0% to 30.0%", "–", "of answers"],
+        ["within 100 tokens", "40.0%", "35.0% to 50.0%", "–", "of answers"],
+        ["bucket accuracy", "45.0%", "40.0% to 55.0%", "–", "of answers"],
     ]
     assert lines[14:16] == [
         "before: τ 0.46, answers are 1.23 times what is predicted, 90% intervals cover 88%",

@@ -25,6 +25,7 @@ COLUMNS = [
     "cached_tokens",
     "retries",
     "lost_tokens",
+    "ttft_s", "tpot_s", "e2e_s", "normalized_s",
 ]  # fmt: skip
 
 
@@ -41,6 +42,30 @@ def test_requests_are_one_row_each(workload: lw.Workload) -> None:
     assert (result.requests["scheduled_s"] >= result.requests["arrival_s"]).all()
     assert result.iterations is None
     assert result.config["backend"] in ("fast", "reference")
+
+
+@pytest.mark.parametrize("backend", ["fast", "reference"])
+def test_latencies_stand_beside_the_times_they_come_from(backend: Any) -> None:
+    """A second an iteration, one seat: by hand."""
+    slow = lw.LinearTiming(
+        base_s=1.0, per_prefill_token_s=0.0, per_sequence_s=0.0, per_context_token_s=0.0
+    )
+    work = lw.Workload(
+        {"arrival_s": [0.0, 0.5], "prompt_tokens": [4, 4], "output_tokens": [3, 1]}, name="two"
+    )
+    engine = lw.Engine(max_num_seqs=1, num_gpu_blocks=10)
+    result = lw.simulate(work, engine=engine, timing=slow, backend=backend)
+    rows = result.requests
+    assert rows["ttft_s"].tolist() == [1.0, 3.5]  # the second waits for three iterations
+    assert rows["tpot_s"].tolist()[0] == 1.0 and np.isnan(rows["tpot_s"][1])
+    assert rows["e2e_s"].tolist() == [3.0, 3.5]
+    assert rows["normalized_s"].tolist() == [1.0, 3.5]
+    assert repr(result) == (
+        "<Result: fcfs on two, 2 requests at 2/s, 1 x linear; mean latency 3.25 s, P99 3.5 s, "
+        "TTFT P99 3.48 s, longest wait 2.5 s>"
+    )
+    page = result._repr_html_()
+    assert "fcfs on two" in page and "<th>e2e, s</th><td>3.25</td>" in page
 
 
 def test_a_policy_that_reads_predictions_needs_a_predictor(workload: lw.Workload) -> None:

@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def usage_line(error: click.UsageError) -> str:
-    """A usage error as one line: what came, what is allowed, the nearest name."""
+    """A usage error as one line: what came, the nearest name, and where all are told."""
     where = error.ctx.command_path if error.ctx is not None else "lengthwise"
     if isinstance(error, click.NoSuchOption) and error.ctx is not None:
         options = sorted(
@@ -109,8 +109,7 @@ def usage_line(error: click.UsageError) -> str:
         )
         near = difflib.get_close_matches(error.option_name, options, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        allowed = ", ".join(options)
-        return f"unknown option {error.option_name!r} of {where!r}{hint} (allowed: {allowed})"
+        return f"unknown option {error.option_name!r} of {where!r}{hint} (see {where} --help)"
     message = error.format_message().rstrip(".")
     return f"{where}: {message[:1].lower()}{message[1:]} (see {where} --help)"
 

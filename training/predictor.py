@@ -199,7 +199,8 @@ def evaluate_predictor(
     that the predictor was trained on, and otherwise "test", which it has not seen; ``test_share``
     defaults to what it was trained with. Rows whose length was cut short are left out, and counted.
     ``windows`` of the report are those of ``eval.prediction_windows``, over the rows in their
-    order, ``verdict`` what they come to.
+    order, ``verdict`` what they come to; ``baselines`` are the metrics of what any predictor must
+    beat, trained on what this one was trained on (none, of one that has no report).
 
     ``card``: the result goes into the folder's report and model card, beside those of baselines
     that were trained on what the predictor was trained on.
@@ -241,8 +242,12 @@ def evaluate_predictor(
     edges = trained.get("edges") or _edges(rows)
     metrics = _metrics(prediction, rows, edges, seed)
     windows = windowed(*_whole(prediction, rows), _abstained(predictor, rows))
+    baselines = {
+        name: _metrics(_predict(one, rows), rows, edges, seed)
+        for name, one in _restored(trained.get("fitted_baselines", {})).items()
+    }
     if card:
-        _note(folder, trained, rows, metrics, edges, seed)
+        _note(folder, trained, rows, metrics, baselines)
     return {
         "predictor": str(folder) if isinstance(folder, str | Path) else type(folder).__name__,
         "data": rows.name,
@@ -252,6 +257,7 @@ def evaluate_predictor(
         "notices": list(rows.notices),
         "test": _counts(rows),
         "metrics": metrics,
+        "baselines": baselines,
         "windows": [asdict(window) for window in windows],
         "verdict": verdict(windows),
         "seconds": {"predict": predicted_s},
@@ -458,8 +464,7 @@ def _note(
     trained: Report,
     rows: Prompts,
     metrics: Mapping[str, Any],
-    edges: list[float] | None,
-    seed: int,
+    baselines: Mapping[str, Any],
 ) -> None:
     """Adds metrics on other data to a saved predictor's report and card; the last of a name stay.
 
@@ -467,10 +472,6 @@ def _note(
     """
     if not isinstance(folder, str | Path) or "fitted_baselines" not in trained:
         raise InputError(f"{folder!s} holds no {REPORT} with baselines: it has no card to add to")
-    baselines = {
-        name: _metrics(_predict(one, rows), rows, edges, seed)
-        for name, one in _restored(trained["fitted_baselines"]).items()
-    }
     kept = [row for row in trained.get("elsewhere", ()) if row["data"] != rows.name]
     row = {"data": rows.name, "rows": len(rows), "metrics": metrics, "baselines": baselines}
     report = {**trained, "elsewhere": [*kept, row]}

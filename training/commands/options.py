@@ -30,7 +30,8 @@ class Name(Typed):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if value not in self.allowed:
-            raise UnknownNameError(self.kind, str(value), self.allowed)
+            asked = "" if not isinstance(param, click.Option) else f" of {param.opts[0]}"
+            raise UnknownNameError(f"{self.kind}{asked}", str(value), self.allowed)
         return str(value)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
@@ -107,13 +108,16 @@ class Settings(Typed):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> dict[str, Any]:
-        return value if isinstance(value, dict) else dict(map(_setting, str(value).split(",")))
+        if isinstance(value, dict):
+            return value
+        option = param.opts[0] if isinstance(param, click.Option) else ""
+        return dict(_setting(item, option) for item in str(value).split(","))
 
 
-def _setting(item: str) -> tuple[str, Any]:
+def _setting(item: str, option: str = "") -> tuple[str, Any]:
     name, equals, value = item.partition("=")
     if not (name and equals and value):
-        raise InputError(f"expected NAME=VALUE, not {item!r}")
+        raise InputError(f"{option}: expected NAME=VALUE, not {item!r}".removeprefix(": "))
     if value.lower() in ("true", "false"):
         return name, value.lower() == "true"
     for kind in (int, float):
