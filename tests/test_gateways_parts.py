@@ -1322,6 +1322,19 @@ def test_a_drain_waits_for_streams_and_no_longer_than_it_may(
     asyncio.run(run())
 
 
+def test_a_server_that_was_never_ready_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        picker = Picker(Endpoints(["127.0.0.1:1"]), Options())
+        monkeypatch.setattr(picker, "synced", asyncio.Event())  # nobody ever looks
+        async with PickerServer(picker, Serving(port=0)) as server:
+            await asyncio.sleep(0)
+            assert not server._watching.done()
+        await asyncio.sleep(0)
+        assert server._watching.cancelled()
+
+    asyncio.run(run())
+
+
 def test_tls_needs_two_files_that_can_be_read(tmp_path: Path) -> None:
     picker = Picker(Endpoints(addresses(1)), Options())
     there = tmp_path / "a.pem"

@@ -20,6 +20,7 @@ from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.settings import Settings
 from lengthwise.policies.plugins.sglang import ENVIRONMENT, Priorities
 from lengthwise.policies.plugins.transformers import PolicyOrder
+from lengthwise.policies.plugins.transformers_guard import BatchGuard
 from lengthwise.policies.plugins.vllm import scheduler as scheduler_of
 from lengthwise.policies.plugins.vllm.driver import SHARED, Driver
 from lengthwise.policies.plugins.vllm.scheduling import (
@@ -1016,6 +1017,18 @@ def test_transformers_lets_a_request_have_one_token(most: int | None, limit: flo
     made.add_waiting_request(state)
     assert state.lengthwise_limit == limit
     assert state.lengthwise_predicted == min(50.0, limit)
+
+
+def test_a_guard_in_transformers_keeps_no_crowd_of_those_who_left() -> None:
+    for many, here, kept in ((64, 0, 64), (65, 0, 0), (66, 1, 66), (67, 1, 1)):
+        known: dict[str, Any] = {f"{i}": None for i in range(here)}
+        books = BatchGuard(Guard(1.0, 0.0), has=known.__contains__)
+        for i in range(many):
+            state = state_of(i, Job())
+            state.lengthwise_sequence, state.lengthwise_predicted = i, 5.0
+            books.arrived(state, idle=False)
+        books.scheduled([], 1.0, known)
+        assert len(books._waiters) == kept
 
 
 # transformers, where a prediction is a distribution

@@ -905,3 +905,53 @@ def test_an_oracle_s_noise_is_within_a_thousandth_of_what_was_asked() -> None:
         said = oracle._blend(logs, oracle.normal_by_row(0, 3000), *made.blend_)
         off.append(abs(kendalltau(said, lengths).statistic - wanted))
     assert max(off) < 1e-3
+
+
+def test_one_prompt_at_a_time_is_as_far_from_the_nearest_source() -> None:
+    centres = np.array([[0.0, 0.0], [2.0, 2.0], [-1.0, 1.0]])
+    shapes = np.random.default_rng(6).normal(1.5, 1.0, (300, 2))
+    batch = novelty.Window(centres, 1.0).drift(shapes)[0]
+    one = novelty.Window(centres, 1.0)
+    assert [one.drift(row[None])[0][0] for row in shapes] == pytest.approx(batch.tolist())
+    last = shapes[-novelty.WINDOW :].mean(axis=0)
+    near = min(((last - centre) ** 2).mean() for centre in centres)
+    assert batch[-1] == pytest.approx(math.sqrt(near - 1 / novelty.WINDOW))
+
+
+def test_buckets_move_by_the_median_ratio() -> None:
+    rng = np.random.default_rng(7)
+    target = targets.make_target("bucket", LENGTHS, buckets=[20.0, 60.0])
+    assert isinstance(target, targets.Bucket)
+    raw = rng.dirichlet(np.ones(3), 60)
+    came = np.ceil(LENGTHS * np.where(np.arange(60) < 12, 40.0, 2.0))  # some far longer
+    said = target.prediction(raw).predicted_tokens
+    by = float(np.exp(np.median(np.log(came / said))))
+    moved = recalibration.recalibrated(target, raw, came, np.arange(60) % 5)
+    assert isinstance(moved, targets.Bucket)
+    np.testing.assert_allclose(moved.edges[1:-1], np.array([20.0, 60.0]) * by)
+    assert by < 0.9 * float(np.exp(np.log(came / said).mean()))
+
+
+@pytest.mark.parametrize("target", ["exact", "rank"])
+def test_lines_are_of_the_other_folds_and_ratios_of_the_fold(target: str) -> None:
+    made: Any = targets.make_target(target, LENGTHS)
+    raw = np.log(LENGTHS)[:, None] if target == "exact" else LENGTHS[:, None] / 1000
+    made = made.calibrated(raw, LENGTHS)
+    came = np.ceil(LENGTHS**1.2 * np.exp(np.random.default_rng(1).normal(0, 0.4, 60)))
+    folds = np.arange(60) % 3
+    said, logs = np.log(made.prediction(raw).predicted_tokens), np.log(came)
+    unseen = np.empty(60)
+    for fold in range(3):
+        out = folds == fold
+        level, slope = recalibration.line(said[~out], logs[~out])
+        unseen[out] = level + slope * said[out]
+    moved: Any = recalibration.recalibrated(made, raw, came, folds)
+    level, slope = recalibration.line(said, logs)
+    wanted = made.moved(level, slope)
+    longest = max(came.max(), wanted.longest)
+    spread = spreads.of_ratios(np.exp(unseen), came, longest, conformal=True)
+    np.testing.assert_allclose(moved.spread.cuts, spread.cuts)
+    assert moved.spread.longest == spread.longest
+    np.testing.assert_allclose(
+        moved.prediction(raw).predicted_tokens, wanted.prediction(raw).predicted_tokens
+    )
