@@ -730,6 +730,32 @@ def test_endpoints_that_come_and_go_are_followed(
     assert "endpoint 10.0.0.3:80 does not say its max_seats, which count as 0" in caplog.text
 
 
+def test_endpoints_that_can_t_be_read_stay_and_are_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        desk = Desk(monkeypatch)
+        a, b = addresses(2)
+        known = Endpoints([a])
+        async with desk.open(known, refresh_s=0.005) as picker:
+            tries = [0]
+
+            async def refresh() -> bool:
+                tries[0] += 1
+                if tries[0] < 3:
+                    raise InputError("no such file")
+                known.known = {a: Endpoint(a), b: Endpoint(b)}
+                return tries[0] == 4
+
+            monkeypatch.setattr(known, "refresh", refresh)
+            await until(lambda: tries[0] == 3)
+            assert picker.ready == [a]  # it says that nothing is new
+            await until(lambda: set(picker.ready) == {a, b})
+
+    asyncio.run(run())
+    assert caplog.text.count("the endpoints stay as they were: no such file") == 1
+
+
 def test_a_picker_without_endpoints_is_synced_and_refuses(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[]")
 

@@ -1200,7 +1200,16 @@ def test_rows_that_are_dropped_are_counted_each(tmp_path: Path) -> None:
     made.put({"prompt_tokens": 1})
     assert counters.counts == {("recorded", "dropped"): 2}
     made._backlog = 0
+    waited: list[float] = []
+    join = made._thread.join
+
+    def joined(timeout: float) -> None:
+        waited.append(timeout)
+        join(timeout)
+
+    made._thread.join = joined  # type: ignore[method-assign,assignment]
     made.close()
+    assert waited == [30]  # seconds, and no longer
     assert not made._thread.is_alive() and made._closed.is_set()
     assert counters.counts == {("recorded", "dropped"): 2}
 

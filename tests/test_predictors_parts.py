@@ -955,3 +955,19 @@ def test_lines_are_of_the_other_folds_and_ratios_of_the_fold(target: str) -> Non
     np.testing.assert_allclose(
         moved.prediction(raw).predicted_tokens, wanted.prediction(raw).predicted_tokens
     )
+
+
+def test_intercepts_are_those_of_restricted_maximum_likelihood() -> None:
+    """Names with as many rows each, whose variances are those of the analysis of variance."""
+    rng = np.random.default_rng(2)
+    names = np.repeat([f"n{k}" for k in range(50)], 3)
+    logs = np.repeat(rng.normal(0, 0.8, 50), 3) + rng.normal(0, 0.5, 150)  # what prompts leave
+    codes = {"model": effects._frequent(names)}
+    found = effects._intercepts(logs, told(model=names), codes, np.ones(150))["model"]
+    each = logs.reshape(50, 3)
+    within = each.var(axis=1, ddof=1).mean()
+    between = each.mean(axis=1).var(ddof=1)
+    kept = (between - within / 3) / between  # of what a mean is off, what is the name's
+    order = [int(name[1:]) for name in codes["model"]]
+    wanted = kept * (each.mean(axis=1) - logs.mean())
+    np.testing.assert_allclose(found, wanted[order], rtol=0.02, atol=0.005)
