@@ -17,7 +17,14 @@ from scipy.optimize import linprog
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.picoseconds import MOST_PS, PS
 from lengthwise.protocols import Batch
-from lengthwise.serving.timing import LinearTiming, build, measure, timing, vllm_plan
+from lengthwise.serving.timing import (
+    LinearTiming,
+    build,
+    measure,
+    measure_torch,
+    timing,
+    vllm_plan,
+)
 from lengthwise.serving.timing import errors as regimes
 from lengthwise.serving.timing import fit as fitting
 from lengthwise.serving.timing.columns import COLUMNS
@@ -740,8 +747,6 @@ def test_a_known_model_s_folder_is_made_and_a_path_is_kept(tmp_path: Path) -> No
 
 
 def test_profiling_says_what_it_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lengthwise.serving.timing import measure_torch
-
     asked: list[Any] = []
     monkeypatch.setattr(measure, "_gpu", lambda shape, count: f"NVIDIA H{100 * count}")
     monkeypatch.setattr(measure_torch, "profile_torch", lambda *given: asked.append(given))
@@ -793,3 +798,116 @@ def test_a_gpu_must_be_there_and_hold_the_weights(monkeypatch: pytest.MonkeyPatc
     measure._gpu(shape, 2)
     gpus(2, 999, there=False)
     assert "torch sees 0" in line_of(lambda: measure._gpu(shape, 1))
+
+
+# Live timing
+
+
+def test_sizes_are_those_of_a_grid() -> None:
+    assert [measure_torch._rounded(size) for size in (0, 1.4, 2.6, 4)] == [0, 1, 3, 4]
+    steps = [2 ** (k / 4) for k in range(60)]
+    for size in (5, 9.7, 100, 1234):
+        nearest = min(steps, key=lambda step: abs(math.log(step / size)))
+        assert measure_torch._rounded(size) == round(nearest)
+    point = measure_torch.grid_point(
+        Batch(prefill_tokens=128, prefill_seqs=2, decode_seqs=3, context_tokens=192,
+              chunk_context=128 * (64 + 32))
+    )  # fmt: skip
+    # two chunks of 64 tokens after 64 each, three sequences of 64 tokens
+    assert point == measure_torch.Point(64, 2, 64, 3, 64)
+    near = Batch(prefill_tokens=64, prefill_seqs=1, chunk_context=64 * (27 + 32))
+    assert measure_torch.grid_point(near).chunk_before == 0  # less than 32 is none
+    far = Batch(prefill_tokens=64, prefill_seqs=1, chunk_context=64 * (32 + 32))
+    assert measure_torch.grid_point(far).chunk_before == 32
+    assert measure_torch.grid_point(Batch(decode_seqs=2, context_tokens=8)) == (
+        measure_torch.Point(decode_seqs=2, context=4)
+    )
+    assert measure_torch.grid_point(Batch()) == measure_torch.Point()
+
+
+def test_what_was_measured_is_kept() -> None:
+    asked: list[Any] = []
+
+    def seconds(point: Any) -> float:
+        asked.append(point)
+        return 0.5
+
+    live = measure_torch.LiveTiming(SimpleNamespace(seconds=seconds), "live", None)  # type: ignore[arg-type]
+    for context in (800, 808, 2000):
+        assert live.iteration_time(Batch(decode_seqs=8, context_tokens=context)) == 0.5
+    assert len(asked) == 2 == len(live.measured)
+
+
+def test_a_batch_runs_as_its_parts() -> None:
+    made = object.__new__(measure_torch.Runner)
+    parts: list[Any] = []
+    ran: list[Any] = []
+    times = iter([9.0, 3.0, 5.0])
+    made.torch = SimpleNamespace(inference_mode=lambda: open("/dev/null"))
+    made._part = lambda *given: given  # type: ignore[method-assign, assignment]
+    made._run = lambda given: parts.append(given)  # type: ignore[method-assign]
+    made._timed = lambda given: ran.append(given) or next(times)  # type: ignore[method-assign, func-returns-value]
+    assert made.seconds(measure_torch.Point(64, 2, 32, 3, 100)) == 5.0  # the median of three
+    assert parts == [[(2, 64, 32), (3, 1, 99)]] and ran == parts * 3  # warmed up once
+    times = iter([1.0] * 6)
+    made.seconds(measure_torch.Point(decode_seqs=3))
+    made.seconds(measure_torch.Point(64, 1))
+    assert parts[1:] == [[(3, 1, 0)], [(1, 64, 0)]]
+
+
+def test_a_grid_of_batches_by_hand(tmp_path: Path) -> None:
+    made = measure_torch._design(8, 128, shape(tmp_path, max_position_embeddings=256))
+    point = measure_torch.Point
+    assert made == [
+        point(16, 1), point(32, 1), point(64, 1), point(128, 1), point(32, 1, 224),
+        point(64, 1, 192),
+        *(point(decode_seqs=seqs, context=c) for seqs in (1, 2, 4, 8) for c in (16, 64)),
+    ]  # fmt: skip
+    long = measure_torch._design(1, 8192, shape(tmp_path, max_position_embeddings=None))
+    assert max(one.chunk_tokens for one in long) == 2048  # prompts of up to 4,096
+    assert {one.context for one in long if one.decode_seqs} == {256, 1024}
+    assert [one for one in long if one.chunk_before] == []
+    wide = measure_torch._design(4096, 16, shape(tmp_path))
+    assert max(one.decode_seqs for one in wide) == 2048
+
+
+def test_a_profile_of_measured_points_by_hand() -> None:
+    """Decoding takes 1 ms and 2 us a sequence and 1 ns a token; prefill 3 us and 1 ns a pair."""
+    rows = []
+    for seqs in (1, 4):
+        for context in (100, 300):
+            seconds = 1e-3 + 2e-6 * seqs + 1e-9 * seqs * context
+            rows.append(measure_torch.Point(decode_seqs=seqs, context=context).__dict__
+                        | {"seconds": seconds})  # fmt: skip
+    for tokens, before in ((16, 0), (32, 0), (32, 200)):
+        seconds = 5e-3 + 3e-6 * tokens + 1e-9 * tokens * (before + tokens / 2)
+        rows.append(measure_torch.Point(tokens, 1, before).__dict__ | {"seconds": seconds})
+    made = measure_torch._direct_profile("n", pd.DataFrame(rows), {"gpu": "x"})
+    fit = made["fit"]
+    assert (made["name"], made["gpu"], made["format_version"]) == ("n", "x", 1)
+    assert fit["decode"] == [(1, pytest.approx(1.002e-3)), (4, pytest.approx(1.008e-3))]
+    assert fit["decode_context"] == [(1, pytest.approx(1e-9)), (4, pytest.approx(1e-9))]
+    assert fit["mixed"] == [
+        (16, pytest.approx(5e-3 + 48e-6)), (32, pytest.approx(5e-3 + 96e-6)),
+    ]  # fmt: skip
+    assert fit["terms"]["chunk_context"] == pytest.approx(1e-9)
+    assert fit["terms"]["mixed_context"] == pytest.approx(1e-9)
+    assert {name: s for name, s in fit["terms"].items() if s} .keys() == {
+        "chunk_context", "mixed_context",
+    }  # fmt: skip
+    faster = [row | {"seconds": 1e-3 - 1e-9 * row["context"]} for row in rows[:4]] + rows[4:6]
+    slopes = measure_torch._direct_profile("n", pd.DataFrame(faster), {})["fit"]
+    assert slopes["decode_context"] == [(1, 0.0), (4, 0.0)]  # no context saves time
+    assert slopes["terms"]["chunk_context"] == 0.0
+
+
+def test_where_live_timing_runs() -> None:
+    assert measure_torch._device("cpu") == "cpu"
+    with pytest.raises(InputError, match="not @tpu"):
+        measure_torch._device("tpu")
+    cuda = SimpleNamespace(mem_get_info=lambda: (10**10, 0))
+    held: Any = SimpleNamespace(device="cuda", torch=SimpleNamespace(cuda=cuda),
+                                shape=SimpleNamespace(kv_bytes_per_token=1000))  # fmt: skip
+    assert measure_torch._blocks(held) == int(0.9 * 10**10 / 16_000)
+    held.device = "cpu"
+    assert measure_torch._blocks(held) is None
