@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ PRIOR = (0.05, 0.6)
 WIDTH = 3.84  # of twice the logarithm: 95% of one number
 GRID = 9  # values of each factor in a round
 ROUNDS = 3
-LEARNED = 0.6  # an interval of more than this share of the one before a run: nothing was learned
+LEARNED = 0.6  # an interval of more than this share of what is known without a run: hardly told
 FIRST = (0.16, 1.8)  # logarithms: factors of .85 to 1.17, and of a sixth to six
 DIGITS = (3, 2)
 
@@ -58,7 +58,7 @@ class Half:
 
 @dataclass(frozen=True)
 class Factor:
-    """A factor with its 95% interval; ``told`` is false where the runs say nothing of it."""
+    """A factor with its 95% interval; ``told`` is false where the runs hardly tell it."""
 
     value: float
     low: float
@@ -102,7 +102,8 @@ def calibrate(
 
     ``engine`` and ``policy`` are those that served. Each run is simulated with its own arrivals and
     lengths; compared are mean, P50, P90 and P99 of TTFT, TPOT and end-to-end latency. A grid is
-    narrowed around the best three times. A factor that the runs say nothing of stays 1.
+    narrowed around the best three times. A factor that the runs hardly tell stays near 1, as cards
+    and hosts usually do, and ``notices`` say so.
 
     Raises ``InputError`` for a timing that is no profile, and a policy that reads lengths.
     """
@@ -128,8 +129,8 @@ def calibrate(
     found = fitted.search([np.arange(len(one)) for one in runs], step)
     notices = [notice for one in runs for notice in one.notices]
     notices += [
-        f"the {name}'s factor can't be told from these runs (anything from {one.low:.2f} to "
-        f"{one.high:.2f} fits): it stays 1"
+        f"these runs hardly tell the {name}'s factor: anything from {one.low:.2f} to "
+        f"{one.high:.2f} fits, so {one.value:g} leans on what is usual"
         for name, one in (("GPU", found.gpu), ("CPU", found.cpu))
         if not one.told
     ]
@@ -258,10 +259,7 @@ class _Fit:
         return total + known
 
     def search(self, parts: Parts, step: Callable[[], None]) -> _Found:
-        """The factors that fit best; one that can't be told is 1, and the other fits best to that.
-
-        Grids around the best, each narrower, but never than what fits nearly as well.
-        """
+        """Grids around the best, each narrower, but never than what fits nearly as well."""
         centre, spread = np.zeros(2), np.array(FIRST)
         for _ in range(ROUNDS):
             axes = [
@@ -271,13 +269,6 @@ class _Fit:
             found = [surface.factor(axis) for axis in (0, 1)]
             centre = np.array([math.log(math.sqrt(one.low * one.high)) for one in found])
             spread = np.array([0.6 * math.log(one.high / one.low) for one in found])
-        for axis, one in enumerate(found):
-            if not one.told:
-                found[axis] = replace(one, value=1.0)
-                fixed = list(surface.axes)
-                fixed[axis] = np.ones(1)
-                other = self._surface((fixed[0], fixed[1]), parts, step).factor(1 - axis)
-                found[1 - axis] = replace(found[1 - axis], value=other.value)
         return _Found(*found)
 
     def _surface(

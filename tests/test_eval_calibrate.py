@@ -57,15 +57,14 @@ def test_factors_that_are_known_are_found_again() -> None:
     assert max(abs(row["calibrated"]) for row in found.rows) < 0.1
 
 
-def test_what_a_run_says_nothing_of_stays_as_it_is() -> None:
+def test_what_a_run_hardly_tells_stays_near_the_usual() -> None:
     found = calibrate([served("gpu=0.96", 8.0, 150)], PROFILE, ENGINE)
     slow = calibrate([served("cpu=4", 8.0, 150)], PROFILE, ENGINE)  # the GPU waits for it
-    assert not slow.gpu.told and slow.gpu.value == 1.0
+    assert not slow.gpu.told and slow.gpu.value == pytest.approx(1.0, abs=0.03)
     assert slow.cpu.value == pytest.approx(4.0, rel=0.05)
-    assert found.gpu.value == pytest.approx(0.96, abs=0.01)
-    assert not found.cpu.told and found.cpu.value == 1.0
-    assert "cpu" not in found.timing
-    assert any("CPU's factor can't be told" in notice for notice in found.notices)
+    assert found.gpu.value == pytest.approx(0.96, abs=0.02)
+    assert not found.cpu.told and found.cpu.low < 1.0 < found.cpu.high
+    assert any("these runs hardly tell the CPU's factor" in notice for notice in found.notices)
 
 
 def test_without_first_tokens_the_ends_alone_are_fitted() -> None:
@@ -73,7 +72,7 @@ def test_without_first_tokens_the_ends_alone_are_fitted() -> None:
     found = calibrate([replace(run, first_s=None)], PROFILE, ENGINE)
     assert {row["figure"].partition("_")[0] for row in found.rows} == {"e2e"}
     assert found.second_half.figures == 4
-    assert found.gpu.value == pytest.approx(1.05, abs=0.02)
+    assert found.gpu.low <= 1.05 <= found.gpu.high and found.gpu.value > 1.01
 
 
 def test_real_runs_calibrate_a_profile_of_another_gpu_for_other_runs() -> None:
