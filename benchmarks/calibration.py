@@ -81,12 +81,12 @@ def judged(given: tuple[tuple[str, ...], tuple[float, float]]) -> tuple[float, f
     engines = {fidelity.engine(name) for name in names}
     found = calibrate([measured(name) for name in names], base, engines.pop())
     others = [name for name in runs() if name not in names]
-    fitted = base.with_factors(gpu=found.gpu.value, cpu=found.cpu.value)
+    fitted = base.with_factors(gpu=found.factors[0], cpu=found.factors[1])
     shares = [
         sum(figures_met(name, timing) for name in others) / 12 / len(others)
         for timing in (base, fitted)
     ]
-    return shares[0], shares[1], found.gpu.value * factors[0], found.cpu.value * factors[1]
+    return shares[0], shares[1], found.factors[0] * factors[0], found.factors[1] * factors[1]
 
 
 def chosen(several: int, rng: np.random.Generator) -> list[tuple[str, ...]]:

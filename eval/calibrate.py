@@ -37,6 +37,7 @@ INDEPENDENT = 1 / 3  # the twelve figures of a run weigh as four: they are of th
 # CPUs within a factor of 1.8.
 PRIOR = (0.05, 0.6)
 WIDTH = 3.84  # of twice the logarithm: 95% of one number
+NEEDED = 1 / 6  # share of the figures that factors must meet beyond the profile's, elsewhere
 GRID = 9  # values of each factor in a round
 ROUNDS = 3
 LEARNED = 0.6  # an interval of more than this share of what is known without a run: hardly told
@@ -72,6 +73,7 @@ class Calibration:
 
     ``second_half`` is of factors that were found on the first halves of the runs alone;
     ``rows`` hold each run's figures measured, by the plain profile and by the calibrated one.
+    ``factors`` are those of ``timing``: of GPU and CPU as found, or 1 where none are needed.
     """
 
     timing: str
@@ -79,6 +81,7 @@ class Calibration:
     cpu: Factor
     second_half: Half
     rows: tuple[dict[str, Any], ...]
+    factors: tuple[float, float]
     notices: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,6 +89,7 @@ class Calibration:
         return {
             "timing": self.timing,
             **{name: vars(getattr(self, name)) for name in ("gpu", "cpu", "second_half")},
+            "factors": list(self.factors),
             "figures": list(self.rows),
             "notices": list(self.notices),
         }
@@ -103,7 +107,8 @@ def calibrate(
     ``engine`` and ``policy`` are those that served. Each run is simulated with its own arrivals and
     lengths; compared are mean, P50, P90 and P99 of TTFT, TPOT and end-to-end latency. A grid is
     narrowed around the best three times. A factor that the runs hardly tell stays near 1, as cards
-    and hosts usually do, and ``notices`` say so.
+    and hosts usually do, and ``notices`` say so. Where the profile as it is tells the second halves
+    as well, it is left as it is.
 
     Raises ``InputError`` for a timing that is no profile, and a policy that reads lengths.
     """
@@ -134,15 +139,16 @@ def calibrate(
         for name, one in (("GPU", found.gpu), ("CPU", found.cpu))
         if not one.told
     ]
-    if calibrated < plain:
+    used = found.values
+    if calibrated - plain < NEEDED * figures:
+        used = (1.0, 1.0)
         notices.append(
-            f"on the second half the plain profile met more figures ({plain}) than the factors of "
-            f"the first ({calibrated}): calibrate on a longer run, or on several"
+            f"the profile as it is does as well on the second half ({plain} figures met, "
+            f"{calibrated} with factors of the first half): it needs no factors"
         )
-    gpu, cpu = found.values
     return Calibration(
-        profile.with_factors(gpu=gpu, cpu=cpu).name, found.gpu, found.cpu,
-        Half(figures, plain, calibrated), tuple(fitted.rows(found.values)), tuple(notices),
+        profile.with_factors(gpu=used[0], cpu=used[1]).name, found.gpu, found.cpu,
+        Half(figures, plain, calibrated), tuple(fitted.rows(used)), used, tuple(notices),
     )  # fmt: skip
 
 

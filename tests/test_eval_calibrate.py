@@ -45,6 +45,7 @@ def test_factors_that_are_known_are_found_again() -> None:
     assert found.cpu.value == pytest.approx(1.8, rel=0.2)
     assert found.gpu.low <= 1.06 <= found.gpu.high and found.cpu.low <= 1.8 <= found.cpu.high
     assert found.timing == f"{PROFILE}:gpu={found.gpu.value:g},cpu={found.cpu.value:g}"
+    assert found.factors == (found.gpu.value, found.cpu.value)
     assert (found.second_half.figures, found.second_half.calibrated) == (12, 12)
     assert found.second_half.plain < 8
     # the rows are the run beside the profile as it is, and beside the calibrated one
@@ -67,6 +68,14 @@ def test_what_a_run_hardly_tells_stays_near_the_usual() -> None:
     assert any("these runs hardly tell the CPU's factor" in notice for notice in found.notices)
 
 
+def test_a_profile_that_needs_no_factors_is_left_alone() -> None:
+    found = calibrate([served("gpu=1", 20.0, 150)], PROFILE, ENGINE)
+    assert (found.timing, found.factors) == (PROFILE, (1.0, 1.0))
+    assert found.second_half.plain == 12
+    assert found.notices[-1].startswith("the profile as it is does as well on the second half (12 ")
+    assert all(abs(row["plain"]) < 1e-6 and row["calibrated"] == row["plain"] for row in found.rows)
+
+
 def test_without_first_tokens_the_ends_alone_are_fitted() -> None:
     run = served("gpu=1.05", 20.0, 200)
     found = calibrate([replace(run, first_s=None)], PROFILE, ENGINE)
@@ -81,7 +90,7 @@ def test_real_runs_calibrate_a_profile_of_another_gpu_for_other_runs() -> None:
     runs = [calibration.measured(name) for name in ("b-conv-gamma", "b-burst")]
     found = calibrate(runs, base, fidelity.engine("b-burst"))
     assert found.gpu.low < 1 / 1.05 < found.gpu.high
-    fitted = base.with_factors(gpu=found.gpu.value, cpu=found.cpu.value)
+    fitted = base.with_factors(gpu=found.factors[0], cpu=found.factors[1])
     # other arrivals, lengths, loads and seats
     others = ("b-code-bursty", "a-conv-bursty", "c-burst", "r-hi-fcfs")
     plain, calibrated = (
@@ -198,7 +207,7 @@ def test_a_server_is_measured_as_its_clients_see_it() -> None:
 def test_the_command_says_the_timing_to_use(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = served("gpu=1.05", 20.0, 120)
+    run = served("gpu=1.12", 20.0, 120)
     assert run.first_s is not None
     pd.DataFrame(
         {
@@ -209,7 +218,7 @@ def test_the_command_says_the_timing_to_use(
     options = "--like vllm-serve --max-num-seqs 64 --max-num-batched-tokens 2048"
     shown = Run(f"calibrate {tmp_path / 'run.csv'} {options}", capsys)
     assert shown.code == 0, shown.err
-    assert shown.out.startswith(f"--timing {PROFILE}:gpu=1.0")
+    assert shown.out.startswith(f"--timing {PROFILE}:gpu=1.")
     assert "figures of the second within 5% (P99: 10%)" in shown.out
     found = json.loads(Run(f"calibrate {tmp_path / 'run.csv'} {options} --json", capsys).out)
     assert found["timing"] == shown.out.split()[1]
