@@ -7,14 +7,22 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import click
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser
 
 from lengthwise import registry
 from lengthwise.training.cli import COMMANDS, cli
+from tests.browser import browser
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {
@@ -104,3 +112,52 @@ def test_every_option_of_every_command_is_there(site: Path) -> None:
         command = cli.get_command(context, name)
         assert command is not None
         assert [option for option in options(command) if option not in text] == []
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser() as made:
+        yield made
+
+
+@pytest.mark.parametrize("page", ["index.html", "start/does-it-pay.html", "policies/srtf.html"])
+def test_pages_are_readable_wide_and_narrow_light_and_dark(
+    chromium: Browser, address: str, page: str
+) -> None:
+    for width, scheme in product((1280, 820, 390), ("light", "dark")):
+        context = chromium.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme=scheme,  # type: ignore[arg-type]
+        )
+        shown = context.new_page()
+        said: list[str] = []
+        shown.on("console", lambda message, said=said: said.append(message.text))
+        shown.on("pageerror", lambda error, said=said: said.append(str(error)))
+        shown.goto(f"{address}/{page}")
+        ground = shown.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, ground[4:-1].split(","))) > 380) == (scheme == "light")
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        # landmarks of the theme's own share names: the menu's lists, the buttons that copy code
+        looked = Axe().run(shown).response["violations"] if width != 820 else []
+        found = [
+            (rule["id"], [node["target"] for node in rule["nodes"]])
+            for rule in looked
+            if rule["id"] != "landmark-unique"
+        ]
+        assert (found, said) == ([], [])
+        context.close()
