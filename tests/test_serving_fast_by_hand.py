@@ -1,0 +1,266 @@
+"""What the fast engine starts from and is written from, by hand: arrays, tables, curves, calls."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lengthwise.curves import Curve
+from lengthwise.errors import InputError, InvariantError, UnknownNameError
+from lengthwise.policies import load_policy, load_router
+from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
+from lengthwise.prediction import CURVES, Prediction, Predictions
+from lengthwise.serving import Engine, Node, System, begin, run
+from lengthwise.serving.fast import setup, tables
+from lengthwise.serving.fast import state as ks
+from lengthwise.serving.fast.calls import ScoreCalls, why_python
+from lengthwise.serving.fast.compiler import build
+from lengthwise.serving.fast.features import BITS, mask
+from lengthwise.serving.fast.tabulated import CERTAIN, curve_arrays
+from lengthwise.serving.reference.run import ReferenceRun
+from lengthwise.serving.timing import LinearTiming
+from lengthwise.workload import Workload
+
+
+def test_families_are_lists_of_children_in_order() -> None:
+    given = Workload({
+        "arrival_s": np.zeros(6), "prompt_tokens": np.ones(6), "output_tokens": np.ones(6),
+        "parent": [-1, 0, -1, 0, 2, 0],
+    })  # fmt: skip
+    first, sibling = setup._families(given)
+    assert first.tolist() == [1, -1, 4, -1, -1, -1]
+    assert sibling.tolist() == [-1, 3, -1, 5, -1, -1]
+
+
+def test_parts_lie_one_after_the_other_and_grow() -> None:
+    assert setup._before(np.array([3, 0, 5, 2])).tolist() == [0, 3, 3, 8]
+    array = np.arange(4)
+    assert setup._longer(array, 0) is array
+    assert setup._longer(array, 2).tolist() == [0, 1, 2, 3, 0, 0, 0, 0]  # twice as many
+    assert len(setup._longer(array, 9)) == 13
+
+
+def state(**given: Any) -> Any:
+    """As much of a state as grows."""
+
+    class State(SimpleNamespace):
+        def _replace(self, **changed: Any) -> Any:
+            return State(**{**self.__dict__, **changed})
+
+    run = np.zeros(1, ks.RUN)
+    replica = np.zeros(2, ks.REPLICA)
+    replica["capacity"], replica["queue_at"] = [4, 3], [0, 4]
+    made: dict[str, Any] = dict(
+        run=run, replica=replica, log=np.zeros(2, ks.LOG), lost=np.zeros(0, ks.LOST_VISIT),
+        heap=np.arange(7), stale=np.arange(7), watched=np.arange(0), stash=np.arange(4),
+        rows=np.arange(4), out=np.arange(4),
+    )  # fmt: skip
+    return State(**{**made, **given})
+
+
+def test_what_ran_out_grows_and_keeps_what_it_holds() -> None:
+    full = state()
+    full.run["log"], full.run["log_rows"] = 1, 2
+    assert len(setup.grow(full).log) == 4
+    full.run["log_rows"] = 1
+    full.run["lost_room"] = 3
+    assert len(setup.grow(full).lost) == 3
+    # the first replica's queue: it moves behind the other one, with its content
+    moved = state()
+    found = setup.grow(moved)
+    assert moved.replica["capacity"].tolist() == [8, 3]
+    assert moved.replica["queue_at"].tolist() == [7, 4]
+    assert len(found.heap) >= 15 and found.heap[7:11].tolist() == [0, 1, 2, 3]
+    assert found.heap[4:7].tolist() == [4, 5, 6] and found.stale[7:11].tolist() == [0, 1, 2, 3]
+    assert len(found.stash) >= 8 and len(found.rows) >= 8 and len(found.out) >= 8
+    assert len(found.watched) == 0
+    # the last one's: it stays where it is
+    last = state(watched=np.arange(7))
+    last.run["at_replica"] = 1
+    found = setup.grow(last)
+    assert last.replica["queue_at"].tolist() == [0, 4] and last.replica["capacity"][1] == 6
+    assert len(found.heap) >= 10 and found.heap[:7].tolist() == list(range(7))
+    assert found.watched[:7].tolist() == list(range(7)) and len(found.watched) >= 10
+    rows = setup.with_rows(state(), 9)
+    assert len(rows.rows) == 9 == len(rows.out)
+    assert len(setup.with_rows(state(), 4).rows) == 4
+
+
+def hashed(*hashes: tuple[int, ...], size: int = 4) -> tuple[Any, Any, Any]:
+    n = len(hashes)
+    given = Workload({
+        "arrival_s": np.zeros(n), "prompt_tokens": np.full(n, 99), "output_tokens": np.ones(n),
+        "prefix_hashes": list(hashes), "hash_block_tokens": np.full(n, size),
+    })  # fmt: skip
+    run = np.zeros(1, ks.RUN)
+    return run, *setup._hashes(run, given)
+
+
+def test_hashes_lie_flat_and_may_be_of_any_size() -> None:
+    run, flat, at = hashed((5, 6), (), (7,), size=32)
+    assert (
+        flat.tolist() == [5, 6, 7] and at.tolist() == [0, 2, 2, 3] and run["hash_tokens"][0] == 32
+    )
+    _, flat, _ = hashed((2**70, 5), (2**70, 2**71))
+    assert flat.tolist() == [0, 1, 0, 2]  # numbered as they appear
+    plain = Workload({"arrival_s": [0.0], "prompt_tokens": [1], "output_tokens": [1]})
+    run = np.zeros(1, ks.RUN)
+    flat, at = setup._hashes(run, plain)
+    assert len(flat) == 0 and at.tolist() == [0, 0] and run["hash_tokens"][0] == 1
+    with pytest.raises(InputError, match="prefix_hashes need the column hash_block_tokens"):
+        setup._hashes(run, plain.replace(prefix_hashes=[(1,)]))
+
+
+def test_seats_and_blocks_are_in_lists() -> None:
+    replica = np.zeros(2, ks.REPLICA)
+    replica["seats_end"] = [2, 5]
+    slots = setup._slots(replica)
+    assert slots["next"].tolist() == [1, -1, 3, 4, -1]
+    node = np.zeros(2, ks.NODE)
+    node["caching"], node["blocks"], node["max_seqs"] = [1, 0], [3, 9], [2, 2]
+    node["longest"], node["bucket_mask"] = [5, 7], [3, 3]
+    replica["node"] = [0, 1]
+    made = setup._blocks(replica, node, 6)
+    assert made["block"]["newer"].tolist() == [1, 2, 3, -1]  # three beside the null block
+    assert replica["blank"].tolist() == [1, 0] and len(made["bucket"]) == 4
+    assert len(made["held"]) == 10 and len(made["hit"]) == 5 and len(made["chain"]) == 6
+    assert made["prefix"].shape == (16, 3) and (made["bucket_end"] == -1).all()
+    node["caching"] = 0
+    assert setup._blocks(replica, node, 0)["prefix"].shape == (0, 3)
+
+
+# Tables
+
+
+def test_sums_are_written_from_the_table_of_terms() -> None:
+    assert tables.sum_of_terms("c", "schedule", running="n + 1") == (
+        "c.schedule_ps + c.schedule_seq_ps * (n + 1)"
+    )
+    assert tables.sum_of_terms("c", "tail") == "c.tail_ps"
+    with pytest.raises(InvariantError, match="schedule_seq multiplies running, which the fast"):
+        tables.sum_of_terms("c", "schedule")
+    assert tables.is_read("m", "now_s", "priority") == (
+        f"m & {BITS['now_s'] | BITS['priority']} != 0"
+    )
+    assert mask(["now_s", "priority"]) == BITS["now_s"] | BITS["priority"]
+    pair = tables.is_read_of("m", "pair")
+    assert pair == f"m & {BITS['random_draw'] | BITS['cached_tokens']} != 0"
+
+
+def test_features_are_written_behind_their_bits() -> None:
+    lines = tables.copy_features("row", "old", "m", "pair").split("\n")
+    assert lines[:3] == ["to = row", "reads = m", "seen = old"]
+    body = [line.strip() for line in lines[3:]]
+    assert "to.random_draw = seen.random_draw" in body
+    counted = tables.write_counted_features("row", "m")
+    for name in ("routed_requests", "outstanding_requests", "outstanding_tokens"):
+        assert f"to.{name} = " in counted
+    assert "to.running_requests" not in counted
+    whole = tables.write_features("row", "m", "replica")
+    assert "to.running_requests = " in whole and "to.arrival_s" not in whole
+    for name in ("kv_utilization", "oldest_request_s"):  # what takes work is asked for
+        assert f"    if reads & {BITS[name]}:\n        to.{name} = " in whole
+    names = ks.REPLICA.names or ()
+    copied = tables.restore("a", "b", "node", "free").split("\n")
+    assert copied == [f"a.{n} = b.{n}" for n in names if n not in ("node", "free")]
+
+
+def test_numbers_that_a_source_imports_are_put_in() -> None:
+    found = build._imported(
+        "from lengthwise.picoseconds import PS as SECOND, picoseconds\nimport numpy as np\n"
+        "from math import pi\n"
+    )
+    assert found == {"SECOND": 10**12}
+    text = build.source({"ONE": True, "TWO": False})
+    assert "ONE = True\n\n\nTWO = False" in text and "sum_of_terms" not in text
+    assert "write_features" not in text and "from lengthwise.serving.fast.queue" not in text
+    assert build._text(build.ast.parse("'a b'", mode="eval").body) == "a b"
+    assert build._text(build.ast.parse("x + 1", mode="eval").body) == "x + 1"
+
+
+# Curves
+
+
+def test_curves_are_kept_once_and_those_that_are_read() -> None:
+    tokens = np.array([5.0, 7.0])
+    one = Curve.table([0.0, 9.0], [[5.0, 1.0], [7.0, 3.0]])
+    two = Curve.table([0.0], [[2.0]], [0, 0], "falling")
+    places = list(CURVES)
+    given = Predictions(
+        {"predicted_tokens": tokens}, {places[0]: one, places[1]: one, places[2]: two}
+    )
+    made = curve_arrays(given, [*CURVES, "now_s"])
+    assert made["curve_data"].tolist() == [0, 9, 5, 1, 7, 3, 0, 2]
+    assert made["curve"].tolist() == [(0, 2, 2, 1), (0, 2, 2, 1), (6, 1, 7, 2)]
+    assert made["curve_row"].tolist() == [[0, 1], [0, 1], [0, 0]] and len(made["limit"]) == 0
+    some = curve_arrays(given.capped([3, 9]), [places[2]])
+    assert some["curve"].tolist()[2] == (0, 1, 1, 2) and some["limit"].tolist() == [3, 9]
+    none = curve_arrays(None, ["now_s"])
+    assert none["curve_data"].size == 0 and not none["curve"].tolist()[0][1]
+
+
+def test_one_length_needs_no_table() -> None:
+    names = list(CURVES)
+    certain = Predictions.given([5.0, 0.5], 2)
+    assert certain is not None
+    for given in (certain, certain.capped([3, 9]), Prediction.exact([5.0, 7.0]).of_run()):
+        made = curve_arrays(given, names)
+        assert made["curve"]["between"].tolist() == [CERTAIN] * 3 and made["curve_data"].size == 0
+    assert CERTAIN == 3
+    wide = Prediction.bucketed([[0.5, 0.5]], [0, 5, 9]).of_run()
+    moved = Predictions({"predicted_tokens": np.array([9.0, 7.0])}, certain.curves)
+    for given in (wide, moved):  # a distribution; a column that says something else
+        assert curve_arrays(given, names)["curve_data"].size > 0
+
+
+# Calls and backends
+
+
+def test_scores_are_called_as_machine_code_where_they_compile() -> None:
+    def slow(prompt_tokens: Any, now_s: Any) -> Any:
+        return np.log1p(prompt_tokens) + 0 * now_s
+
+    score = Score.from_function(slow)
+    assert why_python(load_policy("sjf").score) is None
+    why = why_python(score)
+    assert why is not None and "log1p" in why
+    policies = [load_policy("fcfs"), load_policy("sjf"), SchedulingPolicy(score)]
+    calls = ScoreCalls(policies, load_router("jsq"), 2)
+    assert calls.policy_at[0] == 0 != calls.policy_at[1] and calls.router_at != 0
+    assert calls.why == [None, None, why]
+    assert ScoreCalls(policies, load_router("jsq"), 1).router_at == 0
+    with pytest.raises(InputError, match="divided by zero or failed otherwise"):
+        calls.reraise()
+
+
+WORKLOAD = Workload({"arrival_s": [0.0], "prompt_tokens": [3], "output_tokens": [2]})
+
+
+def system(router: RoutingPolicy | None = None) -> System:
+    node = Node(Engine(num_gpu_blocks=9), LinearTiming(1.0), load_policy("fcfs"))
+    return System((node,), router or load_router("jsq"))
+
+
+def test_who_asks_is_told_which_engine_ran_and_why() -> None:
+    for backend, ran, why in (
+        ("auto", "fast", "the compiled engine supports this run"),
+        ("fast", "fast", "asked for"), ("reference", "reference", "asked for"),
+    ):  # fmt: skip
+        found = run(WORKLOAD, system(), backend=backend)  # type: ignore[arg-type]
+        assert (found.backend, found.backend_reason) == (ran, why)
+        assert found.finish_ps.tolist() == [2 * 10**12]
+    checked = run(WORKLOAD, system(), check=True)
+    assert checked.backend == "reference"
+    assert checked.backend_reason == "invariants are checked by the reference engine alone"
+    with pytest.raises(InputError, match="backend fast can't run this: invariants are checked"):
+        run(WORKLOAD, system(), backend="fast", check=True)
+    with pytest.raises(UnknownNameError, match="'fats'; did you mean 'fast'"):
+        run(WORKLOAD, system(), backend="fats")  # type: ignore[arg-type]
+    assert isinstance(begin(WORKLOAD, system()), ReferenceRun)
+    fast = begin(WORKLOAD, system(), backend="fast")
+    assert not isinstance(fast, ReferenceRun) and fast.advance().kind == "done"
+    with pytest.raises(UnknownNameError, match="unknown backend 'auto' of a run"):
+        begin(WORKLOAD, system(), backend="auto")  # type: ignore[arg-type]
