@@ -15,6 +15,7 @@ import numpy as np
 
 from lengthwise.errors import InputError
 from lengthwise.eval import metrics
+from lengthwise.eval.cells import Cells
 from lengthwise.eval.compare import (
     AUTO,
     BASELINE,
@@ -136,6 +137,7 @@ def advise(
     metrics_interval_s: float = 0.0,
     processes: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    cells: Cells | None = None,
 ) -> Advice:
     """Runs ``workload`` at its own rate and at ``AUTO`` of its capacity, and says what pays.
 
@@ -145,7 +147,8 @@ def advise(
     wait: seconds) is for goodput; without it, limits are ``SLO_SCALE`` times the medians of TTFT
     and TPOT at a tenth of the capacity, and at least ``SLO_LEAST``. What pays is judged at the own
     rate if a queue forms there and all that arrives can be served, else at 95% of the capacity.
-    Raises ``InputError`` for traffic that has no rate.
+    With ``cells``, each seed at each rate is kept as it is finished, and is not run again. Raises
+    ``InputError`` for traffic that has no rate.
     """
     setting = Setting(engine or Engine(), timing, replicas, router, nodes, metrics_interval_s)
     loaded = setting.load()
@@ -160,7 +163,7 @@ def advise(
     shared: dict[str, Any] = {
         "engine": engine, "timing": timing, "replicas": replicas, "router": router, "nodes": nodes,
         "metrics_interval_s": metrics_interval_s, "processes": processes, "slo": limits,
-        "progress": progress,
+        "progress": progress, "cells": cells,
     }  # fmt: skip
     native, native_seeds = _native(whole, seeds)
     own = compare(native, POLICIES, predictors, seeds=native_seeds, **shared)

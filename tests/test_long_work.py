@@ -195,6 +195,24 @@ def test_a_stopped_search_of_capacity_goes_on(run: Run, monkeypatch: pytest.Monk
     assert Path("r/probes.parquet").read_bytes() == Path("whole/probes.parquet").read_bytes()
 
 
+def test_stopped_advice_goes_on_to_the_same_advice(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "advise t.csv --seeds 2 --processes 1 --max-num-seqs 4"
+    code, whole, _ = run(line)
+    assert code == 0
+    monkeypatch.setattr("lengthwise.eval.publish.publish", lambda *given, **more: "report")
+    monkeypatch.setattr("lengthwise.eval.publish.pick_timelines", lambda *given, **more: [])
+    with monkeypatch.context() as patched:
+        stop_after(4, patched, interrupt)  # two of the own rate's, two of the loads'
+        code, _, err = run(f"{line} --out r")
+    assert code == 130 and "4 finished cells kept in r.cells" in err
+    code, out, err = run(f"{line} --out r")
+    assert code == 0 and "holds 4 finished cells" in err
+    assert out == f"{whole}wrote report\n"
+    assert not Path("r.cells").exists()
+
+
 def test_cells_come_back_to_the_bit(tmp_path: Path) -> None:
     cells = Cells.open(tmp_path / "c", {"a": 1})
     value = {"rows": [{"x": 0.1 + 0.2, "nan": float("nan"), "n": 3, "s": "é"}], "e": [1e-300]}

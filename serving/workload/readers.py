@@ -232,9 +232,8 @@ def _no_layout(name: str, raw: Columns) -> str:
         + (f" ({'; '.join(near)})" if near else "")
         + f", which the layout {best.name} needs; it has {', '.join(raw) or 'no columns'}"
         + ("; texts are joined by prompt_id with prompts=FILE" if "prompt_id" in raw else "")
-        + f" (layouts: {', '.join(LAYOUTS)}; "
-        + (f"nearest: --columns {','.join(likely)}" if likely else "--columns renames columns")
-        + ")"
+        + (f"; nearest: --columns {','.join(likely)}" if likely else "; --columns renames columns")
+        + f" (layouts: {', '.join(LAYOUTS)})"
     )
 
 

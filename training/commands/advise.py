@@ -7,7 +7,12 @@ from typing import Any
 
 import click
 
-from lengthwise.training.commands.folders import claim, config_option, force_option
+from lengthwise.training.commands.folders import (
+    cells_of,
+    claim,
+    config_option,
+    force_option,
+)
 from lengthwise.training.commands.options import (
     engine_options,
     form_options,
@@ -75,7 +80,7 @@ def advise(
     from lengthwise.eval.terminal import advice_view
     from lengthwise.serving.timing.load import timing_on
     from lengthwise.training.commands.show import progress, show, wrote
-    from lengthwise.training.commands.stopped import kept
+    from lengthwise.training.commands.stopped import cells_kept, kept
 
     limits = metrics.parse_slo(slo, tuple(metrics.PER_REQUEST)) if slo else None
     if gpu is not None:
@@ -89,10 +94,11 @@ def advise(
     if out is not None:
         check_publishable(out)
     claim(command, out, force)
-    with kept(lambda: "nothing is kept of advice until it is found"), progress("running") as moved:
+    cells = cells_of(command, out, force)
+    with kept(lambda: cells_kept(out)), progress("running") as moved:
         found = find(
             source, predictor, slo=limits, seeds=seeds, engine=engine, processes=processes,
-            progress=moved, **options,
+            progress=moved, cells=cells, **options,
         )  # fmt: skip
     show(form, lambda width: advice_view(found, width), found.to_dict, lambda: advice_rows(found))
     if out is not None:
@@ -106,3 +112,5 @@ def advise(
             sections=[(f"As it comes: {title}", html) for title, html in own],
         )  # fmt: skip
         wrote(written, form)
+        if cells is not None:
+            cells.drop()
