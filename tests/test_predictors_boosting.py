@@ -279,3 +279,33 @@ def test_even_weights_are_none_and_others_have_mean_1() -> None:
     assert twice.weights is not None and twice.weights.mean() == pytest.approx(1)
     assert twice.weights[4] == pytest.approx(2 * twice.weights[0])
     assert twice.given.tolist() == [1.0] * 61
+
+
+def test_so_many_distinct_prompts_choose_on_one_fold_and_not_one_fewer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    labels = np.log(COUNTS)[:, None]
+    design = Design.of(PROMPTS, 0)
+    monkeypatch.setattr(Design, "_alpha_of_some", lambda self, labels: 100.0)
+    distinct = len(set(PROMPTS))
+    for most, alphas in ((distinct, text.ALPHAS), (distinct - 1, (100.0,))):
+        monkeypatch.setattr(text, "MANY", most)
+        best, held = design.best_alpha(labels)
+        errors = {a: float(((design.held_out(labels, a) - labels) ** 2).sum()) for a in alphas}
+        assert best == min(errors, key=errors.__getitem__)
+        assert held == pytest.approx(design.held_out(labels, best))
+    assert best == 100.0
+    # beyond so many rows a ridge is solved to fewer digits
+    tolerances: list[float] = []
+    from sklearn import linear_model
+
+    class Solver(linear_model.Ridge):  # type: ignore[misc]
+        def __init__(self, alpha: float, solver: str, tol: float) -> None:
+            tolerances.append(tol)
+            super().__init__(alpha=alpha, solver=solver, tol=tol)
+
+    monkeypatch.setattr(linear_model, "Ridge", Solver)
+    for most in (60, 59):
+        monkeypatch.setattr(text, "MANY", most)
+        text.solve(design.matrix[design.row], labels, 3.0)
+    assert tolerances == [1e-6, 1e-4]

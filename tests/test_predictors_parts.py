@@ -971,3 +971,22 @@ def test_intercepts_are_those_of_restricted_maximum_likelihood() -> None:
     order = [int(name[1:]) for name in codes["model"]]
     wanted = kept * (each.mean(axis=1) - logs.mean())
     np.testing.assert_allclose(found, wanted[order], rtol=0.02, atol=0.005)
+
+
+def test_a_tail_is_of_those_beyond_a_quantile_and_of_enough_of_them() -> None:
+    tokens = np.arange(1.0, 61.0)
+    first = np.where(tokens > 30, tokens / 1.5, tokens * 2)  # 30 are beyond
+    last = np.where(tokens > 41, tokens / 1.2, np.where(tokens > 36, tokens, tokens * 2))
+    # of the last 19 are beyond and five just at it, which are too few
+    found = spreads.of_quantiles(np.column_stack([first, last]), tokens)
+    assert found.tail == pytest.approx(math.log(1.5)) and found.longest == 60.0
+    one_more = np.where(tokens == 41, tokens / 1.2, last)
+    again = spreads.of_quantiles(np.column_stack([first, one_more]), tokens)
+    assert again.tail == pytest.approx(math.log(1.2))
+    far = spreads.of_quantiles((tokens / 2)[:, None], tokens)
+    assert far.tail == 0.5  # and no more than that
+    none = spreads.of_quantiles((tokens * 2)[:, None], tokens)
+    assert none.tail == 0.0
+    few = spreads.of_quantiles(np.column_stack([np.where(tokens > 50, tokens / 1.5, tokens),
+                                                tokens * 2]), tokens)  # fmt: skip
+    assert few.tail == pytest.approx(math.log(1.5))  # of the first, as nobody has enough
