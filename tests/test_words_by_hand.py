@@ -575,7 +575,9 @@ def test_what_is_data_is_not_tried() -> None:
         def __call__(self, now_s: Any) -> Any:
             raise AssertionError
 
-    contract.require(Score("net", Net(), ("now_s",)))
+    score = Score("net", Net(), ("now_s",))
+    contract.require(score)
+    assert contract.problems(score) == []
 
 
 def test_a_constant_and_what_reads_nothing_are_scores() -> None:
