@@ -6,6 +6,7 @@ capacity is found first, and the traffic is then run at its own rate and at 80, 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -167,6 +168,7 @@ def advise(
     }  # fmt: skip
     native, native_seeds = _native(whole, seeds)
     own = compare(native, POLICIES, predictors, seeds=native_seeds, **shared)
+    own = dataclasses.replace(own, notices=(*own.notices, *_sampled(native, whole)))
     rates = [float(f"{share * capacity:.3g}") for share in AUTO]
     cut = _cut(source, whole, seeds)
     loads = compare(cut, POLICIES, predictors, rates, seeds, **shared)
@@ -260,6 +262,18 @@ def _native(whole: Workload, seeds: int) -> tuple[Source, int]:
     if len(head) <= 4 * _size(head, OWN_REQUESTS):
         return Fixed(head), 2
     return Cut.of(whole, seeds), seeds
+
+
+def _sampled(native: Source, whole: Workload) -> list[str]:
+    """What is left out of the run at the traffic's own rate, if anything is."""
+    if isinstance(native, Cut):
+        size = len(native.windows[0])
+        return [
+            f"{whole.name}: prompts are so long that runs are of {size:,} requests, "
+            f"{len(native.windows)} times over the trace, at its own rate too"
+        ]
+    ran, there = len(native.load(None, 0)), len(whole)
+    return [f"{whole.name}: own: the first {ran:,} of {there:,} requests"] if ran < there else []
 
 
 def _mean(found: Comparison, rate: float, metric: str, who: Contender | None = None) -> float:

@@ -108,6 +108,13 @@ def test_seeds_are_draws_or_windows_or_the_same() -> None:
     assert [len(w) for w in Cut.of(heavier.replace(arrival_s=piled), 2).windows] == [1000, 1000]
     assert type(module._native(heavy.head(1000), 3)[0]) is Fixed
     assert type(module._native(heavier, 3)[0]) is Cut and module._native(heavier, 3)[1] == 3
+    (said,) = module._sampled(module._native(heavier, 3)[0], heavier)
+    assert "runs are of 250 requests, 3 times over the trace" in said
+    longer = trace(10_001)
+    assert module._sampled(module._native(longer, 3)[0], longer) == [
+        "trace: own: the first 10,000 of 10,001 requests"
+    ]
+    assert module._sampled(Fixed(longer), longer) == []
     loop = burst(1, 1).replace(parent=np.array([-1, 0]), think_s=np.array([0.0, 1.0]))
     source = Fixed(loop)
     assert module._cut(source, loop, 1) is source
