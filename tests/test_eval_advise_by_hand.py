@@ -396,6 +396,7 @@ def test_traffic_is_compared_at_its_own_rate_and_at_shares_of_the_capacity(
     assert shared == again == {
         "engine": ONE, "timing": "h200/llama-3.1-8b", "replicas": 1, "router": "jsq", "nodes": None,
         "metrics_interval_s": 0.5, "processes": 3, "slo": {"ttft": 2.0}, "progress": told,
+        "cells": None,
     }  # fmt: skip
     # a queue forms and all can be served: judged there
     assert (found.capacity, found.own_rate, found.rate) == pytest.approx((4.0, 3.0, 3.0))
