@@ -78,13 +78,13 @@ async def serve(
         write_log(log, [])  # a file that can't be written is said now
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):  # before anybody is told that it serves
+        loop.add_signal_handler(number, ended.set)
     async with AsyncExitStack() as stack:
         for server in servers:
             await stack.enter_async_context(server)
             say(f"{server.serving.model} at {server.url}")
         logs = [] if log is None else [server.keep_log() for server in servers]
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, ended.set)
         waiting = asyncio.ensure_future(ended.wait())
         failures = [server.failed for server in servers if server.failed is not None]
         either: list[asyncio.Future[Any]] = [waiting, *failures]
