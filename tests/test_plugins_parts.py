@@ -1236,3 +1236,20 @@ def test_what_the_disk_does_not_take_waits_and_is_dropped_at_the_end(
     made.close()
     assert made._backlog == 3 and counters.counts == {("recorded", "dropped"): 3}
     assert caplog.text.count("the record waits for its folder") == 1
+
+
+def test_prompts_are_named_by_128_bits_of_their_tokens_or_text() -> None:
+    from hashlib import blake2b
+
+    tokens = [5, 70_000, 2]
+    data = b"".join(token.to_bytes(4, "little") for token in tokens)
+    assert part.prompt_id(tokens) == blake2b(data, digest_size=16).hexdigest()
+    assert part.text_id("ab\ud800") == blake2b(b"ab?", digest_size=16).hexdigest()
+    assert len(part.prompt_id([])) == len(part.text_id("")) == 32
+    assert part.size_of({"prompt_token_ids": tokens, "prompt": "x" * 9}) == 1 + 3 + 2
+    assert part.size_of({}) == part.size_of({"prompt": None, "prompt_token_ids": None}) == 1
+
+
+@pytest.mark.parametrize(("tools", "told"), [([], 0.0), ([{}], 1.0), (7, 0.0), ({"a": 1}, 1.0)])
+def test_a_call_without_tools_has_none(tools: Any, told: float) -> None:
+    assert call_of({"prompt": "a", "tools": tools}).known["tools"] == told

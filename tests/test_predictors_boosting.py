@@ -309,3 +309,26 @@ def test_so_many_distinct_prompts_choose_on_one_fold_and_not_one_fewer(
         monkeypatch.setattr(text, "MANY", most)
         text.solve(design.matrix[design.row], labels, 3.0)
     assert tolerances == [1e-6, 1e-4]
+
+
+@pytest.mark.parametrize("offset", [0.0, 5.0, 100.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_penalty_of_some_is_that_of_scikit_learn_s_errors(
+    offset: float, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sklearn.linear_model import Ridge as Solver
+
+    rng = np.random.default_rng(seed)
+    weights = rng.uniform(0.5, 2, 60)
+    design = Design.of(PROMPTS, seed, weights)
+    labels = offset + rng.normal(size=60)[:, None] * (np.arange(60)[:, None] % 9)
+    monkeypatch.setattr(text, "MANY", len(design.rows) - 5)
+    some = design.some()
+    matrix, means = design.matrix.toarray()[some], design.mean(labels)[some, 0]
+    out = design.folds[design.first][some] == 0
+    heavy = np.ones(len(some)) if design.weights is None else design.weights[some]
+    errors = {}
+    for alpha in text.ALPHAS:
+        model = Solver(alpha=alpha, tol=1e-10).fit(matrix[~out], means[~out], heavy[~out])
+        errors[alpha] = (heavy[out] * (model.predict(matrix[out]) - means[out]) ** 2).sum()
+    assert design._alpha_of_some(labels) == min(errors, key=lambda alpha: errors[alpha])

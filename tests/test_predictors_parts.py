@@ -34,7 +34,7 @@ from lengthwise.predictors.base import Base, Pretrained
 from lengthwise.predictors.censoring import drawn_logs, expected_logs
 from lengthwise.predictors.columns import resampled
 from lengthwise.predictors.effects import Effects
-from lengthwise.predictors.features import SHAPE
+from lengthwise.predictors.features import SHAPE, TextFeatures, shape_of
 from lengthwise.predictors.learned import FOLDS, Learned, folds_of
 from lengthwise.predictors.novelty import Novelty
 from lengthwise.predictors.probe import Probe, Watch, collected, decoder_layer, prompt_state
@@ -990,3 +990,33 @@ def test_a_tail_is_of_those_beyond_a_quantile_and_of_enough_of_them() -> None:
     few = spreads.of_quantiles(np.column_stack([np.where(tokens > 50, tokens / 1.5, tokens),
                                                 tokens * 2]), tokens)  # fmt: skip
     assert few.tail == pytest.approx(math.log(1.5))  # of the first, as nobody has enough
+
+
+def test_noise_is_split_mix_and_box_muller_s() -> None:
+    """In Python's integers, as the two papers have them."""
+    word = 2**64 - 1
+
+    def mixed(x: int) -> int:
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & word
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & word
+        return x ^ (x >> 31)
+
+    gamma = 0x9E3779B97F4A7C15
+    for seed in (0, 5, 2**64 - 1):
+        key = mixed((seed + gamma) & word)
+        found = oracle.normal_by_row(seed, 50)
+        for row in range(50):
+            one, two = (
+                ((mixed((key + k * gamma) & word) >> 11) + 0.5) / 2**53
+                for k in (2 * row + 1, 2 * row + 2)
+            )
+            wanted = math.sqrt(-2 * math.log(one)) * math.cos(2 * math.pi * two)
+            assert found[row] == pytest.approx(wanted, rel=1e-12)
+
+
+def test_what_never_changed_in_training_counts_as_it_is() -> None:
+    texts = ["red red blue", "red green", "blue green green green", "red"]  # no digit, no question
+    made = TextFeatures.fit(texts)
+    spread = np.array([shape_of(text) for text in texts]).std(axis=0)
+    assert (spread < 1e-9).any() and len(made.scale) == len(SHAPE)
+    np.testing.assert_allclose(made.scale, np.where(spread > 1e-9, spread, 1.0) / 0.1)
