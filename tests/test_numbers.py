@@ -49,7 +49,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "plugins.waits": {"WINDOW": 1000, "EVERY": 100},
 }  # fmt: skip
 PREDICTORS: dict[str, dict[str, Any]] = {
-    "base": {"MAX_TOKENS": 128},
+    "base": {"MAX_TOKENS": 128, "PRIOR_ROWS": 40.0, "TRUST": 0.5},
     "baseline": {"SHIFT": 0.23},
     "boosting": {
         "ITERATIONS": 100, "QUANTILE_ITERATIONS": 60, "MANY_ROWS": 10_000, "MOST_ROWS": 40_000,

@@ -537,6 +537,18 @@ def test_a_pretrained_encoder_is_looked_at_before_it_is_used(
         encoder.pretrained("org/m", max_tokens=16)
 
 
+def test_an_encoder_is_as_narrow_as_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Found(monkeypatch)
+    encoder.pretrained("org/m", max_tokens=16, narrow=True)
+    assert found.asked[1][2]["dtype"] == torch.bfloat16
+    for told, can in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False),
+                      ({"avx512_bf16": False, "amx_bf16": False}, False)):  # fmt: skip
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda told=told: told, raising=False)
+        assert encoder.computes_bfloat16() is can
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert encoder.computes_bfloat16() is False
+
+
 def test_a_folder_is_checked_and_minilm_is_a_package(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

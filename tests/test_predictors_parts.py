@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 from torch import nn
 
 from lengthwise.context import Context
@@ -575,12 +575,22 @@ def test_the_base_s_own_rows_by_hand(small: list[list[str]], target: str, tmp_pa
     score, share = score_of(PROMPTS, made), heavy / heavy.sum()
     assert made.blend_ is not None and made.blend_.shape == (3, labels.shape[1])
     for k in range(labels.shape[1]):
-        x = np.column_stack([unseen[:, k], score])
-        centred = (x - share @ x) * np.sqrt(share)[:, None]
-        y = (labels[:, k] - share @ labels[:, k]) * np.sqrt(share)
-        two, _ = nnls(centred, y)
-        np.testing.assert_allclose(made.blend_[1:, k], two, rtol=1e-6, atol=1e-12)
-        assert made.blend_[0, k] == pytest.approx(share @ labels[:, k] - (share @ x) @ two)
+        # each row beside the mean of what its guess was learned from
+        x = np.column_stack([unseen[:, k], score, labels[:, k]])
+        near = x.copy()
+        for fold in range(5):
+            out = design.folds == fold
+            for column, of in ((0, 2), (1, 1), (2, 2)):
+                near[out, column] -= np.average(x[~out, of], weights=heavy[~out])
+        spread = np.sqrt(share @ near**2)
+        # as if 40 prompts more had shown the ridge as it is, and half a trust in the score
+        drawn = np.sqrt(40 / len(set(PROMPTS))) * spread[:2]
+        table = np.concatenate([np.sqrt(share)[:, None] * near[:, :2], np.diag(drawn)])
+        prior = drawn * [1.0, 0.5 * spread[2] / spread[1]]
+        two = lsq_linear(table, [*(np.sqrt(share) * near[:, 2]), *prior], (0, np.inf)).x
+        np.testing.assert_allclose(made.blend_[1:, k], two, rtol=1e-5, atol=1e-8)
+        middle = share @ labels[:, k] - (share @ x[:, :2]) @ two
+        assert made.blend_[0, k] == pytest.approx(middle, rel=1e-5)
     own = np.asarray(design.features.rows(PROMPTS).dot(weight)) + intercept
     said = made.blend_[0] + made.blend_[1] * own + made.blend_[2] * score[:, None]
     raw = targets.from_regression(made._fitted(), said)
@@ -597,8 +607,9 @@ def test_the_base_s_own_rows_by_hand(small: list[list[str]], target: str, tmp_pa
     same(again.predict(PROMPTS), plain.predict(PROMPTS))
 
 
+@pytest.mark.parametrize("narrow", [True, False])
 def test_the_base_s_encoder_is_minilm_without_its_last_layer(
-    monkeypatch: pytest.MonkeyPatch,
+    narrow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lengthwise.predictors import encoder
 
@@ -613,12 +624,18 @@ def test_the_base_s_encoder_is_minilm_without_its_last_layer(
         return text
 
     monkeypatch.setattr(encoder, "pretrained", pretrained)
+    monkeypatch.setattr(encoder, "computes_bfloat16", lambda: narrow)
     base._encoder.cache_clear()
     try:
         found = base.embeddings(["a", "bcd"])
         assert found.dtype == np.float64 and found.tolist() == [[1.0, 0.5], [3.0, 0.5]]
         base.embeddings(["a"])
-        assert asked == [("minilm", {"max_tokens": 128, "drop_layers": 1})]
+        base.embeddings(["a"], exact=True)
+        same = {"max_tokens": 128, "drop_layers": 1}
+        assert asked == [
+            ("minilm", {**same, "narrow": narrow}),
+            ("minilm", {**same, "narrow": False}),
+        ]
     finally:
         base._encoder.cache_clear()
 
