@@ -414,6 +414,16 @@ def test_waits_are_by_quarters_of_the_last_thousand_scores() -> None:
     assert counters.seen.pop()[1] == "2"
 
 
+def test_bounds_of_waits_stay_for_a_hundred_admissions() -> None:
+    counters = Watched()
+    made = Waits(counters)
+    for score in [*range(100), 50.0, *[1000.0] * 98]:
+        made.admitted(float(score), 1.0)
+    for quarter in ("4", "2"):  # by those of the first hundred, and then of all
+        made.admitted(80.0, 1.0)
+        assert counters.seen.pop()[1] == quarter
+
+
 # The record
 
 
