@@ -23,6 +23,11 @@ const fs = require("fs"), zlib = require("zlib");
 for (const name of ["chromium", "al2023.tar", "fonts.tar"])
   fs.writeFileSync(name, zlib.brotliDecompressSync(fs.readFileSync(`package/bin/${name}.br`)));
 """
+# theirs names folders of another machine, where no text would be as high as a pixel
+FONTS = (
+    '<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">'
+    "<fontconfig><dir>{0}/fonts</dir><cachedir>{0}/cache</cachedir></fontconfig>"
+)
 MISSING = (
     "no browser: install one (apt-get install chromium, or playwright install chromium), "
     f"or npm, which fetches {'@'.join(PACKED)}"
@@ -79,6 +84,7 @@ def _fetch(folder: Path) -> None:
     for name, to in (("al2023", part), ("fonts", part / "fonts")):  # libraries lie in lib/
         with tarfile.open(part / f"{name}.tar") as tar:
             tar.extractall(to, filter="data")
+    (part / "fonts" / "fonts.conf").write_text(FONTS.format(folder / "fonts"))
     (part / "chromium").chmod(0o755)
     packed.unlink()
     part.rename(folder)
