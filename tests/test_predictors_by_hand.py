@@ -870,6 +870,13 @@ def test_the_shape_of_a_prompt_by_hand() -> None:
     assert far[features.SHAPE.index("has_number")] == 0.0  # so far nobody reads
 
 
+def test_a_number_in_a_prompt_is_read_of_six_digits() -> None:
+    at = features.SHAPE.index("log_number")
+    short, long, far = (features.shape_of(f"count {n}")[at] for n in ("000012", "0000123", "99999"))
+    assert short == long == pytest.approx(math.log1p(12))
+    assert far == pytest.approx(math.log1p(5000))
+
+
 def test_terms_are_words_pairs_and_runs() -> None:
     assert features.terms_of("To be, or a bee") == [
         "to",

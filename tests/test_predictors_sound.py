@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from lengthwise.context import Context
 from lengthwise.errors import InputError
-from lengthwise.predictors import load_predictor, make_predictor
+from lengthwise.predictors import load_predictor, make_predictor, sound
 
 MUTATIONS = 80  # of each
 PROMPTS = [f"{'long' if i % 2 else 'short'} story number {i} of {i % 7}" for i in range(80)]
@@ -127,3 +127,10 @@ def test_sizes_are_capped(saved, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sound, "MOST_JSON_BYTES", 10)
     with pytest.raises(InputError, match=r"predictor.json has \d+ bytes"):
         load_predictor(saved)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "x.index.json", "a.json"])
+@pytest.mark.parametrize("content", ["[1, 2]", '"text"', "7", "null"])
+def test_json_that_is_no_object_asks_for_nothing(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert sound.check_folder(tmp_path) is None  # it raises for what is asked
