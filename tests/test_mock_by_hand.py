@@ -19,11 +19,11 @@ pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families
 
 from lengthwise.errors import InputError, InvariantError
-from lengthwise.picoseconds import PS
+from lengthwise.picoseconds import LAST_PS, PS
 from lengthwise.policies import load_policy
 from lengthwise.serving import Engine, Node
 from lengthwise.serving.live import Asked, LiveNode
-from lengthwise.serving.mock import api, driver, metrics
+from lengthwise.serving.mock import api, driver, metrics, server
 from lengthwise.serving.mock.api import Refused, Reply, call_of
 from lengthwise.serving.mock.lengths import lengths
 from lengthwise.serving.mock.text import Answer, Prompt
@@ -247,6 +247,37 @@ def test_a_live_node_by_hand() -> None:
     with pytest.raises(InputError, match="is longer than 145 tokens"):
         made.add(asked(144, 2), 5 * PS)
     made.add(asked(144, 1), 5 * PS)
+
+
+def test_a_live_node_s_time_ends_with_that_of_runs() -> None:
+    made = LiveNode(node())
+    assert made.advance(LAST_PS) == []
+    with pytest.raises(InputError, match=r"beyond 9.2e"):
+        made.advance(LAST_PS + 1)
+
+
+def test_a_deadline_is_so_long_after_the_arrival() -> None:
+    """And lengths by what was told, drawn, at least or at most asked for."""
+    heard: list[Any] = []
+    made = object.__new__(server.MockServer)
+    made.serving, made._count, made._predict = server.Serving(seed=3), 0, None
+    made._node, made._length = LiveNode(node()), lambda draw: 40  # 145 tokens in all
+    made._driver = SimpleNamespace(  # type: ignore[assignment]
+        add=lambda asked, reason: heard.append((asked(5.0), reason))
+    )
+    for body, output, reason in (
+        ({"vllm_xargs": {"deadline_s": 2.5, "output_tokens": 6}}, 6, "stop"),
+        ({"max_tokens": 50}, 40, "stop"), ({"max_tokens": 40}, 40, "stop"),
+        ({"max_tokens": 39}, 39, "length"), ({"max_tokens": 50, "min_tokens": 45}, 45, "stop"),
+        ({"max_tokens": 9, "ignore_eos": True}, 9, "length"),
+        ({"max_tokens": 144, "vllm_xargs": {"output_tokens": 200}}, 144, "length"),
+    ):  # fmt: skip
+        made._begin(called(**body))
+        asked, said = heard[-1]
+        assert (asked.output_tokens, said, asked.prompt_tokens) == (output, reason, 1), body
+    assert heard[0][0].deadline_s == 7.5 and heard[1][0].deadline_s == math.inf
+    status, said = refused(lambda: made._begin(called(max_tokens=145)))
+    assert status == 400 and "maximum context length is 145 tokens" in said
 
 
 def test_who_hangs_up_is_forgotten_wherever_it_is() -> None:

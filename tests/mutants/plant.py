@@ -180,10 +180,10 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def mutants(path: str, source: bytes) -> list[Mutant]:
-    """Every mistake that can be planted in ``path``; each still is Python."""
+    """Every mistake that can be planted in ``path``; nearly each still is Python."""
     finder = _Finder(path, source)
     finder.visit(ast.parse(source))
-    return [mutant for mutant in finder.found if _parses(mutant.planted(source))]
+    return finder.found
 
 
 def _parses(source: bytes) -> bool:
@@ -225,6 +225,10 @@ def sample(root: Path, each: int, seed: int, packages: tuple[str, ...] = PACKAGE
         rng.shuffle(found)
         lines: dict[tuple[str, int], Mutant] = {}
         for mutant in found:
-            lines.setdefault((mutant.path, mutant.line), mutant)
-        chosen += list(lines.values())[:each]
+            if len(lines) == each:
+                break
+            source = (root / mutant.path).read_bytes()
+            if (mutant.path, mutant.line) not in lines and _parses(mutant.planted(source)):
+                lines[mutant.path, mutant.line] = mutant
+        chosen += lines.values()
     return chosen
