@@ -90,7 +90,7 @@ def test_gzip_is_found_by_its_bytes(tmp_path: Path) -> None:
          "no column prompt_tokens or prompt .'prompt_token' is near 'prompt_tokens'"),
         ("t.csv", "TIMESTAMP,ContextTokens,GeneratedToken\n2023-11-16,1,1\n",
          "no column GeneratedTokens .'GeneratedToken' is near 'GeneratedTokens'.*layout azure"),
-        ("t.csv", "a,b\n1,2\n", "no column .*; it has a, b .layouts: engine-record, azure"),
+        ("t.csv", "a,b\n1,2\n", "no column .*; it has a, b; --columns .*: engine-record, azure"),
         ("t.csv", "prompt_tokens,output_tokens\n1,2\n", "has no arrival times; .*poisson:8"),
         ("t.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\nsoon,1,1\n", "holds no dates"),
         ("t.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16,1,1\n,1,1\n",
