@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from lengthwise.eval.calibrate import BOUND, LEVEL, METRICS, STATISTICS, statistics
 from lengthwise.policies.mlfq import mlfq
 from lengthwise.policies.sjf import sjf
 from lengthwise.policies.srtf import srtf
@@ -33,8 +34,6 @@ from lengthwise.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data" / "vllm_h200_runs.parquet"
-METRICS = ("ttft", "tpot", "e2e")
-STATISTICS = ("mean", "P50", "P90", "P99")
 RANKINGS = {"r-burst-": ("sjf", "srtf"), "r-hi-": ("sjf", "srtf"), "r-95-": ("sjf", "srtf"),
             "o-": ("sjf", "srtf-naive", "mlfq-naive")}  # fmt: skip
 SCORES = {"sjf": sjf, "srtf": srtf, "mlfq": mlfq}
@@ -148,11 +147,6 @@ def _policy(spec: Mapping[str, Any]) -> SchedulingPolicy:
     return SchedulingPolicy(score, rule)
 
 
-def statistics(values: Floats) -> Floats:
-    """Mean, P50, P90 and P99."""
-    return np.array([values.mean(), *np.quantile(values, [0.5, 0.9, 0.99])])
-
-
 def errors(name: str) -> dict[tuple[str, str], float]:
     """Relative error of each statistic of each metric: simulated over measured, less 1."""
     ours, real = simulated(name), measured(name)
@@ -190,7 +184,7 @@ def errors_table(chosen: Iterable[str]) -> list[str]:
 
 def _cell(error: float, statistic: str) -> str:
     text = f"{100 * error:+.1f}"
-    return text if abs(error) <= (0.10 if statistic == "P99" else 0.05) else f"**{text}**"
+    return text if abs(error) <= BOUND.get(statistic, LEVEL) else f"**{text}**"
 
 
 def gains_table() -> list[str]:
@@ -214,7 +208,7 @@ def gains_table() -> list[str]:
 def within(chosen: Iterable[str]) -> tuple[int, int]:
     """How many statistics lie within 5% (P99: 10%), of how many."""
     met = [
-        abs(value) <= (0.10 if statistic == "P99" else 0.05)
+        abs(value) <= BOUND.get(statistic, LEVEL)
         for name in chosen
         for (_, statistic), value in errors(name).items()
     ]

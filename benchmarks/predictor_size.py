@@ -23,6 +23,7 @@ import pandas as pd
 
 from lengthwise.eval.prediction_metrics import kendall_tau
 from lengthwise.predictors import make_predictor
+from lengthwise.training.base import answers
 
 TESTED = 4000
 
@@ -53,14 +54,7 @@ def answered(folder: Path, rows: int) -> tuple[list[str], Any]:
 
 
 def _answers(folder: Path, name: str) -> pd.DataFrame:
-    lengths = pd.read_csv(folder / f"{name}_lengths.csv.gz", keep_default_na=False)
-    prompts = pd.read_json(folder / f"{name}_prompts.jsonl.gz", lines=True)
-    for table in (lengths, prompts):
-        table["prompt_id"] = table["prompt_id"].astype(str)
-    rows = lengths[lengths["output_tokens"] > 0].merge(
-        prompts[["prompt_id", "prompt"]], on="prompt_id"
-    )
-    return rows.sample(frac=1, random_state=0)
+    return answers(folder, name).sample(frac=1, random_state=0)
 
 
 def peak_mb() -> float:

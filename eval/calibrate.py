@@ -129,7 +129,7 @@ def calibrate(
 
     early = fitted.search([first for first, _ in halves], step)
     late = [second for _, second in halves]
-    figures, plain = fitted.met((1.0, 1.0), late)
+    count, plain = fitted.met((1.0, 1.0), late)
     _, calibrated = fitted.met(early.values, late)
     found = fitted.search([np.arange(len(one)) for one in runs], step)
     notices = [notice for one in runs for notice in one.notices]
@@ -140,7 +140,7 @@ def calibrate(
         if not one.told
     ]
     used = found.values
-    if calibrated - plain < NEEDED * figures:
+    if calibrated - plain < NEEDED * count:
         used = (1.0, 1.0)
         notices.append(
             f"the profile as it is does as well on the second half ({plain} figures met, "
@@ -148,7 +148,7 @@ def calibrate(
         )
     return Calibration(
         profile.with_factors(gpu=used[0], cpu=used[1]).name, found.gpu, found.cpu,
-        Half(figures, plain, calibrated), tuple(fitted.rows(used)), used, tuple(notices),
+        Half(count, plain, calibrated), tuple(fitted.rows(used)), used, tuple(notices),
     )  # fmt: skip
 
 
@@ -165,11 +165,12 @@ def figures(first_s: Floats | None, last_s: Floats, tokens: NDArray[np.int64]) -
         found["ttft"] = first_s
         if several.any():
             found["tpot"] = (last_s - first_s)[several] / (tokens[several] - 1)
-    return {
-        name: np.array([found[name].mean(), *np.quantile(found[name], QUANTILES)])
-        for name in METRICS
-        if name in found
-    }
+    return {name: statistics(found[name]) for name in METRICS if name in found}
+
+
+def statistics(values: Floats) -> Floats:
+    """Mean, P50, P90 and P99, (4,)."""
+    return np.array([values.mean(), *np.quantile(values, QUANTILES)])
 
 
 def met(ratio: Floats) -> NDArray[np.bool_]:

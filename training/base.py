@@ -46,19 +46,24 @@ MOST_TERMS = 8000
 PENALTY = 5.0
 
 
+def answers(data: Path, name: str) -> pd.DataFrame:
+    """A row an answer of a source that is not empty: the columns of its lengths, and prompt."""
+    lengths = pd.read_csv(data / f"{name}_lengths.csv.gz", keep_default_na=False)
+    prompts = pd.read_json(data / f"{name}_prompts.jsonl.gz", lines=True)
+    for table in (lengths, prompts):
+        table["prompt_id"] = table["prompt_id"].astype(str)
+    return lengths[lengths["output_tokens"] > 0].merge(
+        prompts[["prompt_id", "prompt"]], on="prompt_id"
+    )
+
+
 def read(data: Path, leave_out: str | None = None) -> pd.DataFrame:
     """A row a source's prompt: source, prompt, label (centred and scaled), one answer's tokens."""
     parts = []
     for name in SOURCES:
         if name == leave_out:
             continue
-        lengths = pd.read_csv(data / f"{name}_lengths.csv.gz", keep_default_na=False)
-        prompts = pd.read_json(data / f"{name}_prompts.jsonl.gz", lines=True)
-        for table in (lengths, prompts):
-            table["prompt_id"] = table["prompt_id"].astype(str)
-        rows = lengths[lengths["output_tokens"] > 0].merge(
-            prompts[["prompt_id", "prompt"]], on="prompt_id"
-        )
+        rows = answers(data, name)
         log = np.log(rows["output_tokens"])
         rows["label"] = log - log.groupby(rows["model"]).transform("mean")
         found = rows.groupby("prompt", sort=True).agg(

@@ -20,7 +20,7 @@ from lengthwise.errors import InputError
 Command = TypeVar("Command", bound=Callable[..., Any])
 # where results go, how they are shown and how fast they come: the same run with others
 ASIDE = frozenset(
-    "out to trace force config dry_run resume processes form as_json show shown wide".split()
+    "out to trace force config dry_run resume processes form show shown wide".split()
 )
 
 force_option = click.option(

@@ -49,12 +49,13 @@ def kept(what: Callable[[], str]) -> Iterator[None]:
 
 def cells_kept(out: str | None) -> str:
     """What a command says of the cells beside its --out."""
+    from lengthwise.eval.cells import Cells
     from lengthwise.training.commands.folders import cells_folder
 
     if out is None:
         return "nothing is kept without --out"
     folder = cells_folder(out)
-    count = sum(1 for _ in folder.glob("cell-*.json"))
+    count = len(Cells(folder))
     cells = "1 finished cell" if count == 1 else f"{count} finished cells"
     return f"{cells} kept in {folder}; the same command goes on from there"
 
