@@ -6,6 +6,7 @@ option stands twice the last counts. What is not ours (git, pip, curl) is not ru
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -30,6 +31,7 @@ NOT_OURS = ("git", "cd", "pip", "source", "python3", "curl")
 # Commands by how they begin, the longest first that fits -> what makes them short.
 SHORTER = {
     "advise": "--requests 200 --seeds 2",
+    "calibrate": "",
     "capacity": "--requests 200 --seeds 2",
     "check policy": "",
     "compare": "--requests 60 --seeds 2 --processes 1 --force",
@@ -64,10 +66,19 @@ def commands(text: str) -> Iterator[list[str]]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the pages call by name."""
     folder = tmp_path_factory.mktemp("data")
-    trace = lw.Workload.preset("azure-conv-2023", requests=1000, seed=3).to_frame()
+    preset = lw.Workload.preset("azure-conv-2023", requests=1000, seed=3)
+    trace = preset.to_frame()
     trace[["arrival_s", "prompt_tokens", "output_tokens"]].to_csv(
         folder / "trace.csv.gz", index=False
     )
+    served = lw.simulate(preset.head(100)).requests
+    bench = {
+        "start_times": served["arrival_s"].tolist(),
+        "input_lens": served["prompt_tokens"].tolist(), "output_lens": served["output_tokens"].tolist(),
+        "ttfts": (served["first_token_s"] - served["arrival_s"]).tolist(),
+        "itls": [[one] for one in (served["finish_s"] - served["first_token_s"]).tolist()],
+    }  # fmt: skip
+    (folder / "bench.json").write_text(json.dumps(bench))
     made = generate_prompts(400, seed=3)
     frame = pd.DataFrame({"prompt": made.prompt, "output_tokens": made.output_tokens})
     frame.to_json(folder / "responses.jsonl.gz", orient="records", lines=True)
@@ -105,7 +116,7 @@ def test_what_a_page_shows_runs(
     for file in data.iterdir():
         (tmp_path / file.name).symlink_to(file)
     monkeypatch.chdir(tmp_path)
-    # starting vLLM takes half a minute; tests/test_policies_contract.py checks there
+    # starting vLLM takes half a minute: tests/test_eval_parts.py holds what is said of it
     monkeypatch.setattr("lengthwise.eval.check._vllm", lambda policy: iter(()))
     for language, text in blocks(page):
         if language == "python":
