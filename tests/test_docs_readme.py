@@ -74,7 +74,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     served = lw.simulate(preset.head(100)).requests
     bench = {
         "start_times": served["arrival_s"].tolist(),
-        "input_lens": served["prompt_tokens"].tolist(), "output_lens": served["output_tokens"].tolist(),
+        "input_lens": served["prompt_tokens"].tolist(),
+        "output_lens": served["output_tokens"].tolist(),
         "ttfts": (served["first_token_s"] - served["arrival_s"]).tolist(),
         "itls": [[one] for one in (served["finish_s"] - served["first_token_s"]).tolist()],
     }  # fmt: skip

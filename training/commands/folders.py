@@ -19,9 +19,7 @@ from lengthwise.errors import InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 # where results go, how they are shown and how fast they come: the same run with others
-ASIDE = frozenset(
-    "out to trace force config dry_run resume processes form show shown wide".split()
-)
+ASIDE = frozenset("out to trace force config dry_run resume processes form show shown wide".split())
 
 force_option = click.option(
     "--force", is_flag=True, help="Replace another run's results, and discard what it left."
