@@ -668,9 +668,12 @@ def test_prefill_of_every_size_several_and_late() -> None:
     late = [tuple(step[2][0]) for step in group["steps"] if step[1] == 3 and step[2][0][1] > 0]
     assert late == [(t, b) for b in (2048, 8192, 16_384, 30_000) for t in (128, 512, 2048)]
     several = [step for step in group["steps"] if step[1] == 2]
-    assert len(several) == 60 and all(n == 0 for n, *_ in group["steps"])
+    assert len(several) == 70 and all(n == 0 for n, *_ in group["steps"])
     totals = [sum(tokens for tokens, _ in step[2]) for step in several]
-    assert 16 <= min(totals) and max(totals) <= 2048
+    assert 16 <= min(totals) and max(totals[:60]) <= 2048
+    assert 2048 <= min(totals[60:]) < 3000 < max(totals[60:]) <= 4096
+    usual = vllm_plan._prefill(np.random.default_rng(0), 2048, 131_072, 1.0)["steps"]
+    assert sum(step[1] == 2 for step in usual) == 60
     little = vllm_plan._prefill(np.random.default_rng(0), 100, 2176, 0.5)["steps"]
     assert max(step[2][0][0] for step in little if step[1] == 3) == 96
     assert sum(step[1] == 2 for step in little) == 30
@@ -700,6 +703,20 @@ def test_decoding_shrinks_from_what_fits() -> None:
     assert max(vllm_plan._contexts(rng, 8000, True, 10**9, 4000, 9000)) == 9000 - 1024
 
 
+def test_batches_beyond_the_graphs_are_measured_where_seats_allow() -> None:
+    assert vllm_plan._decode_large(10**6, 512, 8) == []
+    short, longer = vllm_plan._decode_large(400_000, 1024, 8)
+    assert short["context"] == [64] * 1024
+    assert [step[0] for step in short["steps"]] == [1024, 896, 768, 640, 576, 512]
+    assert all(step[1:] == [8, []] for step in short["steps"])
+    fits = int(400_000 * 0.9 // 356)
+    assert longer["context"] == [256] * fits and longer["steps"][0][0] == 896
+    served = vllm_plan.sweep_plan(800_000, 8192, 1024, 131_072)
+    assert len(served) == len(vllm_plan.sweep_plan(800_000, 2048, 256, 131_072)) + 2
+    chunks = [sum(t for t, _ in c) + n for g in served for n, _, c in g.get("steps", []) if c]
+    assert max(chunks) == 8192 and sum(total > 4096 for total in chunks) > 20
+
+
 def test_both_at_once_leave_seats_for_chunks() -> None:
     (group,) = vllm_plan._mixed(np.random.default_rng(0), 256, 10**9, 4096, 256, 131_072, 7)
     assert len(group["context"]) == 256 - 32
@@ -711,6 +728,10 @@ def test_both_at_once_leave_seats_for_chunks() -> None:
         assert mine[-2][2] == [[2048 - n, 0]] and mine[-1][2] == [[4096 - n, 0]]
         totals = [n + sum(tokens for tokens, _ in step[2]) for step in mine[:7]]
         assert n + 15 <= min(totals) and max(totals) <= 2048
+    (large,) = vllm_plan._mixed(np.random.default_rng(0), 256, 10**9, 8192, 1024, 131_072, 16)
+    beyond = [step for step in large["steps"] if step[1] == 2 and step[2] != [[4096 - step[0], 0]]
+              and step[0] + sum(tokens for tokens, _ in step[2]) > 2048]  # fmt: skip
+    assert [step[0] for step in beyond] == [768, 768, 256, 256, 160, 160, 64, 64, 16, 16, 1, 1]
     (small,) = vllm_plan._mixed(np.random.default_rng(0), 256, 10**9, 1024, 256, 131_072, 1)
     assert [step[1] for step in small["steps"] if step[0] == 8] == [2, 3]
     assert small["steps"][-1][2] == [[1023, 0]]

@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 
-SIZES = (512, 448, 384, 320, 288, 272, 256, 248, 240, 232, 224, 216, 208, 200, 192, 184, 176, 168,
-         160, 152, 144, 136, 128, 120, 112, 104, 96, 88, 80, 72, 64, 60, 56, 52, 48, 44, 40, 36, 32,
-         28, 24, 20, 16, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1)  # fmt: skip
-MIXED_SIZES = (256, 224, 192, 160, 128, 96, 64, 48, 32, 16, 8, 4, 1)
+SIZES = (2048, 1792, 1536, 1280, 1024, 896, 768, 640, 576, 512, 448, 384, 320, 288, 272, 256, 248,
+         240, 232, 224, 216, 208, 200, 192, 184, 176, 168, 160, 152, 144, 136, 128, 120, 112, 104,
+         96, 88, 80, 72, 64, 60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 14, 12, 10, 8, 7,
+         6, 5, 4, 3, 2, 1)  # fmt: skip
+MIXED_SIZES = (768, 512, 384, 256, 224, 192, 160, 128, 96, 64, 48, 32, 16, 8, 4, 1)
 CONTEXTS = (1024, 256, 3072, 8192, 24_000)
+# Batches beyond the largest CUDA graph need contexts so short that their sequences fit.
+GRAPHED, SHORT = 512, (64, 256)
+USUAL = 2048  # tokens: most iterations of a plan have up to so many, whatever the budget allows
 
 
 def sweep_plan(
@@ -28,7 +32,9 @@ def sweep_plan(
     plan: list[dict[str, Any]] = [_burst(rng, round(150 * thoroughness), max_model_len)]
     plan.append(_prefill(rng, max_num_batched_tokens, max_model_len, thoroughness))
     repeat = max(4, round(8 * thoroughness))
-    for context in CONTEXTS:
+    for place, context in enumerate(CONTEXTS):
+        if place == 1:
+            plan += _decode_large(kv_tokens, max_num_seqs, repeat)
         plan += _decode(rng, context, kv_tokens, max_num_seqs, max_model_len, repeat)
         if context <= 8192:
             plan += _mixed(
@@ -62,8 +68,10 @@ def _prefill(
     )
     steps += [[0, 3, [[int(size), 0]]] for size in sizes if size <= budget]
     for _ in range(round(60 * thoroughness)):
-        total = int(np.exp(rng.uniform(np.log(16), np.log(min(2048, budget)))))
+        total = int(np.exp(rng.uniform(np.log(16), np.log(min(USUAL, budget)))))
         steps.append([0, 2, _chunks(rng, total, max_model_len)])
+    for _ in range(round(10 * thoroughness) if budget > USUAL else 0):
+        steps.append([0, 2, _chunks(rng, _large(rng, budget), max_model_len)])
     for before in (2048, 8192, 16_384, 30_000):
         for tokens in (128, 512, 2048):
             if before + tokens < max_model_len and tokens <= budget:
@@ -90,6 +98,18 @@ def _decode(
     return groups
 
 
+def _decode_large(kv_tokens: int, max_num_seqs: int, repeat: int) -> list[dict[str, Any]]:
+    """Decoding alone beyond the largest CUDA graph, as far as seats and KV cache go."""
+    groups = []
+    for context in SHORT:
+        fits = int(min(max_num_seqs, kv_tokens * 0.9 // (context + 100)))
+        sizes = [n for n in SIZES if GRAPHED < n <= fits]
+        if sizes:
+            steps = [[n, repeat, []] for n in (*sizes, GRAPHED)]
+            groups.append({"context": [context] * fits, "steps": steps})
+    return groups
+
+
 def _mixed(
     rng: np.random.Generator,
     context: int,
@@ -102,16 +122,24 @@ def _mixed(
     """Decoding beside prefill chunks of every total, some of them late in a long prompt."""
     seats = max_num_seqs - 32  # chunks need some, and keep them for two iterations
     contexts = _contexts(rng, context, True, kv_tokens * 3 // 4, seats, max_model_len)
+    most = min(budget, kv_tokens // 8)  # what a chunk takes of the cache is not the sequences'
     steps: list[Any] = []
     for n in (n for n in MIXED_SIZES if n <= len(contexts)):
         for _ in range(draws):
-            low, high = np.log(n + 16), np.log(min(2048, budget))
+            low, high = np.log(n + 16), np.log(min(USUAL, budget))
             total = int(np.exp(rng.uniform(low, high))) - n
             steps.append([n, 2, _chunks(rng, total, max_model_len)])
-        steps.append([n, 3, [[min(2048, budget) - n, 0]]])
+        steps.append([n, 3, [[min(USUAL, budget) - n, 0]]])
+        for _ in range(draws // 8 if most > 4096 and n in MIXED_SIZES[::3] else 0):
+            steps.append([n, 2, _chunks(rng, _large(rng, most) - n, max_model_len)])
         if budget >= 4096:
             steps.append([n, 2, [[4096 - n, 0]]])
     return [{"context": contexts, "steps": steps}]
+
+
+def _large(rng: np.random.Generator, most: int) -> int:
+    """A total between the usual largest and the budget."""
+    return int(np.exp(rng.uniform(np.log(USUAL), np.log(most))))
 
 
 def _contexts(
