@@ -22,7 +22,7 @@ from lengthwise.errors import InputError
 from lengthwise.serving.timing.vllm_plan import sweep_plan
 
 RECORDER = "lengthwise.serving.timing.vllm_recorder.recorder"
-FRONTEND_LEVELS = (1, 16, 64, 128, 256)
+FRONTEND_LEVELS = (1, 16, 64, 128, 256, 512, 1024)  # as many as there are seats
 
 
 def start(model: Path, *, scheduler: str | None = RECORDER, **options: Any) -> Any:
@@ -148,7 +148,8 @@ async def frontend(
     longest = engine.vllm_config.model_config.max_model_len - tokens
     for index, length in enumerate([16, 256, 1024, 4096] * 4):
         await one(f"alone{index}", 1, min(length, longest))
-    for level in levels:
+    seats = engine.vllm_config.scheduler_config.max_num_seqs
+    for level in (n for n in levels if n <= seats):
         await asyncio.gather(*(one(f"level{level}n{i}", level, 32) for i in range(level)))
     client = pd.DataFrame(
         rows, columns=["name", "level", "prompt", "submit_ns", "first_ns", "last_ns", "tokens"]

@@ -35,6 +35,9 @@ def sweep_plan(
     for place, context in enumerate(CONTEXTS):
         if place == 1:
             plan += _decode_large(kv_tokens, max_num_seqs, repeat)
+            plan += _mixed_large(
+                rng, kv_tokens, max_num_batched_tokens, max_num_seqs, max_model_len
+            )
         plan += _decode(rng, context, kv_tokens, max_num_seqs, max_model_len, repeat)
         if context <= 8192:
             plan += _mixed(
@@ -135,6 +138,21 @@ def _mixed(
         if budget >= 4096:
             steps.append([n, 2, [[4096 - n, 0]]])
     return [{"context": contexts, "steps": steps}]
+
+
+def _mixed_large(
+    rng: np.random.Generator, kv_tokens: int, budget: int, max_num_seqs: int, max_model_len: int
+) -> list[dict[str, Any]]:
+    """Many decoding sequences of short contexts beside chunks that are not late."""
+    grows = 30  # tokens that a sequence makes until the group ends
+    room = int((kv_tokens * 0.9 - 3 * budget) // (SHORT[0] + grows))
+    sizes = [n for n in MIXED_SIZES if 256 < n <= min(room, max_num_seqs - 32, budget // 2)]
+    steps = [
+        [n, 2, [[_large(rng, budget) - n if k % 3 == 2 else int(rng.integers(16, budget // 4)), 0]]]
+        for n in sizes
+        for k in range(5 if budget > USUAL else 2)
+    ]
+    return [{"context": [SHORT[0]] * sizes[0], "steps": steps}] if steps else []
 
 
 def _large(rng: np.random.Generator, most: int) -> int:
