@@ -1,15 +1,17 @@
 """Machine code on disk: what is damaged, foreign or can't be written costs time, nothing else."""
 
+import ast
 import os
 import resource
 import subprocess
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from lengthwise.serving.fast.compiler import cache
+from lengthwise.serving.fast.compiler import build, cache, score
 
 CODE = bytes(range(256)) * 20
 RUN = """
@@ -157,3 +159,57 @@ def test_nothing_but_machine_code_is_kept(tmp_path: Path):
     simulate(tmp_path)
     kept = list((tmp_path / "lengthwise" / "kernels").iterdir())
     assert kept and all(path.suffix == ".o" for path in kept)
+
+
+class Asked(Exception):
+    """For the code under a name, which is not there yet."""
+
+
+@pytest.fixture
+def stem(monkeypatch):
+    """The name that the fast engine's code has now."""
+
+    def ask(stem, names):
+        raise Asked(stem)
+
+    def stem():
+        with pytest.raises(Asked) as asked:
+            build.compiled.__wrapped__(PREFIX=True, STOPS=True)
+        return str(asked.value)
+
+    monkeypatch.setattr(build, "load", ask)
+    return stem
+
+
+def test_code_is_kept_under_a_name_that_every_number_in_it_changes(stem, monkeypatch):
+    """Those that stand in other modules, too: an upgrade must not run what it replaced."""
+    before, seen = stem(), []
+    assert stem() == before
+    for node in ast.parse(build.source({})).body:
+        if not isinstance(node, ast.ImportFrom) or not node.module.startswith("lengthwise."):
+            continue
+        for name in (one.name for one in node.names):
+            value = getattr(import_module(node.module), name)
+            if isinstance(value, int | float) and not node.module.endswith("fast.state"):
+                seen.append(name)
+                with monkeypatch.context() as changed:
+                    changed.setattr(import_module(node.module), name, -1 - value)
+                    assert stem() != before, name
+    assert {"PS", "LAST_PS", "HOLD", "FAIL", "FRACTION", "WINDOW", "LN2_HIGH"} <= set(seen)
+
+
+def test_code_is_kept_under_a_name_that_every_source_of_it_changes(stem, monkeypatch, tmp_path):
+    before, plain = stem(), build._file
+    (tmp_path / "other.py").write_text("")
+    for name in (*build.PARTS, *build.TYPES, build.TABLES, "compiler/build"):
+        monkeypatch.setattr(
+            build, "_file", lambda n, name=name: tmp_path / "other.py" if n == name else plain(n)
+        )
+        assert stem() != before, name
+    one = score._stem("srtf", {}, "")
+    assert one != score._stem("srtf", {}, "x") and one.startswith("srtf_")
+    for i in range(len(score.COMPILER)):
+        other = [*score.COMPILER[:i], tmp_path / "other.py", *score.COMPILER[i + 1 :]]
+        monkeypatch.setattr(score, "COMPILER", other)
+        assert score._stem("srtf", {}, "") != one
+        monkeypatch.undo()

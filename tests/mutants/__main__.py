@@ -21,7 +21,9 @@ import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+from lengthwise.serving.fast.compiler.cache import trusted
 from tests.mutants.nearest import Nearest
 from tests.mutants.plant import PACKAGES, Mutant, of_import, sample
 
@@ -30,8 +32,10 @@ EQUIVALENT = {
     (one["path"], one["text"], one["before"], one["after"]): one["reason"]
     for one in tomllib.loads((Path(__file__).parent / "equivalent.toml").read_text())["mistakes"]
 }
+FAILS = ("FAILED", "ERROR")
 NO_SUCH_TEST = 4  # pytest's exit code, too, for arguments that it can't use
-LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "docs")
+LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
+NO_END = "no end, or a crash"
 
 
 def copy_of_the_project(folder: Path) -> Path:
@@ -42,40 +46,88 @@ def copy_of_the_project(folder: Path) -> Path:
     return folder
 
 
-def judged(mutant: Mutant, tests: list[str], folder: Path, seconds: float) -> dict[str, object]:
-    """Whether ``tests`` notice ``mutant``, in a copy of the project that is mended afterwards."""
-    if not tests:
-        return {"found": False, "by": ["no test runs this file"], "tests": 0}
-    path = folder / mutant.path
-    source = path.read_bytes()
-    path.write_bytes(mutant.planted(source))
-    paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    alone = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    env = {**os.environ, **alone}
-    # a change in the fast engine is compiled for every test that asks for other parts of it
-    one = f"--timeout={4 * seconds + 60:.0f}"
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no",
-               "-p", "no:benchmark", "-n", "0", one, "--timeout-method=thread",
-               *tests]  # fmt: skip
-    begun = time.monotonic()
-    try:
+class Place:
+    """A copy of the project, with machine code of its own: nothing is kept of what is planted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = copy_of_the_project(folder / "project")
+        self.cache = folder / "cache"
+        kept, _ = trusted()
+        if kept.is_dir():
+            shutil.copytree(kept, self.cache / "lengthwise" / "kernels")
+        self.empty = folder / "empty"
+
+    def run(self, tests: list[str], seconds: float, path: str) -> tuple[bool, list[str], list[str]]:
+        """Whether all passed, what failed first, and which tests are not there."""
+        shutil.rmtree(self.empty, ignore_errors=True)
+        # whoever plants a mistake in the compiler must not be handed what it compiled before
+        cache = self.empty if path.startswith("serving/fast/compiler/") else self.cache
+        paths = os.pathsep.join([str(self.root), os.environ.get("PYTHONPATH", "")])
+        alone = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
+                 "XDG_CACHE_HOME": str(cache)}  # fmt: skip
+        # a change in the fast engine is compiled for every test that asks for other parts of it
+        one = f"--timeout={4 * seconds + 60:.0f}"
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no",
+                   "-p", "no:benchmark", "-n", "0", one, "--timeout-method=thread",
+                   *tests]  # fmt: skip
         done = subprocess.run(
-            command, cwd=folder, env=env, capture_output=True, text=True, timeout=20 * seconds + 300
-        )
-        gone = re.findall(r"^ERROR: not found: .*?(tests/\S+)", done.stdout + done.stderr, re.M)
-        if done.returncode == NO_SUCH_TEST and gone:  # the map is older than the tests
+            command, cwd=self.root, env={**os.environ, **alone}, capture_output=True, text=True,
+            timeout=20 * seconds + 300,
+        )  # fmt: skip
+        gone = []
+        if done.returncode == NO_SUCH_TEST:
+            gone = re.findall(r"^ERROR: not found: .*?(tests/\S+)", done.stdout + done.stderr, re.M)
+        by = [line for line in done.stdout[-2000:].splitlines() if line.startswith(FAILS)][:1]
+        return done.returncode == 0, by or ([NO_END] if done.returncode else []), gone
+
+
+def who_failed(by: str, tests: list[str]) -> list[str]:
+    """The test that a line of pytest names; all, where a file can't be read or nothing ended."""
+    if by == NO_END:
+        return tests
+    name = by.split(maxsplit=1)[1]
+    one = max((test for test in tests if name.startswith(test)), key=len, default=None)
+    return [one] if one else [test for test in tests if test.startswith(name.split(" - ")[0])]
+
+
+def judged(
+    mutant: Mutant, tests: list[str], place: Place, seconds: float, sound: dict[str, bool]
+) -> dict[str, Any]:
+    """Whether ``tests`` notice ``mutant``, in a copy of the project that is mended afterwards.
+
+    What fails must pass, and what does not end must end, without the mistake; ``sound`` keeps what
+    is known of that.
+    """
+    path = place.root / mutant.path
+    source = path.read_bytes()
+    begun = time.monotonic()
+    while tests := [test for test in tests if sound.get(test, True)]:
+        try:
+            path.write_bytes(mutant.planted(source))
+            passed, by, gone = place.run(tests, seconds, mutant.path)
+        except subprocess.TimeoutExpired:
+            passed, by, gone = True, ["the tests took too long together"], []
+        finally:
             path.write_bytes(source)
-            left = [test for test in tests if not test.startswith(tuple(gone))]
-            return judged(mutant, left, folder, seconds)
-        found, said = done.returncode != 0, done.stdout[-2000:]
-        by = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))][:1]
-        by = by or (["no end, or a crash"] if found else [])
-    except subprocess.TimeoutExpired:
-        found, by = False, ["the tests took too long together"]
-    finally:
-        path.write_bytes(source)
-    took = round(time.monotonic() - begun, 1)
-    return {"found": found, "by": by, "tests": len(tests), "seconds": took}
+        if gone:  # the map is older than the tests
+            tests = [test for test in tests if not test.startswith(tuple(gone))]
+            continue
+        who = [] if passed else who_failed(by[0], tests)
+        if not passed and not all(sound.get(test) for test in who):
+            try:
+                mended = place.run(who, seconds, mutant.path)[0]
+            except subprocess.TimeoutExpired:
+                mended = False
+            if mended:
+                sound.update(dict.fromkeys(who, True))
+            elif len(who) == 1:
+                sound[who[0]] = False
+                continue
+            else:
+                passed, by = True, ["what fails here fails without the mistake as well"]
+        took = round(time.monotonic() - begun, 1)
+        return {"found": not passed, "by": by, "who": who, "tests": len(tests), "seconds": took}
+    return {"found": False, "by": ["no test runs this file"], "tests": 0}
 
 
 def reason(row: dict[str, object]) -> str | None:
@@ -85,14 +137,17 @@ def reason(row: dict[str, object]) -> str | None:
 
 
 def table(results: list[dict[str, object]]) -> str:
-    lines = ["| package | planted | equivalent | found | % |", "|---|---:|---:|---:|---:|"]
+    lines = ["| package | planted | equivalent | found | of these by no end | % |"]
+    lines += ["|---|---:|---:|---:|---:|---:|"]
     for package in (*PACKAGES, ""):
         some = [one for one in results if str(one["path"]).startswith(package)]
         if some:
             found = sum(bool(one["found"]) for one in some)
             same = sum(reason(one) is not None for one in some)
+            hung = sum(bool(one["found"]) and one["by"] == [NO_END] for one in some)
             share = 100 * found / max(1, len(some) - same)
-            lines.append(f"| {package or 'all'} | {len(some)} | {same} | {found} | {share:.0f} |")
+            row = (package or "all", len(some), same, found, hung, f"{share:.0f}")
+            lines.append(f"| {' | '.join(map(str, row))} |")
     return "\n".join(lines)
 
 
@@ -125,9 +180,10 @@ def main() -> None:
     )
     known = {one["name"] for one in results}
     with tempfile.TemporaryDirectory() as folder, given.out.open("a") as out:
-        free: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        free: queue.SimpleQueue[Place] = queue.SimpleQueue()
+        sound: dict[str, bool] = {}
         for job in range(given.jobs):
-            free.put(copy_of_the_project(Path(folder) / str(job)))
+            free.put(Place(Path(folder) / str(job)))
 
         def one(mutant: Mutant) -> None:
             if time.monotonic() > ends:
@@ -136,11 +192,12 @@ def main() -> None:
             tests = near.tests(mutant.path, mutant.line, given.seconds, once=once)
             place = free.get()
             try:
-                verdict = judged(mutant, tests, place, given.seconds)
+                verdict = judged(mutant, tests, place, given.seconds, sound)
             finally:
                 free.put(place)
-            for by in verdict["by"] if verdict["found"] else []:
-                near.learn(mutant.path, by)
+            who = verdict.pop("who", [])
+            if verdict["found"] and len(who) == 1:
+                near.learn(mutant.path, who[0])
             row = {"name": mutant.name, **dataclasses.asdict(mutant), **verdict}
             results.append(row)
             out.write(json.dumps(row) + "\n")

@@ -36,6 +36,7 @@ class Cover:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         self.coverage.switch_context(item.nodeid)
         self.marks.clear()
+        self.marks.compiling = 0.0
         try:
             return (yield)
         finally:
@@ -43,7 +44,7 @@ class Cover:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" and report.passed:
-            self.seconds[report.nodeid] = report.duration
+            self.seconds[report.nodeid] = max(report.duration - self.marks.compiling, 0.0)
 
     def pytest_sessionfinish(self) -> None:
         self.coverage.stop()

@@ -1,10 +1,12 @@
 """The tests that would notice a mistake on a line: those that run it, most telling ones first."""
 
 import json
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-# Text that is written into machine code leaves no trace of its lines. These test files run it.
+ROOT = Path(__file__).parents[2]
+# These test files run what is compiled, for maps that were made without the marks of ``compiled``.
 COMPILED = {
     "serving/fast/": ["test_serving_kernel", "test_serving_run", "test_serving_curves",
                       "test_envs_vector", "test_serving_translate", "test_starvation"],
@@ -12,6 +14,15 @@ COMPILED = {
     "policies/": ["test_policies_agree", "test_policies_baselines", "test_policies_learned"],
     "envs/": ["test_envs_vector", "test_envs_policies"],
 }  # fmt: skip
+# These hold one engine to the other, and cost more than tests that run the same lines in short.
+TWINS = {
+    "test_serving_kernel", "test_serving_run", "test_serving_features", "test_serving_curves",
+    "test_serving_events", "test_serving_live", "test_serving_invariants", "test_starvation",
+    "test_preemption", "test_policies_agree", "test_envs_vector", "test_envs_policies",
+}  # fmt: skip
+ENGINES = ("serving/fast/", "serving/reference/")
+FEW = 10  # tests of a file: then those of who names it are asked as well
+MORE = 3  # times as long for mistakes in the engines: their twins' tests, beside the nearest ones
 # This one looks at a module's numbers, whoever imported it.
 NUMBERS = "tests/test_numbers.py::test_a_number_that_was_chosen_is_that_number[{}]"
 BEGIN = 0.1  # seconds that the cheapest test costs: none is so cheap that it beats what it tells
@@ -37,10 +48,10 @@ class Nearest:
                 self.here[name].update(tests)
             self.all.update(self.here[name])
         self.noticed: dict[str, Counter[str]] = defaultdict(Counter)
+        self.named: dict[str, list[str]] = {}
 
-    def learn(self, path: str, by: str) -> None:
-        """A test (as pytest names what failed) noticed a mistake in a file."""
-        test = by.removeprefix("FAILED ").removeprefix("ERROR ").split(" - ")[0]
+    def learn(self, path: str, test: str) -> None:
+        """A test noticed a mistake in a file."""
         if test in self.seconds:
             self.noticed[path][test] += 1
 
@@ -48,27 +59,50 @@ class Nearest:
         """Tests for a mistake in ``line`` of ``path`` that take about ``seconds`` together.
 
         Where no test runs the line by itself, or it is run ``once``, as its module is imported by
-        whatever test comes first, those that run anything of its file. Files of tests
-        take turns. First comes what noticed mistakes in this file before, then what runs little
-        else for the time that it takes.
+        whatever test comes first, those that run anything of its file; where these are few, of the
+        files that name it, too, which read its numbers or run it as a process. Files of tests take
+        turns. First comes what noticed mistakes in this file before, then what runs little else for
+        the time that it takes. For the engines, those that hold one to the other come behind.
         """
         by_line = self.lines.get(path, {})
-        found = set(by_line.get(line, ()))
+        found, here = set(by_line.get(line, ())), self.here[path]
         if not found or once:
             found = found.union(*by_line.values())
             module = path.removesuffix(".py").replace("/", ".")
             found |= self.seconds.keys() & {NUMBERS.format(module)}
+            for name in self._names_it(path) if len(found) < FEW else ():
+                found |= self.here[name].keys()
+                here = here + self.here[name]
         for folder, names in COMPILED.items():
             if path.startswith(folder) and not found:
-                found |= {test for test in self.seconds if Path(test.split("::")[0]).stem in names}
-        here, noticed = self.here[path], self.noticed[path]
+                found |= {test for test in self.seconds if _file(test) in names}
+        noticed = self.noticed[path]
 
         def price(test: str) -> float:
             share = (here[test] + 1) / (self.all[test] + 1)
             return (self.seconds[test] + BEGIN) / share / (1 + 10 * noticed[test])
 
+        ranked = sorted(found, key=lambda test: (price(test), test))
+        chosen = self._in_turns(ranked, seconds)
+        if path.startswith(ENGINES):
+            left = [test for test in ranked if _file(test) in TWINS and test not in chosen]
+            chosen += self._in_turns(left, (MORE - 1) * seconds)
+        return chosen
+
+    def _names_it(self, path: str) -> list[str]:
+        """Files of ours that hold a module's name: they import it, or run it as a process."""
+        if path not in self.named:
+            name = re.compile(rf"\b{re.escape(Path(path).stem)}\b")
+            self.named[path] = [
+                other for other in list(self.here)
+                if other != path and Path(path).parts[0] in ("lengthwise", Path(other).parts[0])
+                and name.search((ROOT / other).read_text() if (ROOT / other).exists() else "")
+            ]  # fmt: skip
+        return self.named[path]
+
+    def _in_turns(self, ranked: list[str], seconds: float) -> list[str]:
         by_file = defaultdict(list)
-        for test in sorted(found, key=lambda test: (price(test), test)):
+        for test in ranked:
             by_file[test.split("::")[0]].append(test)
         chosen: list[str] = []
         left = seconds
@@ -83,3 +117,7 @@ class Nearest:
                         chosen.append(test)
                         break
         return chosen
+
+
+def _file(test: str) -> str:
+    return Path(test.split("::")[0]).stem

@@ -12,18 +12,19 @@ from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from lengthwise import exact, picoseconds, starvation
 from lengthwise.features import FEATURES
-from lengthwise.serving.events import SHIFT
+from lengthwise.serving import events, scoring, system
 from lengthwise.serving.fast.compiler.native import compile_text, load, machine
 from lengthwise.serving.fast.compiler.translate import translate
 from lengthwise.serving.fast.features import ACCESSORS
 from lengthwise.serving.fast.state import KINDS
 from lengthwise.serving.fast.tables import WRITTEN
-from lengthwise.serving.reference.replica import FUTILE
+from lengthwise.serving.reference import replica
 from lengthwise.serving.timing.terms import TERMS
-from lengthwise.starvation import FOREVER_PS, UNKNOWN_TOKENS, WINDOW
 
 FOLDER = Path(__file__).parent.parent
 FLAGS = "flags"
@@ -39,6 +40,7 @@ TYPES = (
     "compiler/translate",
     "compiler/native",
 )  # imported as they are
+NUMBERS = (events, exact, picoseconds, replica, scoring, starvation, system)  # theirs are bound
 INLINED = {f"lengthwise.serving.fast.{name.replace('/', '.')}" for name in (FLAGS, TABLES, *PARTS)}
 
 
@@ -46,8 +48,8 @@ INLINED = {f"lengthwise.serving.fast.{name.replace('/', '.')}" for name in (FLAG
 def compiled(**flags: bool) -> dict[str, Callable[[int], int]]:
     """The entries of the fast engine for these flags; each takes the address of a state."""
     written = [*TERMS.values(), *FEATURES.values(), *ACCESSORS.items()]
-    written += [FOREVER_PS, UNKNOWN_TOKENS, WINDOW, SHIFT]
-    key = hashlib.sha256(f"{machine()} {flags} {KINDS} {FUTILE} {written}".encode())
+    written += [(name, value) for module in NUMBERS for name, value in _numbers(module)]
+    key = hashlib.sha256(f"{machine()} {flags} {KINDS} {written}".encode())
     for name in ("compiler/build", TABLES, *PARTS, *TYPES):
         key.update(_file(name).read_bytes())
     on = "".join(name[0].lower() for name, value in flags.items() if value)
@@ -60,6 +62,11 @@ def compiled(**flags: bool) -> dict[str, Callable[[int], int]]:
     )
     found = load(stem, names) or _build(stem, names, flags)
     return {name: ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(found[name]) for name in names}
+
+
+def _numbers(module: ModuleType) -> list[tuple[str, bool | int | float]]:
+    found = vars(module).items()
+    return [(name, value) for name, value in found if isinstance(value, bool | int | float)]
 
 
 def _build(stem: str, names: tuple[str, ...], flags: dict[str, bool]) -> dict[str, int]:
