@@ -807,6 +807,55 @@ def test_the_endpoint_picker_s_options(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert described({"timing": "h200/llama-3.1-8b"})["decode_tokens_per_s"] > 100
 
 
+def test_the_hint_proxy_s_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lengthwise.policies.plugins.gateways import hints, proxy
+
+    made: dict[str, Any] = {}
+
+    async def serve(one: Any, ended: Any, drain: float, say: Any) -> None:
+        made["drain"] = drain
+
+    monkeypatch.setattr(
+        hints, "Hints",
+        lambda fill, policy, per_unit, lowest_first: made.update(
+            fill=fill, policy=policy, per_unit=per_unit, lowest_first=lowest_first
+        ),
+    )  # fmt: skip
+    monkeypatch.setattr(
+        proxy, "HintProxy",
+        lambda upstream, told, predictor, options: made.update(
+            upstream=upstream, predictor=predictor, options=options
+        ),
+    )  # fmt: skip
+    monkeypatch.setattr(proxy, "serve", serve)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+    def of(line: str) -> dict[str, Any]:
+        cli.cli.main(
+            args=shlex.split(f"hint-proxy --upstream http://a --predictor p {line}"),
+            standalone_mode=False,
+        )
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+        serving = dict(vars(made["options"]))
+        return {**made, **serving, **vars(serving.pop("limits"))}
+
+    plain = of("")
+    assert (plain["upstream"], plain["predictor"]) == ("http://a", "p")
+    for text, name, value in (
+        ("--fill dynamo", "fill", "dynamo"), ("--policy srtf", "policy", "srtf"),
+        ("--priority-scale 10", "per_unit", 10.0), ("--lowest-first", "lowest_first", True),
+        ("--predict-timeout 2", "predict_timeout_s", 2.0), ("--host h", "host", "h"),
+        ("--port 7", "port", 7), ("--metrics-port 8", "metrics_port", 8),
+        ("--max-body 9", "body", 9), ("--max-requests 9", "requests", 9),
+        ("--drain-timeout 3", "drain", 3.0),
+    ):  # fmt: skip
+        found = of(text)
+        differ = {key for key in plain if plain[key] != found[key]} - {"options", "limits"}
+        assert (differ, found[name]) == ({name}, value), text
+    assert (plain["port"], plain["drain"], plain["requests"]) == (8080, 30.0, 2048)
+
+
 def test_results_are_shown_with_what_was_noticed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

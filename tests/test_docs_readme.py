@@ -41,11 +41,12 @@ SHORTER = {
     "export": "",
     "mock-server": "--port 0",
     "serve-epp": "--port 0 --metrics-port 0",
+    "hint-proxy": "--port 0",
     "simulate": "--requests 60",
     "train policy": "--steps 2048 --set rollout=2048 --env-set requests=30",
     "train predictor": "",
 }
-SERVERS = ("mock-server", "serve-epp")
+SERVERS = ("mock-server", "serve-epp", "hint-proxy")
 PROGRAM = "from lengthwise.training.cli import main; main()"
 
 

@@ -36,6 +36,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Serve OpenAI's API as vLLM would, timed by the simulated engine.",
     ),
     "serve-epp": ("serve_epp:serve_epp", "Serve a routing policy as Envoy's endpoint picker."),
+    "hint-proxy": (
+        "hint_proxy:hint_proxy",
+        "Tell an engine how long answers will be, in front of its server.",
+    ),
     "check": ("check:check", "Check a policy of your own, or the settings of a plugin."),
     "doctor": ("doctor:doctor", "Say what is installed and found here, and what would be refused."),
     "list": ("listing:listing", "List policies, predictors, routers, timings, workloads, envs."),

@@ -35,7 +35,8 @@ class Call(NamedTuple):
 def call_of(*values: Any) -> Call:
     """A call from its arguments: strings, or OpenAI requests as dicts or objects.
 
-    Of those it reads ``messages``, ``prompt``, ``input``, the limits of the answer, and
+    Of those it reads ``messages``, ``prompt``, ``input`` (a text, texts or, with ``instructions``,
+    the turns of OpenAI's responses), the limits of the answer, and
     ``predicted_tokens`` in ``vllm_xargs``. What has another shape is read as nothing: whether a
     call is a right one is for the model behind the router to say.
     """
@@ -49,7 +50,12 @@ def call_of(*values: Any) -> Call:
             continue
         said = field(value, "messages")
         chat += messages(said) if isinstance(said, list | tuple) else ()
-        texts += filter(None, (flat(field(value, name)) for name in ("prompt", "input")))
+        entered = field(value, "input")
+        turns = _turns(entered)
+        if turns and isinstance(before := field(value, "instructions"), str):
+            chat.append(Message("system", before))
+        chat += messages(turns)
+        texts += filter(None, map(flat, (field(value, "prompt"), None if turns else entered)))
         length = _tokens(field(field(value, "vllm_xargs"), "predicted_tokens"))
         told = told if length is None else length
         sent, more = field(value, "vllm_xargs"), field(value, "metadata", "litellm_metadata")
@@ -66,6 +72,12 @@ def call_of(*values: Any) -> Call:
     known = with_chat(known, told_of(chat, 1 / CHARACTERS_PER_TOKEN))
     read = capped_text(asked(chat)) or "\n".join(map(served_text, texts))
     return Call(text, read, told, limit, known)
+
+
+def _turns(entered: Any) -> list[Any]:
+    """The turns of a chat among the items of a response's ``input``."""
+    items = entered if isinstance(entered, list | tuple) else ()
+    return [one for one in items if isinstance(one, dict) and "role" in one and "content" in one]
 
 
 def as_dict(value: Any) -> dict[str, Any]:

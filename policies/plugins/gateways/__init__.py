@@ -1,1 +1,1 @@
-"""Routing policies behind gateways that ask over the network: the Endpoint Picker Protocol."""
+"""Between clients and engines: a picker of endpoints for gateways, and a proxy that hints."""
