@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -692,6 +693,24 @@ def test_the_trade_is_the_table_s_ratios() -> None:
         (low, high) = axes.get_xlim()
         assert low <= 0.95
         assert high >= 1.05
+
+
+@pytest.mark.parametrize("points", [(0.9, 1.0, 1.1), (0.98, 1.0, 0.99), (0.3, 1.0, 0.6)])
+def test_wide_intervals_of_the_trade_are_cut_one_and_a_half_spans_beyond_its_points(
+    points: tuple[float, ...],
+) -> None:
+    found = comparison(rates=(2.0,), contenders=(WHO[0], WHO[2], WHO[3]))
+    runs = found.runs.copy()
+    for who, point in zip(found.contenders, (points[1], points[0], points[2]), strict=True):
+        rows = (runs["policy"] == who.policy_name) & (runs["predictor"] == who.predictor_name)
+        wide = np.array([0.01, 1.0, 100.0] if who.policy_name == "sjf" else [1.0, 1.0, 1.0])
+        for metric in ("e2e_mean_s", "e2e_p99_s"):
+            runs.loc[rows, metric] = 10 * point * wide[runs.loc[rows, "seed"].astype(int)]
+    figure: Any = plots.trade(dataclasses.replace(found, runs=runs))
+    span = max(max(points) - min(points), 0.05)
+    for low, high in (figure.axes[0].get_xlim(), figure.axes[0].get_ylim()):
+        assert low == pytest.approx(min(max(min(points) - 1.5 * span, 0.0), 0.95))
+        assert high == pytest.approx(max(max(points) + 1.5 * span, 1.05))
 
 
 # Figures

@@ -73,6 +73,8 @@ def test_mistakes_in_the_engines_are_put_to_their_twins(tmp_path: Path) -> None:
     near = nearest(tmp_path, {a: 1.0, twin: 15.0}, lines)
     assert near.tests("serving/fast/routing.py", 5, 10.0) == [a, twin]
     assert near.tests("serving/records.py", 5, 10.0) == [a]
+    # what was compiled by another test before counts as well
+    assert near.tests("serving/fast/compiler/translate.py", 5, 10.0)[-1] == twin
 
 
 def test_a_sample_has_one_mistake_a_line_of_every_package() -> None:

@@ -1129,6 +1129,27 @@ def test_transformers_seats_are_the_best_ones_and_counts_of_tokens_hold() -> Non
     assert batch(32) == ({"2", "3", "4"}, 2)
 
 
+def test_who_was_passed_over_in_transformers_goes_on_before_who_is_worse() -> None:
+    made = passing("sjf+preempt:mode=recompute,price=0", lambda p, known: [len(p)], 1, 256.0)
+
+    def batch() -> list[str]:
+        states = [future.state for future in made.schedule_batch(640, 640)[0]]
+        for state in states:
+            state.generated_tokens.append(0)
+            state.remaining_prefill_tokens = []
+        return [state.request_id for state in states]
+
+    made.add_waiting_request(state_of(0, Job(prompt=50, output=50)))
+    assert batch() == ["0"]
+    made.add_waiting_request(state_of(1, Job(prompt=10, output=50)))
+    made.add_waiting_request(state_of(2, Job(prompt=60, output=50)))
+    assert batch() == ["1"] and batch() == ["1"]
+    made.finish_request("1")
+    assert batch() == ["0"] and batch() == ["0"]  # and not the one of 60 tokens
+    made.finish_request("0")
+    assert batch() == ["2"]
+
+
 def test_a_guard_in_transformers_is_told_of_idle_moments_and_of_who_was_passed_over() -> None:
     made = passing("sjf+preempt:mode=recompute,price=0", lambda p, known: [len(p)], 1, 256.0,
                    rule=Guard(1.0, 0.0), clock=lambda self: self.now_s)  # fmt: skip

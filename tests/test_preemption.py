@@ -110,6 +110,8 @@ WITH_BLOCKS = (
     Hall("a seat without blocks is none", batch(100, 40), (20, 33), (0,), seats=1, free=1),
     # 33 tokens need 3 blocks: 0 and then 3 of 40 tokens' are free; 20 more tokens need 2
     Hall("blocks are promised once", batch(40, 35), (20, 33), (0, 1), seats=2, free=0),
+    # 1 and 2 of 4 blocks are promised when the third asks for 2
+    Hall("promises add up", batch(40), (10, 20, 20), (0,), seats=3, free=4),
 )  # fmt: skip
 
 

@@ -13,12 +13,13 @@ from lengthwise.errors import InputError, InvariantError, UnknownNameError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.prediction import CURVES, Prediction, Predictions
-from lengthwise.serving import Engine, Node, System, begin, run
+from lengthwise.serving import Engine, Fail, Node, Slow, System, begin, run
 from lengthwise.serving.fast import setup, tables
 from lengthwise.serving.fast import state as ks
 from lengthwise.serving.fast.calls import ScoreCalls, why_python
 from lengthwise.serving.fast.compiler import build
 from lengthwise.serving.fast.features import BITS, mask
+from lengthwise.serving.fast.run import begin_run
 from lengthwise.serving.fast.tabulated import CERTAIN, curve_arrays
 from lengthwise.serving.reference.run import ReferenceRun
 from lengthwise.serving.timing import LinearTiming
@@ -87,6 +88,127 @@ def test_what_ran_out_grows_and_keeps_what_it_holds() -> None:
     rows = setup.with_rows(state(), 9)
     assert len(rows.rows) == 9 == len(rows.out)
     assert len(setup.with_rows(state(), 4).rows) == 4
+
+
+# The room that a run has: of each array exactly where something needs it
+
+PLAIN = {
+    "arrival_s": np.arange(4.0),
+    "prompt_tokens": np.full(4, 9),
+    "output_tokens": np.full(4, 5),
+}
+
+
+def begun(*nodes: Node, router: Any = "jsq", seed: int = 5, log: bool = False, stops: bool = False,
+          columns: dict[str, Any] | None = None, **given: Any) -> Any:  # fmt: skip
+    routing = load_router(router) if isinstance(router, str) else router
+    system = System(nodes, routing, **given)
+    work = Workload(PLAIN | (columns or {}))
+    return begin_run(work, system, np.full(4, 3.5), seed, log, stops=stops)[0]
+
+
+def node(policy: str = "fcfs", **options: Any) -> Node:
+    engine = Engine(**{"max_num_seqs": 3, "num_gpu_blocks": 20, "block_size": 4, **options})
+    return Node(engine, LinearTiming(0.01), load_policy(policy))
+
+
+NOTHING = (
+    "heap", "stale", "watched", "log", "scraped", "block", "bucket", "bucket_end", "held", "hit",
+    "hashes", "prefix", "chain", "chain_at", "score", "flight", "stored", "sent", "shadow", "since",
+    "owed", "sent_ahead", "think", "first_child", "sibling", "calendar", "roots", "asked", "gave",
+    "candidate", "slow", "turn", "lost", "fresh", "reach_ps", "priority", "deadline",
+)  # fmt: skip
+
+
+def rooms(state: Any, *names: str) -> dict[str, int]:
+    """The sizes of arrays that not every run has, but for those that are named."""
+    return {name: getattr(state, name).size for name in NOTHING if name not in names}
+
+
+def test_a_plain_run_has_room_for_its_seats_and_requests_alone() -> None:
+    state = begun(node())
+    assert not any(rooms(state).values()) and not state.waits.size
+    sizes = {"acting": 3, "first": 6, "orphan": 6, "slot": 3, "stash": 3, "rows": 3, "out": 3,
+             "places": 1, "end": 1, "seen": 1, "replica": 1, "link": 4, "generated": 4, "reach": 4,
+             "where": 4, "scheduled": 4, "first_token": 4, "finish": 4, "preemptions": 4,
+             "recomputed": 4, "cached": 4}  # fmt: skip
+    assert {name: len(getattr(state, name)) for name in sizes} == sizes
+    assert state.wheel.shape == (1, ks.WHEEL) and (state.wheel == -1).all()
+    assert state.hist.shape == (1, 4) and state.step.shape == (1, 2)
+    assert state.end.tolist() == [ks.NEVER] and not state.scheduled.any()
+    run = state.run[0]
+    assert (run["requests"], run["replicas"], run["open"], run["seed"]) == (4, 1, 1, 5)
+    assert (run["closed_loop"], run["choices"], run["log"]) == (0, 0, 0)
+    assert (run["interval"], run["scraped"], run["router_at"]) == (0, -1, 0)
+    row = state.replica[0]
+    assert (row["free"], row["seat"], row["seats_end"], row["free_slot"]) == (19, 0, 3, 0)
+    assert (row["capacity"], row["queue_at"], row["slow_at"], row["slow_end"]) == (0, 0, 0, 0)
+    lists = ("head", "tail", "queue_head", "queue_tail", "oldest", "newest", "blank",
+             "shadow_head", "shadow_tail", "sent_head")  # fmt: skip
+    assert {int(row[name]) for name in lists} == {-1}
+
+
+def test_what_a_policy_needs_has_room_in_every_replica() -> None:
+    guarded = node("srtf+preempt:mode=swap+guard", max_num_seqs=2)
+    state = begun(node(), guarded, guarded, router="power-of-two", log=True, metrics_interval_s=0.5)
+    queue = 2 * (4 * 2 + 64)
+    more = {"heap": queue, "stale": queue, "watched": queue, "score": 4, "stored": 4, "shadow": 4,
+            "since": 4, "owed": 4, "sent_ahead": 4, "log": 1024, "scraped": 3}  # fmt: skip
+    assert {name: len(getattr(state, name)) for name in more} == more
+    assert not any(rooms(state, *more).values())
+    assert state.waits.shape == (3, ks.RING)
+    assert len(state.stash) == len(state.rows) == len(state.out) == 4 * 2 + 64
+    assert state.replica["capacity"].tolist() == [0, 72, 72]
+    assert state.replica["queue_at"].tolist() == [0, 0, 72]
+    assert state.replica["seat"].tolist() == [0, 3, 5]
+    assert state.replica["seats_end"].tolist() == [3, 5, 7]
+    assert state.replica["node"].tolist() == [0, 1, 1]
+    run = state.run[0]
+    assert (run["choices"], run["log"], run["interval"]) == (2, 1, 5 * 10**11)
+    assert run["router_at"] != 0 and state.places.size == 3
+    # the guard alone, and a policy by score alone, have no more than theirs
+    alone = begun(node("sjf+guard"))
+    assert len(alone.since) == 4 and len(alone.watched) == 4 * 3 + 64 and not alone.stored.size
+    bare = begun(node("sjf+guard:ratio=0"))
+    assert not bare.since.size and not bare.watched.size and len(bare.heap) == 76
+
+
+def test_what_a_caller_or_an_event_needs_has_room() -> None:
+    asked = begun(node(), node(), stops=True)
+    more = {"asked": 4, "gave": 4, "candidate": 6, "calendar": 4, "sent": 4}
+    assert {name: len(getattr(asked, name)) for name in more} == more
+    assert not any(rooms(asked, *more).values())
+    happens = begun(node(), node(), events=(Fail(1, 1.0, 2.0), Slow(0, 1.0, 2.0, 2.0)))
+    more = {"asked": 4, "calendar": 4, "slow": 1, "fresh": 2}
+    assert {name: len(getattr(happens, name)) for name in more} == more
+    assert len(happens.turn) >= 2 and not any(rooms(happens, *more, "turn").values())
+    assert happens.scheduled.tolist() == [-1] * 4
+    assert happens.replica["slow_at"].tolist() == [0, 1]
+    assert happens.replica["slow_end"].tolist() == [1, 1]
+    slow = begun(node(), node(), events=(Slow(1, 1.0, 2.0, 2.0),))
+    assert not slow.turn.size and not slow.fresh.size and not slow.scheduled.any()
+    assert slow.replica["slow_end"].tolist() == [0, 1] and len(slow.asked) == 4
+
+
+def test_closed_loops_clocks_and_columns_have_room() -> None:
+    columns = {"parent": [-1, 0, 0, -1], "think_s": [0.0, 1.0, 2.0, 0.0], "priority": [1, 2, 3, 4],
+               "deadline_s": np.arange(4.0)}  # fmt: skip
+    state = begun(node("priority"), columns=columns)
+    assert state.think.tolist() == [0, 10**12, 2 * 10**12, 0] and state.roots.tolist() == [0, 3]
+    assert state.first_child.tolist() == [1, -1, -1, -1] and len(state.calendar) == 4
+    assert state.arrival is not state.planned and state.run[0]["closed_loop"] == 1
+    assert not state.asked.size and state.priority.tolist() == [1, 2, 3, 4]
+    assert len(state.deadline) == 4
+    ahead = begun(node(async_scheduling=True), node())
+    assert len(ahead.flight) == 4 and not ahead.reach_ps.size
+    oldest = Score.from_function(longest_wait)
+    seen = begun(node(), node(), router=RoutingPolicy(oldest))
+    assert len(seen.sent) == 4 and seen.run[0]["routing_reads"] == mask(["oldest_request_s"])
+    assert begun(node(), seed=2**63 + 7).run[0]["seed"] == 7 - 2**63
+
+
+def longest_wait(oldest_request_s: Any) -> Any:
+    return oldest_request_s
 
 
 def hashed(*hashes: tuple[int, ...], size: int = 4) -> tuple[Any, Any, Any]:

@@ -85,6 +85,8 @@ class Nearest:
         ranked = sorted(found, key=lambda test: (price(test), test))
         chosen = self._in_turns(ranked, seconds)
         if path.startswith(ENGINES):
+            if path.startswith("serving/fast/compiler/"):  # run by whoever compiled first
+                ranked = sorted(self.seconds, key=lambda test: (price(test), test))
             left = [test for test in ranked if _file(test) in TWINS and test not in chosen]
             chosen += self._in_turns(left, (MORE - 1) * seconds)
         return chosen
