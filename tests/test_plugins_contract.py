@@ -294,6 +294,59 @@ def test_who_gave_way_waits_until_its_step_is_done() -> None:
     assert not driver._in_flight
 
 
+def test_who_gave_way_is_not_resumed_in_the_same_step() -> None:
+    """Whatever becomes of the request that it gave way to: here its grammar is not ready."""
+
+    class Skips(FakeScheduler):
+        def schedule(self) -> Any:
+            skipped = [self.waiting.pop_request()] if "short" in self.requests else []
+            output = super().schedule()
+            for request in skipped:
+                self.waiting.add_request(request)
+            return output
+
+    loaded = load_policy("srtf+preempt:mode=recompute,price=0")
+    given = (Settings(policy="x", guard=0.0, policy_timeout_s=1e9), loaded, Counters())
+    made: Any = type("Made", (PolicyScheduling, Skips), {})(config(1), lengthwise=given)
+    made.add_request(Request("long", output=50, sent={"predicted_tokens": 50}))
+    made.update_from_output(made.schedule(), None)  # nothing of it is under way
+    made.add_request(Request("short", output=1, sent={"predicted_tokens": 2}))
+    assert made.schedule().num_scheduled_tokens == {}
+    assert made.lengthwise.gave_way == ["long"]
+    del made.requests["short"]
+    assert list(made.schedule().num_scheduled_tokens) == ["short"]
+
+
+def test_who_gave_way_is_scored_by_what_its_last_step_made() -> None:
+    made = driven("srtf+preempt:mode=recompute,price=0")
+    long = Request("long", output=50, sent={"predicted_tokens": 50})
+    made.add_request(long)
+    first = step(made)
+    made.add_request(Request("short", output=9, sent={"predicted_tokens": 9}))
+    step(made)
+    assert made.lengthwise.gave_way == ["long"]
+    long.num_output_tokens += 1  # of the step that was under way
+    made.lengthwise.landed(first.num_scheduled_tokens)
+    step(made)
+    entry: Any = long
+    assert entry.lengthwise.score == 49 and entry.priority == 49
+
+
+def test_the_guard_in_vllm_forgets_at_an_idle_moment_and_at_no_other() -> None:
+    made, idle = driven("sjf", guard=1.0, guard_floor_s=0.0), []
+    forget = made.lengthwise._guard.idle
+    made.lengthwise._guard.idle = lambda: (idle.append(sorted(made.requests)), forget())
+    made.add_request(Request("0", output=2))
+    made.add_request(Request("1", output=2))
+    assert idle == [[]]
+    made.update_from_output(made.schedule(), None)
+    made.add_request(Request("2", output=2))
+    assert idle == [[]]
+    served(made)
+    made.add_request(Request("3", output=2))
+    assert idle == [[], []]
+
+
 def test_steps_land_in_order_and_those_that_never_began_not_at_all() -> None:
     made = driven("sjf")
     driver = made.lengthwise
