@@ -202,6 +202,8 @@ def test_a_curve_goes_on_with_its_ends_slopes_within_the_lengths() -> None:
     assert (scaled.low, scaled.high) == pytest.approx((4.0, 2 * math.sqrt(130)))
     one = Isotonic(np.array([1.0]), np.array([10.0]), 10.0, 10.0)
     assert one(asked).tolist() == [10.0] * 6
+    two = Isotonic(np.array([1.0, 2.0]), np.array([10.0, 20.0]), 4.0, 25.0)
+    assert two(np.array([0.5, 1.5, 2.25, 3.0])).tolist() == [5.0, 15.0, 22.5, 25.0]
     low = Isotonic(np.array([1.0, 2.0]), np.array([0.5, 9.0]), 0.5, 9.0).scaled(0.0, 1.0)
     assert (low.low, low.values[0]) == (1.0, 1.0)
 

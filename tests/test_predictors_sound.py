@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,3 +135,78 @@ def test_sizes_are_capped(saved, tmp_path, monkeypatch) -> None:
 def test_json_that_is_no_object_asks_for_nothing(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     assert sound.check_folder(tmp_path) is None  # it raises for what is asked
+
+
+class Says:
+    """A predictor that says what it is told to, without context and with it."""
+
+    needs = frozenset({"prompt"})
+
+    def __init__(self, plain, known=None) -> None:
+        self.plain, self.known, self.asked = plain, known, []
+        self.uses = ("model",) if known is not None else ()
+
+    def predict(self, prompts, *, prompt_tokens, context=None):
+        self.asked.append(context)
+        assert len(prompts) == len(prompt_tokens) and "" in prompts
+        said = self.plain if context is None else self.known
+        if isinstance(said, Exception):
+            raise said
+        return SimpleNamespace(predicted_tokens=np.log(np.array(said, dtype=float)))
+
+
+FINE = [3.0, 4.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("plain", "known", "why"),
+    [
+        (FINE, None, ""),
+        (FINE, FINE, ""),
+        (FINE, [3.0, 4.0], "it predicts no lengths"),
+        ([3.0, np.nan, 5.0], None, "it predicts no lengths"),
+        ([3.0, np.inf, 5.0], None, "it predicts no lengths"),
+        ([3.0, 0.0, 5.0], None, "divide by zero"),
+        ([3.0, -1.0, 5.0], FINE, "invalid value"),
+        (KeyError("knots"), None, "KeyError"),
+        (FINE, InputError("no model m"), "no model m"),
+    ],
+)
+def test_a_predictor_says_something_finite_with_and_without_context(plain, known, why) -> None:
+    one = Says(plain, known)
+    if why:
+        with pytest.raises(InputError, match=f"^predictor 'p' is damaged: .*{why}"):
+            sound.check_predicts(one, Path("p"))
+        return
+    sound.check_predicts(one, Path("p"))
+    assert [context is None for context in one.asked] == [True, False][: 1 + (known is not None)]
+    if known is not None:
+        assert list(one.asked[1].model) == ["m"] * 3
+
+
+def test_a_predictor_that_reads_more_than_prompts_is_not_asked() -> None:
+    one = Says(KeyError("asked"))
+    one.needs = frozenset({"prompt", "hidden_states"})
+    sound.check_predicts(one, Path("p"))
+    assert one.asked == []
+
+
+def test_sizes_in_a_configuration_have_an_end(tmp_path: Path) -> None:
+    def said(**config) -> None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        sound.check_folder(tmp_path)
+
+    said(num_hidden_layers=1000, hidden_size=2**31 - 1, vocab_size=-(2**31 - 1))
+    for config in ({"num_hidden_layers": 1001}, {"hidden_size": 2**31}, {"x": float("nan")}):
+        with pytest.raises(InputError, match=f"{next(iter(config))} of config.json is beyond"):
+            said(**config)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "model.index.json").write_text(json.dumps({"weight_map": {"a": "b.safetensors"}}))
+    with pytest.raises(InputError, match=r"names .b\.safetensors., no shard here"):
+        sound.check_folder(tmp_path)
+    (tmp_path / "b.safetensors").write_bytes(b"")
+    sound.check_folder(tmp_path)
+    nested = {"a": [{"b": {"attn_implementation": "kernels/x"}}]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(nested))
+    with pytest.raises(InputError, match=r"attn_implementation of .* asks for code, 'kernels/x'"):
+        sound.check_folder(tmp_path)
