@@ -22,6 +22,8 @@ from lengthwise.envs.task import Task, task_of
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.prediction import Predictions
+from lengthwise.predictors import load_predictor
+from lengthwise.predictors.predict import predict
 from lengthwise.serving import Engine, Node, System, run
 from lengthwise.serving.draws import stream
 from lengthwise.serving.events import RandomEvents
@@ -806,3 +808,40 @@ def test_files_that_hold_something_else_are_told(tmp_path: Path) -> None:
         UnknownNameError, match=r"unknown key 'default' of .*did you mean 'defaults'"
     ):
         read_scenarios(written(tmp_path, {"default": {}, "scenarios": []}))
+
+
+def test_a_set_draws_each_scenario_at_the_seed_itself() -> None:
+    """Not at a part of it: what is held out by its seed would be drawn for another one."""
+
+    class Told:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self, seed: int) -> tuple[str, int]:
+            return self.name, seed
+
+    items: Any = [Told("a"), Told("b"), Told("c")]
+    source = Scenarios(items)
+    assert [source(seed) for seed in (0, 4, 2**31 + 1)] == [
+        ("a", 0), ("b", 4), ("abc"[(2**31 + 1) % 3], 2**31 + 1),
+    ]  # fmt: skip
+
+
+def test_an_episode_is_its_seed_s_workload_at_the_load_and_its_seed_s_predictions() -> None:
+    scenario = Scenario(
+        "x", "burstgpt", load=0.8, requests=30, predictor="noisy-oracle:tau=0.5",
+        engine=Engine(max_num_seqs=4, num_gpu_blocks=9000), timing=LinearTiming(0.01),
+    )  # fmt: skip
+    noisy = load_predictor("noisy-oracle:tau=0.5")
+    for seed in (3, 4):
+        made = scenario(seed)
+        drawn = Workload.preset("burstgpt", requests=30, seed=seed)
+        expected = drawn.at_rate(0.8 * scenario.capacity)
+        for name in ("arrival_s", "prompt_tokens", "output_tokens"):
+            assert made.workload[name].tolist() == expected[name].tolist()
+        said = [predict(noisy, expected, by) for by in (seed, 7 - seed)]
+        tokens = [
+            one.columns["predicted_tokens"].tolist() for one in (made.predictions, *said) if one
+        ]
+        assert tokens[0] == tokens[1] != tokens[2]
+        assert made.seed == seed and made.scale == scenario.scale

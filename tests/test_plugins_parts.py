@@ -377,6 +377,20 @@ def test_an_order_that_is_worse_than_chance_is_left_until_it_is_better(
     assert not told(-1.0, 49)[0].drifted("predictor")
 
 
+def test_an_order_that_was_left_is_followed_again_above_chance_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    taus = iter([-0.1, -1.0, -0.001, 0.0, 0.001, -0.001])
+    monkeypatch.setattr(accuracy, "kendall_tau", lambda left, right: next(taus))
+    watch = Accuracy(Counters())
+    seen = []
+    for i in range(300):
+        watch.finished("predictor", 1.0 + i % 50, 7.0)
+        if i % 50 == 49:
+            seen.append(watch.drifted("predictor"))
+    assert seen == [False, True, True, True, False, False]
+
+
 def test_coverage_is_of_whole_lengths_within_intervals(caplog: pytest.LogCaptureFixture) -> None:
     def covered(within: int, of: int = 50) -> tuple[float | None, bool]:
         caplog.clear()
@@ -412,6 +426,14 @@ def test_waits_are_by_quarters_of_the_last_thousand_scores() -> None:
         made.admitted(1000.0, 1.0)
     made.admitted(999.0, 1.0)
     assert counters.seen.pop()[1] == "2"
+
+
+def test_the_first_waits_are_sorted_among_those_so_far() -> None:
+    counters = Watched()
+    made = Waits(counters)
+    for score, quarter in ((4, "1"), (1, "1"), (3, "2"), (2, "1"), (5, "4")):
+        made.admitted(float(score), 1.0)
+        assert counters.seen.pop()[1] == quarter
 
 
 def test_bounds_of_waits_stay_for_a_hundred_admissions() -> None:
