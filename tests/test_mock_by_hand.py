@@ -22,6 +22,7 @@ from lengthwise.errors import InputError, InvariantError
 from lengthwise.picoseconds import LAST_PS, PS
 from lengthwise.policies import load_policy
 from lengthwise.serving import Engine, Node
+from lengthwise.serving.draws import uniform
 from lengthwise.serving.live import Asked, LiveNode
 from lengthwise.serving.mock import api, driver, metrics, server
 from lengthwise.serving.mock.api import Refused, Reply, call_of
@@ -278,6 +279,45 @@ def test_a_deadline_is_so_long_after_the_arrival() -> None:
     assert heard[0][0].deadline_s == 7.5 and heard[1][0].deadline_s == math.inf
     status, said = refused(lambda: made._begin(called(max_tokens=145)))
     assert status == 400 and "maximum context length is 145 tokens" in said
+
+
+def test_each_call_has_a_length_of_its_own_its_blocks_and_its_prediction() -> None:
+    heard: list[Any] = []
+    told: list[Any] = []
+    made = object.__new__(server.MockServer)
+    made.serving, made._count = server.Serving(seed=3), 5
+    made._predict = lambda call, output, number: told.append((call.text, output, number))
+    made._node, made._length = LiveNode(node()), lambda draw: 1 + int(100 * draw)
+    made._driver = SimpleNamespace(  # type: ignore[assignment]
+        add=lambda asked, reason: heard.append((asked(5.0), reason))
+    )
+    for _ in range(3):
+        made._begin(called(max_tokens=144))
+    drawn = [1 + int(100 * uniform(3, number, 0)) for number in (5, 6, 7)]
+    assert [asked.output_tokens for asked, _ in heard] == drawn and len(set(drawn)) == 3
+    assert told == [("q", length, number) for number, length in zip((5, 6, 7), drawn, strict=True)]
+    # who ignores the end is told to end by its length alone
+    made._begin(called(max_tokens=10, ignore_eos=True, vllm_xargs={"output_tokens": 4}))
+    assert (heard[-1][0].output_tokens, heard[-1][1]) == (4, "length")
+    # without a limit there is room for what the prompt leaves
+    made._begin(called(chat=True, ignore_eos=True))
+    asked, reason = heard[-1]
+    assert asked.prompt_tokens + asked.output_tokens == made._node.longest and reason == "length"
+    long = [{"role": "user", "content": "x" * 4 * 200}]
+    _, said = refused(lambda: made._begin(called(chat=True, messages=long)))
+    assert "requested 1 output tokens and your prompt contains 20" in said
+    _, said = refused(lambda: made._begin(called(prompt="x" * 4 * 144, max_tokens=2)))
+    assert "requested 2 output tokens and your prompt contains 144 input tokens" in said
+    made._begin(called(prompt="x" * 4 * 144, max_tokens=1))
+    assert heard[-1][0].block_keys == ()
+    cached = Node(
+        Engine(num_gpu_blocks=50, block_size=4, enable_prefix_caching=True), LinearTiming(0.01),
+        load_policy("fcfs"),
+    )  # fmt: skip
+    made._node = LiveNode(cached)
+    made._begin(called(prompt="x" * 4 * 9, max_tokens=1))
+    assert heard[-1][0].block_keys == Prompt.of_text("x" * 36).block_keys(4)
+    assert len(heard[-1][0].block_keys) == 2
 
 
 def test_who_hangs_up_is_forgotten_wherever_it_is() -> None:
