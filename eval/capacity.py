@@ -28,9 +28,6 @@ from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.run import Backend
 from lengthwise.workload import Workload
 
-# "ttft_p99": the statistic of the metric over requests, in seconds
-SLO_NAMES = tuple(f"{m}_{s}" for m in metrics.PER_REQUEST for s in metrics.STATISTICS)
-
 
 @dataclass(frozen=True)
 class Probe:
@@ -80,8 +77,8 @@ def capacity(
     is tried, and not tried again.
     """
     for name in slo:
-        if name not in SLO_NAMES:
-            raise InputError(f"SLO metric {name!r} is not one of {', '.join(SLO_NAMES)}")
+        if name not in metrics.OF_REQUESTS:
+            raise InputError(f"SLO metric {name!r} is not one of {', '.join(metrics.OF_REQUESTS)}")
     if seeds < 1 or not 0 < tolerance < 1:
         raise InputError("capacity needs 1 seed or more and a tolerance between 0 and 1")
     setting = Setting(

@@ -13,17 +13,20 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.errors import InputError
+from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval import metrics
 from lengthwise.eval.alone import Alone
 from lengthwise.eval.bound import mean_latency_bound_s
 from lengthwise.eval.cells import Cells
+from lengthwise.eval.held_out import apart, trials_of
 from lengthwise.eval.pool import over_cores
 from lengthwise.eval.predict import needs_prediction
 from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Source, as_source
 from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
+from lengthwise.eval.tune import BUDGET, METRICS, numbers_of, tune, with_tunables
+from lengthwise.eval.windows import Window
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policies.bundle import is_bundle
 from lengthwise.predictors import load_predictor
@@ -102,7 +105,8 @@ class Comparison:
     predictor (and router, where routers are compared), and the metrics of
     ``lengthwise.eval.metrics.summary``. ``curves`` maps (rate or None, label) to the quantiles of
     end-to-end latency, see ``quantiles``. ``capacity`` is what the system serves of this mix at
-    most, requests/s (``lengthwise.serving.saturation``); NaN where that is not known.
+    most, requests/s (``lengthwise.serving.saturation``); NaN where that is not known. ``source`` is
+    what was compared on, without what was tuned on.
     """
 
     name: str
@@ -112,6 +116,7 @@ class Comparison:
     config: Mapping[str, Any]
     notices: tuple[str, ...] = ()
     capacity: float = math.nan
+    source: Source | None = None
 
     @property
     def rates(self) -> list[float]:
@@ -220,6 +225,9 @@ def compare(
     failures: EventsLike | None = None,
     routers: Sequence[RouterLike] = (),
     cells: Cells | None = None,
+    tuning: bool = False,
+    budget: int = BUDGET,
+    metric: str = "e2e_mean",
 ) -> Comparison:
     """Runs every policy with every predictor it can read, at every rate, on every seed.
 
@@ -232,6 +240,10 @@ def compare(
     baseline then. ``rates`` "auto" are the workload's own and ``AUTO`` shares of what the system
     serves of it at most; a notice says which. With ``cells``, each seed at each rate is kept as it
     is finished, and what is there already is not run again: the result is the same, to the bit.
+
+    With ``tuning``, each row's numbers (of its router, where routers are compared) are first tuned
+    for ``metric`` with its predictor, by ``budget`` simulated runs, on other requests than those
+    that are compared on (``lengthwise.eval.held_out``): rows are named as they were tuned.
     """
     if seeds < 1:
         raise InputError(f"seeds must be 1 or more, not {seeds}")
@@ -245,6 +257,11 @@ def compare(
     if rates == "auto":
         rates, told = auto_rates(source.load(None, 0), loaded)
         notices[told] = None
+    if tuning:
+        contenders, source, told_of = _tuned(
+            source, contenders, tuple(rates), setting, metric, budget, cells, processes, progress
+        )
+        notices |= dict.fromkeys(told_of)
     task = partial(
         _one_seed, source, contenders, tuple(rates), setting, backend, dict(slo or {}), cells
     )
@@ -301,10 +318,12 @@ def compare(
                 else {}
             ),
             **({} if math.isnan(most) else {"capacity_requests_per_s": most}),
+            **({"tuning": {"metric": metric, "budget": budget}} if tuning else {}),
             "backend": sorted(set(runs["backend"].dropna())),
         },
         notices=tuple(notices),
         capacity=most,
+        source=source,
     )
 
 
@@ -379,6 +398,59 @@ def contenders_of(
             if (same.policy, same.predictor, same.router) != (policy, predictor, router):
                 raise InputError(f"two rows are both called {contender.label!r}; rename one")
     return tuple(found.values())
+
+
+def _tuned(
+    source: Source, contenders: tuple[Contender, ...], rates: tuple[float, ...], setting: Setting,
+    metric: str, budget: int, cells: Cells | None, processes: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[tuple[Contender, ...], Source, list[str]]:  # fmt: skip
+    """The rows with tuned numbers, what they are compared on, and notices."""
+    if metric not in METRICS:
+        raise UnknownNameError("metric", metric, METRICS)
+    if any(kind.policy is not None for kind in setting.load().kinds):
+        raise InputError("policies of nodes that have their own can't be tuned beside each other")
+    windows, compared, told = apart(source, rates[0] if rates else None)
+    count = len(windows) * max(len(rates), 1)
+    least = max(budget, 4 * count)
+    notices = [f"policies were tuned for {metric} {told}"]
+    if least > budget:
+        notices.append(f"{count} windows to tune on: {least} runs for each policy, not {budget}")
+    task = partial(_tuned_row, windows, rates, setting, metric, least, cells)
+    made: dict[str, Contender] = {}
+    for done, who in enumerate(over_cores(task, [(who,) for who in contenders], processes), 1):
+        if made.setdefault(who.label, who) is not who:
+            notices.append(f"{contenders[done - 1].label} was tuned to {who.label}, which is there")
+        if progress is not None:
+            progress(done, len(contenders))
+    return tuple(made.values()), compared, notices
+
+
+def _tuned_row(
+    windows: tuple[Window, ...], rates: tuple[float, ...], setting: Setting, metric: str,
+    budget: int, cells: Cells | None, who: Contender,
+) -> Contender:  # fmt: skip
+    """A row with the numbers that were found for its policy, or for its router."""
+    routed = bool(who.router_name)
+    judged = load_router(who.router) if routed else load_policy(who.policy)
+    if not numbers_of(judged)[0]:
+        return who
+    name = f"tuned-{crc32(who.label.encode()):08x}"
+    found = None if cells is None else cells.read(name)
+    if found is None:
+        system = setting.load().system(who.policy if routed else BASELINE)
+        trials = trials_of(windows, rates, system, load_predictor(who.predictor))
+        found, _ = numbers_of(tune(judged, trials, metric=metric, budget=budget))
+        if cells is not None:
+            cells.write(name, found)
+    if found == numbers_of(judged)[0]:
+        return who
+    chosen: Any = with_tunables(judged, found)
+    if routed:
+        spelled = chosen.name if isinstance(who.router, str) else chosen
+        return replace(who, router=spelled, router_name=chosen.name)
+    spelled = chosen.name if isinstance(who.policy, str) else chosen
+    return replace(who, policy=spelled, policy_name=chosen.name)
 
 
 Cell = dict[str, Any]

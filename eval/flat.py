@@ -15,6 +15,7 @@ from lengthwise.eval.compare import BOUND, Comparison
 from lengthwise.eval.reproduce import Reproduction
 from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
 from lengthwise.eval.tables import reasons
+from lengthwise.eval.tuned import Tuned
 from lengthwise.eval.verdict import verdicts
 
 RATIOS = ("e2e_mean_s", "e2e_p99_s")  # of those to the first row
@@ -91,6 +92,30 @@ def capacity_document(policy: str, slo: Mapping[str, float], found: Capacity) ->
     return {
         "policy": policy, "slo_s": dict(slo), **_said("capacity_requests_per_s", found.rate),
         "seeds": capacity_rows(policy, found), "probes": [asdict(probe) for probe in found.probes],
+    }  # fmt: skip
+
+
+def tuned_rows(found: Tuned) -> list[dict[str, Any]]:
+    """One row a set and policy: the metric's mean, its ratios to the baseline and the defaults."""
+    baseline, default = found.names[0], found.policy
+    rows: list[dict[str, Any]] = []
+    for on, name in found.values:
+        row: dict[str, Any] = {
+            "workload": found.workload, "set": on, "policy": name, "predictor": found.predictor,
+            "runs": len(found.values[on, name]),
+        }  # fmt: skip
+        row |= _said(f"{found.metric}_s", found.interval(on, name))
+        row |= _said(f"ratio_to_{baseline}", found.ratio(on, name, baseline))
+        row |= _said("ratio_to_defaults", found.ratio(on, name, default))
+        rows.append(row)
+    return rows
+
+
+def tuned_document(found: Tuned) -> dict[str, Any]:
+    """What was found, how good it is, and what it was found with."""
+    return {
+        "policy": found.policy, "tuned": found.tuned, "metric": found.metric,
+        "notices": list(found.notices), "config": dict(found.config), "rows": tuned_rows(found),
     }  # fmt: skip
 
 

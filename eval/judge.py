@@ -35,10 +35,10 @@ def _percentile(metric: Callable[[Records], Floats], percent: int, records: Reco
 
 # The columns of a row, and what they are called in ``tune.METRICS``.
 COLUMNS = {
-    "mean_latency_s": "mean latency",
-    "p99_latency_s": "P99 latency",
-    "mean_ttft_s": "mean TTFT",
-    "mean_normalized_latency_s": "normalized latency",
+    "mean_latency_s": "e2e_mean",
+    "p99_latency_s": "e2e_p99",
+    "mean_ttft_s": "ttft_mean",
+    "mean_normalized_latency_s": "normalized_latency_mean",
 }
 # What stands beside them, without ratios: it may be 0, or unknown.
 BESIDE: dict[str, Metric] = {

@@ -61,6 +61,8 @@ PER_REQUEST = {
     "normalized_latency": normalized_latency_s,
     "wait": wait_s,
 }
+# One number of a run, e.g. "ttft_p99": the statistic of a metric over requests, in its unit.
+OF_REQUESTS = tuple(f"{name}_{statistic}" for name in PER_REQUEST for statistic in STATISTICS)
 
 
 def itl_s(iterations: Iterations) -> tuple[Floats, Floats]:
@@ -94,6 +96,18 @@ def describe(name: str, values: Floats) -> dict[str, float]:
             strict=True,
         )
     )
+
+
+def of_requests(name: str, records: Records) -> float:
+    """One of ``OF_REQUESTS``, over the requests that have the metric; NaN where none has."""
+    metric, _, statistic = name.rpartition("_")
+    values = PER_REQUEST[metric](records)
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return float("nan")
+    if statistic == "mean":
+        return float(known.mean())
+    return float(np.percentile(known, 100 if statistic == "max" else int(statistic[1:])))
 
 
 def jain_index(values: ArrayLike) -> float:

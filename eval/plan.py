@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lengthwise.eval.compare import BASELINE, auto_rates, contenders_of
+from lengthwise.eval.held_out import apart
 from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Source
+from lengthwise.eval.tune import numbers_of
+from lengthwise.policies import load_policy, load_router
 from lengthwise.predictors.predict import PredictorLike, predict
 from lengthwise.serving import Engine
 from lengthwise.serving.run import Backend
@@ -65,6 +68,25 @@ def compare_plan(
         f"about {duration(total_s)} in {workers} processes (a run of fcfs took {run_s:.2g} s)",
         *told,
     ]
+
+
+def tuning_plan(
+    source: Source,
+    policies: Sequence[PolicyLike],
+    routers: Sequence[RouterLike],
+    rates: Sequence[float] | Literal["auto"],
+    budget: int,
+) -> str:
+    """A line on what ``compare`` would tune first; a rate "auto" counts as one."""
+    judged: list[Any] = [load_router(one) for one in routers]
+    judged = judged or [load_policy(one) for one in policies]
+    named = [one.name for one in judged if numbers_of(one)[0]]
+    windows, _, told = apart(source, rates[0] if rates and rates != "auto" else None)
+    count = len(windows) * (1 if rates == "auto" else max(len(rates), 1))
+    return (
+        f"before that, would tune {', '.join(named) or 'nothing: no policy has numbers'} {told}, "
+        f"{max(budget, 4 * count)} runs each"
+    )
 
 
 def capacity_plan(

@@ -36,6 +36,7 @@ from lengthwise.eval.tables import (
     subtitle,
     with_interval,
 )
+from lengthwise.eval.tuned import Tuned
 from lengthwise.eval.verdict import judged_verdict, verdicts
 
 STYLES = {"better": "green", "worse": "red", "same": "dim", "": ""}
@@ -360,6 +361,43 @@ def capacity_view(policy: str, slo: Mapping[str, float], found: Capacity) -> Ren
     first = max(used, key=lambda name: used[name])
     bound = f"{first} is what it meets first, at {used[first]:.0%} of its limit there."
     return Group(Text(total, style="bold"), Text(bound), Text(), table)
+
+
+def tuned_view(found: Tuned) -> RenderableType:
+    """The numbers that were found, what they gain on requests that they were not tuned on, and a
+    table of both sets.
+    """
+    baseline, default = found.names[0], found.policy
+    to_first = found.ratio("test", found.tuned, baseline)
+    sentence = f"On requests that it was not tuned on, {found.metric} is {_of(to_first)} {baseline}"
+    if found.tuned != default:
+        sentence += f", {_of(found.ratio('test', found.tuned, default))} {default}"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("requests")
+    table.add_column("policy", overflow="fold")
+    for head in (f"{found.metric}, s", f"× {baseline}", "× default"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for on, name in found.values:
+        ratios = [found.ratio(on, name, to) for to in (baseline, default)]
+        cells = [Cell(with_interval(found.interval(on, name))), *map(ratio_cell, ratios)]
+        said = {"train": "tuned on", "test": "held out"}[on]
+        table.add_row(said, name, *(Text(cell.text, STYLES[cell.verdict]) for cell in cells))
+    return Group(
+        Text(found.tuned, style="bold", overflow="fold"),
+        Text(f"{sentence}."),
+        Text(),
+        table,
+        Text(),
+        Text(
+            f"{found.workload}, lengths by {found.predictor}; paired ratios, with 95% intervals "
+            "over the windows.", style="dim",
+        ),
+        *(Text(f"note: {notice}", style="yellow") for notice in found.notices),
+    )  # fmt: skip
+
+
+def _of(ratio: Interval) -> str:
+    return f"{ratio.mean:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) of"
 
 
 def advice_view(found: Advice, width: int) -> RenderableType:

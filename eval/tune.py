@@ -1,4 +1,4 @@
-"""Tuning a baseline: the numbers of a policy's score that serve best on workloads for tuning.
+"""Tuning a baseline: the numbers of a policy that serve best on workloads for tuning.
 
 A learned policy is compared with what a careful operator would run, so baselines are tuned on what
 the learner was trained on, by a budget of simulated runs, and judged on other workloads.
@@ -6,15 +6,20 @@ the learner was trained on, by a budget of simulated runs, and judged on other w
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from hashlib import blake2b
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval import metrics
+from lengthwise.eval.cells import Cells
+from lengthwise.policies.load import parts_of
 from lengthwise.policy import Between, RoutingPolicy, SchedulingPolicy, Tunable
 from lengthwise.serving import Records, System, run
 from lengthwise.workload import Workload
@@ -24,10 +29,16 @@ Metric = Callable[[Records], float]
 Tunables = dict[str, Tunable]
 
 METRICS: dict[str, Metric] = {
-    "mean latency": lambda records: float(metrics.e2e_s(records).mean()),
-    "P99 latency": lambda records: float(np.percentile(metrics.e2e_s(records), 99)),
-    "mean TTFT": lambda records: float(metrics.ttft_s(records).mean()),
-    "normalized latency": lambda records: float(metrics.normalized_latency_s(records).mean()),
+    name: partial(metrics.of_requests, name) for name in metrics.OF_REQUESTS
+}
+# What stands beside the score and is a number to be tuned where it is in use, which it is from just
+# above 0: as it is spelled behind a plus sign, and the values that are tried.
+BESIDE_SCORE = {
+    ("preempt", "price"): Between(1e-5, 10.0),
+    ("preempt", "margin"): Between(1e-3, 1e6),
+    ("preempt", "protect_after"): Between(0.01, 1.0),
+    ("guard", "ratio"): Between(0.01, 100.0),
+    ("admit", "reserve"): Between(0.01, 10.0),
 }
 BUDGET = 64  # simulated runs for one policy
 WIDE, NEAR = math.log(8.0), math.log(1.6)  # how far candidates lie from the default, from the best
@@ -59,22 +70,45 @@ def records_of(case: Case, judged: SchedulingPolicy | RoutingPolicy) -> Records:
     return run(case.workload, system, case.predictions, seed=case.seed)
 
 
+def numbers_of(policy: SchedulingPolicy | RoutingPolicy) -> tuple[Tunables, dict[str, Between]]:
+    """What can be tuned of a policy, and within which values.
+
+    The tunables of its score, and what of ``BESIDE_SCORE`` is in use: a price of 0 is none, and
+    stays; a share of the prediction above 1 protects hardly anybody, and stays.
+    """
+    found, ranges = dict(policy.score.tunables), dict(policy.score.ranges)
+    if isinstance(policy, SchedulingPolicy):
+        for (part, name), allowed in BESIDE_SCORE.items():
+            value = getattr(_part(policy, part), name, 0.0)
+            if value in allowed and (part != "preempt" or policy.preemption.mode != "none"):
+                found[f"{part}:{name}"], ranges[f"{part}:{name}"] = value, allowed
+    return found, ranges
+
+
+def _part(policy: SchedulingPolicy, part: str) -> Any:
+    return {"preempt": policy.preemption, "guard": policy.guard, "admit": policy.admission}[part]
+
+
 def tune(
     policy: Judged,
     runs: Sequence[Case],
     *,
-    metric: str | Metric = "mean latency",
+    metric: str | Metric = "e2e_mean",
     budget: int = BUDGET,
     seed: int = 0,
+    cells: Cells | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Judged:
-    """The policy with the tunables that have the lowest metric over ``runs``; lower is better.
+    """The policy with the numbers that have the lowest metric over ``runs``; lower is better.
 
-    Random search with successive halving (Jamieson and Talwalkar, AISTATS 2016), twice: candidates
-    around the defaults on a few runs, half of which go on to twice as many; then the same around
-    the best. Candidates are compared by the geometric mean over runs, so that each run counts
-    alike. At most ``budget`` runs are simulated. The defaults are a candidate that always goes on,
-    so the result is no worse than they on ``runs``. A policy without tunables is returned as it is.
-    Candidates stay within the ranges that tunables declare.
+    ``numbers_of`` says which numbers. Random search with successive halving (Jamieson and
+    Talwalkar, AISTATS 2016), twice: candidates around the defaults on a few runs, half of which go
+    on to twice as many; then the same around the best. Candidates are compared by the geometric
+    mean over runs, so that each run counts alike. At most ``budget`` runs are simulated. The
+    defaults are a candidate that always goes on, so the result is no worse than they on ``runs``. A
+    policy without numbers to tune is returned as it is. Candidates stay within the ranges that
+    tunables declare. With ``cells``, the metric of each run is kept as it is known, and what is
+    there is not run again; ``progress`` is called with (runs done, budget).
     Raises ``InputError`` for a metric that is not positive, and for a budget below 4 runs of each.
     """
     measure = _metric(metric)
@@ -82,27 +116,51 @@ def tune(
         raise InputError("tuning needs at least one run")
     if budget < 4 * len(runs):
         raise InputError(f"a budget of {budget} runs is less than 4 for each of {len(runs)}")
-    defaults = dict(policy.score.tunables)
+    defaults, _ = numbers_of(policy)
     if not defaults:
         return policy
-    search = _Search(policy, runs, measure, np.random.default_rng(seed))
+    moved = None if progress is None else partial(_moved, progress, budget)
+    search = _Search(policy, runs, measure, np.random.default_rng(seed), cells, moved)
     best = search.halve([defaults], WIDE, budget // 2)
     best = search.halve([defaults, best], NEAR, budget)
     return policy if best == defaults else with_tunables(policy, best)
 
 
 def with_tunables(policy: Judged, found: Tunables) -> Judged:
-    """The policy with these tunables, which its name then says as one would type it."""
-    given = [f"{name}={_spelled(value)}" for name, value in found.items()]
-    head, plus, parts = (policy.label or policy.score.name).partition("+")
+    """The policy with these numbers, which its name then says as one would type it."""
+    own = {name: value for name, value in found.items() if ":" not in name}
+    given = [f"{name}={_spelled(value)}" for name, value in own.items()]
+    head, *parts = parts_of(policy.label or policy.score.name)
     file, py, function = head.partition(".py:")
     name, _, options = (function if py else head).partition(":")
     given += [option for option in options.split(",") if option.startswith("choices=")]
-    return replace(
-        policy,
-        score=policy.score.with_tunables(found),
-        label=f"{file + py if py else ''}{name}:{','.join(given)}{plus}{parts}",
-    )
+    head = f"{file + py if py else ''}{name}{':' if given else ''}{','.join(given)}"
+    beside = {part.partition(":")[0]: part for part in parts}
+    for spelled, value in found.items():
+        if ":" in spelled:
+            part, _, option = spelled.partition(":")
+            beside[part] = _with_option(beside.get(part, part), option, _spelled(value))
+    return replace(_turned(policy, found), label="+".join((head, *beside.values())))
+
+
+def _with_option(part: str, name: str, value: str) -> str:
+    """``preempt:margin=3`` with another option, or with another value of it."""
+    head, _, options = part.partition(":")
+    kept = [item for item in options.split(",") if item and item.partition("=")[0] != name]
+    return f"{head}:{','.join((*kept, f'{name}={value}'))}"
+
+
+def _turned(policy: Judged, found: Tunables) -> Judged:
+    """The policy with these numbers, under the name that it had."""
+    own = {name: value for name, value in found.items() if ":" not in name}
+    changed: dict[str, Any] = {"score": policy.score.with_tunables(own)}
+    fields = {"preempt": "preemption", "guard": "guard", "admit": "admission"}
+    for spelled, value in found.items():
+        part, colon, name = spelled.partition(":")
+        if colon and isinstance(policy, SchedulingPolicy):
+            before = changed.get(fields[part], _part(policy, part))
+            changed[fields[part]] = replace(before, **{name: value})
+    return replace(policy, **changed)
 
 
 class _Search:
@@ -114,11 +172,15 @@ class _Search:
         runs: Sequence[Case],
         measure: Metric,
         rng: np.random.Generator,
+        cells: Cells | None = None,
+        moved: Callable[[int], None] | None = None,
     ) -> None:
         self.policy, self.runs, self.measure, self.rng = policy, runs, measure, rng
         self.known: dict[tuple[tuple[Tunable, ...], int], float] = {}
         self.order = rng.permutation(len(runs)).tolist()
         self.rungs = [*(2**k for k in range(len(runs).bit_length()) if 2**k < len(runs)), len(runs)]
+        self.ranges = numbers_of(policy)[1]
+        self.cells, self.moved = cells, moved
 
     def halve(self, kept: list[Tunables], spread: float, budget: int) -> Tunables:
         """The best of ``kept`` and of candidates around the last of them.
@@ -130,8 +192,7 @@ class _Search:
         count, left = 0, budget - len(self.known)
         while self._price(count + 1) <= left:
             count += 1
-        ranges = self.policy.score.ranges
-        drawn = [_near(kept[-1], spread, self.rng, ranges) for _ in range(count)]
+        drawn = [_near(kept[-1], spread, self.rng, self.ranges) for _ in range(count)]
         for runs in self.rungs:
             drawn.sort(key=lambda c: self.level(c, self.order[:runs]))
             drawn = drawn[: _half(len(drawn))]
@@ -152,12 +213,28 @@ class _Search:
     def _value(self, candidate: Tunables, index: int) -> float:
         key = tuple(candidate.values()), index
         if key not in self.known:
-            judged = replace(self.policy, score=self.policy.score.with_tunables(candidate))
-            value = self.measure(records_of(self.runs[index], judged))
+            judged = _turned(self.policy, candidate)
+            name = _cell_name(self.policy.name, candidate, index)
+            value = None if self.cells is None else self.cells.read(name)
+            if value is None:
+                value = self.measure(records_of(self.runs[index], judged))
+                if self.cells is not None:
+                    self.cells.write(name, value)
             if not 0 < value < math.inf:
                 raise InputError(f"tuning needs a metric above 0, not {value} of {judged.name}")
             self.known[key] = value
+            if self.moved is not None:
+                self.moved(len(self.known))
         return self.known[key]
+
+
+def _moved(progress: Callable[[int, int], None], budget: int, done: int) -> None:
+    progress(done, budget)
+
+
+def _cell_name(policy: str, candidate: Tunables, index: int) -> str:
+    said = json.dumps([policy, sorted(candidate.items())])
+    return f"tuning-{blake2b(said.encode(), digest_size=8).hexdigest()}-{index}"
 
 
 def _half(count: int) -> int:

@@ -41,7 +41,7 @@ def load_policy(
     if not isinstance(spec, str | os.PathLike):
         raise InputError(f"not a policy: {spec!r}; a policy is a name, a file or a score function")
     spec = os.fspath(spec)
-    head, *extras = _parts(spec)
+    head, *extras = parts_of(spec)
     policy = _head(head, "policy", tried)
     if not isinstance(policy, SchedulingPolicy):
         raise InputError(f"{head!r} is a router, not a scheduling policy")
@@ -85,7 +85,7 @@ def load_router(
     return dataclasses.replace(policy, label=spec)
 
 
-def _parts(spec: str) -> list[str]:
+def parts_of(spec: str) -> list[str]:
     """``spec`` cut at its plus signs, but for those in the path of a bundle or of a file."""
     parts = spec.split("+")
     for end in range(2, len(parts) + 1):

@@ -125,6 +125,9 @@ def test_compare_s_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (plain["rates"], plain["seeds"], plain["slo"], plain["routers"]) == ((), 5, None, ())
     assert plain["processes"] == (os.cpu_count() or 1)
     assert plain["progress"](1, 2) is None
+    assert (plain["tuning"], plain["budget"], plain["metric"]) == (False, 64, "e2e_mean")
+    tuned = of("--tune --budget 12 --metric ttft_p95")
+    assert (tuned["tuning"], tuned["budget"], tuned["metric"]) == (True, 12, "ttft_p95")
     assert of("--policies fcfs,mlfq:quantum=64,levels=6")["policies"] == (
         "fcfs", "mlfq:quantum=64,levels=6",
     )  # fmt: skip

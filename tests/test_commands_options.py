@@ -68,10 +68,16 @@ OPTIONS: dict[str, dict[str, str]] = {
                  "seed": SEED, "slo": "text", "log_iterations": "switch", "trace": "text"},
     "compare": {**GRID, **FORM, "policies": "A,B,...", "routers": "A,B,...",
                 "predictors": "A,B,... = oracle", "rates": "R,R,...", "seeds": SEEDS,
-                "slo": "text", "wide": "switch", "dry_run": "switch"},
+                "slo": "text", "wide": "switch", "dry_run": "switch", "tuning": "switch",
+                "budget": "int [4, ] = 64", "metric": "text = e2e_mean"},
     "capacity": {**GRID, **FORM, "policy": "text = fcfs", "predictor": "text",
                  "slo": "text, required", "tolerance": "float = 0.01", "seeds": SEEDS,
                  "dry_run": "switch"},
+    "tune": {
+        **{name: said for name, said in GRID.items() if name != "backend"}, **FORM,
+        "policy": "text, required", "metric": "text = e2e_mean", "budget": "int [4, ] = 64",
+        "predictor": "text = oracle", "rates": "R,R,...", "seeds": SEEDS, "seed": SEED,
+    },
     "train policy": {
         **TIMING, **ENGINE, "env": "name = lengthwise/Routing-v1", "algo": "name = ppo",
         "workload": "text = azure-conv-2023", "out": "text, required",

@@ -45,6 +45,7 @@ SHORTER = {
     "simulate": "--requests 60",
     "train policy": "--steps 2048 --set rollout=2048 --env-set requests=30",
     "train predictor": "",
+    "tune": "--requests 60 --seeds 1 --budget 8",
 }
 SERVERS = ("mock-server", "serve-epp", "hint-proxy")
 PROGRAM = "from lengthwise.training.cli import main; main()"

@@ -496,7 +496,7 @@ def test_capacity_s_bad_arguments() -> None:
     for wrong in ({"seeds": 0}, {"tolerance": 0.0}, {"tolerance": 1.0}):
         with pytest.raises(InputError, match="1 seed or more and a tolerance"):
             capacity(Regular(), "fcfs", {"ttft_p99": 1.0}, **wrong)  # type: ignore[arg-type]
-    assert len(capacity_module.SLO_NAMES) == 30
+    assert len(metrics.OF_REQUESTS) == 30
     values = capacity_module._statistics(
         simulate(burst(4, 2), engine=ONE, timing=TICK).records, {"e2e_max": 1.0, "ttft_mean": 1.0}
     )

@@ -42,6 +42,7 @@ from lengthwise.eval.reproduce import PAPERS, reproduce
 from lengthwise.eval.setting import Setting
 from lengthwise.eval.simulate import simulate, simulate_on
 from lengthwise.eval.statistics import Interval, paired_difference, paired_ratio, t_interval
+from lengthwise.eval.tuned import tune_policy
 from lengthwise.eval.windows import Window, Windows, windows_of
 from lengthwise.picoseconds import LONGEST_S
 from lengthwise.policies import load_policy, load_router
@@ -91,13 +92,19 @@ def test_what_is_not_given_is_as_documented() -> None:
     assert told(compare, **{
         **SYSTEM, "policies": ("fcfs", "sjf", "srtf", "mlfq"), "predictors": ("oracle",),
         "rates": (), "seeds": 5, "processes": 1, "slo": None, "progress": None, "routers": (),
+        "tuning": False, "budget": 64, "metric": "e2e_mean",
     })  # fmt: skip
     assert told(capacity, **{
         **SYSTEM, "predictor": None, "seeds": 5, "tolerance": 0.01, "processes": 1,
         "start_rate": 1.0, "progress": None,
     })  # fmt: skip
     assert told(tune.tune, **{
-        "metric": "mean latency", "budget": 64, "seed": 0
+        "metric": "e2e_mean", "budget": 64, "seed": 0
+    })  # fmt: skip
+    assert told(tune_policy, **{
+        **{name: given for name, given in SYSTEM.items() if name != "backend"},
+        "metric": "e2e_mean", "budget": 64, "rates": (), "requests": 1000, "seeds": 5,
+        "predictor": "oracle", "seed": 0, "progress": None, "cells": None,
     })  # fmt: skip
     assert told(measured, **{
         "edges": None, "groups": None, "resamples": 500, "seed": 0
@@ -657,10 +664,15 @@ def test_candidates_are_drawn_from_the_seed() -> None:
 
 def test_metrics_that_are_tuned_for() -> None:
     records = simulate(burst(4, 1, 3), engine=ONE, timing=TICK).records  # ends at 4, 5 and 8 s
-    assert {name: round(metric(records), 9) for name, metric in tune.METRICS.items()} == {
-        "mean latency": round(17 / 3, 9), "P99 latency": round(8 - 0.02 * 3, 9),
-        "mean TTFT": round((1 + 5 + 6) / 3, 9), "normalized latency": round((1 + 5 + 8 / 3) / 3, 9),
+    found = {name: round(metric(records), 9) for name, metric in tune.METRICS.items()}
+    by_hand = {
+        "e2e_mean": round(17 / 3, 9), "e2e_p99": round(8 - 0.02 * 3, 9), "e2e_max": 8.0,
+        "ttft_mean": round((1 + 5 + 6) / 3, 9), "ttft_p50": 5.0, "wait_max": 5.0,
+        "normalized_latency_mean": round((1 + 5 + 8 / 3) / 3, 9), "tpot_mean": 1.0,
     }  # fmt: skip
+    assert {name: found[name] for name in by_hand} == by_hand
+    described = metrics.describe("e2e", metrics.e2e_s(records))
+    assert {name: round(value, 9) for name, value in described.items()}.items() <= found.items()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval import tune as tuning
+from lengthwise.eval.cells import Cells
 from lengthwise.eval.tune import METRICS, WIDE, Case, records_of, tune
 from lengthwise.policies import load_policy, load_router
 from lengthwise.serving import Engine, Node, System
@@ -48,7 +50,7 @@ def generator() -> np.random.Generator:
     return np.random.default_rng(5)
 
 
-def level(policy: Any, runs: list[Window], metric: str = "mean latency") -> float:
+def level(policy: Any, runs: list[Window], metric: str = "e2e_mean") -> float:
     values = [METRICS[metric](records_of(case, policy)) for case in runs]
     return float(np.mean(np.log(values)))
 
@@ -100,8 +102,8 @@ def test_the_same_seed_finds_the_same_and_no_worse_than_the_defaults() -> None:
         assert first == again
         assert level(first, runs) <= level(policy, runs)
     router = load_router("jsew")
-    tuned = tune(router, RUNS[:2], metric="P99 latency", budget=12, seed=2)
-    assert level(tuned, RUNS[:2], "P99 latency") <= level(router, RUNS[:2], "P99 latency")
+    tuned = tune(router, RUNS[:2], metric="e2e_p99", budget=12, seed=2)
+    assert level(tuned, RUNS[:2], "e2e_p99") <= level(router, RUNS[:2], "e2e_p99")
 
 
 def test_candidates_stay_in_the_ranges_that_are_declared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,15 +120,26 @@ def test_candidates_stay_in_the_ranges_that_are_declared(monkeypatch: pytest.Mon
 
 
 def test_what_has_no_tunables_is_as_it_was() -> None:
-    policy = load_policy("sjf+preempt:margin=3")
+    policy = load_policy("sjf")
     assert tune(policy, RUNS, budget=12) is policy
 
 
-def test_what_stands_beside_the_score_stays() -> None:
-    policy = load_policy("work:b=0.02+preempt:margin=7+guard:ratio=2")
+def test_what_stands_beside_the_score_is_tuned_where_it_is_in_use() -> None:
+    policy = load_policy("work:b=0.02+preempt:mode=swap,price=0,max_per_step=3+guard:ratio=2")
+    numbers, _ = tuning.numbers_of(policy)
+    assert numbers == {"b": 0.02, "preempt:protect_after": 1.0, "guard:ratio": 2.0}
     found = tune(policy, RUNS, budget=40)
-    assert (found.preemption, found.guard) == (policy.preemption, policy.guard)
+    assert found != policy
+    assert found.preemption.price == 0  # naive preemption is another policy, not a start
+    assert (found.preemption.mode, found.preemption.max_per_step) == ("swap", 3)
     assert load_policy(found.name) == found
+    assert tuning.numbers_of(load_policy("srtf"))[0] == {
+        "preempt:price": 0.01, "preempt:protect_after": 1.0,
+    }  # fmt: skip
+    assert list(tuning.numbers_of(load_policy("srtf-refreshed"))[0]) == ["preempt:price"]
+    assert tuning.numbers_of(load_policy("sjf"))[0] == {}
+    named = tuning.with_tunables(load_policy("srtf"), {"preempt:price": 0.02})
+    assert named.name == "srtf+preempt:price=0.02"
     router = load_router("least-load:choices=1,penalty=2.0")
     tuned = tune(router, RUNS, budget=12)
     assert load_router(tuned.name) == tuned
@@ -137,17 +150,15 @@ def test_bad_input_is_told() -> None:
         tune(load_policy("work"), RUNS, budget=11)
     with pytest.raises(InputError, match="at least one run"):
         tune(load_policy("work"), [], budget=11)
-    with pytest.raises(UnknownNameError, match="did you mean 'mean latency'"):
-        tune(load_policy("work"), RUNS, metric="mean latencies")
+    with pytest.raises(UnknownNameError, match="did you mean 'e2e_mean'"):
+        tune(load_policy("work"), RUNS, metric="e2e_meen")
     with pytest.raises(InputError, match="above 0, not nan"):
         tune(load_policy("work"), RUNS, metric=lambda records: math.nan)
 
 
 def test_halving_is_paid_as_it_runs() -> None:
     """Of five runs: eight on the first, four more on the second, two on two, one on the last."""
-    search = tuning._Search(
-        load_policy("work"), [RUNS[0]] * 5, METRICS["mean latency"], generator()
-    )
+    search = tuning._Search(load_policy("work"), [RUNS[0]] * 5, METRICS["e2e_mean"], generator())
     assert search.rungs == [1, 2, 4, 5]
     assert search._price(8) == 8 * 1 + 4 * 1 + 2 * 2 + 1 * 1
 
@@ -169,3 +180,30 @@ def test_a_sampling_router_is_named_with_its_choices() -> None:
     found = tuning.with_tunables(router, dict(router.score.tunables))
     assert found.name.endswith("choices=2")
     assert load_router(found.name).choices == 2
+
+
+def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was simulated is not simulated again, and the same is found."""
+    simulated: list[int] = []
+    stop = 20
+
+    def counted(case: Case, judged: Any) -> Any:
+        if len(simulated) == stop:
+            raise KeyboardInterrupt
+        simulated.append(case.seed)
+        return records_of(case, judged)
+
+    policy, cells = load_policy("work"), Cells.open(tmp_path / "cells", {"what": "tuning"})
+    whole = tune(policy, RUNS, budget=40, seed=3)
+    monkeypatch.setattr(tuning, "records_of", counted)
+    with pytest.raises(KeyboardInterrupt):
+        tune(policy, RUNS, budget=40, seed=3, cells=cells)
+    assert len(cells) == 20
+    stop = 100
+    moved: list[tuple[int, int]] = []
+    again = tune(
+        policy, RUNS, budget=40, seed=3, cells=cells, progress=lambda *at: moved.append(at)
+    )
+    assert again == whole
+    assert len(simulated) == len(cells) <= 40
+    assert moved == [(done, 40) for done in range(1, len(cells) + 1)]

@@ -39,13 +39,13 @@ def test_a_newly_registered_policy_and_router_are_in_the_suites(
     scores = {node.policy.score.function for system in systems for node in system.nodes}
     assert longest_prompt in scores
     assert fewest_seats in {system.routing.score.function for system in systems}
-    drawn = {cases.policy_case(seed, "0.33.0").policy.score.function for seed in range(40)}
+    drawn = {cases.policy_case(seed, "0.33.0").policy.score.function for seed in range(120)}
     assert longest_prompt in drawn
 
 
 def test_every_registered_policy_is_drawn() -> None:
     drawn = Counter(
-        node.policy.score.function for seed in range(150) for node in trial(seed)["system"].nodes
+        node.policy.score.function for seed in range(300) for node in trial(seed)["system"].nodes
     )
     for name in registry.names("policy"):
         assert drawn[load_policy(name).score.function] > 2

@@ -14,6 +14,7 @@ import pytest
 from lengthwise import registry
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.policies import load_policy, load_router
+from lengthwise.policies.plugins.vllm.driver import VALUES
 from lengthwise.policy import Preemption, SchedulingPolicy, Score
 from lengthwise.serving import Engine, Node, System, run
 from lengthwise.serving.reference.run import ReferenceRun
@@ -68,13 +69,18 @@ def test_any_policy_through_the_plugin_schedules_alike(vllm: Vllm, tens: int) ->
 
 def test_guarded_policies_on_profiles_schedule_alike(vllm: Vllm) -> None:
     """With the starvation guard, on two clocks."""
-    names = [name for name in registry.names("policy") if load_policy(name).queue == "priority"]
+    policies = {name: load_policy(name) for name in registry.names("policy")}
+    names = [
+        name for name, policy in policies.items()
+        if policy.queue == "priority" and VALUES.lacks(policy.score.features, name) is None
+    ]  # fmt: skip
     for seed, name in enumerate(f"{name}+guard:ratio=0.5,floor_s=0.001" for name in names):
         rng = np.random.default_rng(seed)
         prompt, output = rng.integers(1, 60, 30), rng.integers(1, 40, 30)
         workload = Workload(
             {"arrival_s": np.sort(np.round(rng.exponential(0.5, 30), 2)), "prompt_tokens": prompt,
-             "output_tokens": output, "priority": rng.integers(0, 3, 30)}
+             "output_tokens": output, "priority": rng.integers(0, 3, 30),
+             "deadline_s": rng.uniform(1, 60, 30)}
         )  # fmt: skip
         policy = load_policy(name)
         engine = Engine.of_vllm(

@@ -1405,8 +1405,8 @@ def test_a_policy_s_cost_is_a_number_above_nothing() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 evolution, "METRICS",
-                {"mean latency": lambda r: 1.0, "P99 latency": lambda r, w=wrong: w,
-                 "normalized latency": lambda r: 1.0},
+                {"e2e_mean": lambda r: 1.0, "e2e_p99": lambda r, w=wrong: w,
+                 "normalized_latency_mean": lambda r: 1.0},
             )  # fmt: skip
             with pytest.raises(InputError, match="must be a finite number above 0"):
                 evolution.costs_of(one, load_policy("sjf"))

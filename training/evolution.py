@@ -50,7 +50,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 TOKENS = ("predicted", "expected_remaining", "remaining")  # terms in tokens of the answer
-COSTS = ("mean latency", "P99 latency", "normalized latency")  # columns of a table of costs
+COSTS = ("e2e_mean", "e2e_p99", "normalized_latency_mean")  # columns of a table of costs
 TIE = 0.01  # baselines whose costs differ by no more than this share are as good as each other
 MEASURED = 400  # routing decisions of an episode that scales are measured on
 

@@ -10,7 +10,7 @@ from typing import Any
 from lengthwise.errors import InputError
 from lengthwise.eval.judge import Policy, Trial, judge
 from lengthwise.eval.setting import Setting
-from lengthwise.eval.tune import BUDGET, tune
+from lengthwise.eval.tune import BUDGET, numbers_of, tune
 from lengthwise.eval.windows import Window, WorkloadLike, windows_of
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policies.bundle import is_bundle, read_bundle
@@ -127,7 +127,7 @@ def evaluate_policy(
         for new, old in list(zip(tuned, beaten, strict=True)):
             if new is not old:
                 beaten.append(new)
-            elif old.score.tunables and say is not None:
+            elif numbers_of(old)[0] and say is not None:
                 say(f"{old.name}: nothing was found that is better than its defaults")
     return [
         {**said, **row} for said, trials in groups for row in judge(beaten, judged, trials)

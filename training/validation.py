@@ -85,7 +85,7 @@ class Validation:
 
 def _cost(episode: Episode, judged: Judged, cost: Cost) -> float:
     if cost is latency:  # known from the records, so the fast engine will do
-        return METRICS["mean latency"](records_of(episode, judged))
+        return METRICS["e2e_mean"](records_of(episode, judged))
     system = placed(episode.system, judged)
     made = begin(episode.workload, system, episode.predictions, seed=episode.seed)
     made.advance()

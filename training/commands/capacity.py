@@ -75,16 +75,16 @@ def capacity(
     \b
     lengthwise capacity azure-conv-2023 --policy sjf --predictor oracle --slo ttft_p99=1.0
     """
-    from lengthwise.eval.capacity import SLO_NAMES, save
     from lengthwise.eval.capacity import capacity as search
+    from lengthwise.eval.capacity import save
     from lengthwise.eval.flat import capacity_document, capacity_rows
-    from lengthwise.eval.metrics import parse_slo
+    from lengthwise.eval.metrics import OF_REQUESTS, parse_slo
     from lengthwise.eval.output import check_writable
     from lengthwise.eval.terminal import capacity_view
     from lengthwise.training.commands.show import progress, show, wrote
     from lengthwise.training.commands.stopped import cells_kept, kept
 
-    limits = parse_slo(slo, SLO_NAMES)
+    limits = parse_slo(slo, OF_REQUESTS)
     engine, source = take_engine(options), take_source(options)
     if out is not None:
         check_writable(out)

@@ -14,6 +14,7 @@ from lengthwise.training.commands.folders import (
     force_option,
 )
 from lengthwise.training.commands.options import (
+    Name,
     Rates,
     Specs,
     engine_options,
@@ -59,6 +60,19 @@ from lengthwise.training.commands.options import (
     "be served. Default: the workload's own.",
 )
 @seeds_option
+@click.option(
+    "--tune", "tuning", is_flag=True,
+    help="Tune the numbers of each policy (or router) first, on other requests; rows are named as "
+    "they were tuned. Of a file the first third is for that.",
+)  # fmt: skip
+@click.option(
+    "--budget", type=click.IntRange(4), default=64, show_default=True, metavar="N",
+    help="Simulated runs to tune each row with --tune.",
+)  # fmt: skip
+@click.option(
+    "--metric", default="e2e_mean", show_default=True, metavar="METRIC_STATISTIC",
+    help="What --tune makes small: e2e_mean, e2e_p99, ttft_p95, ...",
+)  # fmt: skip
 @click.option("--slo", metavar="NAME=S,...", help="Limits a request must meet: ttft=1,tpot=0.05.")
 @system_options
 @engine_options
@@ -78,6 +92,9 @@ def compare(
     predictors: tuple[str, ...],
     rates: tuple[float, ...] | Literal["auto"],
     seeds: int,
+    tuning: bool,
+    budget: int,
+    metric: str,
     slo: str | None,
     processes: int,
     shown: tuple[str, ...],
@@ -106,6 +123,7 @@ def compare(
     from lengthwise.training.commands.show import notices, progress, show, wrote
     from lengthwise.training.commands.stopped import cells_kept, kept
 
+    Name("metric", metrics.OF_REQUESTS).convert(metric, None, None)
     limits = metrics.parse_slo(slo, tuple(metrics.PER_REQUEST)) if slo else None
     engine, source = take_engine(options), take_source(options)
     chosen = policies or (("fcfs",) if routers else ("fcfs", "sjf", "srtf", "mlfq"))
@@ -113,13 +131,15 @@ def compare(
         check_publishable(out)
     claim(command, out, force)
     if dry_run:
-        from lengthwise.eval.plan import compare_plan
+        from lengthwise.eval.plan import compare_plan, tuning_plan
 
         for line in compare_plan(
             source, chosen, predictors, rates, seeds, engine, processes=processes, routers=routers,
             **options,
         ):  # fmt: skip
             click.echo(line)
+        if tuning:
+            click.echo(tuning_plan(source, chosen, routers, rates, budget))
         return
     cells = cells_of(command, out, force)
     with kept(lambda: cells_kept(out)), progress("comparing") as moved:
@@ -135,6 +155,9 @@ def compare(
             progress=moved,
             routers=routers,
             cells=cells,
+            tuning=tuning,
+            budget=budget,
+            metric=metric,
             **options,
         )
     if form is not None:  # else they stand under the tables
@@ -147,7 +170,7 @@ def compare(
         wide,
     )
     if out is not None:
-        timelines = pick_timelines(found, source, engine, **options)
+        timelines = pick_timelines(found, found.source or source, engine, **options)
         wrote(publish(found, out, timelines=timelines, command=command), form)
         if cells is not None:
             cells.drop()

@@ -234,6 +234,15 @@ def engine_options(command: Command) -> Command:
 
 def system_options(command: Command) -> Command:
     """The simulated system beside the engine: timing, replicas or nodes, router, backend."""
+    backend = click.option(
+        "--backend", type=Name("backend", ("auto", "fast", "reference", "vllm")),
+        default="auto", show_default=True,
+    )  # fmt: skip
+    return served_options(backend(command))
+
+
+def served_options(command: Command) -> Command:
+    """The same where the engine is always the one that is fastest."""
     for decorate in reversed(
         (
             click.option(
@@ -258,10 +267,6 @@ def system_options(command: Command) -> Command:
             click.option(
                 "--router", default="round-robin", show_default=True, metavar="SPEC",
                 help="Who gets a request (`lengthwise list routers`).",
-            ),
-            click.option(
-                "--backend", type=Name("backend", ("auto", "fast", "reference", "vllm")),
-                default="auto", show_default=True,
             ),
         )
     ):  # fmt: skip
