@@ -195,17 +195,17 @@ def sustained(node: lw.Node, requests: Any) -> float:
     return float((made[1] - made[0]) / (end - begin))
 
 
-def main(path: Path, timings: str, data: Path | None = None) -> None:
+def main(path: Path, timings: list[str], data: Path | None = None) -> None:
     """Prints the tables in Markdown; ``data`` holds the bundles (default: beside the results)."""
     if path.is_dir():
-        results, data = foretold(path, timings.split(",")), path
+        results, data = foretold(path, timings), path
     else:
         results = json.loads(path.read_text("utf-8"))
     for one in results["sessions"]:
         kinds = [about["gpu"] for about in one["replicas"]]
         print(f"{kinds}, {one['tokens_per_s']} tokens/s sustained, {one['date']}")
     print(f"capacity: {results['capacity']:.2f} requests/s; {len(results['runs'])} runs")
-    runs = table(results, timings.split(","), data or path.parent)
+    runs = table(results, timings, data or path.parent)
     for metric in METRICS:
         found = summary(runs, metric)
         print(f"\n{metric}\n\n{markdown(found)}")
@@ -217,4 +217,4 @@ def main(path: Path, timings: str, data: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], *map(Path, sys.argv[3:4]))
+    main(Path(sys.argv[1]), sys.argv[2].split(","), *map(Path, sys.argv[3:4]))

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
+import pytest
 from aiohttp import web
+
+from lengthwise.policies.plugins.gateways import picker as picker_module
+from lengthwise.policies.plugins.gateways.endpoints import Endpoints
+from lengthwise.policies.plugins.gateways.picker import Options, Pick, Picker
+from lengthwise.policies.plugins.gateways.scrape import Seen
 
 VLLM = """# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
@@ -64,3 +73,67 @@ def vllm(running: int = 0, waiting: int = 0, used: float = 0.0) -> str:
 def body(**more: Any) -> dict[str, Any]:
     """A request's JSON."""
     return {"model": "m", "prompt": "What is a queue?", "max_tokens": 20, **more}
+
+
+class Says:
+    """A scraper: what each endpoint says is what the test says."""
+
+    made: list[tuple[str, float]]
+    said: Mapping[str, Any]
+    during: Callable[[], None]
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        self.made.append((path, timeout_s))
+
+    async def __aenter__(self) -> Says:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.made.append(("ended", 0.0))
+
+    async def seen(self, endpoint: Any) -> Seen:
+        found = self.said.get(endpoint.address, Seen({"waiting_requests": 0.0}))
+        self.during()
+        if isinstance(found, Exception):
+            raise found
+        assert isinstance(found, Seen)
+        return found
+
+
+class Desk:
+    """A picker whose clock and whose endpoints' words are the test's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = [100.0]
+        self.said: dict[str, Any] = {}
+        self.made: list[tuple[str, float]] = []
+        self.during: list[Callable[[], None]] = [lambda: None]
+        clock = SimpleNamespace(
+            monotonic=lambda: self.now[0], perf_counter=lambda: self.now[0] / 1000
+        )
+        monkeypatch.setattr(picker_module, "time", clock)
+        kind = type("Said", (Says,), {
+            "made": self.made, "said": self.said, "during": lambda one: self.during[0](),
+        })  # fmt: skip
+        monkeypatch.setattr(picker_module, "Scraper", kind)
+
+    @asynccontextmanager
+    async def open(
+        self, endpoints: Endpoints, log: Any = lambda line: None, **options: Any
+    ) -> AsyncIterator[Picker]:
+        picker = Picker(endpoints, Options(**{"scrape_interval_s": 30.0, **options}), log)
+        async with picker:
+            await asyncio.wait_for(picker.synced.wait(), 5)
+            yield picker
+
+
+def addresses(count: int) -> list[str]:
+    return [f"10.0.0.{k + 1}:80" for k in range(count)]
+
+
+def ended(pick: Pick, generated: int = 5, status: int = 200, reason: str = "stop") -> Pick:
+    """A request whose answer went by."""
+    pick.answer.status, pick.answer.ended = status, True
+    usage = {"finish_reason": reason, "completion_tokens": generated}
+    pick.answer.feed(json.dumps(usage).encode())
+    return pick

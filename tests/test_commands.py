@@ -789,6 +789,11 @@ def test_the_endpoint_picker_s_options(monkeypatch: pytest.MonkeyPatch, tmp_path
         ("--scrape-interval 2", "scrape_interval_s", 2.0),
         ("--metrics-path /m", "metrics_path", "/m"),
         ("--shed-above 3", "shed_above", 3), ("--fallbacks 2", "fallbacks", 2),
+        ("--shed f.py:s", "shed", "f.py:s"), ("--hold f.py:h", "hold", "f.py:h"),
+        ("--hold-above 4", "hold_above", 4), ("--queue 5", "queue", 5),
+        ("--queue-timeout 6", "queue_timeout_s", 6.0), ("--order sjf", "order", "sjf"),
+        ("--fair", "fair", True), ("--sticky inf", "sticky", float("inf")),
+        ("--log-requests", "log_requests", True),
         ("--record d", "record", "d"), ("--dry-run", "dry_run", True), ("--max-body 9", "body", 9),
         ("--max-streams 9", "streams", 9), ("--drain-timeout 3", "drain", 3.0),
         ("--seed 4", "seed", 4),
@@ -803,6 +808,11 @@ def test_the_endpoint_picker_s_options(monkeypatch: pytest.MonkeyPatch, tmp_path
     with pytest.raises(InputError, match="no effect without --record"):
         of(f"{given} --record-prompts")
     assert of(f"{given} --record d --record-prompts")["record_prompts"] is True
+    with pytest.raises(InputError, match="no effect without --sticky"):
+        of(f"{given} --session-cookie c")
+    assert of(f"{given} --sticky 9 --session-cookie c")["session_cookie"] == "c"
+    with pytest.raises(InputError, match="no effect in a --dry-run"):
+        of(f"{given} --dry-run --hold-above 3")
     assert described({}) == {}
     assert described({"max_num_seqs": 9})["max_seats"] == 9.0
     timed = described({"timing": "h200/llama-3.1-8b", "decode_tokens_per_s": 5})

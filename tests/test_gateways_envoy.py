@@ -378,6 +378,45 @@ def test_shed_requests_are_429_to_their_clients() -> None:
     asyncio.run(run())
 
 
+def test_requests_that_wait_at_the_picker_are_answered_in_their_turn() -> None:
+    """Longer than Envoy waits for a message: bodies that are streamed have no such limit."""
+
+    async def run() -> None:
+        async with Backend(1) as only:
+            only.hold = asyncio.Event()
+            options: dict[str, Any] = {
+                "hold_above": 2, "queue": 4, "queue_timeout_s": 60.0,
+                "envoy": {"message_timeout": "0.2s"},
+            }  # fmt: skip
+            async with behind([only.address], **options) as (picker, _, session):
+                open_: list[aiohttp.ClientResponse] = []
+                while picker.under_way < 2:  # some answers are empty, and over
+                    open_.append(await session.post("/v1/completions", data=b"{}"))
+                late = [
+                    asyncio.create_task(session.post("/v1/completions", data=b"{}"))
+                    for _ in range(4)
+                ]
+                await until(lambda: len(picker.queue) == 4)
+                served = only.served
+                async with session.post("/v1/completions", data=b"{}") as answer:
+                    assert answer.status == 429
+                    assert int(answer.headers["retry-after"]) >= 1
+                late[1].cancel()  # its client leaves
+                await until(lambda: len(picker.queue) == 3)
+                await asyncio.sleep(0.5)
+                assert only.served == served and not any(task.done() for task in (late[0], late[2]))
+                only.hold.set()
+                for task in (late[0], late[2], late[3]):
+                    answer = await task
+                    assert answer.status == 200
+                    await answer.read()
+                for one in open_:
+                    await one.read()
+                assert only.served == served + 3 and len(picker.queue) == 0
+
+    asyncio.run(run())
+
+
 def test_the_configuration_in_the_documentation_is_one(tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
     (text,) = [one for one in blocks if "ext_proc" in one]

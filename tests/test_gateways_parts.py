@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,7 +44,7 @@ from lengthwise.policies.plugins.gateways.server import PickerServer, Serving, s
 from lengthwise.policies.plugins.prompt_lengths import Expected
 from lengthwise.policy import RoutingPolicy, Score
 from tests import gateway_fleet
-from tests.gateway_fleet import vllm
+from tests.gateway_fleet import Desk, addresses, ended, vllm
 
 
 def sample(metrics: PickerMetrics, name: str, **labels: str) -> float | None:
@@ -308,71 +308,8 @@ def test_a_scrape_is_read_whole_or_is_none(monkeypatch: pytest.MonkeyPatch) -> N
 # The books
 
 
-class Says:
-    """A scraper: what each endpoint says is what the test says."""
-
-    made: list[tuple[str, float]]
-    said: Mapping[str, Any]
-    during: Callable[[], None]
-
-    def __init__(self, path: str, timeout_s: float) -> None:
-        self.made.append((path, timeout_s))
-
-    async def __aenter__(self) -> Says:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        self.made.append(("ended", 0.0))
-
-    async def seen(self, endpoint: Endpoint) -> Seen:
-        found = self.said.get(endpoint.address, Seen({"waiting_requests": 0.0}))
-        self.during()
-        if isinstance(found, Exception):
-            raise found
-        assert isinstance(found, Seen)
-        return found
-
-
-class Desk:
-    """A picker whose clock and whose endpoints' words are the test's."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = [100.0]
-        self.said: dict[str, Any] = {}
-        self.made: list[tuple[str, float]] = []
-        self.during: list[Callable[[], None]] = [lambda: None]
-        clock = SimpleNamespace(
-            monotonic=lambda: self.now[0], perf_counter=lambda: self.now[0] / 1000
-        )
-        monkeypatch.setattr(picker_module, "time", clock)
-        kind = type("Said", (Says,), {
-            "made": self.made, "said": self.said, "during": lambda one: self.during[0](),
-        })  # fmt: skip
-        monkeypatch.setattr(picker_module, "Scraper", kind)
-
-    @asynccontextmanager
-    async def open(
-        self, endpoints: Endpoints, log: Any = lambda line: None, **options: Any
-    ) -> AsyncIterator[Picker]:
-        picker = Picker(endpoints, Options(**{"scrape_interval_s": 30.0, **options}), log)
-        async with picker:
-            await asyncio.wait_for(picker.synced.wait(), 5)
-            yield picker
-
-
-def addresses(count: int) -> list[str]:
-    return [f"10.0.0.{k + 1}:80" for k in range(count)]
-
-
 def body(**more: Any) -> bytes:
     return json.dumps({"prompt": "x" * 40, "max_tokens": 50, **more}).encode()
-
-
-def ended(pick: Pick, generated: int = 5, status: int = 200, reason: str = "stop") -> Pick:
-    pick.answer.status, pick.answer.ended = status, True
-    usage = {"finish_reason": reason, "completion_tokens": generated}
-    pick.answer.feed(json.dumps(usage).encode())
-    return pick
 
 
 async def until(true: Callable[[], Any]) -> None:
@@ -419,18 +356,18 @@ def test_a_pick_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         async with desk.open(
             Endpoints(fleet), policy="round-robin", fallbacks=2, default_tokens=20.0,
         ) as picker:  # fmt: skip
-            rank = picker.router.rank
+            rank = picker.router.rank_or_hold
 
             def ranked(candidates: Any, **told: Any) -> Any:
                 seen.append((candidates, told))
                 return rank(candidates, **told)
 
-            monkeypatch.setattr(picker.router, "rank", ranked)
+            monkeypatch.setattr(picker.router, "rank_or_hold", ranked)
             desk.now[0] = 107.0
             pick = await picker.pick(body(priority=-3), {"x-a": "b"})
             assert seen == [
                 (fleet, {"prompt_tokens": 10.0, "predicted_tokens": 20.0, "priority": -3.0,
-                         "arrival_s": 7.0, "now_s": 7.0}),
+                         "arrival_s": 7.0, "deadline_s": math.inf, "now_s": 7.0}),
             ]  # fmt: skip
             assert (pick.endpoint, pick.fallbacks) == (fleet[0], tuple(fleet[1:3]))
             assert pick.header == ",".join(fleet[:3])
@@ -860,7 +797,7 @@ def test_a_router_is_told_what_endpoints_say_and_no_more(tmp_path: Path) -> None
     ],
 )
 def test_a_body_is_read_or_is_nothing(said: bytes, prompt: str, priority: float) -> None:
-    call, urgent = _read(said, {"x-session-id": "s"})
+    call, urgent, _ = _read(said, {"x-session-id": "s"})
     assert (call.text, urgent) == (prompt, priority)
     assert call.known["session_id"] == "s"  # of the headers, whatever the body is
 
@@ -886,7 +823,7 @@ def test_a_dry_run_s_line_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines == [
         {"request_id": "'r1'", "chosen": "10.0.0.1:80,10.0.0.2:80", "served": "10.0.0.1:80",
          "prompt_tokens": 10, "predicted_tokens": 12.3, "predicted_by": "client",
-         "output_tokens": 9, "status": 200},
+         "output_tokens": 9, "status": 200, "waited_s": 0.0},
     ]  # fmt: skip
 
 
@@ -1142,7 +1079,8 @@ def refused(made: _Stream, *messages: pb.ProcessingRequest) -> tuple[int, str]:
     said = answer.immediate_response
     error = json.loads(said.body)["error"]
     assert error["code"] == said.status.code and said.details == "lengthwise" and made.over
-    (option,) = said.headers.set_headers
+    option, *retry = said.headers.set_headers
+    assert [one.header.raw_value for one in retry] == ([b"1"] if error["code"] == 429 else [])
     assert option.header.key == "content-type"
     assert option.header.raw_value == b"application/json"
     assert option.append_action == option.OVERWRITE_IF_EXISTS_OR_ADD

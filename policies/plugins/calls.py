@@ -35,12 +35,13 @@ class Call(NamedTuple):
 def call_of(*values: Any) -> Call:
     """A call from its arguments: strings, or OpenAI requests as dicts or objects.
 
-    Of those it reads ``messages``, ``prompt``, ``input`` (a text, texts or, with ``instructions``,
-    the turns of OpenAI's responses), the limits of the answer, and
+    Of those it reads ``messages``, ``prompt`` (a text, or token ids), ``input`` (a text, texts or,
+    with ``instructions``, the turns of OpenAI's responses), the limits of the answer, and
     ``predicted_tokens`` in ``vllm_xargs``. What has another shape is read as nothing: whether a
     call is a right one is for the model behind the router to say.
     """
     texts: list[str] = []
+    ids: Sequence[int] | None = None
     chat: list[Message] = []
     told, limit = None, math.inf
     known: dict[str, Any] = {}
@@ -56,6 +57,7 @@ def call_of(*values: Any) -> Call:
             chat.append(Message("system", before))
         chat += messages(turns)
         texts += filter(None, map(flat, (field(value, "prompt"), None if turns else entered)))
+        ids = _ids(field(value, "prompt")) or ids
         length = _tokens(field(field(value, "vllm_xargs"), "predicted_tokens"))
         told = told if length is None else length
         sent, more = field(value, "vllm_xargs"), field(value, "metadata", "litellm_metadata")
@@ -71,7 +73,7 @@ def call_of(*values: Any) -> Call:
         known["max_tokens"] = limit
     known = with_chat(known, told_of(chat, 1 / CHARACTERS_PER_TOKEN))
     read = capped_text(asked(chat)) or "\n".join(map(served_text, texts))
-    return Call(text, read, told, limit, known)
+    return Call(text, read, told, limit, known, ids)
 
 
 def _turns(entered: Any) -> list[Any]:
@@ -83,6 +85,14 @@ def _turns(entered: Any) -> list[Any]:
 def as_dict(value: Any) -> dict[str, Any]:
     """The value if it is a dict; empty for anything else."""
     return value if isinstance(value, dict) else {}
+
+
+def _ids(prompt: Any) -> Sequence[int] | None:
+    """A prompt that came as the ids of its tokens, alone or as the only one of a list."""
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], list):
+        prompt = prompt[0]
+    whole = isinstance(prompt, list) and prompt and all(type(one) is int for one in prompt)
+    return prompt if whole else None
 
 
 def _tokens(value: Any) -> float | None:

@@ -22,7 +22,10 @@ CALLED: Mapping[str, tuple[str, ...]] = {
         "session_id", "conversation_id", "x-session-id", "x-conversation-id",
         "litellm_session_id", "user", "cache_salt",
     ),
-    "tenant": ("tenant", "x-tenant-id"),
+    "tenant": (
+        "tenant", "x-tenant-id", "x-gateway-inference-fairness-id",
+        "x-llm-d-inference-fairness-id",
+    ),
     "task": ("task", "x-task"),
 }  # fmt: skip
 LONGEST = 200  # characters of a name

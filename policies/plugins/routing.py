@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.policies.load import load_router
@@ -71,6 +72,7 @@ def _reported(name: str) -> Accessor:
 # What a router knows by itself: a value for all replicas, or one for each. Who runs it tells the
 # features of the request.
 ASKED = ("prompt_tokens", "predicted_tokens", "priority", "arrival_s", "now_s")
+DUE = ("deadline_s",)  # told as well, by those who hear of objectives
 OWN: Mapping[str, Accessor] = {
     "routed_requests": lambda router, known, request: [replica.routed for replica in known],
     "outstanding_requests": lambda router, known, request: [len(replica.owed) for replica in known],
@@ -100,7 +102,7 @@ STAND_IN = ("running_requests", "waiting_requests")  # where replicas do not rep
 VALUES: Provider[Accessor] = Provider(
     "a router",
     {
-        **{name: _told(name) for name in ASKED},
+        **{name: _told(name) for name in (*ASKED, *DUE)},
         **{name: _of_pair(name) for name in PAIRS},
         **OWN,
         **REPORTED,
@@ -130,6 +132,7 @@ class ReplicaRouter:
     ) -> None:
         self.policy = load_router(policy)
         self.counters = Counters()
+        self._timeout_s = policy_timeout_s
         self._scorer = Scorer(
             self.policy.score, self.counters, policy_timeout_s, self.policy.trained_on
         )
@@ -150,23 +153,58 @@ class ReplicaRouter:
 
         Those of a pair are mappings from replica to value, 0 where they say nothing.
         """
+        ranked, _ = self._ranked(candidates, request)
+        return ranked
+
+    def rank_or_hold(self, candidates: Sequence[Hashable], **request: Any) -> list[Hashable]:
+        """As ``rank``; nobody where the policy takes none of them now: all score infinity."""
+        ranked, held = self._ranked(candidates, request)
+        return [] if held else ranked
+
+    def scorer(self, spec: str) -> Scorer:
+        """Another function of what this router knows, for ``scores``.
+
+        Raises ``InputError`` for one that reads something else.
+        """
+        policy = load_router(spec)
+        made = Scorer(policy.score, self.counters, self._timeout_s, policy.trained_on)
+        made.require(self._values)
+        return made
+
+    def scores(
+        self, scorer: Scorer, candidates: Sequence[Hashable], **request: Any
+    ) -> NDArray[np.float64]:
+        """What such a function gives for each candidate, (n,); NaN where it fails."""
+        with self._lock:
+            return self._scores(scorer, candidates, request)
+
+    def _ranked(
+        self, candidates: Sequence[Hashable], request: Mapping[str, Any]
+    ) -> tuple[list[Hashable], bool]:
+        """The candidates, best first, and whether the policy takes none of them."""
         with self._lock:
             self._forget_lost()
             chosen = list(candidates)
             if 0 < self.policy.choices < len(chosen):
                 first = self.draws.sample(chosen, self.policy.choices)
                 chosen = [c for c in chosen if c in first]  # ties go to the earlier candidate
-            known = [self._replicas.setdefault(c, Replica(c)) for c in chosen]
-            values: dict[str, Any] = {}
-            for name in self._scorer.names:
-                value = self._values[name](self, known, request)
-                values[name] = value if np.isscalar(value) else np.array(value, dtype=np.float64)
-            scores = self._scorer.many(values, len(chosen))
+            scores = self._scores(self._scorer, chosen, request)
             if np.isnan(scores).any():  # the policy failed: each replica in turn
                 self.counters.add("fallbacks", "policy")
-                scores = np.array([float(replica.routed) for replica in known])
+                scores = np.array([float(self._replicas[one].routed) for one in chosen])
             best = [chosen[i] for i in np.argsort(scores, kind="stable").tolist()]
-            return best + [c for c in candidates if c not in best]
+            ranked = best + [c for c in candidates if c not in best]
+            return ranked, bool(np.isposinf(scores).all())
+
+    def _scores(
+        self, scorer: Scorer, chosen: Sequence[Hashable], request: Mapping[str, Any]
+    ) -> NDArray[np.float64]:
+        known = [self._replicas.setdefault(c, Replica(c)) for c in chosen]
+        values: dict[str, Any] = {}
+        for name in scorer.names:
+            value = self._values[name](self, known, request)
+            values[name] = value if np.isscalar(value) else np.array(value, dtype=np.float64)
+        return scorer.many(values, len(chosen))
 
     def sent(self, replica: Hashable, request: Hashable, tokens: float = 0.0) -> None:
         """A request goes to a replica; ``tokens`` are those of its prompt and predicted answer.

@@ -63,11 +63,14 @@ def configuration(
     fail_open: bool = False,
     answers: bool = True,
     fallback: str = "round_robin",
+    tell_server: bool = False,
+    message_timeout: str = "5s",
 ) -> dict[str, Any]:
     """Envoy on ``port`` in front of ``endpoints``, asking the picker on port ``picker`` if any.
 
     ``fail_open``: without a picker, ``fallback`` decides; that needs bodies that are BUFFERED.
     ``answers``: the picker sees answers too. ``fallback``: the policy without a picker.
+    ``message_timeout``: of the picker's answers. ``tell_server``: answers tell their clients who served, in the header ``x-served-by``.
     """
     balancing: dict[str, Any] = _policy(fallback)
     filters: list[dict[str, Any]] = []
@@ -99,7 +102,7 @@ def configuration(
                     "@type": f"{TYPE}.filters.http.ext_proc.v3.ExternalProcessor",
                     "grpc_service": {"envoy_grpc": {"cluster_name": "picker"}},
                     "failure_mode_allow": fail_open,
-                    "message_timeout": "5s",
+                    "message_timeout": message_timeout,
                     "response_attributes": ["upstream.address"],
                     "metadata_options": {"receiving_namespaces": {"untyped": ["envoy.lb"]}},
                     "processing_mode": {
@@ -137,10 +140,14 @@ def configuration(
             "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 2},
         },
     }  # fmt: skip
+    told = {"header": {"key": "x-served-by", "value": "%UPSTREAM_REMOTE_ADDRESS%"}}
     manager = {
         "@type": f"{TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "fleet", "http_filters": filters,
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+        "route_config": {
+            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}],
+            "response_headers_to_add": [told] if tell_server else [],
+        },
     }  # fmt: skip
     listener = {
         "name": "clients", "address": _address("127.0.0.1", port),
@@ -191,9 +198,15 @@ def free_ports(count: int) -> list[int]:
 
 
 class Envoy:
-    """A running Envoy; a context manager. ``url`` is where its clients go."""
+    """A running Envoy; a context manager. ``url`` is where its clients go.
 
-    def __init__(self, endpoints: Sequence[str], **options: Any) -> None:
+    ``program`` is Envoy itself, where it need not be installed.
+    """
+
+    def __init__(
+        self, endpoints: Sequence[str], *, program: Path | None = None, **options: Any
+    ) -> None:
+        self._program = program
         self.port, self._admin = free_ports(2)
         self.url = f"http://127.0.0.1:{self.port}"
         self._configuration = configuration(self.port, endpoints, admin=self._admin, **options)
@@ -201,8 +214,9 @@ class Envoy:
     def __enter__(self) -> Self:
         self._log = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [str(binary()), "--config-yaml", json.dumps(self._configuration), "--concurrency", "1",
-             "--disable-hot-restart", "--log-level", os.environ.get("ENVOY_LOG", "warning")],
+            [str(self._program or binary()), "--config-yaml", json.dumps(self._configuration),
+             "--concurrency", "1", "--disable-hot-restart",
+             "--log-level", os.environ.get("ENVOY_LOG", "warning")],
             stdout=self._log, stderr=self._log,
         )  # fmt: skip
         late = time.monotonic() + 60

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,41 @@ from lengthwise.training.commands.options import seed_option
               help="Where endpoints show them.")  # fmt: skip
 @click.option("--shed-above", type=click.IntRange(0), default=0, metavar="N",
               help="Answer 429 while every endpoint has so many. Default: never.")  # fmt: skip
+@click.option(
+    "--shed", default="", metavar="SPEC",
+    help="Answer 429 while this function of routers' features is above 0 at every endpoint; its "
+    "value is in how many seconds to try again.",
+)  # fmt: skip
+@click.option("--hold-above", type=click.IntRange(0), default=0, metavar="N",
+              help="Requests wait while every endpoint has so many. Default: never.")  # fmt: skip
+@click.option("--hold", default="", metavar="SPEC",
+              help="Likewise, while this function is above 0 at every endpoint.")  # fmt: skip
+@click.option("--queue", type=click.IntRange(0), default=1000, show_default=True, metavar="N",
+              help="Requests that wait at once; beyond it 429.")  # fmt: skip
+@click.option("--queue-timeout", type=click.FloatRange(0, min_open=True), default=30.0,
+              show_default=True, metavar="S", help="How long one waits; then 429.")  # fmt: skip
+@click.option(
+    "--order", default="", metavar="SPEC",
+    help="Of those that wait: a scheduling policy. Default: first come, first served.",
+)  # fmt: skip
+@click.option("--fair", is_flag=True,
+              help="Of tenants that wait, the one that was served least goes first.")  # fmt: skip
+@click.option(
+    "--sticky", type=click.FloatRange(0), metavar="TOKENS",
+    help="Requests of a session go where its last one went, while that endpoint has at most so "
+    "many tokens more under way than the router's choice (inf: always).",
+)  # fmt: skip
+@click.option("--session-cookie", default="", metavar="NAME",
+              help="The cookie that names a session; with --sticky.")  # fmt: skip
 @click.option("--fallbacks", type=click.IntRange(0), default=0, show_default=True, metavar="N",
               help="Further endpoints to name to the gateway, for its retries.")  # fmt: skip
 @click.option("--record", metavar="DIR", help="Append finished requests to this folder.")
 @click.option("--record-prompts", is_flag=True, help="With what was asked; else with its hash.")
 @click.option("--dry-run", is_flag=True,
               help="Leave requests alone; print what would have been chosen.")  # fmt: skip
+@click.option("--log-requests", is_flag=True, help="Print one JSON line for each request.")
+@click.option("--log-format", type=click.Choice(("text", "json")), default="text",
+              show_default=True, help="Of what is said on stderr.")  # fmt: skip
 @click.option("--max-body", type=click.IntRange(1), default=16 * 2**20, show_default=True,
               metavar="BYTES", help="Of one request; beyond it 413.")  # fmt: skip
 @click.option("--max-streams", type=click.IntRange(1), default=2048, show_default=True,
@@ -64,10 +94,21 @@ def serve_epp(
     scrape_interval: float,
     metrics_path: str,
     shed_above: int,
+    shed: str,
+    hold_above: int,
+    hold: str,
+    queue: int,
+    queue_timeout: float,
+    order: str,
+    fair: bool,
+    sticky: float | None,
+    session_cookie: str,
     fallbacks: int,
     record: str | None,
     record_prompts: bool,
     dry_run: bool,
+    log_requests: bool,
+    log_format: str,
     max_body: int,
     max_streams: int,
     tls_cert: str,
@@ -88,6 +129,11 @@ def serve_epp(
 
     if record_prompts and not record:
         raise InputError("--record-prompts has no effect without --record")
+    if session_cookie and sticky is None:
+        raise InputError("--session-cookie has no effect without --sticky")
+    if dry_run and (hold or hold_above):
+        raise InputError("--hold and --hold-above have no effect in a --dry-run: nobody waits")
+    say = _speaker(log_format)
     file = Path(endpoints)
     given = file if file.suffix in (".yaml", ".yml", ".json") or file.is_file() else (
         [one for one in endpoints.split(",") if one]
@@ -101,8 +147,11 @@ def serve_epp(
             Endpoints(given, described),
             Options(
                 router, predictor, default_tokens, scrape_interval_s=scrape_interval,
-                metrics_path=metrics_path, shed_above=shed_above, fallbacks=fallbacks,
-                dry_run=dry_run, record=record or "", record_prompts=record_prompts, seed=seed,
+                metrics_path=metrics_path, shed_above=shed_above, shed=shed, hold_above=hold_above,
+                hold=hold, queue=queue, queue_timeout_s=queue_timeout, order=order, fair=fair,
+                sticky=sticky, session_cookie=session_cookie, fallbacks=fallbacks,
+                dry_run=dry_run, log_requests=log_requests, record=record or "",
+                record_prompts=record_prompts, seed=seed,
             ),
             log,
         )  # fmt: skip
@@ -111,12 +160,34 @@ def serve_epp(
         ended = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
-        await serve(
-            PickerServer(picker, serving), ended, drain_timeout,
-            lambda line: click.echo(line, err=True),
-        )  # fmt: skip
+        await serve(PickerServer(picker, serving), ended, drain_timeout, say)
 
     asyncio.run(run())
+
+
+class _Json(logging.Formatter):
+    """A line of JSON for each record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {
+            "time": record.created, "level": record.levelname.lower(), "logger": record.name,
+            "message": record.getMessage(),
+        }  # fmt: skip
+        if record.exc_info:
+            said["exception"] = self.formatException(record.exc_info)
+        return json.dumps(said)
+
+
+def _speaker(form: str) -> Callable[[str], None]:
+    """Who says what the server does; with ``json``, warnings of the whole process too."""
+    if form == "text":
+        return lambda line: click.echo(line, err=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Json())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    log = logging.getLogger("lengthwise")
+    log.setLevel(logging.INFO)
+    return log.info
 
 
 def described(entry: Mapping[str, Any]) -> Mapping[str, float]:

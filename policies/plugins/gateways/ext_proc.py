@@ -103,6 +103,7 @@ class _Stream:
         self._held = 0
         self._deferred = False  # the answer to the headers waits for the body
         self._pick: Pick | None = None
+        self._refusal: Refusal | None = None
         self.over = False  # the gateway was told all, and to refuse the request
         self.settled = False  # the answer was seen to its end, or will not be shown
 
@@ -114,6 +115,9 @@ class _Stream:
         try:
             made: list[pb.ProcessingResponse] = await getattr(self, f"_{kind}")(message)
         except Refusal as refusal:
+            self._refusal = refusal
+            if self._picker.options.dry_run:
+                return self._left_alone(kind, message)
             self.over = True
             return [_refused(refusal)]
         if message.observability_mode:  # nobody waits for an answer
@@ -125,8 +129,12 @@ class _Stream:
         self._drop()
         if self._pick is not None:
             self._picker.ended(self._pick)
-            if self._picker.options.dry_run:
-                self._picker.tell(self._pick, (self._headers or {}).get("x-request-id", ""))
+        if self._picker.options.dry_run or self._picker.options.log_requests:
+            name = (self._headers or {}).get("x-request-id", "")
+            if self._pick is not None:
+                self._picker.tell(self._pick, name)
+            elif self._refusal is not None:
+                self._picker.tell_refused(self._refusal, name)
 
     # The request
 
@@ -135,7 +143,7 @@ class _Stream:
             raise ProtocolError("headers came twice")
         if self._service.streams > self._service.limits.streams:
             self._picker.metrics.requests.labels("429").inc()
-            raise Refusal(429, "too many requests at once")
+            raise Refusal(429, "too many requests at once", 1.0)
         said = message.request_headers
         self._headers = _lower(said.headers)
         self._subset = _subset(message.metadata_context.filter_metadata)
@@ -171,16 +179,7 @@ class _Stream:
         self._deferred = False
         if self._request_mode != BODY.FULL_DUPLEX_STREAMED:
             return [await self._picked("request_body")]
-        made = [await self._picked("request_headers")]
-        chunks = [
-            chunk[start : start + MOST_MESSAGE]
-            for chunk in self._chunks
-            for start in range(0, len(chunk), MOST_MESSAGE)
-        ] or [b""]
-        for place, chunk in enumerate(chunks):
-            made.append(_streamed("request_body", chunk, place == len(chunks) - 1))
-        self._drop()
-        return made
+        return [await self._picked("request_headers"), *self._back(ends=True)]
 
     async def _picked(self, kind: str) -> pb.ProcessingResponse:
         body = b"".join(self._chunks)
@@ -198,6 +197,34 @@ class _Stream:
         response.dynamic_metadata.get_or_create_struct(METADATA)[HEADER] = pick.header
         return response
 
+    def _left_alone(self, kind: str, message: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
+        """What goes on in a dry run that would have been refused: all that came, as it came."""
+        if kind == "request_headers":
+            return [pb.ProcessingResponse(request_headers=pb.HeadersResponse())]
+        self._deferred = False
+        made = []
+        if self._request_mode != BODY.FULL_DUPLEX_STREAMED:
+            made = [_passed(kind, message.request_body, self._request_mode)]
+        else:
+            ends = kind == "request_body" and message.request_body.end_of_stream
+            made = [pb.ProcessingResponse(request_headers=pb.HeadersResponse()), *self._back(ends)]
+        if kind == "request_trailers":
+            made.append(pb.ProcessingResponse(request_trailers=pb.TrailersResponse()))
+        return made
+
+    def _back(self, ends: bool) -> list[pb.ProcessingResponse]:
+        """The body that was held, in pieces that Envoy takes."""
+        chunks = [
+            chunk[start : start + MOST_MESSAGE]
+            for chunk in self._chunks
+            for start in range(0, len(chunk), MOST_MESSAGE)
+        ] or [b""]
+        self._drop()
+        last = len(chunks) - 1
+        return [
+            _streamed("request_body", one, ends and at == last) for at, one in enumerate(chunks)
+        ]
+
     def _hold(self, data: bytes) -> None:
         self._chunks.append(data)
         self._held += len(data)
@@ -206,7 +233,7 @@ class _Stream:
             self._too_long()
         if self._service.held > self._service.limits.memory:
             self._picker.metrics.requests.labels("429").inc()
-            raise Refusal(429, "too many bytes of requests at once")
+            raise Refusal(429, "too many bytes of requests at once", 1.0)
 
     def _too_long(self) -> None:
         self._picker.metrics.requests.labels("413").inc()
@@ -284,9 +311,13 @@ def _refused(refusal: Refusal) -> pb.ProcessingResponse:
     error = {"message": str(refusal), "type": TYPES[refusal.status], "code": refusal.status}
     said.body = json.dumps({"error": error}).encode()
     said.details = "lengthwise"
-    option = said.headers.set_headers.add()
-    option.header.key, option.header.raw_value = "content-type", b"application/json"
-    option.append_action = option.OVERWRITE_IF_EXISTS_OR_ADD
+    headers = {"content-type": "application/json"}
+    if refusal.retry_after:
+        headers["retry-after"] = str(refusal.retry_after)
+    for name, value in headers.items():
+        option = said.headers.set_headers.add()
+        option.header.key, option.header.raw_value = name, value.encode()
+        option.append_action = option.OVERWRITE_IF_EXISTS_OR_ADD
     return response
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+WAITS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 
 class PickerMetrics:
@@ -26,6 +27,13 @@ class PickerMetrics:
             "lengthwise_epp_decision_seconds",
             "From the last byte of a request to the endpoint that it goes to.",
             registry=registry, buckets=SECONDS,
+        )  # fmt: skip
+        self.queued = Gauge(
+            "lengthwise_epp_queue", "Requests that wait here for an endpoint.", registry=registry
+        )
+        self.waited = Histogram(
+            "lengthwise_epp_queue_seconds", "How long those that waited here did, sent or not.",
+            registry=registry, buckets=WAITS,
         )  # fmt: skip
         self.under_way = Gauge(
             "lengthwise_epp_requests_under_way", "Requests whose stream the gateway has open.",

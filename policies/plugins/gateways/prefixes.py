@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 from lengthwise.policies.plugins.calls import CHARACTERS_PER_TOKEN
@@ -11,6 +12,8 @@ from lengthwise.policies.plugins.calls import CHARACTERS_PER_TOKEN
 BLOCK = 16  # tokens, as in vLLM, where an endpoint says nothing else
 MOST_BLOCKS = 50_000  # that are remembered of an endpoint: what an 80 GB GPU holds of an 8B model
 LONGEST = 4096  # blocks of a prompt that are looked at
+LARGEST = 2**62 - 1  # token id; what a client sends need not be one
+Prompt = str | Sequence[int]  # a text, or token ids
 
 
 class Prefixes:
@@ -24,14 +27,14 @@ class Prefixes:
         self._blocks: dict[str, OrderedDict[bytes, None]] = {}
         self.size: dict[str, int] = {}  # of a block, in tokens, where an endpoint told
 
-    def cached_tokens(self, text: str, addresses: Iterable[str]) -> dict[str, float]:
+    def cached_tokens(self, prompt: Prompt, addresses: Iterable[str]) -> dict[str, float]:
         """Leading tokens of a prompt that are likely to be at each of these endpoints."""
         hashes: dict[int, list[bytes]] = {}
         found = {}
         for address in addresses:
             size = self.size.get(address, BLOCK)
             if size not in hashes:
-                hashes[size] = blocks(text, size)
+                hashes[size] = blocks(prompt, size)
             here = self._blocks.get(address, OrderedDict())
             held = 0
             for block in hashes[size]:
@@ -41,11 +44,11 @@ class Prefixes:
             found[address] = float(held * size)
         return found
 
-    def sent(self, text: str, address: str) -> None:
+    def sent(self, prompt: Prompt, address: str) -> None:
         """A prompt went to an endpoint."""
         here = self._blocks.setdefault(address, OrderedDict())
         # its last block is the first to be forgotten, as in the engine
-        for block in reversed(blocks(text, self.size.get(address, BLOCK))):
+        for block in reversed(blocks(prompt, self.size.get(address, BLOCK))):
             here[block] = None
             here.move_to_end(block)
         while len(here) > self._most:
@@ -58,12 +61,18 @@ class Prefixes:
         self.size = {one: size for one, size in self.size.items() if one in kept}
 
 
-def blocks(text: str, size: int) -> list[bytes]:
+def blocks(prompt: Prompt, size: int) -> list[bytes]:
     """A hash for each full block of ``size`` tokens, of all that stands up to its end."""
-    step = int(size * CHARACTERS_PER_TOKEN)
+    step = int(size * CHARACTERS_PER_TOKEN) if isinstance(prompt, str) else size
     found, before = [], b""
-    for start in range(0, min(len(text) - step + 1, LONGEST * step), step):
-        piece = text[start : start + step].encode("utf-8", "replace")
-        before = blake2b(before + piece, digest_size=8).digest()
+    for start in range(0, min(len(prompt) - step + 1, LONGEST * step), step):
+        piece = prompt[start : start + step]
+        before = blake2b(before + _bytes(piece), digest_size=8).digest()
         found.append(before)
     return found
+
+
+def _bytes(piece: Prompt) -> bytes:
+    if isinstance(piece, str):
+        return piece.encode("utf-8", "replace")
+    return array("q", (one & LARGEST for one in piece)).tobytes()

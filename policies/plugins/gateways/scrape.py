@@ -20,21 +20,30 @@ NAMES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("vllm:num_requests_running", ""),
         ("sglang:num_running_reqs", ""),
         ("nv_trt_llm_request_metrics", 'request_type="scheduled"'),
+        ("trtllm_num_requests_running", ""),
     ),
     "waiting_requests": (
         ("vllm:num_requests_waiting", ""),
         ("sglang:num_queue_reqs", ""),
         ("nv_trt_llm_request_metrics", 'request_type="waiting"'),
+        ("trtllm_num_requests_waiting", ""),
     ),
     "kv_utilization": (
         ("vllm:kv_cache_usage_perc", ""),
         ("vllm:gpu_cache_usage_perc", ""),  # before 0.11
         ("sglang:token_usage", ""),
         ("nv_trt_llm_kv_cache_block_metrics", 'kv_cache_block_type="fraction"'),
+        ("trtllm_kv_cache_utilization", ""),
     ),
 }
 SHARES = ("kv_utilization",)
-BLOCK = re.compile(r'^vllm:cache_config_info\{.*?\bblock_size="(\d{1,6})"', re.MULTILINE)
+# The prefix cache's block, in tokens: a label of vLLM's and SGLang's, a value of TensorRT-LLM's
+BLOCK = re.compile(
+    r'^(?:vllm:cache_config_info\{.*?\bblock_size="|sglang:cache_config_info\{.*?\bpage_size="'
+    r'|nv_trt_llm_kv_cache_block_metrics\{.*?kv_cache_block_type="tokens_per".*?\} '
+    r"|trtllm_kv_cache_tokens_per_block(?:\{.*?\})? )(\d{1,6})",
+    re.MULTILINE,
+)
 LINE = re.compile(
     r"^({})(?:\{{(.*)\}})?\s+(\S+)".format(
         "|".join(sorted({re.escape(name) for names in NAMES.values() for name, _ in names}))
