@@ -742,13 +742,12 @@ def test_an_endpoint_is_looked_at_each_interval_and_soon_when_it_fails(
         looks[0] = 0
         async with desk.open(Endpoints([a])) as picker:  # every half a minute
             pick = await picker.pick(b"", {})
-            await asyncio.sleep(0.05)
-            assert looks[0] == 1
+            await until(lambda: looks[0] == 1)
             for expected in (2, 3):
                 picker.answered(pick, 503)
-                await asyncio.sleep(0.01)
-                await asyncio.sleep(0.06)
-                assert looks[0] == expected and not picker._soon[a].is_set()
+                await until(lambda n=expected: looks[0] >= n and not picker._soon[a].is_set())
+                await asyncio.sleep(0.05)
+                assert looks[0] == expected
 
     asyncio.run(run())
 
