@@ -10,6 +10,7 @@ import pytest
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import Preemption, SchedulingPolicy, Score
 from lengthwise.serving import Engine, Node, System
+from lengthwise.serving.draws import sample
 from lengthwise.serving.run import begin
 from lengthwise.serving.run import run as run_whole
 from lengthwise.serving.system import Stops
@@ -155,3 +156,20 @@ def test_a_policy_reads_how_often_a_request_was_preempted(backend: Any) -> None:
     # the third short one finds it protected by its score and waits to the end
     assert (records.finish_ps[3:] > records.finish_ps[0]).all()
     assert (records.finish_ps[1:3] < records.finish_ps[0]).all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "fast"])
+@pytest.mark.parametrize("choices", [0, 1, 2, 3, 4, 5])
+def test_a_router_looks_at_as_many_nodes_as_it_samples(backend: Any, choices: int) -> None:
+    """All are idle: the first of those that are looked at, which are drawn for each request."""
+    n, nodes = 60, 4
+    work = Workload({
+        "arrival_s": np.arange(n) * 10.0, "prompt_tokens": np.ones(n, int),
+        "output_tokens": np.ones(n, int),
+    })  # fmt: skip
+    node = Node(Engine(num_gpu_blocks=9), LinearTiming(0.01), load_policy("fcfs"))
+    system = System((node,) * nodes, load_router(f"jsq:choices={choices}"))
+    found = run_whole(work, system, np.ones(n), seed=11, backend=backend)
+    looked = [sample(11, id, nodes, choices) if 0 < choices < nodes else [0] for id in range(n)]
+    assert found.replica.tolist() == [min(places) for places in looked]
+    assert len(set(found.replica.tolist())) == {0: 1, 1: 4, 2: 3, 3: 2, 4: 1, 5: 1}[choices]
