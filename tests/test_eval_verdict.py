@@ -17,8 +17,16 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.eval.compare import BOUND, Comparison, Contender, compare
+from lengthwise.eval.statistics import Interval
 from lengthwise.eval.tables import heading, rows_of
-from lengthwise.eval.verdict import judged_verdict, run_verdict, verdict
+from lengthwise.eval.verdict import (
+    _beside_best,
+    gains,
+    judged_verdict,
+    run_verdict,
+    share,
+    verdict,
+)
 from lengthwise.policies import load_policy
 from lengthwise.policies.bundle import write_bundle
 from lengthwise.serving import Engine, Node, System
@@ -162,6 +170,52 @@ def test_a_run_in_a_sentence() -> None:
         "Overload: 12.0 requests/s arrive and 10.0 can be served, so the queue grows"
     )
     assert run_verdict(found, math.inf, 10.0).startswith("A queue forms: a request waits")
+
+
+def test_a_run_at_the_edges_of_its_words() -> None:
+    found = {"wait_mean_s": 0.5, "e2e_mean_s": 10.0, "wait_max_s": 7.0}
+    assert run_verdict(found, 10.0, 10.0).startswith("No queue forms, at 100% of what")
+    assert run_verdict({**found, "wait_mean_s": 0.51}, 10.0, 10.0).startswith("A queue forms, at")
+    assert run_verdict(found, 10.1, 10.0).startswith("Overload")
+    assert "waits 0.0100 s" in run_verdict({**found, "wait_mean_s": 0.01}, 1.0)
+    assert "waits 0.00 s" in run_verdict({**found, "wait_mean_s": 0.0099}, 1.0)
+
+
+def test_a_gain_is_two_in_a_hundred_beyond_its_interval() -> None:
+    def interval(mean: float, half: float = math.nan) -> Interval:
+        return Interval(mean, mean - half, mean + half, 3)
+
+    assert gains(interval(0.97, 0.009)) and not gains(interval(0.97, 0.011))
+    assert gains(interval(0.979)) and not gains(interval(0.98))  # one seed has no interval
+    assert not gains(Interval(0.97, 0.96, 0.98, 3))
+    assert share(interval(0.6, 0.05)) == "60% (55 to 65)"
+    assert share(interval(0.604, 0.004)) == share(interval(0.604)) == "60%"
+    assert share(interval(1.25, 0.006)) == "125% (124 to 126)"
+    tight = [_beside_best(interval(mean, 0.001)) for mean in (0.5, 1.01, 1.02, 1.03)]
+    assert tight == [
+        ": it is better than all of them", ": as good as it", ": as good as it", ": run that one",
+    ]  # fmt: skip
+    assert _beside_best(interval(1.5)) == ""
+
+
+@pytest.mark.parametrize(
+    ("mean", "worse"), [((10.4, 10.4, 10.5), True), ((10.1, 10.1, 10.2), False),
+                        ((8.0, 10.0, 14.0), False)],
+)  # fmt: skip
+def test_rows_are_worse_two_in_a_hundred_above_and_for_sure(
+    mean: tuple[float, ...], worse: bool
+) -> None:
+    found = said(table({FCFS: (10.0, 10.0, 10.0), SJF: (5.0, 5.0, 5.1), SRTF: mean}))
+    assert ("; worse than fcfs: srtf with exact lengths (" in found) is worse
+
+
+def test_means_that_differ_by_less_than_two_in_a_hundred_change_nothing() -> None:
+    alike = {FCFS: (10.0, 10.0, 10.0), SJF: (9.9, 9.9, 9.85)}
+    assert "the order changes nothing, all means are within 2% of fcfs's" in said(
+        table(alike, wait=0.1)
+    )
+    for queued in (table(alike, wait=3.0), table({**alike, SRTF: (10.3, 10.3, 10.2)}, wait=0.1)):
+        assert "no mean latency is lower for sure, the best is 99%" in said(queued)
 
 
 def test_the_capacity_of_a_prefix_cache_is_not_that_of_a_repeated_request() -> None:
