@@ -224,6 +224,7 @@ def asked(prompt: int, output: int, **more: Any) -> Asked:
 
 def test_a_live_node_by_hand() -> None:
     made = LiveNode(node())
+    assert made._features.seed == 0 and LiveNode(node(), seed=3)._features.seed == 3
     assert made.longest == 9 * 16 + 1 and made.next_ps is None and made.kv_utilization == 0
     assert LiveNode(node(max_model_len=100)).longest == 100
     whole = {"enable_chunked_prefill": False, "max_num_batched_tokens": 50}
