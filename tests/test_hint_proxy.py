@@ -35,7 +35,9 @@ from lengthwise.serving.mock.server import MockServer, Serving
 from lengthwise.serving.options import Engine
 from lengthwise.serving.system import Node
 from lengthwise.serving.timing.load import timing
+from lengthwise.serving.vllm import VllmUnavailable
 from lengthwise.training.cli import main
+from tests.engines import whole_environment
 
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "seven words"}], "max_tokens": 99}
@@ -595,6 +597,41 @@ async def test_draining_answers_what_is_under_way() -> None:
 
 
 # The whole
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(3000)
+def test_vllm_takes_what_is_filled_in_and_orders_by_it(tmp_path: Path) -> None:
+    """Its own classes of requests, and its own priority queue."""
+    prompts = [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}, 400.0),
+        ("/v1/completions", {"prompt": "a"}, 100.0),
+        ("/v1/responses", {"input": [{"role": "user", "content": "a"}]}, 200.0),
+        ("/v1/chat/completions", {**HELLO, "priority": 150, "vllm_xargs": {"a": 1}}, 900.0),
+    ]
+    hints, rows = Hints(), []
+    for path, said, answer in prompts:
+        body = json.dumps({"model": "m", **said}).encode()
+        read = hints.read(body, {"x-session-id": "s"})
+        assert read is not None
+        expected = Expected(3, answer, read[1].known, "predictor", answer)
+        rows.append([path, filled(body, read[0], hints.wanted(read[1], expected, 0.0))[0].decode()])
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    try:
+        *_, line = whole_environment.run(
+            [str(tmp_path / "rows.json")], module="tests.engines.hint_checks"
+        )
+    except VllmUnavailable as error:
+        pytest.skip(f"PyPI can't be reached, and the environment is not there yet: {error}")
+    found = json.loads(line)
+    assert found["read"] == [
+        [400, {"predicted_tokens": 400, "session_id": "s"}, []],
+        [100, {"predicted_tokens": 100, "session_id": "s"}, []],
+        [200, {"predicted_tokens": 200, "session_id": "s"}, []],
+        [150, {"a": 1, "predicted_tokens": 900, "session_id": "s"}, []],
+    ]
+    assert found["order"] == [1, 3, 2, 0]
 
 
 @asynchronous

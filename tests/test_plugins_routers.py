@@ -68,12 +68,30 @@ def test_ray_serve(tmp_path: Path) -> None:
     # what the replica took with it failed at its client, which asked again
     assert 1 <= len(found["dying"]["retried"]) < 0.3 * COUNT
     assert found["left"] == 0  # no request is counted for ever
+    # Ray Serve refuses the one where its own proxy would go around it; the other reads no body
+    assert "not supported on the ingress deployment" in found["ingress"].pop("itself")
+    assert found["ingress"] == {"behind": "built", "by http": [True, ""]}
     assert found["odd"] == 8
     told, streamed = found["judged"]  # exactly; and 50 of the last 150 as half of their length
     assert told == [0.0] * len(told) and len(told) == 3
     assert streamed == [0.0, 0.0, pytest.approx(50 / 150, abs=0.05)]
     counted, still = found["hung up"]  # three are served, others are ranked until there is a seat
     assert counted > 3 and still == 0
+
+
+def test_litellm_s_proxy() -> None:
+    """By YAML alone, with another plugin in the list that forbids some calls."""
+    found = checked("litellm_proxy_checks.py", {})
+    unset, no_json, name, setting, folder = found["refused"]
+    assert "is not set: say LENGTHWISE_LITELLM=" in unset and "is not JSON" in no_json
+    assert "did you mean 'least-tokens'" in name and "did you mean 'policy'" in setting
+    assert "/nowhere" in folder
+    assert found["first"] == 200 and found["statuses"] == [200]
+    assert min(found["by replica"]) > 1 and found["left"] == 0  # 12 in all
+    assert found["denied"] >= 400  # the other plugin's word counts
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        assert found[path] == [200, 1, 0], path
+    assert found["reset"] == [200, 200] and found["again"] is True
 
 
 def test_litellm(tmp_path: Path) -> None:
@@ -99,8 +117,9 @@ def test_litellm(tmp_path: Path) -> None:
     assert found["least-tokens"]["by_replica"]["replica2"] < 0.25 * COUNT
 
     assert found["left after hanging up"] == 0
-    assert found["streams"].pop("while read") == 1
-    assert set(found["streams"].values()) == {0}, found["streams"]
+    for kind, streams in found["streams"].items():
+        assert streams.pop("while read") == 1, kind
+        assert set(streams.values()) == {0}, (kind, streams)
     assert len(found["odd"]) == 3
     assert "await router.acompletion(...)" in found["synchronous"]
     assert found["all dead"].startswith("RouterRateLimitError: No deployments available")

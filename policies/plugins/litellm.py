@@ -3,6 +3,13 @@
     strategy = RoutingStrategy(router, "least-tokens", predict="./p")
     router.set_custom_routing_strategy(strategy)
 
+In LiteLLM's proxy, without Python, by its list of plugins:
+
+    LENGTHWISE_LITELLM='{"policy": "least-tokens", "predictor": "./p"}' litellm --config config.yaml
+
+    router_settings:
+      plugins: ["lengthwise.policies.plugins.litellm.plugin"]
+
 Deployments that LiteLLM has on cooldown are not offered to the policy.
 """
 
@@ -10,26 +17,38 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, cast
-from weakref import WeakSet, finalize
+from weakref import WeakSet, finalize, ref
 
+from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies.plugins.answers import answer_tokens
 from lengthwise.policies.plugins.calls import as_dict, call_of
 from lengthwise.policies.plugins.metrics import Counters
 from lengthwise.policies.plugins.prompt_lengths import Expected, Predict, PromptLengths
-from lengthwise.policies.plugins.routing import LOST_S, ReplicaRouter
+from lengthwise.policies.plugins.routing import ReplicaRouter
 from lengthwise.policy import RoutingPolicy
 
 TAG = "lengthwise_request"  # in a call's metadata, which LiteLLM hands back when the call ended
 TELLS = ("prompt_tokens", "predicted_tokens", "now_s", "arrival_s")
 MOST_CALLS = 100_000  # whose lengths are remembered at once
+ENVIRONMENT = "LENGTHWISE_LITELLM"
+EXAMPLE = f"""{ENVIRONMENT}='{{"policy": "least-tokens"}}'"""
+SETTINGS = {  # of ours, by what RoutingStrategy calls them
+    "policy": "policy", "predictor": "predict", "default_tokens": "default_tokens",
+    "predict_timeout_s": "predict_timeout_s", "seed": "seed",
+}  # fmt: skip
 METADATA = ("litellm_metadata", "metadata")
+# a router's calls that may answer with a stream
+STREAMS = ("acompletion", "atext_completion", "aresponses", "aanthropic_messages")
+_placed: ContextVar[list[str] | None] = ContextVar("placed", default=None)  # by the current call
 _strategies: WeakSet[RoutingStrategy] = WeakSet()  # as LiteLLM's callbacks, one a process
 
 
@@ -76,6 +95,14 @@ class RoutingStrategy:
     ) -> Any:
         """The deployment that the policy ranks first among the healthy ones."""
         call = {} if request_kwargs is None else request_kwargs
+        # LiteLLM's own strategies begin with it: plugins of its list have their say here
+        if (hook := getattr(self._router, "async_pre_routing_hook", None)) is not None:
+            said = await hook(
+                model=model, request_kwargs=call, messages=messages, input=input,
+                specific_deployment=specific_deployment,
+            )  # fmt: skip
+            if said is not None:
+                model, messages = said.model, said.messages
         healthy = await self._router.async_get_healthy_deployments(
             model=model, request_kwargs=call, messages=messages, input=input,
             specific_deployment=specific_deployment,
@@ -92,6 +119,8 @@ class RoutingStrategy:
         )  # fmt: skip
         request = uuid.uuid4().hex
         self.ranking.sent(best, request, expected.prompt + expected.answer)
+        if (placed := _placed.get()) is not None:
+            placed.append(request)
         self._expected[request] = expected
         if len(self._expected) > MOST_CALLS:  # LiteLLM does not tell of every end
             self._expected.popitem(last=False)
@@ -125,30 +154,27 @@ class RoutingStrategy:
     def _watch_streams(self) -> None:
         """Hears of a stream that its reader leaves, which LiteLLM reports to nobody.
 
-        It does release the deployment's slot then: what that holds is told.
+        It ends when it is closed, or dropped: also one that nobody began to read.
         """
-        iterate = getattr(self._router, "_acompletion_streaming_iterator", None)
-        if iterate is None:
-            self.counters.warn(
-                "litellm-streams",
-                "this LiteLLM does not tell of streams that are broken off: each counts as load of "
-                f"its deployment for up to {LOST_S:g} s",
-            )
-            return
+        for name in STREAMS:
+            if (original := getattr(self._router, name, None)) is not None:
+                setattr(self._router, name, functools.partial(self._watched, original))
 
-        async def watched(
-            *, model_response: Any, deployment_slot: AsyncExitStack | None = None, **rest: Any
-        ) -> Any:
-            left = functools.partial(
-                self._end, _tags(model_response.logging_obj.model_call_details)
-            )
-            slot = AsyncExitStack() if deployment_slot is None else deployment_slot
-            slot.callback(left)
-            stream = await iterate(model_response=model_response, deployment_slot=slot, **rest)
-            finalize(stream, left)  # one that nobody began to read is dropped and not closed
-            return stream
-
-        self._router._acompletion_streaming_iterator = watched
+    async def _watched(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        requests: list[str] = []
+        token = _placed.set(requests)
+        try:
+            answer = await original(*args, **kwargs)
+        finally:
+            _placed.reset(token)
+        if hasattr(answer, "__aiter__"):
+            left = functools.partial(self._end, requests)
+            finalize(answer, left)
+            close = getattr(type(answer), "aclose", None)
+            with suppress(AttributeError):  # of a generator, which can't be told apart from its end
+                if close is not None:  # by a weak reference: a cycle would keep it alive
+                    answer.aclose = functools.partial(_closed, close, ref(answer), left)
+        return answer
 
     def _returned(self, request: str, task: asyncio.Task[Any]) -> None:
         self._callers.pop(request, None)
@@ -161,6 +187,66 @@ class RoutingStrategy:
             if request in self._callers:
                 task, callback = self._callers.pop(request)
                 task.remove_done_callback(callback)
+
+
+class ProxyPlugin:
+    """For ``router_settings.plugins`` of LiteLLM's proxy: routes as ``ENVIRONMENT`` says.
+
+    LiteLLM asks its plugins before each choice, and at the first of them the proxy's router gets
+    our strategy: that one request goes where LiteLLM's own strategy says.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        unknown = next((name for name in settings if name not in SETTINGS), None)
+        if unknown is not None:
+            raise UnknownNameError(f"setting in {ENVIRONMENT}", str(unknown), SETTINGS)
+        if not isinstance(settings.get("policy"), str):
+            raise InputError(f"{ENVIRONMENT} takes a policy, as in {EXAMPLE}")
+        self._given = {SETTINGS[name]: value for name, value in settings.items()}
+        self.strategy: RoutingStrategy | None = None
+        self._made({})  # what can't work is told as the proxy starts
+
+    async def run(self, context: Any) -> Any:
+        """LiteLLM's: all candidates stay; the proxy's router gets our strategy if it has it not."""
+        from litellm.proxy import proxy_server
+
+        router = proxy_server.llm_router
+        if router is None:
+            raise InputError(
+                "this plugin is for LiteLLM's proxy; in Python: "
+                "router.set_custom_routing_strategy(RoutingStrategy(router, ...))"
+            )
+        if self.strategy is None or self.strategy._router is not router:
+            self.strategy = self._made(router)
+        # the proxy takes a strategy away again when its settings are changed
+        if "async_get_available_deployment" not in vars(router):
+            router.set_custom_routing_strategy(self.strategy)
+        return context
+
+    def _made(self, router: Any) -> RoutingStrategy:
+        return RoutingStrategy(router, **self._given)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "plugin":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        settings = json.loads(os.environ[ENVIRONMENT])
+    except KeyError:
+        raise InputError(f"{ENVIRONMENT} is not set: say {EXAMPLE}") from None
+    except ValueError as error:
+        raise InputError(f"{ENVIRONMENT} is not JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{ENVIRONMENT} takes an object, as in {EXAMPLE}")
+    globals()[name] = made = ProxyPlugin(settings)
+    return made
+
+
+async def _closed(close: Any, stream: Callable[[], Any], left: Callable[[], None]) -> None:
+    try:
+        await close(stream())
+    finally:
+        left()
 
 
 def _tags(kwargs: dict[str, Any]) -> list[str]:

@@ -67,10 +67,17 @@ class PolicyRouting:
                      if k in self._lengthwise_reports}  # fmt: skip
             if stats:
                 self._lengthwise.report(name, **stats)
-        asked = call_of(
+        given = (
             *getattr(pending_request, "args", ()),
             *getattr(pending_request, "kwargs", {}).values(),
         )
+        if getattr(getattr(pending_request, "metadata", None), "is_http_request", False):
+            self._lengthwise.counters.warn(
+                "ingress",
+                "requests come by HTTP, whose bodies are not there yet when Ray Serve routes: all "
+                "count alike; give the router to the deployment behind the ingress",
+            )
+        asked = call_of(*given)
         expected = await self._lengthwise_lengths.of(asked)
         clock = self._lengthwise_clock
         arrival_s = clock.arrival_s(getattr(pending_request, "created_at", time.time()))

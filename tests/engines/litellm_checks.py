@@ -7,6 +7,7 @@ four times slower; in those that are named in "dies" one server ends in the midd
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import statistics
@@ -75,6 +76,7 @@ async def ask(servers: Servers, prompt: str, tokens: int) -> str:
 async def settled(servers: Servers) -> int:
     """``left`` once LiteLLM, which tells what ended in the background, has had its say."""
     for _ in range(100):
+        gc.collect()  # its streams of responses are cycles
         if not servers.left():
             break
         await asyncio.sleep(0.05)
@@ -121,11 +123,20 @@ async def hang_up(servers: Servers) -> int:
     return await settled(servers)
 
 
-async def leave_streams(servers: Servers) -> dict[str, Any]:
+async def leave_streams(servers: Servers, kind: str) -> dict[str, Any]:
     """What the strategy counts while a stream is read, and after readers that left theirs."""
 
     async def opened(tokens: int = 200) -> Any:
-        return await servers.router.acompletion(
+        router: Any = servers.router
+        if kind == "text":
+            return await router.atext_completion(
+                model="m", prompt="go", max_tokens=tokens, stream=True
+            )
+        if kind == "responses":
+            return await router.aresponses(
+                model="m", input="go", max_output_tokens=tokens, stream=True
+            )
+        return await router.acompletion(
             model="m", messages=[{"role": "user", "content": "go"}], max_tokens=tokens, stream=True
         )
 
@@ -143,7 +154,11 @@ async def leave_streams(servers: Servers) -> dict[str, Any]:
     async def closed() -> None:
         stream = await opened()
         await some(stream)
-        await stream.aclose()
+        if hasattr(stream, "aclose"):
+            await stream.aclose()
+        else:
+            del stream
+            return
         kept.append(stream)
 
     async def handed_over() -> None:
@@ -219,7 +234,9 @@ async def run(task: dict[str, Any]) -> dict[str, Any]:
     servers = Servers({"policy": "jsq"})
     try:
         found["left after hanging up"] = await hang_up(servers)
-        found["streams"] = await leave_streams(servers)
+        found["streams"] = {
+            kind: await leave_streams(servers, kind) for kind in ("chat", "text", "responses")
+        }
         found["odd"] = await odd_calls(servers)
         found["synchronous"] = await asyncio.to_thread(synchronous, servers)
         found["all dead"] = await all_dead(servers)

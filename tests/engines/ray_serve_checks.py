@@ -11,6 +11,7 @@ import asyncio
 import gc
 import json
 import os
+import pickle
 import statistics
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 from router_workload import SLOWNESS, TOKEN_S, workload
 
+from lengthwise.policies.plugins.calls import call_of
 from lengthwise.policies.plugins.ray_serve import PolicyRouting
 
 ROUTER = "lengthwise.policies.plugins.ray_serve:PolicyRouter"
@@ -187,6 +189,38 @@ async def hang_up(handle: Any) -> list[int]:
     return [counted, await settled()]
 
 
+class Front:
+    """An ingress, which calls the model behind it by its handle."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+
+def ingress() -> dict[str, Any]:
+    """What becomes of our router at an ingress deployment, and of one behind it."""
+    from ray.serve._private import build_app
+    from ray.serve._private.common import RequestMetadata, RequestProtocol, StreamingHTTPRequest
+
+    config = RequestRouterConfig(request_router_class=ROUTER, request_router_kwargs={})
+    model = serve.deployment(request_router_config=config)(Model).bind("folder")
+    found: dict[str, Any] = {}
+    build_app.RAY_SERVE_ENABLE_HA_PROXY = True
+    for name, target in (("itself", model), ("behind", serve.deployment(Front).bind(model))):
+        try:
+            build_app.build_app(target, name=name)
+        except Exception as error:
+            found[name] = f"{type(error).__name__}: {error}"
+        else:
+            found[name] = "built"
+    build_app.RAY_SERVE_ENABLE_HA_PROXY = False
+    scope = {"type": "http", "headers": [(b"content-length", b"999")]}
+    # as Ray Serve's proxy makes it
+    sent = pickle.dumps(StreamingHTTPRequest(scope, proxy_actor_name="proxy"))
+    told = RequestMetadata("1", "1", _request_protocol=RequestProtocol.HTTP)
+    found["by http"] = [told.is_http_request, call_of(sent).text]
+    return found
+
+
 def main() -> None:
     task = json.load(sys.stdin)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
@@ -205,6 +239,7 @@ def main() -> None:
                 found[name]["warmed"] = [warmed.count(slot) for slot in range(3)]
             found["left"] = asyncio.run(settled())
             found["judged"] = [judged(), asyncio.run(streamed(handles["round-robin"]))]
+            found["ingress"] = ingress()
             found["odd"] = asyncio.run(odd_calls(handles["least-tokens"]))
             found["hung up"] = asyncio.run(hang_up(full))
     finally:

