@@ -131,7 +131,8 @@ class Watch:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         answer = Answer()
 
         async def heard(message: Any) -> None:

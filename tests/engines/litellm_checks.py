@@ -75,8 +75,9 @@ async def ask(servers: Servers, prompt: str, tokens: int) -> str:
 
 async def settled(servers: Servers) -> int:
     """``left`` once LiteLLM, which tells what ended in the background, has had its say."""
-    for _ in range(100):
-        gc.collect()  # its streams of responses are cycles
+    for k in range(100):
+        if k % 20 == 10:
+            gc.collect()  # its streams of responses are cycles
         if not servers.left():
             break
         await asyncio.sleep(0.05)

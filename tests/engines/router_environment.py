@@ -30,7 +30,7 @@ def python() -> Path:
         return made._virtual_environment(folder, lambda pip: pins.install(pip, NAME))
 
 
-def run_check(script: str, task: dict[str, Any], timeout_s: float = 240) -> Any:
+def run_check(script: str, task: dict[str, Any], timeout_s: float = 900) -> Any:
     """What a script of this folder prints, as JSON, for a task on its standard input."""
     variables = {
         **os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0",
