@@ -33,6 +33,7 @@ from lengthwise.serving.timing.profile import ProfileTiming
 from lengthwise.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
+GPU = "h200"  # that served the recorded runs
 DATA = ROOT / "tests" / "data" / "vllm_h200_runs.parquet"
 RANKINGS = {"r-burst-": ("sjf", "srtf"), "r-hi-": ("sjf", "srtf"), "r-95-": ("sjf", "srtf"),
             "o-": ("sjf", "srtf-naive", "mlfq-naive")}  # fmt: skip
@@ -129,7 +130,7 @@ def simulated(name: str) -> Latencies:
 
 def host_timing(model: str) -> ProfileTiming:
     """The profile with the CPU's mean speed on the host of the runs, as its sweep measured it."""
-    profile = shipped("h200/" + model)
+    profile = shipped(f"{GPU}/{model}")
     return profile.with_factors(cpu=profile.about["cpu_speed"]["mean"])
 
 

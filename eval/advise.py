@@ -26,12 +26,13 @@ from lengthwise.eval.compare import (
     capacity_of,
     compare,
 )
+from lengthwise.eval.hosts import hosts_of, spread
 from lengthwise.eval.setting import Loaded, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Fixed, Source, as_source
 from lengthwise.eval.statistics import Interval
 from lengthwise.eval.tables import number, queue_forms
-from lengthwise.eval.verdict import gains, share
+from lengthwise.eval.verdict import PAYS, gains, share
 from lengthwise.predictors.predict import PredictorLike, predictor_label
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
@@ -184,6 +185,8 @@ def advise(
     chosen, pays = _choice(at, lengths)
     taus = _by_tau(at, chosen.policy_name)
     sure = _how_sure(at, cut if at.found is loads else native, seeds)
+    elsewhere = _elsewhere(at, chosen, pays, cut if at.found is loads else native, setting, shared)
+    sure = "; ".join(filter(None, (sure, elsewhere)))
     return Advice(
         sentences=(
             _first(own, loads, whole.rate, capacity, loaded),
@@ -391,6 +394,33 @@ def _how_sure(at: _At, source: Source | None, seeds: int) -> str:
     if any(SAME in line for line in at.found.notices):
         return "one run of the same requests, whose own randomness is in no interval"
     return f"intervals are over {at.found.seeds} draws of the workload"
+
+
+def _elsewhere(
+    at: _At, who: Contender, pays: bool, source: Source, setting: Setting, shared: dict[str, Any]
+) -> str:
+    """Whether that holds on other hosts; "" for a timing that knows none, such as a linear one."""
+    try:
+        hosts = hosts_of(setting.load().kinds)
+    except InputError:
+        return ""
+    rates = () if math.isnan(at.rate) else (at.rate,)
+    predictors = [] if who.predictor_name == "none" else [who.predictor]
+    there = compare(
+        source, [who.policy], predictors, rates, at.found.seeds, hosts=True,
+        **{**shared, "cells": None, "progress": None},
+    )  # fmt: skip
+    row = next(c for c in there.contenders if c.label == who.label)
+    ratios = [there.ratio(at.rate, row, MEAN).mean]
+    ratios += [other.ratio(at.rate, row, MEAN).mean for other in there.hosts.values()]
+    between = f"{100 * min(ratios):.0f} to {100 * max(ratios):.0f}%"
+    gained = [ratio < PAYS for ratio in ratios]
+    if pays:
+        held = "it holds" if all(gained) else "it doesn't hold"
+    else:
+        held = "nothing is gained" if not any(gained) else "there is something to gain"
+    where = "on some" if not pays and any(gained) else "on all"
+    return f"{held} {where} hosts that were seen ({spread(hosts)}): {between} of fcfs's mean"
 
 
 def _command(policy: str, predictor: PredictorLike, pays: bool, queued: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,7 @@ from lengthwise.eval.alone import Alone
 from lengthwise.eval.bound import mean_latency_bound_s
 from lengthwise.eval.cells import Cells
 from lengthwise.eval.held_out import apart, trials_of
+from lengthwise.eval.hosts import NEAR, calibrated, hosts_of, spread
 from lengthwise.eval.pool import over_cores
 from lengthwise.eval.predict import needs_prediction
 from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
@@ -43,6 +44,8 @@ from lengthwise.serving.nodes import NodesLike
 from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.run import Backend
 from lengthwise.serving.saturation import saturation_rate
+from lengthwise.serving.timing.profile import ProfileTiming
+from lengthwise.serving.timing.roofline import RooflineTiming
 from lengthwise.trained import BEYOND
 from lengthwise.workload import Workload
 
@@ -106,7 +109,8 @@ class Comparison:
     ``lengthwise.eval.metrics.summary``. ``curves`` maps (rate or None, label) to the quantiles of
     end-to-end latency, see ``quantiles``. ``capacity`` is what the system serves of this mix at
     most, requests/s (``lengthwise.serving.saturation``); NaN where that is not known. ``source`` is
-    what was compared on, without what was tuned on.
+    what was compared on, without what was tuned on. ``hosts`` is the same on other hosts
+    (``lengthwise.eval.hosts``) by name, if it was run there.
     """
 
     name: str
@@ -117,6 +121,7 @@ class Comparison:
     notices: tuple[str, ...] = ()
     capacity: float = math.nan
     source: Source | None = None
+    hosts: Mapping[str, Comparison] = field(default_factory=dict)
 
     @property
     def rates(self) -> list[float]:
@@ -228,6 +233,7 @@ def compare(
     tuning: bool = False,
     budget: int = BUDGET,
     metric: str = "e2e_mean",
+    hosts: bool = False,
 ) -> Comparison:
     """Runs every policy with every predictor it can read, at every rate, on every seed.
 
@@ -244,6 +250,8 @@ def compare(
     With ``tuning``, each row's numbers (of its router, where routers are compared) are first tuned
     for ``metric`` with its predictor, by ``budget`` simulated runs, on other requests than those
     that are compared on (``lengthwise.eval.held_out``): rows are named as they were tuned.
+    With ``hosts``, all is run again on the corners of what hosts were seen to differ by
+    (``lengthwise.eval.hosts``), and verdicts say what holds there too.
     """
     if seeds < 1:
         raise InputError(f"seeds must be 1 or more, not {seeds}")
@@ -262,9 +270,60 @@ def compare(
             source, contenders, tuple(rates), setting, metric, budget, cells, processes, progress
         )
         notices |= dict.fromkeys(told_of)
-    task = partial(
-        _one_seed, source, contenders, tuple(rates), setting, backend, dict(slo or {}), cells
-    )
+    named = hosts_of(loaded.kinds) if hosts else ()
+    total = seeds * (1 + len(named))
+
+    def grid(at: Setting, done: int) -> Comparison:
+        moved = None if progress is None else (lambda k, _: progress(done + k, total))
+        return _grid(source, contenders, tuple(rates), seeds, at, backend, dict(slo or {}), cells,
+                     processes, moved, bool(routers))  # fmt: skip
+
+    found = grid(setting, 0)
+    others = {
+        host.name: grid(replace(setting, host=host), seeds * k) for k, host in enumerate(named, 1)
+    }
+    if not hosts:
+        notices |= dict.fromkeys(_near_saturation(found, loaded))
+    else:
+        notices[f"hosts from fast to slow: {spread(named)}"] = None
+    config = {
+        **found.config,
+        **({"tuning": {"metric": metric, "budget": budget}} if tuning else {}),
+        **({"hosts": [vars(host) for host in named]} if hosts else {}),
+    }
+    said = (*notices, *found.notices)
+    return replace(found, notices=said, hosts=others, config=config)
+
+
+def _near_saturation(found: Comparison, loaded: Loaded) -> list[str]:
+    """A line where hosts differ by more than policies may, unless this one is known."""
+    near = [rate for rate in found.rates if found.offered_rate(rate) > NEAR * found.capacity]
+    plain = [k for k in loaded.kinds if isinstance(k.timing, ProfileTiming | RooflineTiming)]
+    if not near or all(calibrated(kind.timing) for kind in plain):
+        return []
+    return [
+        f"from {NEAR:.0%} of what can be served on, hosts with one kind of GPU differ by much: "
+        "--host-uncertainty says what holds on others, `lengthwise calibrate` what yours is like"
+    ]
+
+
+def _grid(
+    source: Source,
+    contenders: tuple[Contender, ...],
+    rates: tuple[float, ...],
+    seeds: int,
+    setting: Setting,
+    backend: Backend,
+    slo: dict[str, float],
+    cells: Cells | None,
+    processes: int,
+    progress: Callable[[int, int], None] | None,
+    routed: bool,
+) -> Comparison:
+    """All seeds on one host."""
+    loaded = setting.load()
+    notices: dict[str, None] = {}
+    task = partial(_one_seed, source, contenders, rates, setting, backend, slo, cells)
     tasks = [(seed,) for seed in range(seeds)]
     rows: list[Row] = []
     drawn: dict[tuple[float | None, str], list[NDArray[np.float64]]] = {}
@@ -313,12 +372,9 @@ def compare(
             "seeds": list(range(seeds)),
             **loaded.config(),
             **(
-                {"router": list(dict.fromkeys(c.router_name for c in contenders))}
-                if routers
-                else {}
+                {"router": list(dict.fromkeys(c.router_name for c in contenders))} if routed else {}
             ),
             **({} if math.isnan(most) else {"capacity_requests_per_s": most}),
-            **({"tuning": {"metric": metric, "budget": budget}} if tuning else {}),
             "backend": sorted(set(runs["backend"].dropna())),
         },
         notices=tuple(notices),
@@ -478,6 +534,8 @@ def _one_seed(
     cell: Cell = {}
     for rate in rates or (None,):
         name = f"seed-{seed}-rate-{'own' if rate is None else repr(float(rate))}"
+        if setting.host is not None:
+            name += f"-host-{setting.host.name.replace(' ', '-')}"
         cell = (None if cells is None else cells.read(name)) or {}
         if not cell:
             cell = _one_cell(drawn, rate, backend, slo)

@@ -14,6 +14,7 @@ from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.compare import BOUND, Comparison
 from lengthwise.eval.reproduce import Reproduction
 from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
+from lengthwise.eval.survival import survival
 from lengthwise.eval.tables import reasons
 from lengthwise.eval.tuned import Tuned
 from lengthwise.eval.verdict import verdicts
@@ -61,8 +62,10 @@ def comparison_document(comparison: Comparison) -> dict[str, Any]:
         for rate in comparison.rates
         for said in reasons(comparison, rate)
     ]
+    there = [row for rate in comparison.rates for row in survival(comparison, rate)]
     return {
         "workload": comparison.name, "verdicts": verdicts(comparison), "alike": alike,
+        **({"hosts": there} if comparison.hosts else {}),
         "notices": list(comparison.notices), "config": dict(comparison.config),
         "rows": comparison_rows(comparison),
     }  # fmt: skip

@@ -8,6 +8,7 @@ from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.prediction import Predictions
 from lengthwise.serving import System
 from lengthwise.serving.timing.profile import ProfileTiming
+from lengthwise.serving.timing.roofline import RooflineTiming
 from lengthwise.trained import Range
 from lengthwise.workload import Workload
 
@@ -42,15 +43,25 @@ def beyond_training(
     return tuple(dict.fromkeys(filter(None, said)))
 
 
-def beyond_measured(system: System) -> tuple[str, ...]:
-    """One line for each profile whose engine may run larger iterations than were measured."""
+def beyond_measured(system: System, workload: Workload | None = None) -> tuple[str, ...]:
+    """One line for each profile that is asked about more than was measured.
+
+    Told are iterations of more sequences or tokens than any that was recorded, as far as an
+    engine's options allow them, and contexts that ``workload`` makes longer than any.
+    """
     said = []
+    longest = 0
+    if workload is not None:
+        longest = int((workload["prompt_tokens"] + workload["output_tokens"]).max())
     for node in system.nodes:
         if not isinstance(node.timing, ProfileTiming):
             continue
         about, engine = node.timing.about, node.engine
         names = ("max_num_seqs", "max_num_batched_tokens")
         measured = [int(about[name]) for name in names if about.get(name) is not None]
+        recorded = about.get("measured") or {}
+        if recorded:
+            measured = [int(recorded["sequences"]), int(recorded["tokens"])]
         allowed = [engine.max_num_seqs, engine.max_num_batched_tokens]
         if len(measured) == 2 and (measured[0] < allowed[0] or measured[1] < allowed[1]):
             said.append(
@@ -58,7 +69,24 @@ def beyond_measured(system: System) -> tuple[str, ...]:
                 f"{measured[1]:,} tokens an iteration; this engine may go to {allowed[0]:,} and "
                 f"{allowed[1]:,}, where times are extrapolated"
             )
+        context = min(longest, engine.max_model_len or longest)
+        if recorded and context > int(recorded["context"]):
+            said.append(
+                f"{node.timing.name} was measured up to contexts of {recorded['context']:,} "
+                f"tokens; this workload has {context:,}, where times are extrapolated"
+            )
     return tuple(dict.fromkeys(said))
+
+
+def estimated(system: System) -> tuple[str, ...]:
+    """One line for each roofline: how far off it may be."""
+    return tuple(
+        dict.fromkeys(
+            node.timing.expected_error
+            for node in system.nodes
+            if isinstance(node.timing, RooflineTiming)
+        )
+    )
 
 
 def _range(values: object) -> Range:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lengthwise.eval.compare import BASELINE, auto_rates, contenders_of
 from lengthwise.eval.held_out import apart
+from lengthwise.eval.hosts import hosts_of
 from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Source
@@ -33,6 +34,7 @@ def compare_plan(
     processes: int = 1,
     routers: Sequence[RouterLike] = (),
     backend: Backend = "auto",
+    hosts: bool = False,
     **system: Any,
 ) -> list[str]:
     """Lines on what ``compare`` with these arguments would run; raises ``InputError`` as it does.
@@ -56,16 +58,20 @@ def compare_plan(
         each_s += (time.perf_counter() - began) * len(workload) / len(sample)
     top = max(rates, default=None)
     run_s = _run_s(workload if top is None else workload.at_rate(top), loaded, backend)
-    cells = seeds * max(len(rates), 1)
+    others = hosts_of(loaded.kinds) if hosts else ()
+    cells = seeds * max(len(rates), 1) * (1 + len(others))
     runs = cells * len(contenders)
     at = f"at {', '.join(f'{rate:g}' for rate in rates)} requests/s" if rates else "at its own rate"
     workers = min(processes, seeds)
-    total_s = (seeds * each_s + runs * run_s) * math.ceil(seeds / workers) / seeds
+    total_s = (
+        (seeds * each_s * (1 + len(others)) + runs * run_s) * math.ceil(seeds / workers) / seeds
+    )
     return [
         f"would compare {len(contenders)} rows: {', '.join(who.label for who in contenders)}",
         f"on {source.name} ({len(workload):,} requests) {at}, {seeds} seeds: {cells} cells, "
         f"{runs} runs",
         f"about {duration(total_s)} in {workers} processes (a run of fcfs took {run_s:.2g} s)",
+        *([f"on {1 + len(others)} hosts from fast to slow"] if others else []),
         *told,
     ]
 

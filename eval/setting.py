@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lengthwise.errors import InputError
+from lengthwise.eval.hosts import Host, on_host
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
@@ -26,7 +27,8 @@ class Setting:
 
     ``nodes`` describe nodes that may differ (``lengthwise.serving.nodes``), for which ``engine``
     and ``timing`` are defaults; without them there are ``replicas`` equal ones. ``failures`` is
-    what happens to nodes (``lengthwise.serving.events``).
+    what happens to nodes (``lengthwise.serving.events``). On another ``host`` the times of all
+    timings differ from what their names say.
     """
 
     engine: Engine = field(default_factory=Engine)
@@ -36,6 +38,7 @@ class Setting:
     nodes: NodesLike | None = None
     metrics_interval_s: float = 0.0
     failures: EventsLike | None = None
+    host: Host | None = None
 
     def load(self) -> Loaded:
         """Everything that is named here, loaded; raises ``InputError`` for what can't be."""
@@ -50,6 +53,8 @@ class Setting:
                     f"replicas must be a whole number of at least 1, not {self.replicas!r}"
                 )
             kinds = (Kind(self.replicas, self.engine, model),)
+        if self.host is not None:
+            kinds = tuple(replace(k, timing=on_host(k.timing, self.host)) for k in kinds)
         events = read_events(self.failures)
         check_events(events, [kind.name for kind in kinds for _ in range(kind.count)])
         return Loaded(kinds, load_router(self.router), self.metrics_interval_s, events)
@@ -89,6 +94,9 @@ class Loaded:
             said["nodes"] = [_said(kind) for kind in self.kinds]
             said["timing"] = " + ".join(f"{kind.count} x {kind.timing.name}" for kind in self.kinds)
             del said["engine"]
+        off = [e for kind in self.kinds if (e := getattr(kind.timing, "error", None)) is not None]
+        if off:  # of the mean latencies by an estimate, as a share
+            said["timing_error"] = {"mean": off[0].mean, "worst": off[0].worst}
         if self.metrics_interval_s:
             said["metrics_interval_s"] = self.metrics_interval_s
         if self.events:

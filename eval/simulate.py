@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from lengthwise.errors import InputError
 from lengthwise.eval import metrics
 from lengthwise.eval.alone import Alone
-from lengthwise.eval.ground import beyond_measured, beyond_training
+from lengthwise.eval.ground import beyond_measured, beyond_training, estimated
 from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.predict import check_prediction
 from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
@@ -272,5 +272,8 @@ def simulate_on(
         "seed": seed,
     }
     known = predicted_tokens if isinstance(predicted_tokens, Predictions) else None
-    said = (*beyond_measured(system), *beyond_training(workload, system, known))
+    said = (
+        *estimated(system), *beyond_measured(system, workload),
+        *beyond_training(workload, system, known),
+    )  # fmt: skip
     return Result(workload, records, system, config, said, predicted_tokens)

@@ -9,6 +9,7 @@ from typing import Any
 from lengthwise.eval.alike import Alike, alike
 from lengthwise.eval.compare import Comparison, Contender
 from lengthwise.eval.statistics import Interval, paired_difference
+from lengthwise.eval.survival import hosts_sentence
 from lengthwise.eval.tables import load_of, number, queue_forms
 from lengthwise.eval.tables import verdict as side_of_1
 
@@ -25,6 +26,8 @@ def verdicts(comparison: Comparison) -> list[str]:
 def verdict(comparison: Comparison, rate: float) -> str:
     """The sentence of one load."""
     said = [_best(comparison, rate), *_worse(comparison, rate), *_trained(comparison, rate)]
+    if comparison.hosts:
+        said.append(hosts_sentence(comparison, rate))
     return f"{load_of(comparison, rate)}: {_queue(comparison, rate)}{'; '.join(said)}."
 
 

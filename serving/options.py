@@ -64,8 +64,7 @@ class Engine:
             raise UnknownNameError("engine to be like", name, LIKE)
         if gpu not in gpus():
             raise UnknownNameError("GPU", gpu, gpus())
-        large = gpus()[gpu].memory_gib >= 70 and gpu != "a100"
-        seats, tokens = (1024, 8192) if large else (256, 2048)
+        seats, tokens = serve_batch(gpus()[gpu].memory_gib, gpu == "a100")
         tokens = options.get("max_num_batched_tokens", tokens)
         chosen = {
             "max_num_batched_tokens": tokens, "max_num_seqs": min(seats, tokens),
@@ -104,6 +103,11 @@ class Engine:
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
                 f"max_num_seqs ({self.max_num_seqs}), as in vLLM"
             )
+
+
+def serve_batch(memory_gib: float, a100: bool) -> tuple[int, int]:
+    """Sequences and tokens of an iteration that vLLM's API server allows by itself on a GPU."""
+    return (1024, 8192) if memory_gib >= 70 and not a100 else (256, 2048)
 
 
 def engine_of(engine: Engine | Mapping[str, Any] | None) -> Engine:

@@ -396,15 +396,18 @@ def test_other_commands_options(monkeypatch: pytest.MonkeyPatch) -> None:
     assert args == ("vllm", "llama-3.1-8b", "p.json")
     assert plain == {
         "name": None, "seconds": 150.0, "thoroughness": 1.0, "tensor_parallel": 1,
-        "max_num_seqs": 512, "max_num_batched_tokens": 2048,
+        "max_num_seqs": None, "max_num_batched_tokens": None, "max_model_len": None,
+        "quantization": None, "kv_cache_dtype": None, "force": False,
+        "progress": plain["progress"], "say": plain["say"],
     }  # fmt: skip
     args, given = asked(
         monkeypatch, target,
         "profile --engine torch --model m --out q --name n --seconds 9 --thoroughness 2 "
-        "--tensor-parallel 2 --max-num-seqs 3 --max-num-batched-tokens 4",
+        "--tensor-parallel 2 --max-num-seqs 3 --max-num-batched-tokens 4 --max-model-len 5 "
+        "--quantization fp8 --kv-cache-dtype fp8 --force",
     )  # fmt: skip
     assert args == ("torch", "m", "q")
-    assert list(given.values()) == ["n", 9.0, 2.0, 2, 3, 4]
+    assert list(given.values())[:10] == ["n", 9.0, 2.0, 2, 3, 4, 5, "fp8", "fp8", True]
     target = "lengthwise.eval.reproduce.reproduce"
     args, given = asked(monkeypatch, target, "reproduce ssjf --seeds 2 --processes 1")
     assert args[:3] == ("ssjf", 2, 1)

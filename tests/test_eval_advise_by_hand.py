@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -374,6 +375,7 @@ def advised(
 
     monkeypatch.setattr(module, "compare", compared)
     monkeypatch.setattr(module, "capacity_of", lambda workload, loaded: 4.0)
+    monkeypatch.setattr(module, "_elsewhere", lambda *given: "")
     monkeypatch.setattr(module, "load_predictor", lambda name: name, raising=False)
     return advise(trace(11_000).at_rate(rate), **more), calls
 
@@ -454,3 +456,33 @@ def test_defaults_and_what_light_load_says(monkeypatch: pytest.MonkeyPatch) -> N
         "processes": 1, "progress": None,
     }  # fmt: skip
     assert {name: told[name].default for name in wanted} == wanted
+
+
+def test_whether_advice_holds_on_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(ratio: float, *others: float, setting: Setting | None = None) -> str:
+        def of(share: float) -> Comparison:
+            return grid({FCFS: latency(10.0), ("sjf", HALF): latency(10.0 * share)}, rates=(3.8,))
+
+        def compared(*given: Any, **options: Any) -> Comparison:
+            asked.append((given, options))
+            return replace(of(ratio), hosts={str(k): of(one) for k, one in enumerate(others)})
+
+        monkeypatch.setattr(module, "compare", compared)
+        here = of(ratio)
+        at = module._At(here, 3.8, 3.8, 4.0)
+        shared = {"timing": "h200/llama-3.1-8b", "cells": "kept", "progress": print}
+        who = replace(here.contenders[1], predictor=HALF)
+        return module._elsewhere(
+            at, who, ratio < 0.98, Fixed(trace(10)), setting or Setting(), shared
+        )
+
+    asked: list[Any] = []
+    seen = "hosts that were seen (GPU 0.95 to 1.05 and CPU 0.5 to 2.5 of the profile's times)"
+    assert told(0.8, 0.7, 0.9) == f"it holds on all {seen}: 70 to 90% of fcfs's mean"
+    assert told(0.8, 0.7, 0.99) == f"it doesn't hold on all {seen}: 70 to 99% of fcfs's mean"
+    assert told(1.0, 0.99, 1.0) == f"nothing is gained on all {seen}: 99 to 100% of fcfs's mean"
+    assert told(1.0, 0.9) == f"there is something to gain on some {seen}: 90 to 100% of fcfs's mean"
+    given, options = asked[0]
+    assert given[1:4] == (["sjf"], [HALF], (3.8,)) and options["hosts"] is True
+    assert options["cells"] is None and options["progress"] is None
+    assert told(0.8, 0.7, setting=Setting(timing=LinearTiming(1.0))) == ""

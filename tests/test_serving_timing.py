@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from lengthwise.serving.timing.load import PROFILES, shipped
 from lengthwise.serving.timing.profile import capture_sizes
 from lengthwise.serving.timing.roofline import (
     ALL_REDUCE_LATENCY_S,
-    BANDWIDTH_EFFICIENCY,
+    estimates,
     gpus,
+    products_s,
     roofline,
 )
 
@@ -61,7 +63,7 @@ def test_roofline_is_bounded_by_bandwidth_then_by_arithmetic() -> None:
     model = roofline("h100/llama-3.1-8b")
     one = model.iteration_time(Batch(decode_seqs=1))
     eight = model.iteration_time(Batch(decode_seqs=8))
-    assert one == eight  # the weights are read once, for one sequence or for eight
+    assert eight == pytest.approx(one, rel=0.05)  # the weights are read once for all sequences
     assert one > 2 * model.model.parameters / 3.35e12 * 0.9  # no faster than the memory
     long = model.iteration_time(Batch(prefill_tokens=8192, prefill_seqs=1))
     half = model.iteration_time(Batch(prefill_tokens=4096, prefill_seqs=1))
@@ -74,13 +76,16 @@ def test_two_gpus_exchange_twice_a_layer() -> None:
     one, two = roofline("h200/qwen2.5-32b"), roofline("2xh200/qwen2.5-32b")
     model, gpu = two.model, two.gpu
     layers, tokens = model.num_hidden_layers, 64
-    read_s = 2 * (layers * model.layer_parameters + model.vocab_size * model.hidden_size)
-    read_s /= gpu.bandwidth_bytes_s * BANDWIDTH_EFFICIENCY
-    took = [each.tables(tokens, tokens).decode_ps[tokens] * 1e-12 for each in (one, two)]
+    graph = 64  # tokens of the captured batch
+    found = [products_s(model, gpu, graph, estimates().gpu, count) for count in (1, 2)]
+    twice = replace(gpu, bf16_flops=2 * gpu.bf16_flops, bandwidth_bytes_s=2 * gpu.bandwidth_bytes_s)
+    half = products_s(model, twice, graph, estimates().gpu)
     # a ring all-reduce sends 2 (n - 1) / n of the 2-byte numbers over each link: here once
     message_s = tokens * model.hidden_size * 2 / gpu.link_bytes_s
     exchange_s = 2 * layers * (ALL_REDUCE_LATENCY_S + message_s)
-    assert took[1] - (took[0] - read_s / 2) == pytest.approx(exchange_s, rel=1e-6)
+    assert found[1] - half == pytest.approx(exchange_s, rel=1e-6)
+    took = [each.pipeline(tokens, tokens).mixed_ps[tokens] * 1e-12 for each in (one, two)]
+    assert took == pytest.approx(found, rel=1e-9)
 
 
 def test_more_gpus_are_faster_and_hold_more() -> None:
@@ -256,8 +261,8 @@ def test_rooflines_are_estimates_of_known_worth() -> None:
     table = error_of_roofline()
     assert set(table) == set(PROFILES)
     for name, errors in table.items():
-        assert errors["decode"] < 0.20, name
-        assert max(errors.values()) < 0.60, name
+        assert errors["decode"] < 0.15, name
+        assert max(errors.values()) < 0.20, name
 
 
 def test_linear_timing_by_hand() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +40,7 @@ from lengthwise.serving.timing.profile import (
     padded,
     read_profile,
 )
-from lengthwise.serving.timing.roofline import Gpu, RooflineTiming, roofline
+from lengthwise.serving.timing.roofline import Constants, Estimates, Gpu, RooflineTiming, roofline
 from lengthwise.serving.timing.speed import at_speed
 from lengthwise.serving.timing.terms import TERMS, Sum, terms_of
 from lengthwise.serving.timing.vllm_model import model_folder
@@ -90,27 +91,68 @@ def test_a_model_s_parameters_by_hand(tmp_path: Path) -> None:
     assert shape(tmp_path, vocab_size=2**31 - 1).vocab_size == 2**31 - 1
 
 
+ROUND = Constants(
+    bandwidth=0.5, compute=0.25, sharpness=2.0, layer_s=1e-3, decode_attention=0.5,
+    mixed_attention=0.25, prefill_attention=0.2, sequence_s=2**17 * 1e-4, prefill_sequence_s=3e-3,
+)  # fmt: skip
+HOST = {
+    **{term: 0.0 for term in MEASURED if TERMS.get(term) is None or TERMS[term].part != "gpu"},
+    "launch_decode": 7.0, "schedule": 0.5,
+}  # fmt: skip
+ESTIMATES = Estimates(
+    ROUND, HOST, {"launch_graph": (1.0, 2.0), "launch_eager": (5.0, 10.0)}, 2.0, 0.06, 0.2,
+    ("h200/llama-3.1-8b", "2xh100/llama-3.1-8b"),
+)  # fmt: skip
+
+
 def test_a_roofline_by_hand(tmp_path: Path) -> None:
     """A GPU of round numbers: what is read, what is multiplied and what is beside it."""
     model = shape(tmp_path)
-    gpu = Gpu("round", 1e6 / 0.7, 1e6 / 0.85, 80.0, 1e3)
-    one = RooflineTiming(model, gpu)
-    found = one.tables(2000, 40)
+    gpu = Gpu("round", 4e6, 2e6, 80.0, 1e3)
+    one = RooflineTiming(model, gpu, known=ESTIMATES)
+    found = one.pipeline(2000, 40)
     assert found.decode_ps.shape == (41,) and found.mixed_ps.shape == (2001,)
-    beside = 1.5e-3 + 3 * 15e-6 + 2 * 80 / 1e6  # a step, three layers, and the head is read
-    layers = 3 * 576
-    assert found.decode_ps[1] / PS == pytest.approx(beside + 2 * layers / 1e6)
-    assert found.mixed_ps[1] == found.decode_ps[1]
-    assert found.mixed_ps[1000] / PS == pytest.approx(beside + 2 * layers * 1000 / 1e6)
-    assert found.terms["context"] == round(48 / 1e6 * PS) == found.terms["mixed_context"]
-    flops = 4 * 4 * 2 * 3 / (1e6 / 0.7 * 0.45)  # q k and their product with v, 3 layers
-    assert found.terms["chunk_context"] == round(flops * PS)
-    two = RooflineTiming(model, gpu, 2).tables(10, 10)
-    exchange = 2 * 3 * (10e-6 + 2 * 5 * 8 * 2 * 1 / 2 / 1e3)
-    halved = 2 * 80 / 2e6 + 2 * layers * 5 / 2e6
-    assert two.decode_ps[5] / PS == pytest.approx(1.5e-3 + 45e-6 + halved + exchange)
+    head = 2 * 80 / 1e6  # the head is read
+    # a layer's 576 numbers of 2 bytes are read at half of 2e6/s, multiplied at a quarter of 4e6/s
+    for tokens, size in ((1, 1), (9, 16), (40, 40), (1000, 1024)):
+        layer = math.hypot(2 * 576 / 1e6, 2 * 576 * size / 1e6) + 1e-3
+        assert found.mixed_ps[tokens] / PS == pytest.approx(head + 3 * layer), tokens
+    each = 10 * 1e-4  # a sequence of a vocabulary of ten words
+    layer = math.hypot(2 * 576 / 1e6, 2 * 576 * 16 / 1e6) + 1e-3
+    assert found.decode_ps[9] / PS == pytest.approx(head + 3 * layer + 16 * each)
+    # 48 bytes of keys and values a token; four times 8 numbers of q, three layers, a pair
+    assert set(found.decode_context_ps.tolist()) == {round(48 / 1e6 * PS)}
+    assert found.terms["mixed_context"] == round(48 / 0.5e6 * PS)
+    assert found.terms["chunk_context"] == round(4 * 4 * 2 * 3 / (4e6 * 0.2) * PS)
+    assert found.terms["decode_seq"] == round(each * PS)
+    assert found.terms["prefill_seq"] == round(3e-3 * PS)
+    # the host: of three layers, its CPU twice as slow as at its best
+    assert found.terms["launch_decode"] == 14 * PS and found.terms["schedule"] == PS // 2
+    assert set(found.mixed_launch_ps[:81].tolist()) == {2 * (1 + 3 * 2) * PS}
+    assert set(found.mixed_launch_ps[81:].tolist()) == {2 * (5 + 3 * 10) * PS}  # no graph
+    slow = one.with_factors(gpu=3.0, cpu=1.0)
+    assert slow.name == "roofline:gpu=3,cpu=1"
+    assert slow.pipeline(2000, 40).mixed_ps[9] == pytest.approx(3 * found.mixed_ps[9])
+    assert slow.pipeline(9, 9).terms["launch_decode"] == 7 * PS
+    assert one.with_factors(cpu=4.0).pipeline(9, 9).terms["launch_decode"] == 28 * PS
+    with pytest.raises(InputError, match="cpu must be above 0"):
+        one.with_factors(cpu=0.0)
+
+
+def test_a_roofline_of_several_gpus_by_hand(tmp_path: Path) -> None:
+    model = shape(tmp_path)
+    gpu = Gpu("round", 4e6, 2e6, 80.0, 1e3)
+    two = RooflineTiming(model, gpu, 2, known=ESTIMATES).pipeline(10, 10)
+    # half of each matrix; two all-reduces a layer of 8 tokens x 8 numbers x 2 bytes, ring of two
+    layer = math.hypot(576 / 1e6, 576 * 8 / 1e6) + 1e-3
+    exchange = 2 * (10e-6 + 2 * 8 * 8 * 2 * 1 / 2 / 1e3)
+    assert two.mixed_ps[5] / PS == pytest.approx(80 / 1e6 + 3 * (layer + exchange))
+    assert two.terms["mixed_context"] == round(24 / 0.5e6 * PS)
+    assert two.terms["chunk_context"] == round(4 * 4 * 2 * 3 / (8e6 * 0.2) * PS)
+    one = RooflineTiming(model, gpu, known=ESTIMATES)
+    tables = one.tables(2000, 40)
     batch = Batch(prefill_tokens=3, prefill_seqs=1, decode_seqs=2, context_tokens=7)
-    assert one.iteration_time(batch) == pytest.approx(found.iteration_ps(batch) / PS)
+    assert one.iteration_time(batch) == pytest.approx(tables.iteration_ps(batch) / PS)
     room = (80.0 * 0.92 - 1.3) * 2**30 - model.parameters * 2
     assert one.num_gpu_blocks == math.floor(room / (16 * 48))
     halves = (80.0 * 0.92 - 1.3) * 2**30 - model.parameters
@@ -119,9 +161,26 @@ def test_a_roofline_by_hand(tmp_path: Path) -> None:
         _ = RooflineTiming(model, Gpu("tiny", 1e6, 1e6, 1.3, 1e3)).num_gpu_blocks
 
 
+def test_what_an_estimate_says_of_itself(tmp_path: Path) -> None:
+    gpu = Gpu("round", 4e6, 2e6, 80.0, 1e3)
+    made = RooflineTiming(shape(tmp_path), gpu, name="roofline:2xh100/tiny", known=ESTIMATES)
+    assert made.expected_error == (
+        "roofline:2xh100/tiny is an estimate: of measured profiles that were left out of its fit, "
+        "mean end-to-end latencies up to load 0.9 were off by 6%, at most 20%"
+    )
+    assert replace(made, name="roofline:l40s/tiny").expected_error.endswith(
+        "at most 20%, and no l40s was measured"
+    )
+    assert ESTIMATES.gpus == ("h200", "h100")
+
+
 def test_how_rooflines_are_spelled() -> None:
     assert roofline("2xh200/llama-3.1-8b").tensor_parallel == 2
     assert roofline("h200/llama-3.1-8b").name == "roofline:h200/llama-3.1-8b"
+    slow: Any = timing("roofline:2xh100/llama-3.1-8b:gpu=1.1,cpu=2")
+    assert (slow.gpu_factor, slow.cpu) == (1.1, 2.0)
+    assert slow.name == "roofline:2xh100/llama-3.1-8b:gpu=1.1,cpu=2"
+    assert slow.with_factors().name == "roofline:2xh100/llama-3.1-8b"
     for spec, said in (
         ("h200/", "spelled roofline:GPU/MODEL"), ("h200", "spelled roofline:GPU/MODEL"),
         ("0xh200/llama-3.1-8b", "do not divide over 0 GPUs"),
@@ -712,7 +771,7 @@ def test_batches_beyond_the_graphs_are_measured_where_seats_allow() -> None:
     fits = int(400_000 * 0.9 // 356)
     assert longer["context"] == [256] * fits and longer["steps"][0][0] == 896
     served = vllm_plan.sweep_plan(800_000, 8192, 1024, 131_072)
-    assert len(served) == len(vllm_plan.sweep_plan(800_000, 2048, 256, 131_072)) + 2
+    assert len(served) == len(vllm_plan.sweep_plan(800_000, 2048, 256, 131_072)) + 3
     chunks = [sum(t for t, _ in c) + n for g in served for n, _, c in g.get("steps", []) if c]
     assert max(chunks) == 8192 and sum(total > 4096 for total in chunks) > 20
 
@@ -783,7 +842,9 @@ def test_a_known_model_s_folder_is_made_and_a_path_is_kept(tmp_path: Path) -> No
 
 def test_profiling_says_what_it_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(measure, "_gpu", lambda shape, count: f"NVIDIA H{100 * count}")
+    monkeypatch.setattr(
+        measure, "_gpu", lambda shape, count, weight_bytes: (f"NVIDIA H{100 * count}", 79.1)
+    )
     monkeypatch.setattr(measure_torch, "profile_torch", lambda *given: asked.append(given))
     monkeypatch.setattr(
         measure, "_profile_vllm", lambda *given, **more: asked.append((given, more))
@@ -792,7 +853,7 @@ def test_profiling_says_what_it_was_asked(tmp_path: Path, monkeypatch: pytest.Mo
     assert measure.profile("torch", "llama-3.1-8b", out, tensor_parallel=2) == out
     name, model, path, facts, seqs, tokens = asked.pop()
     assert (name, model, path, seqs, tokens) == (
-        "h200/llama-3.1-8b",
+        "2xh200/llama-3.1-8b",
         "llama-3.1-8b",
         out,
         512,
@@ -804,9 +865,9 @@ def test_profiling_says_what_it_was_asked(tmp_path: Path, monkeypatch: pytest.Mo
     )
     measure.profile(out=out, name="mine", seconds=3.0, thoroughness=0.5, max_num_seqs=7)
     given, more = asked.pop()
-    assert given[0] == "mine" and given[4:] == (3.0, 0.5)
-    assert more == {
-        "tensor_parallel_size": 1, "max_num_seqs": 7, "max_num_batched_tokens": 2048,
+    assert given[0] == "mine" and given[4:6] == (3.0, 0.5) and not more
+    assert given[6] == {
+        "tensor_parallel_size": 1, "max_num_seqs": 7, "max_num_batched_tokens": 8192,
     }  # fmt: skip
     with pytest.raises(InputError, match=r"cannot write .*: the folder .* does not exist"):
         measure.profile(out=tmp_path / "no" / "p.json")
@@ -826,11 +887,13 @@ def test_a_gpu_must_be_there_and_hold_the_weights(monkeypatch: pytest.MonkeyPatc
     shape = model_shape("llama-3.1-8b")
     gib = shape.parameters * 2 / 2**30
     gpus(2, gib / 0.92 * 1.001)
-    assert measure._gpu(shape, 1) == "NVIDIA 0" == measure._gpu(shape, 2)
+    found = ("NVIDIA 0", pytest.approx(gib / 0.92 * 1.001))
+    assert measure._gpu(shape, 1) == found == measure._gpu(shape, 2)
     assert "needs 3 GPU(s), and torch sees 2 on" in line_of(lambda: measure._gpu(shape, 3))
     gpus(2, gib / 0.92 * 0.999)
     assert f"its weights take {gib:.1f} GiB a GPU" in line_of(lambda: measure._gpu(shape, 1))
     measure._gpu(shape, 2)
+    measure._gpu(shape, 1, 1)  # in eight bits
     gpus(2, 999, there=False)
     assert "torch sees 0" in line_of(lambda: measure._gpu(shape, 1))
 

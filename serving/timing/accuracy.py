@@ -19,13 +19,16 @@ def error_of_roofline(seed: int = 0) -> dict[str, dict[str, float]]:
     """Mean relative error of each profile's roofline by regime, on iterations that were recorded.
 
     Measured against the fitted profile at the recorded shapes, which is free of the noise of
-    single iterations. Regimes: "decode", "prefill" (alone) and "mixed".
+    single iterations, with the mean speed of its host's CPU. Regimes: "decode",
+    "prefill" (alone) and "mixed".
     """
     table = {}
     for name, file in PROFILES.items():
-        rows = _recorded(file)
+        rows = recorded(file)
         drawn = rows.sample(min(SAMPLE * 3, len(rows)), random_state=seed)
-        measured = shipped(name).tables(int(rows["tokens"].max()), int(rows["decode_seqs"].max()))
+        profile = shipped(name)
+        profile = profile.with_factors(cpu=max(profile.about["cpu_speed"]["mean"], 1.0))
+        measured = profile.tables(int(rows["tokens"].max()), int(rows["decode_seqs"].max()))
         estimate = roofline(name).tables(int(rows["tokens"].max()), int(rows["decode_seqs"].max()))
         shapes = drawn[list(SHAPE)].to_numpy(dtype=np.int64).tolist()
         batches = [Batch(*shape) for shape in shapes]
@@ -35,7 +38,7 @@ def error_of_roofline(seed: int = 0) -> dict[str, dict[str, float]]:
     return table
 
 
-def _recorded(file: str) -> pd.DataFrame:
+def recorded(file: str) -> pd.DataFrame:
     """The shapes of a profile's recorded iterations."""
     stem = file.removesuffix(".json")
     path = files("lengthwise.serving.timing").joinpath("data", f"{stem}.iterations.parquet")

@@ -43,6 +43,7 @@ def build_profile(
         "name": name,
         **about,
         "iterations": len(iterations),
+        "measured": measured(iterations),
         "cpu_speed": cpu_speed(recorded, whole),
         "errors": held_out,
         "fit": {
@@ -51,6 +52,17 @@ def build_profile(
             "mixed": whole.mixed,
             "terms": whole.terms | cpu | fitting.frontend(frontend, cpu),
         },
+    }
+
+
+def measured(iterations: pd.DataFrame) -> dict[str, int]:
+    """The most sequences that decoded alone, tokens and context of any recorded iteration."""
+    done = iterations[iterations["done_ns"] > 0]
+    alone = done[done["prefill_tokens"] == 0]
+    return {
+        "sequences": int(alone["decode_seqs"].max()),
+        "tokens": int((done["prefill_tokens"] + done["decode_seqs"]).max()),
+        "context": int(done["max_context"].max()),
     }
 
 

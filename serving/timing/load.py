@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.protocols import TimingModel
 from lengthwise.serving.timing.profile import ProfileTiming, read_profile
-from lengthwise.serving.timing.roofline import gpus, roofline
+from lengthwise.serving.timing.roofline import RooflineTiming, gpus, roofline
 
 FACTORS = ("gpu", "cpu")
+Factored = TypeVar("Factored", ProfileTiming, RooflineTiming)
 PROFILES = {
     "h200/llama-3.2-3b": "h200_llama-3.2-3b.json",
     "h200/llama-3.1-8b": "h200_llama-3.1-8b.json",
@@ -28,13 +30,15 @@ def timing(name: str) -> TimingModel:
     its best while measured: ``lengthwise calibrate`` finds both.
 
     ``roofline:GPU/MODEL`` is an estimate from datasheets (``roofline:2xh100/llama-3.1-70b`` on two
-    GPUs; MODEL may be the path to a ``config.json``). ``live:MODEL`` measures on the GPU at hand,
+    GPUs; MODEL may be the path to a ``config.json``), of a host as they are on average, or with the
+    same factors. ``live:MODEL`` measures on the GPU at hand,
     ``live:MODEL@cpu`` on the CPU.
 
     Anything that ends in ``.json`` is a profile's file.
     """
     if name.startswith("roofline:"):
-        return roofline(name.removeprefix("roofline:"))
+        spec, _, option = name.removeprefix("roofline:").partition(":")
+        return _with_factors(roofline(spec), option)
     if name.startswith("live:"):
         from lengthwise.serving.timing.measure_torch import live  # needs torch
 
@@ -53,7 +57,7 @@ def timing(name: str) -> TimingModel:
     raise UnknownNameError("timing", name, timing_names())
 
 
-def _with_factors(profile: ProfileTiming, option: str) -> ProfileTiming:
+def _with_factors(profile: Factored, option: str) -> Factored:
     """``gpu=FACTOR,cpu=FACTOR``, either, or nothing."""
     if not option:
         return profile
@@ -65,7 +69,7 @@ def _with_factors(profile: ProfileTiming, option: str) -> ProfileTiming:
         except ValueError:
             key = ""
         if key not in FACTORS:
-            raise InputError(f"a profile takes the options gpu=FACTOR,cpu=FACTOR, not {option!r}")
+            raise InputError(f"a timing takes the options gpu=FACTOR,cpu=FACTOR, not {option!r}")
     return profile.with_factors(**factors)
 
 

@@ -25,6 +25,7 @@ import pandas as pd
 from lengthwise.errors import InputError
 from lengthwise.protocols import Batch
 from lengthwise.serving.timing.config import ModelShape, model_shape
+from lengthwise.writing import whole_file
 
 STEP = 2**0.25  # ratio of neighbouring grid sizes: a batch is at most 9% from its grid point
 RUNS = 3
@@ -212,7 +213,8 @@ def profile_torch(
     runner = Runner(model_shape(model), hf_config(model), device)
     points = _design(max_num_seqs, max_num_batched_tokens, runner.shape)
     rows = pd.DataFrame([{**vars(point), "seconds": runner.seconds(point)} for point in points])
-    rows.to_parquet(out.with_suffix(".iterations.parquet"), compression="zstd", index=False)
+    with whole_file(out.with_suffix(".iterations.parquet")) as fresh:
+        rows.to_parquet(fresh, compression="zstd", index=False)
     torch = runner.torch
     about = {
         "engine": {"name": "transformers", "version": _version("transformers")},

@@ -12,6 +12,8 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +21,41 @@ import numpy as np
 import pandas as pd
 
 from lengthwise.errors import InputError
-from lengthwise.serving.timing.vllm_plan import sweep_plan
+from lengthwise.serving.timing.parts import Parts
+from lengthwise.serving.timing.vllm_plan import batches, sweep_plan
+from lengthwise.serving.timing.vllm_start import cause, output_to, settle
 
 RECORDER = "lengthwise.serving.timing.vllm_recorder.recorder"
 FRONTEND_LEVELS = (1, 16, 64, 128, 256, 512, 1024)  # as many as there are seats
 
 
-def start(model: Path, *, scheduler: str | None = RECORDER, **options: Any) -> Any:
-    """An ``AsyncLLM`` for the model whose ``config.json`` lies in the folder ``model``."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-    except ImportError as error:
-        raise InputError(
-            f"vLLM is not installed here ({error}); install it, or use --engine torch"
-        ) from None
+def start(
+    model: Path, *, scheduler: str | None = RECORDER, log: Path | None = None, **options: Any
+) -> Any:
+    """An ``AsyncLLM`` for the model whose ``config.json`` lies in the folder ``model``.
+
+    What vLLM prints goes to the file ``log`` if there is one. Raises ``InputError`` with the cause
+    in one line where vLLM is not installed or does not start.
+    """
+    settle()
     chosen: dict[str, Any] = dict(load_format="dummy", skip_tokenizer_init=True) | options
     if scheduler is not None:
         chosen["scheduler_cls"] = scheduler
-    return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(model), **chosen))
+    with nullcontext() if log is None else output_to(log):
+        try:
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
+        except ImportError as error:
+            raise InputError(
+                f"vLLM is not installed here ({error}); install it, or use --engine torch"
+            ) from None
+        if log is None:
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(model), **chosen))
+        try:
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(model), **chosen))
+        except Exception as error:
+            said = cause(log.read_text("utf-8", "replace"), error)
+            raise InputError(f"vLLM did not start: {said}; all that it said is in {log}") from None
 
 
 def about(engine: Any) -> dict[str, Any]:
@@ -52,6 +69,8 @@ def about(engine: Any) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "dtype": str(config.model_config.dtype).removeprefix("torch."),
+        "kv_cache_dtype": config.cache_config.cache_dtype,
+        "quantization": config.model_config.quantization,
         "tensor_parallel": config.parallel_config.tensor_parallel_size,
         "num_gpu_blocks": config.cache_config.num_gpu_blocks,
         "block_size": config.cache_config.block_size,
@@ -60,6 +79,7 @@ def about(engine: Any) -> dict[str, Any]:
         "max_num_seqs": config.scheduler_config.max_num_seqs,
         "max_model_len": config.model_config.max_model_len,
         "cudagraph_capture_sizes": config.compilation_config.cudagraph_capture_sizes,
+        "sampler": "vllm" if os.environ.get("VLLM_USE_FLASHINFER_SAMPLER") == "0" else "default",
         "date": time.strftime("%Y-%m-%d"),
         "gpu": "none",
     }
@@ -178,19 +198,43 @@ def with_times(events: pd.DataFrame, iterations: pd.DataFrame) -> pd.DataFrame:
 
 
 async def measure(
-    engine: Any, seconds: float, thoroughness: float, keep: Path
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Sweep and front end of a running engine; ``keep`` holds the sweep until both are done."""
-    facts = about(engine)
+    engine: Any,
+    parts: Parts,
+    seconds: float,
+    thoroughness: float,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[pd.DataFrame, pd.DataFrame, int]:
+    """Sweep and front end of a running engine: iterations, clients, and groups left out for time.
+
+    Each group is kept in ``parts`` as it is finished, and is not measured again. No group starts
+    once all of them have taken ``seconds``. ``progress`` is called with iterations, done and in
+    all.
+    """
+    facts = parts.engine(about(engine))
+    budget = facts["max_num_batched_tokens"]
     plan = sweep_plan(
-        facts["num_gpu_blocks"] * facts["block_size"],
-        facts["max_num_batched_tokens"],
-        facts["max_num_seqs"],
-        facts["max_model_len"],
-        thoroughness=thoroughness,
-    )
-    rows = await sweep(engine, plan, seconds)
-    rows.to_parquet(keep, compression="zstd")
-    clients = await frontend(engine)
-    keep.unlink()
-    return rows, clients
+        facts["num_gpu_blocks"] * facts["block_size"], budget, facts["max_num_seqs"],
+        facts["max_model_len"], thoroughness=thoroughness,
+    )  # fmt: skip
+    sizes = [batches(group, budget) for group in plan]
+    done, spent = set(parts.done()), parts.seconds()
+    if done and len(done) < len(plan):  # the engine is new: its caches are cold and empty
+        await sweep(engine, [plan[0]], seconds)
+    for number, group in enumerate(plan):
+        progress(sum(sizes[k] for k in done), sum(sizes))
+        if number in done:
+            continue
+        if spent > seconds:
+            break
+        began = time.monotonic()
+        rows = await sweep(engine, [group], seconds, seed=number)
+        inside = rows["label"] >= 0
+        parts.write(number, rows.assign(label=rows["label"].where(~inside, number)))
+        spent += time.monotonic() - began
+        done.add(number)
+    progress(sum(sizes[k] for k in done), sum(sizes))
+    clients = parts.read("frontend")
+    if clients is None:
+        clients = await frontend(engine)
+        parts.write("frontend", clients)
+    return parts.iterations(), clients, len(plan) - len(done)

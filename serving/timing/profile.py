@@ -71,9 +71,7 @@ class ProfileTiming:
         The CPU's work is launching an iteration. Raises ``InputError`` for a factor that is not
         between 0 and 100.
         """
-        for name, factor in (("gpu", gpu), ("cpu", cpu)):
-            if not 0 < factor < 100:
-                raise InputError(f"{name} must be above 0 and below 100, not {factor!r}")
+        check_factors(gpu=gpu, cpu=cpu)
         said = [f"{name}={x:g}" for name, x in (("gpu", gpu), ("cpu", cpu)) if x != 1]
         plain = self.name.partition(":")[0]
         return replace(self, name=":".join([plain, ",".join(said)][: 1 + bool(said)]),
@@ -192,6 +190,13 @@ def _blocks(given: Any) -> int | None:
     raise InputError(
         f"num_gpu_blocks is {given!r}; it must be a whole number from 1 to {MOST_BLOCKS}"
     )
+
+
+def check_factors(**factors: float) -> None:
+    """Raises ``InputError`` for a factor that is not between 0 and 100."""
+    for name, factor in factors.items():
+        if not 0 < factor < 100:
+            raise InputError(f"{name} must be above 0 and below 100, not {factor!r}")
 
 
 def padded(sizes: Ints, graphs: Ints) -> Ints:

@@ -48,6 +48,14 @@ def sweep_plan(
     return plan
 
 
+def batches(group: dict[str, Any], max_num_batched_tokens: int) -> int:
+    """How many iterations a group has; of a burst, about: its prompts and its longest answer."""
+    if "requests" in group:
+        prompts, answers = zip(*group["requests"], strict=True)
+        return int(sum(prompts) // max_num_batched_tokens + max(answers))
+    return int(sum(repeat for _, repeat, _ in group["steps"]))
+
+
 def _burst(rng: np.random.Generator, requests: int, max_model_len: int) -> dict[str, Any]:
     prompt = np.exp(rng.uniform(np.log(16), np.log(min(4000, max_model_len // 4)), requests))
     output = np.exp(rng.uniform(np.log(4), np.log(400), requests))

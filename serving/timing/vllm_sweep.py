@@ -32,7 +32,8 @@ class Sweep:
         self._groups = json.loads(Path(command["sweep"]).read_text("utf-8"))
         self._deadline = time.monotonic() + command["seconds"]
         self._sampling = command.get("sampling", {})
-        rng = np.random.default_rng(command.get("seed", 0))
+        self._seed = command.get("seed", 0)
+        rng = np.random.default_rng(self._seed)
         vocabulary = scheduler.vllm_config.model_config.get_vocab_size()
         self._tokens = rng.integers(0, vocabulary, 1 << 18).tolist()
         self._group = self._step = self._count = self._made = 0
@@ -89,7 +90,7 @@ class Sweep:
         self._made += 1
         length = computed + tokens
         start = (self._made * 7919) % (len(self._tokens) - length)
-        name = f"sweep{self._made}"
+        name = f"sweep{self._seed}n{self._made}"
         request = Request(
             request_id=name,
             prompt_token_ids=self._tokens[start : start + length],

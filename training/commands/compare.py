@@ -74,6 +74,11 @@ from lengthwise.training.commands.options import (
     help="What --tune makes small: e2e_mean, e2e_p99, ttft_p95, ...",
 )  # fmt: skip
 @click.option("--slo", metavar="NAME=S,...", help="Limits a request must meet: ttft=1,tpot=0.05.")
+@click.option(
+    "--host-uncertainty",
+    is_flag=True,
+    help="Run it on hosts that differ as those that were seen, and say what holds on all.",
+)
 @system_options
 @engine_options
 @processes_option
@@ -96,6 +101,7 @@ def compare(
     budget: int,
     metric: str,
     slo: str | None,
+    host_uncertainty: bool,
     processes: int,
     shown: tuple[str, ...],
     wide: bool,
@@ -135,7 +141,7 @@ def compare(
 
         for line in compare_plan(
             source, chosen, predictors, rates, seeds, engine, processes=processes, routers=routers,
-            **options,
+            hosts=host_uncertainty, **options,
         ):  # fmt: skip
             click.echo(line)
         if tuning:
@@ -158,6 +164,7 @@ def compare(
             tuning=tuning,
             budget=budget,
             metric=metric,
+            hosts=host_uncertainty,
             **options,
         )
     if form is not None:  # else they stand under the tables

@@ -81,13 +81,22 @@ def progress(what: str, *, shown: bool = True) -> Iterator[Callable[[int, int], 
             yield moved
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
     ) as bar:
@@ -102,7 +111,7 @@ LINE_AFTER_S, LINE_EVERY_S = 10.0, 30.0
 def _lines(what: str) -> Iterator[Callable[[int, int], None]]:
     """Says every half minute how far the work is, also while nothing is finished."""
     began = time.monotonic()
-    at = [0, 0]
+    at, first = [0, 0], [0, began]  # now, and when the count began, which may go on from others
     ended = threading.Event()
 
     def say() -> None:
@@ -110,10 +119,15 @@ def _lines(what: str) -> Iterator[Callable[[int, int], None]]:
         while not ended.wait(wait_s):
             done, total = at
             far = f"{done:,} of {total:,} done, " if total else ""
-            click.echo(f"{what}: {far}{time.monotonic() - began:.0f} s", err=True)
+            now = time.monotonic()
+            pace = (done - first[0]) / max(now - first[1], 1e-9)
+            left = f", about {(total - done) / pace:.0f} s left" if pace and now > first[1] else ""
+            click.echo(f"{what}: {far}{now - began:.0f} s{left}", err=True)
             wait_s = LINE_EVERY_S
 
     def moved(done: int, total: int) -> None:
+        if not at[1]:
+            first[:] = done, time.monotonic()
         at[:] = done, total
 
     speaker = threading.Thread(target=say, daemon=True)

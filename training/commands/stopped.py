@@ -60,6 +60,17 @@ def cells_kept(out: str | None) -> str:
     return f"{cells} kept in {folder}; the same command goes on from there"
 
 
+def parts_kept(out: str) -> str:
+    """What ``profile`` says of the groups of batches that it has measured."""
+    from lengthwise.serving.timing.parts import Parts
+
+    parts = Parts.beside(Path(out))
+    if count := len(parts.done()):
+        groups = "1 measured group" if count == 1 else f"{count} measured groups"
+        return f"{groups} of batches kept in {parts.folder}; the same command goes on from there"
+    return f"nothing was measured yet; {out} was not written"
+
+
 def checkpoint_kept(out: str) -> str:
     """What training a predictor says of its checkpoints."""
     checkpoint = Path(f"{out}.checkpoint")
