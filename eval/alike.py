@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lengthwise.eval.compare import Comparison, Contender
 from lengthwise.policies import load_policy
+
+if TYPE_CHECKING:
+    from lengthwise.eval.compare import Comparison, Contender
 
 NAMES = ("rate", "offered_rate", "seed", "policy", "predictor", "router", "backend")  # no metrics
 
@@ -44,6 +47,7 @@ def alike(comparison: Comparison, rate: float) -> list[Alike]:
     """The contenders at one rate in their order, those that ran the same schedule together.
 
     Times are whole picoseconds, so that one schedule has one set of values, bit for bit.
+    ``Comparison.alike`` asks this once a rate.
     """
     found: dict[bytes, list[Contender]] = {}
     for who in comparison.contenders:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lengthwise.errors import InputError
 from lengthwise.eval import metrics
 from lengthwise.eval.cells import Cells
+from lengthwise.eval.compare import Comparison, Contender, compare
 from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.pool import over_cores
-from lengthwise.eval.setting import PolicyLike, RouterLike, Setting
+from lengthwise.eval.predict import needs_prediction
+from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Source, as_source
 from lengthwise.eval.statistics import Interval, t_interval
 from lengthwise.picoseconds import LONGEST_S
-from lengthwise.predictors.predict import PredictorLike, predict
+from lengthwise.policies import load_policy
+from lengthwise.predictors.predict import PredictorLike, predict, predictor_label
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
 from lengthwise.serving.events import EventsLike
@@ -27,6 +32,9 @@ from lengthwise.serving.nodes import NodesLike
 from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.run import Backend
 from lengthwise.workload import Workload
+
+# Rates of curves: so many, in shares of the smallest capacity and of the largest.
+CURVE, AROUND = 6, (0.7, 1.15)
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,64 @@ def capacity(
         if progress is not None:
             progress(len(found), seeds)
     return Capacity(t_interval(found), tuple(found), tuple(probes))
+
+
+def contenders(
+    policies: Sequence[PolicyLike], predictors: Sequence[PredictorLike], loaded: Loaded
+) -> list[Contender]:
+    """Each policy, with each predictor if it or the router reads lengths; none twice."""
+    found: dict[str, Contender] = {}
+    for policy in policies:
+        rule = load_policy(policy)
+        followed = [kind.policy or rule for kind in loaded.kinds]
+        reads = any(needs_prediction(each, loaded.routing) for each in followed)
+        for predictor in (predictors or (None,)) if reads else (None,):
+            who = Contender(policy, predictor, rule.name, predictor_label(predictor))
+            found.setdefault(who.label, who)
+    return list(found.values())
+
+
+def curves(
+    workload: str | Workload | Source,
+    found: Mapping[Contender, Capacity],
+    slo: Mapping[str, float],
+    seeds: int = 5,
+    engine: Engine | None = None,
+    **options: Any,
+) -> Comparison:
+    """Those whose capacities were found, and fcfs, compared around them at ``CURVE`` rates.
+
+    A request meets the SLO where it meets the limit on each metric that ``slo`` limits a statistic
+    of, the largest of a metric's. ``options`` are those of ``compare``.
+    """
+    rates = [one.rate.mean for one in found.values()]
+    shown = np.linspace(AROUND[0] * min(rates), AROUND[1] * max(rates), CURVE)
+    limits: dict[str, float] = {}
+    for name, limit in slo.items():
+        metric = name.rpartition("_")[0]
+        limits[metric] = max(limit, limits.get(metric, 0.0))
+    policies = list(dict.fromkeys(who.policy for who in found))
+    predictors = list(dict.fromkeys(w.predictor for w in found if w.predictor is not None))
+    compared = compare(
+        workload, policies, predictors, [float(f"{rate:.3g}") for rate in shown], seeds, engine,
+        slo=limits, **options,
+    )  # fmt: skip
+    asked = {who.label for who in found}
+    first, *others = compared.contenders
+    return dataclasses.replace(
+        compared, contenders=(first, *(who for who in others if who.label in asked))
+    )
+
+
+def probes_table(found: Mapping[Contender, Capacity]) -> Any:
+    """Every rate that was tried, a row each."""
+    import pandas as pd
+
+    return pd.DataFrame([
+        {"policy": who.policy_name, "predictor": who.predictor_name, "rate": probe.rate,
+         "seed": probe.seed, "met": probe.met, **probe.values}
+        for who, one in found.items() for probe in one.probes
+    ])  # fmt: skip
 
 
 def save(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,13 @@ IDENTITY, FILES = "work.json", "files"
 
 @dataclass(frozen=True)
 class Cells:
-    """A folder with one JSON file a cell; picklable, so that every process writes its own."""
+    """A folder with one JSON file a cell; picklable, so that every process writes its own.
+
+    ``prefix`` begins the names of all cells, so that parts of a work don't share any.
+    """
 
     folder: Path
+    prefix: str = ""
 
     @classmethod
     def open(cls, folder: str | Path, identity: Mapping[str, Any]) -> Cells:
@@ -61,14 +65,21 @@ class Cells:
         """How many are there."""
         return sum(1 for one in self.folder.glob("cell-*.json"))
 
+    def part(self, name: str) -> Cells:
+        """The cells of a part of the work."""
+        return replace(self, prefix=f"{self.prefix}{name}-")
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"cell-{self.prefix}{name}.json"
+
     def read(self, name: str) -> Any:
         """What was written under this name; None if nothing was."""
-        path = self.folder / f"cell-{name}.json"
+        path = self._path(name)
         return read_described(path, "cell") if path.is_file() else None
 
     def write(self, name: str, value: Any) -> None:
         """Keeps plain values, NaN among them; numbers come back as they were, to the bit."""
-        path = self.folder / f"cell-{name}.json"
+        path = self._path(name)
         try:
             with whole_file(path) as fresh:
                 fresh.write_text(json.dumps(value, default=_plain))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from lengthwise.errors import InputError
-from lengthwise.eval.alike import alike
 from lengthwise.eval.compare import QUANTILES, Comparison, Contender
 from lengthwise.eval.statistics import Interval
 from lengthwise.eval.tables import load_of, number, ratio_cell, with_interval
@@ -35,6 +35,7 @@ BY_RATE = (  # metric, label, factor
     ("goodput_requests_per_s", "goodput, requests/s", 1),
     ("slo_attainment", "meet the SLO, % of requests", 100),
 )
+SERVED = ("goodput_requests_per_s", "slo_attainment")
 TOLD = np.array([*range(5, 96, 5), 99])  # per cents that a distribution tells when it is hovered
 MOST_TOLD = 80  # of the times of one run
 LEAST_SPAN = 0.05  # what is closer than this to 1 lies on it to the eye
@@ -98,7 +99,7 @@ def trade(comparison: Comparison) -> Chart:
         told = []
         same = {
             who.label: " = ".join(each.label for each in one.contenders)
-            for one in alike(comparison, rate)
+            for one in comparison.alike(rate)
             for who in one.contenders
         }
         axes.axvline(1, color=FAINT, linewidth=0.8, linestyle=":")
@@ -190,12 +191,43 @@ def latency_cdf(comparison: Comparison, rates: Sequence[float] | None = None) ->
 
 def latency_by_rate(comparison: Comparison) -> Chart:
     """Latencies, goodput and what meets the SLO against the arrival rate, with 95% intervals."""
+    shown = [each for each in BY_RATE if each[0] in comparison.runs]
+    return _against_rate(comparison, shown, "rates", "How it goes with the load")
+
+
+def capacity_curves(
+    comparison: Comparison, slo: Mapping[str, float], capacities: Mapping[str, float]
+) -> Chart:
+    """What an SLO limits against the arrival rate, and goodput and attainment.
+
+    ``slo`` maps "ttft_p99" and the like to seconds; ``capacities`` labels of rows to the largest
+    rate (requests/s) that meets all of it.
+    """
+    named = {metric: label for metric, label, _ in BY_RATE}
+    limits = {f"{name}_s": limit for name, limit in slo.items()}
+    shown = [(m, named.get(m, f"{m[:-2].replace('_', ' ')}, s"), 1) for m in limits]
+    shown += [each for each in BY_RATE if each[0] in SERVED and each[0] in comparison.runs]
+    return _against_rate(
+        comparison, shown, "capacity", "How much load is carried within the SLO", limits, capacities
+    )
+
+
+def _against_rate(
+    comparison: Comparison,
+    shown: Sequence[tuple[str, str, int]],
+    name: str,
+    title: str,
+    limits: Mapping[str, float] = MappingProxyType({}),
+    capacities: Mapping[str, float] = MappingProxyType({}),
+) -> Chart:
+    """A panel a metric, with what limits it, and a mark at the capacity of each row."""
     rates = comparison.rates
     if len(rates) < 2:
         raise InputError("latency against load needs two rates or more")
     bound = Series("bound", "lower bound", {"color": FAINT, "linestyle": "-", "linewidth": 1})
     bounds = [comparison.bound(rate).mean for rate in rates]
     known = not all(map(math.isnan, bounds))
+    sustained = not limits and rates[0] < comparison.capacity <= 1.05 * rates[-1]
 
     def draw(axes: Axes, metric: str, label: str, factor: float) -> list[Point]:
         told = []
@@ -224,27 +256,34 @@ def latency_by_rate(comparison: Comparison) -> Chart:
         else:
             most = 105.0 if factor == 100 else math.inf  # shares end at 100%, intervals don't
             axes.set_ylim(0, min(most, axes.get_ylim()[1]))
+        if metric in limits:
+            axes.axhline(limits[metric], color=FAINT, linewidth=0.8, linestyle="--")
+        for who, series in _series_of(comparison):
+            if who.label in capacities:
+                colour = series.style["color"]
+                axes.axvline(
+                    capacities[who.label], color=colour, linewidth=0.8, linestyle=":",
+                    gid=series.key,
+                )  # fmt: skip
         if metric == MEAN and known:
             axes.plot(rates, bounds, label=bound.label, gid=bound.key, **bound.style)
-        if rates[0] < comparison.capacity <= 1.05 * rates[-1]:
+        if sustained:
             axes.axvline(comparison.capacity, color=FAINT, linewidth=0.8, linestyle=":")
         axes.set_xlabel("arrival rate, requests/s")
         axes.set_ylabel(label)
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
         return told
 
-    shown = [each for each in BY_RATE if each[0] in comparison.runs]
+    means = known and any(metric == MEAN for metric, _, _ in shown)
     return Chart(
-        "rates",
-        "How it goes with the load",
+        name,
+        title,
         "Against the arrival rate, with 95% intervals"
-        + (
-            "; dotted: what can be served at most."
-            if rates[0] < comparison.capacity <= 1.05 * rates[-1]
-            else "."
-        ),
+        + ("; dotted: what can be served at most." if sustained else "")
+        + ("; dashed: the limit, dotted: the rate up to which a row meets all." if limits else "")
+        + ("" if sustained or limits else "."),
         tuple(Panel(lambda axes, each=each: draw(axes, *each)) for each in shown),  # type: ignore[misc]
-        (*(series for _, series in _series_of(comparison)), *([bound] * known)),
+        (*(series for _, series in _series_of(comparison)), *([bound] * means)),
         min(3, len(shown)) if len(shown) != 4 else 2,
         (4.3, 3.6),
     )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval import metrics
+from lengthwise.eval.alike import Alike, alike
 from lengthwise.eval.alone import Alone
 from lengthwise.eval.bound import mean_latency_bound_s
 from lengthwise.eval.cells import Cells
@@ -164,6 +165,17 @@ class Comparison:
             (None if np.isnan(rate) else float(rate), policy, predictor): group
             for (rate, policy, predictor), group in groups
         }
+
+    def alike(self, rate: float) -> list[Alike]:
+        """The contenders at a rate in their order, those that ran the same schedule together."""
+        key = None if np.isnan(rate) else rate
+        if key not in self._alike:
+            self._alike[key] = alike(self, rate)
+        return self._alike[key]
+
+    @cached_property
+    def _alike(self) -> dict[float | None, list[Alike]]:
+        return {}
 
     def at(self, rate: float, who: Contender) -> pd.DataFrame:
         """The runs of a row at a rate, one a seed."""

@@ -11,13 +11,13 @@ import numpy as np
 from lengthwise.eval.advise import Advice
 from lengthwise.eval.alike import NAMES
 from lengthwise.eval.capacity import Capacity
-from lengthwise.eval.compare import BOUND, Comparison
+from lengthwise.eval.compare import BOUND, Comparison, Contender
 from lengthwise.eval.reproduce import Reproduction
 from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
 from lengthwise.eval.survival import survival
 from lengthwise.eval.tables import reasons
 from lengthwise.eval.tuned import Tuned
-from lengthwise.eval.verdict import verdicts
+from lengthwise.eval.verdict import capacity_verdicts, verdicts
 
 RATIOS = ("e2e_mean_s", "e2e_p99_s")  # of those to the first row
 
@@ -119,6 +119,28 @@ def tuned_document(found: Tuned) -> dict[str, Any]:
     return {
         "policy": found.policy, "tuned": found.tuned, "metric": found.metric,
         "notices": list(found.notices), "config": dict(found.config), "rows": tuned_rows(found),
+    }  # fmt: skip
+
+
+def capacities_rows(found: Mapping[Contender, Capacity]) -> list[dict[str, Any]]:
+    """One row a policy, predictor and seed."""
+    return [
+        {"policy": row["policy"], "predictor": who.predictor_name, **row}
+        for who, one in found.items()
+        for row in capacity_rows(who.policy_name, one)
+    ]
+
+
+def capacities_document(
+    slo: Mapping[str, float], found: Mapping[Contender, Capacity]
+) -> dict[str, Any]:
+    """What was found of each policy and predictor, in words and in numbers."""
+    return {
+        "slo_s": dict(slo), "verdicts": capacity_verdicts(found, slo),
+        "rows": [
+            {"predictor": who.predictor_name, **capacity_document(who.policy_name, slo, one)}
+            for who, one in found.items()
+        ],
     }  # fmt: skip
 
 

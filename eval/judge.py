@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from lengthwise.errors import InputError
 from lengthwise.eval import metrics
 from lengthwise.eval.metrics import Floats
+from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
 from lengthwise.eval.tune import METRICS, Case, Metric, records_of
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
@@ -69,7 +71,10 @@ def measured(policy: Policy, trials: Sequence[Case]) -> Values:
 
 
 def judge(
-    baselines: Sequence[Policy], judged: Sequence[Policy], trials: Sequence[Case]
+    baselines: Sequence[Policy],
+    judged: Sequence[Policy],
+    trials: Sequence[Case],
+    measure: Callable[[Policy, Sequence[Case]], Values] = measured,
 ) -> list[dict[str, Any]]:
     """One row a policy: baselines, then what is judged; several judged ones get a row together.
 
@@ -80,11 +85,11 @@ def judge(
     run. ``COLUMN_ratio_best`` is the same of another metric. ``best`` names the baseline,
     ``trained`` tells what is judged from what it is judged beside. In the row of several (of one
     kind, from several training seeds) values are means over trials, and intervals are over the
-    policies.
+    policies. ``measure`` is asked once for each policy, in their order.
     """
     if not baselines:
         raise InputError("judging needs a baseline")
-    found = [measured(policy, trials) for policy in baselines]
+    found = [measure(policy, trials) for policy in baselines]
     best = int(np.argmin([np.log(values["mean_latency_s"]).mean() for values in found]))
     named = {"best": baselines[best].name}
     rows = [
@@ -96,7 +101,7 @@ def judge(
         }
         for policy, values in zip(baselines, found, strict=True)
     ]
-    learned = [measured(policy, trials) for policy in judged]
+    learned = [measure(policy, trials) for policy in judged]
     rows += [
         {"policy": policy.name, **_summary(values, found[0], found[best]), **named, "trained": True}
         for policy, values in zip(judged, learned, strict=True)
@@ -105,6 +110,19 @@ def judge(
         together = _together(learned, found[0], found[best])
         rows.append({"policy": f"mean of {len(judged)}", **together, **named, "trained": True})
     return rows
+
+
+def save(
+    rows: Sequence[Mapping[str, Any]], folder: str | Path, config: Mapping[str, Any],
+    command: str | None = None,
+) -> Path:  # fmt: skip
+    """Writes rows of ``judge`` to policies.parquet, beside config.json; returns the folder."""
+    import pandas as pd
+
+    with replaced_folder(folder) as fresh:
+        pd.DataFrame(list(rows)).to_parquet(fresh / "policies.parquet", index=False)
+        write_json(fresh / CONFIG, provenance(config, command))
+    return Path(folder)
 
 
 def _summary(values: Values, first: Values, best: Values) -> dict[str, float]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
 from lengthwise.reading import read_described
+from lengthwise.serving.workload.bench import bench_requests
 from lengthwise.serving.workload.files import read_columns
 from lengthwise.workload import Workload
 
@@ -60,21 +61,23 @@ def read_measured(path: str | Path) -> Measured:
 
 def _of_bench(name: str, said: Mapping[str, Any]) -> Measured:
     """A result of ``vllm bench serve``: one entry a request in each of its lists."""
-    wanted = ("start_times", "input_lens", "output_lens", "ttfts", "itls")
-    missing = [key for key in wanted if not isinstance(said.get(key), list)]
+    lists = bench_requests(name, said)
+    missing = [key for key in ("start_times", "ttfts", "itls") if key not in lists]
     if missing:
         raise InputError(
             f"{name} has no {', '.join(missing)}: calibrate reads what `vllm bench serve "
             "--save-result --save-detailed` writes, of a version that writes start_times"
         )
-    lists = [said[key] for key in wanted]
-    if len({len(one) for one in lists}) != 1:
-        raise InputError(f"{name}: {', '.join(wanted)} are of different lengths")
     try:
-        start, prompt, output, first = (np.array(one, dtype=np.float64) for one in lists[:4])
-        between = np.array([sum(map(float, one)) for one in lists[4]])
+        start, prompt, output, first = (
+            np.array(lists[key], dtype=np.float64)
+            for key in ("start_times", "input_lens", "output_lens", "ttfts")
+        )
+        between = np.array([sum(map(float, one)) for one in lists["itls"]])
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name}: times or lengths are no numbers: {error}") from None
+    failed = list(map(bool, lists.get("errors", [""] * len(output))))
+    output = np.where(failed, np.nan, output)  # broken off: not waited for
     return _measured(name, start, prompt, output, first, first + between)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.eval import charts, plots
+from lengthwise.eval.charts import Chart
 from lengthwise.eval.compare import Comparison
 from lengthwise.eval.output import (
     CONFIG,
@@ -72,18 +73,22 @@ def publish(
     lead: str = "",
     sections: Sequence[tuple[str, str]] = (),
     extra: Callable[[Path], None] | None = None,
+    first: Chart | None = None,
 ) -> Path:
     """Writes the whole folder at once and returns the report's path.
 
     runs.parquet (one row a run), table.md, report.html, config.json, figures as SVG, PNG and PDF,
     and requests-N.parquet and iterations-N.parquet of each of ``timelines`` (labels with results
     that logged their iterations). ``lead`` and ``sections`` are HTML for the report, see
-    ``write_report``. ``extra`` may write more into the new folder.
+    ``write_report``. ``extra`` may write more into the new folder; ``first`` is a chart before the
+    others.
     """
     made = provenance({**comparison.config, **(config or {})}, command)
     shown = [charts.trade(comparison), charts.latency_cdf(comparison)]
     if len(comparison.rates) > 1:
         shown.insert(1, charts.latency_by_rate(comparison))
+    if first is not None:
+        shown.insert(0, first)
     logs = [(label, r.iterations) for label, r in timelines if r.iterations is not None]
     if logs:
         shown.append(charts.timeline(logs, timelines[0][1].num_gpu_blocks))

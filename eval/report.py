@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from lengthwise.eval import panels
+from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.charts import Chart
-from lengthwise.eval.compare import Comparison
+from lengthwise.eval.compare import Comparison, Contender
 from lengthwise.eval.tables import (
+    Cell,
+    Column,
     Row,
+    capacities_table,
     columns_of,
     footnote,
     heading,
@@ -23,7 +27,11 @@ from lengthwise.eval.tables import (
     rows_of,
     subtitle,
 )
-from lengthwise.eval.verdict import verdicts
+from lengthwise.eval.verdict import capacity_verdicts, verdicts
+
+# What has room at 1280 pixels: of a table, and the widths of characters and between cells there.
+WIDTH, PAD, MOST_NAME = 1140.0, 14.0, 260.0
+NAME, DIGIT, HALF, HEAD = 8.2, 7.9, 6.8, 7.2
 
 
 def write_report(
@@ -82,32 +90,96 @@ def _load(comparison: Comparison, rate: float) -> str:
 
 
 def table(comparison: Comparison, rate: float) -> str:
-    """One load as an HTML table, with the reasons of rows that stand for several."""
+    """One load as an HTML table, with the reasons of rows that stand for several.
+
+    Columns for which a page of ``WIDTH`` has no room at some load are in a table of their own, to
+    be opened.
+    """
+    columns, lines = columns_of(comparison), rows_of(comparison, rate)
+    count = min(
+        _fitting(names_of(comparison), columns, rows_of(comparison, each))
+        for each in comparison.rates
+    )
+    title = heading(comparison, rate)
+    shown = _part(comparison, title, columns, lines, range(count))
+    if count < len(columns):
+        left = ", ".join(column.heading.removesuffix(", s") for column in columns[count:])
+        inner = _part(comparison, f"{title}: more", columns, lines, range(count, len(columns)))
+        shown += f"<details><summary>{escape(left)}</summary>{inner}</details>"
+    why = "".join(
+        f"<li>{escape(reason)}</li>" for reason in dict.fromkeys(reasons(comparison, rate))
+    )
+    return shown + (f'<ul class="faint">{why}</ul>' if why else "")
+
+
+def _part(
+    comparison: Comparison, title: str, columns: Sequence[Column], lines: Sequence[Row],
+    places: range,
+) -> str:  # fmt: skip
+    """A table of some of the columns; without the lines that say nothing in them."""
     heads = "".join(
         f'<th class="name"><button type="button">{name}</button></th>'
         for name in names_of(comparison)
     ) + "".join(
-        f'<th title="{escape(column.help)}"><button type="button">'
-        f"{escape(column.heading)}</button></th>"
-        for column in columns_of(comparison)
+        f'<th title="{escape(columns[place].help)}"><button type="button">'
+        f"{escape(columns[place].heading)}</button></th>"
+        for place in places
     )
-    rows = "".join(_row(line) for line in rows_of(comparison, rate))
-    why = "".join(
-        f"<li>{escape(reason)}</li>" for reason in dict.fromkeys(reasons(comparison, rate))
+    rows = "".join(
+        _row(line, [line.cells[place] for place in places])
+        for line in lines
+        if not places.start or any(line.cells[place].text != "–" for place in places)
     )
     # scrolls in its own box where the page is narrow, by the keyboard too
     return (
-        '<div class="scroll" role="region" tabindex="0" '
-        f'aria-label="{escape(heading(comparison, rate))}">'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(title)}">'
         f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
-        + (f'<ul class="faint">{why}</ul>' if why else "")
     )
 
 
-def _row(line: Row) -> str:
+def _fitting(names: Sequence[str], columns: Sequence[Column], lines: Sequence[Row]) -> int:
+    """How many columns have room on a page, by their longest texts; at least one has."""
+    used = sum(
+        PAD + min(MOST_NAME, NAME * max(len(name), *(len(line.names[place]) for line in lines)))
+        for place, name in enumerate(names)
+    )
+    for count, column in enumerate(columns):
+        cells = (line.cells[count].text.partition(" ± ") for line in lines)
+        longest = max(DIGIT * len(mean) + HALF * len(sign + half) for mean, sign, half in cells)
+        words = max(map(len, column.heading.split()))  # a heading takes several lines
+        used += PAD + max(longest, HEAD * words)
+        if used > WIDTH:
+            return max(count, 1)
+    return len(columns)
+
+
+def capacities_lead(slo: Mapping[str, float], found: Mapping[Contender, Capacity]) -> str:
+    """Who carries the most within an SLO, and a table of all, as HTML."""
+    heads, lines = capacities_table(slo, found)
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in capacity_verdicts(found, slo))
+    head = "".join(
+        f'<th class="{"name" if head in ("policy", "predictor") else ""}">{escape(head)}</th>'
+        for head in heads
+    )
+    rows = "".join(
+        "<tr>"
+        + "".join(
+            f'<td class="{"name" if place < 2 else cell.verdict}">{_spread(cell.text)}</td>'
+            for place, cell in enumerate(line)
+        )
+        + "</tr>"
+        for line in lines
+    )
+    return (
+        f'{said}<div class="scroll" role="region" tabindex="0" aria-label="capacities">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _row(line: Row, shown: Sequence[Cell]) -> str:
     cells = "".join(
         f'<td class="{cell.verdict}" data-value="{_value(cell.value)}">{_spread(cell.text)}</td>'
-        for cell in line.cells
+        for cell in shown
     )
     return (
         f'<tr class="{"bound" if line.bound else ""}">'

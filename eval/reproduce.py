@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lengthwise.errors import UnknownNameError
 from lengthwise.eval.alone import alone_s
+from lengthwise.eval.cells import Cells
 from lengthwise.eval.compare import Comparison, compare
+from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.source import Spelled
 from lengthwise.eval.statistics import Interval
 from lengthwise.serving import Engine
 from lengthwise.serving.timing import timing as load_timing
 
 Progress = Callable[[int, int], None]
+PLAIN = str.maketrans("/:", "--")  # of a file's name
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,9 @@ class Reproduction:
     first: str = "FCFS"
 
 
-def vllm_ltr(seeds: int, processes: int, progress: Progress | None = None) -> Reproduction:
+def vllm_ltr(
+    seeds: int, processes: int, progress: Progress | None = None, cells: Cells | None = None
+) -> Reproduction:
     """Fu et al., "Efficient LLM Scheduling by Learning to Rank", NeurIPS 2024: burst of 2,000."""
     lines: list[Line] = []
     for setting, timing, workload, tau, published in (
@@ -60,6 +66,7 @@ def vllm_ltr(seeds: int, processes: int, progress: Progress | None = None) -> Re
             timing=timing,
             processes=processes,
             progress=progress,
+            cells=None if cells is None else cells.part(f"{timing}-{workload}".translate(PLAIN)),
         )
         names = ("FCFS", "MLFQ", f"LTR (tau {tau})")
         rows = (found.contenders[0], found.contenders[1], found.contenders[2])
@@ -90,7 +97,9 @@ def vllm_ltr(seeds: int, processes: int, progress: Progress | None = None) -> Re
     )
 
 
-def ssjf(seeds: int, processes: int, progress: Progress | None = None) -> Reproduction:
+def ssjf(
+    seeds: int, processes: int, progress: Progress | None = None, cells: Cells | None = None
+) -> Reproduction:
     """Qiu et al., "Efficient Interactive LLM Serving with Proxy Model-based Sequence Length
     Prediction", 2024: job completion time without batching."""
     engine, timing = Engine(max_num_seqs=1), "roofline:a100/llama-2-13b"
@@ -110,6 +119,7 @@ def ssjf(seeds: int, processes: int, progress: Progress | None = None) -> Reprod
         timing,
         processes=processes,
         progress=progress,
+        cells=cells,
     )
     lines: list[Line] = []
     for load, rate in zip(loads, found.rates, strict=True):
@@ -148,14 +158,29 @@ def reproduce(
     seeds: int = 5,
     processes: int = 1,
     progress: Progress | None = None,
+    cells: Cells | None = None,
     *,
     papers: Mapping[str, Callable[..., Reproduction]] = PAPERS,
     **options: Any,
 ) -> Reproduction:
     """Our version of a published table; raises ``UnknownNameError`` with the nearest name.
 
-    ``papers`` are those known, ``options`` what the paper's own function takes beside these.
+    With ``cells``, what is finished is kept, and is not run again. ``papers`` are those known,
+    ``options`` what the paper's own function takes beside these.
     """
     if paper not in papers:
         raise UnknownNameError("paper", paper, papers)
-    return papers[paper](seeds, processes, progress, **options)
+    return papers[paper](seeds, processes, progress, cells, **options)
+
+
+def save(
+    rows: Sequence[Mapping[str, Any]], folder: str | Path, config: Mapping[str, Any],
+    command: str | None = None,
+) -> Path:  # fmt: skip
+    """Writes the table to table.parquet, beside config.json; returns the folder."""
+    import pandas as pd
+
+    with replaced_folder(folder) as fresh:
+        pd.DataFrame(list(rows)).to_parquet(fresh / "table.parquet", index=False)
+        write_json(fresh / CONFIG, provenance(config, command))
+    return Path(folder)

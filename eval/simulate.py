@@ -183,13 +183,14 @@ class Result:
             write_json(fresh / CONFIG, provenance(self.config, command))
         return Path(folder)
 
-    def trace(self, path: str | Path) -> Path:
+    def trace(self, path: str | Path, command: str | None = None) -> Path:
         """Writes what every node and request did when, for Perfetto (see ``eval.trace``).
 
-        The run is made again for it, on the reference engine. ``InputError`` for a path that
-        ends in neither ``.json`` nor ``.json.gz``, and for the backend "vllm".
+        The run is made again for it, on the reference engine. ``command``, if given, is kept in
+        it. ``InputError`` for a path that ends in neither ``.json`` nor ``.json.gz``, and for the
+        backend "vllm".
         """
-        return write_trace(path, self, self.config["seed"])
+        return write_trace(path, self, self.config["seed"], command)
 
 
 def simulate(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lengthwise.eval.alike import alike
 from lengthwise.eval.compare import Comparison
 from lengthwise.eval.statistics import Interval
 
@@ -24,7 +23,7 @@ def survival(comparison: Comparison, rate: float) -> list[dict[str, Any]]:
     the hosts, this one among them.
     """
     found = []
-    for group in alike(comparison, rate)[1:]:
+    for group in comparison.alike(rate)[1:]:
         who = group.first
         for metric in METRICS:
             here = comparison.ratio(rate, who, metric)

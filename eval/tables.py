@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import UnknownNameError
-from lengthwise.eval.alike import NAMES, Alike, alike
+from lengthwise.eval.alike import NAMES, Alike
+from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.compare import BOUND, Comparison, Contender
 from lengthwise.eval.statistics import Interval, paired_ratio
 
@@ -138,7 +139,7 @@ def rows_of(
     comparison: Comparison, rate: float, columns: Sequence[Column] | None = None, merge: bool = True
 ) -> list[Row]:
     """The lines of one rate's table, the bound last; with ``merge``, what came out alike is one."""
-    groups = alike(comparison, rate) if merge else [Alike((who,)) for who in comparison.contenders]
+    groups = comparison.alike(rate) if merge else [Alike((who,)) for who in comparison.contenders]
     rows = [
         Row(_names(comparison, group), tuple(row(comparison, rate, group.first, columns)))
         for group in groups
@@ -156,7 +157,7 @@ def _names(comparison: Comparison, group: Alike) -> tuple[str, ...]:
 
 def reasons(comparison: Comparison, rate: float) -> list[str]:
     """Why lines of one rate's table stand for several contenders: ``sjf = srtf: ...``."""
-    return [f"{one.label}: {one.reason}" for one in alike(comparison, rate) if one.reason]
+    return [f"{one.label}: {one.reason}" for one in comparison.alike(rate) if one.reason]
 
 
 def names_of(comparison: Comparison) -> tuple[str, ...]:
@@ -233,6 +234,39 @@ def row(
             text = f"{interval.mean:.1%}"
         cells.append(Cell(text, interval.mean))
     return cells
+
+
+def capacities_table(
+    slo: Mapping[str, float], found: Mapping[Contender, Capacity]
+) -> tuple[list[str], list[list[Cell]]]:
+    """Headings and lines of capacities: each row's, its ratio to the first row's, paired by seed,
+    and the means over seeds of what the SLO limits there.
+    """
+    (first, base), *_ = found.items()
+    heads = ["policy", "predictor", "capacity, requests/s", f"× {first.label}"]
+    lines = []
+    for who, one in found.items():
+        at = [
+            next(p.values for p in one.probes if (p.seed, p.rate) == (seed, rate))
+            for seed, rate in enumerate(one.per_seed)
+        ]
+        ratio = (
+            Cell("1.00")
+            if who is first
+            else more_is_better(_ratio(np.array(one.per_seed), np.array(base.per_seed)))
+        )
+        predictor = "" if who.predictor_name == "none" else who.predictor_name
+        lines.append([
+            Cell(who.policy_name), Cell(predictor), Cell(with_interval(one.rate)), ratio,
+            *(Cell(number(float(np.mean([values[name] for values in at])))) for name in slo),
+        ])  # fmt: skip
+    return [*heads, *(f"{name}, s" for name in slo)], lines
+
+
+def more_is_better(cell: Cell) -> Cell:
+    """A ratio of what there should be much of: its verdict is the other one."""
+    turned: dict[Verdict, Verdict] = {"better": "worse", "worse": "better"}
+    return replace(cell, verdict=turned.get(cell.verdict, cell.verdict))
 
 
 def _ratio(values: Values, to: Values) -> Cell:

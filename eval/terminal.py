@@ -18,12 +18,13 @@ from lengthwise.eval.advise import Advice
 from lengthwise.eval.calibrate import Calibration
 from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.check import Checked
-from lengthwise.eval.compare import SAME, Comparison
+from lengthwise.eval.compare import SAME, Comparison, Contender
 from lengthwise.eval.reproduce import Reproduction
 from lengthwise.eval.statistics import Interval
 from lengthwise.eval.tables import (
     Cell,
     Row,
+    capacities_table,
     chosen_columns,
     columns_of,
     footnote,
@@ -37,7 +38,7 @@ from lengthwise.eval.tables import (
     with_interval,
 )
 from lengthwise.eval.tuned import Tuned
-from lengthwise.eval.verdict import judged_verdict, verdicts
+from lengthwise.eval.verdict import capacity_verdicts, judged_verdict, verdicts
 
 STYLES = {"better": "green", "worse": "red", "same": "dim", "": ""}
 PIPE_WIDTH = 160  # where no terminal says how wide it is
@@ -62,13 +63,34 @@ def comparison_view(
     without them those with room in ``BLOCKS`` blocks are, and the others are named. ``wide`` makes
     one block of all, however wide it gets.
     """
-    chosen = chosen_columns(comparison, columns) if columns else columns_of(comparison)
-    parts: list[RenderableType] = [
+    said = (Text(sentence, style="bold") for sentence in verdicts(comparison))
+    return Group(*_title(comparison), Text(), *said, *_tables(comparison, width, columns, wide))
+
+
+def comparisons_view(each: Mapping[str, Comparison], width: int) -> RenderableType:
+    """Comparisons of the same requests by what differs: the sentences of all, then the tables."""
+    parts: list[RenderableType] = [*_title(next(iter(each.values())))]
+    for label, comparison in each.items():
+        said = (Text(sentence, style="bold") for sentence in verdicts(comparison))
+        parts += [Text(), Text(f"{label}:"), *said]
+    for label, comparison in each.items():
+        parts += [Text(), Text(label, style="bold underline"), *_tables(comparison, width)]
+    return Group(*parts)
+
+
+def _title(comparison: Comparison) -> list[RenderableType]:
+    return [
         Text(comparison.name, style="bold", overflow="fold"),
         Text(subtitle(comparison), style="dim"),
-        Text(),
-        *(Text(sentence, style="bold") for sentence in verdicts(comparison)),
     ]
+
+
+def _tables(
+    comparison: Comparison, width: int, columns: Sequence[str] = (), wide: bool = False
+) -> list[RenderableType]:
+    """The table of each load, and how to read it."""
+    chosen = chosen_columns(comparison, columns) if columns else columns_of(comparison)
+    parts: list[RenderableType] = []
     rates = comparison.rates
     lines = [[_line(row) for row in rows_of(comparison, rate, chosen)] for rate in rates]
     made = Blocks.of(
@@ -82,8 +104,7 @@ def comparison_view(
         parts += [Text(said, style="dim") for said in dict.fromkeys(reasons(comparison, rate))]
     parts += [Text(), Text(footnote(comparison), style="dim")]
     parts += _no_room(made.left)
-    parts += [Text(f"note: {notice}", style="yellow") for notice in comparison.notices]
-    return Group(*parts)
+    return [*parts, *(Text(f"note: {notice}", style="yellow") for notice in comparison.notices)]
 
 
 def _no_room(left: Iterable[str]) -> list[RenderableType]:
@@ -398,6 +419,21 @@ def tuned_view(found: Tuned) -> RenderableType:
 
 def _of(ratio: Interval) -> str:
     return f"{ratio.mean:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) of"
+
+
+def capacities_view(
+    slo: Mapping[str, float], found: Mapping[Contender, Capacity]
+) -> RenderableType:
+    """Who carries the most, and each row's capacity with what was measured just below it."""
+    heads, lines = capacities_table(slo, found)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for head in heads:
+        named = head in ("policy", "predictor")
+        table.add_column(head, justify="left" if named else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*(Text(cell.text, STYLES[cell.verdict]) for cell in line))
+    said = (Text(sentence, style="bold") for sentence in capacity_verdicts(found, slo))
+    return Group(*said, Text(), table)
 
 
 def advice_view(found: Advice, width: int) -> RenderableType:

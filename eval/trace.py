@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".json", ".json.gz")
 QUEUED, PREFILL, DECODE, PREEMPTED = "queued", "prefill", "decode", "preempted"
 WAITS = (QUEUED, PREEMPTED)  # a request then has a place in the queue, else a seat
+MOST_HEAD = 2**16  # bytes of a trace's first line, which says what wrote it
 NS = PS // 10**9  # a nanosecond: what viewers count in
 COUNTERS = {"requests": ("running", "waiting"), "KV blocks": ("used_blocks",)}
 
@@ -69,8 +71,10 @@ def check_trace(path: str | Path, backend: str = "auto") -> Path:
     return path
 
 
-def write_trace(path: str | Path, result: Result, seed: int) -> Path:
+def write_trace(path: str | Path, result: Result, seed: int, command: str | None = None) -> Path:
     """Writes the trace of a run with its ``seed``, compressed where the name ends in ``.gz``.
+
+    ``command``, if given, is kept in it as what made it.
 
     The reference engine runs it again and tells its steps; both engines take the same ones. The
     same run twice is the same bytes. Raises ``InputError`` as ``check_trace`` does.
@@ -81,7 +85,8 @@ def write_trace(path: str | Path, result: Result, seed: int) -> Path:
         with whole_file(path) as fresh, fresh.open("wb") as raw:
             plain = path.suffix != ".gz"
             file = raw if plain else gzip.GzipFile("", "wb", fileobj=raw, mtime=0)
-            file.write(b'{"displayTimeUnit":"ms","traceEvents":[\n')
+            said = json.dumps({} if command is None else {"command": command})
+            file.write(f'{{"otherData":{said},"displayTimeUnit":"ms","traceEvents":[\n'.encode())
             for index, event in enumerate(events(result.system, records, steps)):
                 line = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
                 file.write(f"{',' * (index > 0)}{line}\n".encode())
@@ -91,6 +96,18 @@ def write_trace(path: str | Path, result: Result, seed: int) -> Path:
     except OSError as error:
         raise InputError(f"can't write a trace to {str(path)!r}: {error.strerror}") from error
     return path
+
+
+def command_of(path: Path) -> str | None:
+    """The command that wrote a trace; None for a trace that doesn't say, and for other files."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as file:
+            said = json.loads(file.readline(MOST_HEAD).rstrip() + b"]}")
+    except (OSError, EOFError, ValueError, zlib.error):
+        return None
+    found = said.get("otherData", {}).get("command") if isinstance(said, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def steps_of(result: Result, seed: int) -> tuple[Records, list[tuple[int, Step]]]:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lengthwise.eval.alike import Alike, alike
+from lengthwise.eval.alike import Alike
+from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.compare import Comparison, Contender
-from lengthwise.eval.statistics import Interval, paired_difference
+from lengthwise.eval.statistics import Interval, paired_difference, paired_ratio
 from lengthwise.eval.survival import hosts_sentence
 from lengthwise.eval.tables import load_of, number, queue_forms
 from lengthwise.eval.tables import verdict as side_of_1
@@ -51,7 +52,7 @@ def _queue(comparison: Comparison, rate: float) -> str:
 
 def _best(comparison: Comparison, rate: float) -> str:
     """The best row that needs no oracle, or with one if nothing else pays; or that nothing does."""
-    baseline, *others = alike(comparison, rate)
+    baseline, *others = comparison.alike(rate)
     if not others:
         return (
             "all rows ran the same schedule"
@@ -124,7 +125,7 @@ def _worse(comparison: Comparison, rate: float) -> list[str]:
     """Rows whose mean latency is above the first one's beyond their interval."""
     found = [
         f"{_called(group)} ({comparison.ratio(rate, group.first, MEAN).mean:.0%})"
-        for group in alike(comparison, rate)[1:]
+        for group in comparison.alike(rate)[1:]
         if comparison.ratio(rate, group.first, MEAN).mean > WORSE
         and side_of_1(comparison.ratio(rate, group.first, MEAN)) in ("worse", "")
     ]
@@ -153,6 +154,25 @@ def _called(group: Alike) -> str:
     same = [w.name for w in group.contenders if w.predictor_name == who.predictor_name]
     named = " = ".join(dict.fromkeys(same))
     return named if who.predictor_name == "none" else f"{named} with {lengths}"
+
+
+def capacity_verdicts(found: Mapping[Contender, Capacity], slo: Mapping[str, float]) -> list[str]:
+    """Which row carries the most load within an SLO, and by how much more than the first one."""
+    limits = ", ".join(f"{name} ≤ {limit:g} s" for name, limit in slo.items())
+    (first, base), *others = found.items()
+    said = f"{first.label} carries {number(base.rate.mean)} requests/s with {limits}"
+    if not others:
+        return [f"{said}."]
+    ratios = {who: paired_ratio(one.per_seed, base.per_seed) for who, one in others}
+    best = max(ratios, key=lambda who: ratios[who].mean)
+    more = ratios[best]
+    if (more.mean if math.isnan(more.low) else more.low) <= 1:
+        return [f"{said}, and none for sure more: the most is {share(more)} of it, {best.label}."]
+    most = number(found[best].rate.mean)
+    return [
+        f"{best.label} carries the most with {limits}: {most} requests/s, {share(more)} of what "
+        f"{first.label} carries ({number(base.rate.mean)})."
+    ]
 
 
 def judged_verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -50,7 +50,8 @@ def write_bundle(
     """Writes a registered policy with its tunables, or a learned one, as a bundle; atomically.
 
     ``about`` is the text of its card, by default what ``card`` says without a training report.
-    Raises ``InputError`` for a policy that is a plain Python function: a bundle holds no code.
+    Raises ``InputError`` for a policy that is a plain Python function, as a bundle holds no code,
+    and for a folder that holds anything but a bundle, which would be replaced.
     """
     score = policy.score
     described: dict[str, Any] = {
@@ -73,6 +74,12 @@ def write_bundle(
             "workloads": list(policy.trained_on.workloads),
         }
     target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"can't write the bundle {str(target)!r}: it is a file, not a folder")
+    if target.is_dir() and any(target.iterdir()) and not is_bundle(str(target)):
+        raise InputError(
+            f"can't write the bundle {str(target)!r}: it holds other files; name a new folder"
+        )
     try:
         with whole_folder(target) as here:
             if isinstance(score.function, MLP):

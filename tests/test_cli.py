@@ -298,6 +298,31 @@ def test_capacity(run: object, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "probes.parquet").is_file()
 
 
+def test_capacities_of_several_policies(
+    run: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lengthwise.eval.capacity.CURVE", 2)
+    line = (
+        "capacity lmsys-chat --requests 80 --seeds 2 --max-num-seqs 4 --processes 1 "
+        "--slo ttft_p99=1.0 --tolerance 0.1 --policies fcfs,sjf --predictors oracle"
+    )
+    planned = run(f"{line} --dry-run")  # type: ignore[operator]
+    assert planned.out.splitlines()[-1] == "all of it for each of fcfs, sjf · oracle"
+    found = run(f"{line} --out out --json")  # type: ignore[operator]
+    assert found.code == 0, found.err
+    document = json.loads(found.out)
+    assert [row["policy"] for row in document["rows"]] == ["fcfs", "sjf"]
+    assert "with ttft_p99 ≤ 1 s" in document["verdicts"][0]
+    report = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert report.index(document["verdicts"][0]) < report.index('id="capacity"')
+    assert (tmp_path / "out" / "capacity.png").is_file()
+    probes = pd.read_parquet(tmp_path / "out" / "probes.parquet")
+    assert set(probes["predictor"]) == {"none", "oracle"}
+    assert not (tmp_path / "out.cells").exists()
+    shown = run(f"{line} --csv")  # type: ignore[operator]
+    assert len(shown.out.splitlines()) == 1 + 2 * 2
+
+
 def test_train_evaluate_and_use_a_predictor(run: object, tmp_path: Path) -> None:
     trained = run("train predictor synthetic-chat --max-rows 400 --out p")  # type: ignore[operator]
     assert trained.code == 0, trained.err

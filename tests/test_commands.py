@@ -34,6 +34,7 @@ from lengthwise.training.commands.options import (
     Specs,
     split_specs,
 )
+from lengthwise.training.commands.stopped import Interrupted
 from lengthwise.workload import Workload
 
 
@@ -330,7 +331,7 @@ def test_train_policy_says_what_came_of_it(
         "wrote r/bundle",
     ]
     for raised, said, code in (
-        (KeyboardInterrupt("SIGTERM: saved"), "SIGTERM: saved", 128 + signal.SIGTERM),
+        (Interrupted("SIGTERM: saved", signal.SIGTERM), "SIGTERM: saved", 128 + signal.SIGTERM),
         (KeyboardInterrupt(), "SIGINT: nothing is saved in r before the first step", 130),
     ):
 
@@ -361,7 +362,9 @@ def test_evaluate_s_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.chdir(tmp_path)
     args, plain = asked(monkeypatch, target, "evaluate policy a b w x")
     assert args == (["a", "b"], ["w", "x"])
-    assert {k: v for k, v in plain.items() if k != "say"} == {
+    beside = ("say", "progress")
+    assert {k: v for k, v in plain.items() if k not in beside} == {
+        "cells": None,
         "requests": 1000, "rate": None, "loads": (), "baseline_names": None, "tuning": False,
         "budget": 64, "predictor": "oracle", "replicas": None, "nodes": None,
         "metrics_interval_s": 0.0, "failures": None, "timing": DEFAULT_TIMING, "seeds": 5,
@@ -379,7 +382,7 @@ def test_evaluate_s_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         ("--max-num-seqs 9", {"engine": Engine(max_num_seqs=9)}),
     ):  # fmt: skip
         _, given = asked(monkeypatch, target, f"evaluate policy a w {text}")
-        given["say"] = plain["say"]
+        given |= {name: plain[name] for name in beside}
         assert given == {**plain, **changed}, text
     with pytest.raises(InputError, match="no workload after 'b'"):
         evaluate._sorted(("a", "b"))
@@ -418,7 +421,7 @@ def test_other_commands_options(monkeypatch: pytest.MonkeyPatch) -> None:
     target = "lengthwise.training.demo.run_demo"
     args, given = asked(monkeypatch, target, "demo")
     assert args == ("runs/demo",)
-    assert (given["seeds"], given["requests"]) == (5, 3000)
+    assert (given["seeds"], given["requests"]) == (3, 2000)
     args, given = asked(monkeypatch, target, "demo --out o --seeds 2 --requests 20 --processes 1")
     assert args == ("o",)
     assert (given["seeds"], given["requests"], given["processes"]) == (2, 20, 1)
@@ -426,7 +429,7 @@ def test_other_commands_options(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(Path, "is_dir", lambda self: True)
         args, _ = asked(patched, target, "export r --to b")
-    assert args == ("r", "b")
+    assert args == ("r", Path("b"))
 
 
 def test_a_named_policy_or_router_is_exported(tmp_path: Path) -> None:
@@ -629,43 +632,57 @@ def test_the_demo_trains_compares_and_publishes(
         calls["train"] = (len(prompts), given)
         return report
 
-    found = Comparison("x", pd.DataFrame(), (Contender("fcfs", None, "fcfs", "none"),), {}, {})
+    found = Comparison(
+        "x", pd.DataFrame({"rate": [2.0]}), (Contender("fcfs", None, "fcfs", "none"),), {}, {}
+    )
 
     def compared(source: Any, policies: Any, predictors: Any, rates: Any, seeds: Any, engine: Any,
                  **given: Any) -> Any:  # fmt: skip
-        calls["compare"] = (source, policies, predictors, rates, seeds, engine, given)
+        calls.setdefault("compare", []).append(engine)
+        assert source == Spelled("synthetic-chat", {"split": "test", "requests": 50})
+        assert policies == ("fcfs", "sjf", "srtf", "mlfq")
+        assert predictors == (calls["train"][1]["out"],)
+        assert (rates, seeds, given.pop("processes")) == ((21.0, 30.0), 2, 3)
+        given["progress"](1, 2)
         return found
 
     def published(comparison: Any, out: Any, **given: Any) -> Any:
         fresh = tmp_path / "fresh"
         fresh.mkdir()
         given["extra"](fresh)
-        calls["publish"] = (comparison, out, given, [p.name for p in (fresh / "ridge").iterdir()])
+        calls["publish"] = (comparison, out, given, sorted(p.name for p in fresh.rglob("*")))
         return "report"
 
     monkeypatch.setattr(demo, "train_predictor", trained)
     monkeypatch.setattr(demo, "compare", compared)
     monkeypatch.setattr(demo, "pick_timelines", lambda *given: ["timeline", given])
     monkeypatch.setattr(demo, "publish", published)
+    monkeypatch.setattr(demo, "verdicts", lambda comparison: ["no <queue> forms."])
+    monkeypatch.setattr(demo, "heading", lambda comparison, rate: f"{rate:g} requests/s")
+    monkeypatch.setattr(demo, "table", lambda comparison, rate: f"<table>{rate:g}</table>")
     said: list[Any] = []
+    at: list[tuple[int, int]] = []
     made = demo.run_demo(
         tmp_path / "out", prompts=30, seeds=2, requests=50, processes=3, say=said.append,
-        trained=said.append, command="cmd", progress=print,
+        trained=said.append, command="cmd", progress=lambda *done: at.append(done),
     )  # fmt: skip
     count, given = calls["train"]
     assert (count, given["model"], given["command"]) == (30, "ridge", "cmd")
-    source, policies, (folder,), rates, seeds, engine, more = calls["compare"]
-    assert source == Spelled("synthetic-chat", {"split": "test", "requests": 50})
-    assert policies == ("fcfs", "sjf", "srtf", "mlfq")
-    assert folder == given["out"]
-    assert (rates, seeds, engine) == ((30.0, 50.0, 60.0), 2, Engine())
-    assert more == {"processes": 3, "progress": print}
+    assert calls["compare"] == [Engine.like("vllm-serve", "h200"), Engine(max_num_seqs=64)]
+    assert calls["compare"][0].max_num_seqs == 1024 and at == [(1, 4), (3, 4)]
     comparison, out, publishing, kept = calls["publish"]
-    assert (comparison, out, kept) == (found, tmp_path / "out", ["weights"])
+    assert (comparison, out) == (found, tmp_path / "out")
+    assert kept == ["ridge", "runs-vllm-serve.parquet", "weights"]
+    assert publishing["lead"] == (
+        "<h3>As vllm serve starts on an H200 (1,024 seats)</h3>"
+        '<ul class="verdicts"><li>no &lt;queue&gt; forms.</li></ul><h3>With --max-num-seqs 64</h3>'
+    )
     assert "seconds" not in publishing["config"]["training"]
     assert publishing["config"]["training"]["metrics"] == metrics
-    assert publishing["timelines"][1] == (found, source, engine)
-    ((name, html),) = publishing["sections"]
+    timed, source, engine = publishing["timelines"][1]
+    assert (timed, source.name, engine) == (found, "synthetic-chat", Engine(max_num_seqs=64))
+    served, (name, html) = publishing["sections"]
+    assert served[0].endswith("(1,024 seats): 2 requests/s") and served[1] == "<table>2</table>"
     assert name == "The predictor"
     assert "r&lt;idge, trained on 2,000 prompts and tested on 1,900 others" in html
     rows = html.split("<tr>")[2:]
@@ -675,7 +692,8 @@ def test_the_demo_trains_compares_and_publishes(
     assert said[0].startswith("1. Learning") and "30 generated prompts" in said[0]
     assert said[1] == report
     assert "2 times at each load" in said[2]
-    assert (made.training, made.comparison, made.report) == (report, found, "report")
+    assert (made.training, made.report) == (report, "report")
+    assert list(made.comparisons.values()) == [found, found]
 
 
 def test_the_demo_command_shows_what_it_found(
@@ -696,7 +714,8 @@ def test_the_demo_command_shows_what_it_found(
     def run(out: str, **given: Any) -> Any:
         given["say"]("1. ...")
         given["trained"]({"predictor": "p", "data": "d"})
-        return SimpleNamespace(comparison=found, report="o/report.html")
+        each = {"Many seats": found, "Few seats": found}
+        return SimpleNamespace(comparisons=each, report="o/report.html")
 
     monkeypatch.setattr(demo, "run_demo", run)
     cli.cli.main(args=["demo", "--out", "o"], standalone_mode=False, obj="c")
@@ -705,6 +724,8 @@ def test_the_demo_command_shows_what_it_found(
         "1. ...",
         "p on d",
         "3. What it is worth:",
+        "Many seats:\n",
+        "Few seats:\n",
         "mean latency, s",
         "Report, figures and every",
     ]

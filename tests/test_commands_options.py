@@ -61,7 +61,7 @@ ENGINE = {
 ENGINE["like"] = "name"
 GRID = {**WORKLOAD, **SYSTEM, **ENGINE, "out": "text", "force": "switch"}
 OPTIONS: dict[str, dict[str, str]] = {
-    "demo": {"out": "text = runs/demo", "seeds": "int [1, ] = 5", "requests": "int [20, ] = 3000",
+    "demo": {"out": "text = runs/demo", "seeds": "int [1, ] = 3", "requests": "int [20, ] = 2000",
              "force": "switch"},
     "advise": {**GRID, **FORM, "predictor": "text", "slo": "text", "seeds": SEEDS},
     "simulate": {**GRID, **FORM, "policy": "text = fcfs", "predictor": "text", "rate": "float",
@@ -70,7 +70,7 @@ OPTIONS: dict[str, dict[str, str]] = {
                 "predictors": "A,B,... = oracle", "rates": "R,R,...", "seeds": SEEDS,
                 "slo": "text", "wide": "switch", "dry_run": "switch", "tuning": "switch",
                 "budget": "int [4, ] = 64", "metric": "text = e2e_mean"},
-    "capacity": {**GRID, **FORM, "policy": "text = fcfs", "predictor": "text",
+    "capacity": {**GRID, **FORM, "policies": "A,B,... = fcfs", "predictors": "A,B,...",
                  "slo": "text, required", "tolerance": "float = 0.01", "seeds": SEEDS,
                  "dry_run": "switch"},
     "tune": {
@@ -98,26 +98,28 @@ OPTIONS: dict[str, dict[str, str]] = {
         "rate": "float", "loads": "R,R,...", "baseline_names": "A,B,...", "tuning": "switch",
         "budget": "int [4, ] = 64", "predictor": "text = oracle", "replicas": "int [1, ]",
         "nodes": "text", "metrics_interval_s": "float = 0.0", "failures": "text", "seeds": SEEDS,
-        "wide": "switch",
+        "wide": "switch", "out": "text", "force": "switch",
     },
     "evaluate predictor": {
         **FORM, "folder": "text, required", "data": "text, required", "split": "name",
         "answers_by": "text", "max_rows": "int", "max_expanded_mb": "float", "card": "switch",
     },
-    "export": {"run": "text, required", "to": "text, required"},
+    "export": {"run": "text, required", "to": "text, required", "force": "switch"},
     "profile": {
         "engine": "name = vllm", "model": "text = llama-3.1-8b", "out": "text, required",
         "name": "text", "seconds": "float = 150.0", "thoroughness": "float = 1.0",
-        "tensor_parallel": "int [1, ] = 1", "max_num_seqs": "int [1, ] = 512",
-        "max_num_batched_tokens": "int [1, ] = 2048",
+        "tensor_parallel": "int [1, ] = 1", "max_num_seqs": "int [1, ]",
+        "max_num_batched_tokens": "int [1, ]",
     },
     "calibrate": {
         **TIMING, **ENGINE, **FORM, "policy": "text = fcfs", "live": "text", "model": "text",
         "rate": "float (0, ]", "seconds": "float [1, 3600] = 60.0", "seed": SEED,
+        "force": "switch",
     },
-    "reproduce": {**FORM, "paper": "text, required", "seeds": SEEDS, "small": "switch"},
+    "reproduce": {**FORM, "paper": "text, required", "seeds": SEEDS, "small": "switch",
+                  "out": "text", "force": "switch"},
     "mock-server": {
-        **TIMING, **ENGINE, "policy": "text = fcfs", "predictor": "text",
+        **TIMING, **ENGINE, "force": "switch", "policy": "text = fcfs", "predictor": "text",
         "replicas": "int [1, ] = 1", "nodes": "text", "model": "text = mock",
         "host": "text = 127.0.0.1", "port": "int [0, 65535] = 8000", "speed": "float = 1.0",
         "output_tokens": "text = lognormal:200,cv=1", "enable_force_include_usage": "switch",

@@ -719,7 +719,7 @@ def test_a_published_table_has_ours_in_its_lines(monkeypatch: pytest.MonkeyPatch
     assert [line.ours.mean for line in table.lines[:3]] == pytest.approx([3.0, 4.5, 6.0])  # type: ignore[union-attr]
     papers: Any = {"mine": lambda *given, **more: (given, more)}
     mine: Any = reproduce.reproduce("mine", 4, 2, papers=papers, small=True)
-    assert mine == ((4, 2, None), {"small": True})
+    assert mine == ((4, 2, None, None), {"small": True})
     with pytest.raises(UnknownNameError, match="did you mean 'ssjf'"):
         reproduce.reproduce("ssfj")
 

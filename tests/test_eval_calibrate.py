@@ -123,15 +123,16 @@ def test_what_vllm_bench_serve_wrote_is_read(tmp_path: Path) -> None:
     said = bench()
     said["output_lens"] = [3] * 58 + [0, 3]  # one failed
     said["ttfts"] = [0.05] * 57 + [0.06, 0.0, 0.05]
+    said["errors"] = ["broken off"] + [""] * 59  # after its first tokens
     (tmp_path / "bench.json").write_text(json.dumps(said))
     run = read_measured(tmp_path / "bench.json")
-    assert len(run) == 59
+    assert len(run) == 58 and run.workload["prompt_tokens"].min() == 101
     assert run.workload["arrival_s"][:2].tolist() == pytest.approx([0.0, 0.2])  # one is left out
     assert run.workload["prompt_tokens"][:2].tolist() == [159, 157]
     assert run.first_s is not None and run.first_s[1] == 0.06
     assert run.last_s[1] == pytest.approx(0.09)
     assert run.notices == (
-        "bench.json: 1 of 60 requests are left out: not answered, or without a time",
+        "bench.json: 2 of 60 requests are left out: not answered, or without a time",
     )
 
 
@@ -160,7 +161,8 @@ def test_tables_and_records_are_read(tmp_path: Path) -> None:
     ("changed", "said"),
     [
         ({"start_times": None}, "has no start_times: calibrate reads what `vllm bench serve"),
-        ({"ttfts": [0.1]}, "are of different lengths"),
+        ({"ttfts": [0.1]}, "ttfts has 1 entries, for 60 requests"),
+        ({"output_lens": None}, "a benchmark's summary, without its requests"),
         ({"itls": [["x"]] * 60}, "times or lengths are no numbers"),
         ({"output_lens": [0] * 60}, "holds 0 answered requests; 50 are the fewest"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from lengthwise.errors import InputError
 from lengthwise.eval import compare as comparing
 from lengthwise.eval.cells import Cells, digests
 from lengthwise.eval.compare import compare
+from lengthwise.training import judging
 from lengthwise.training.cli import main
 from lengthwise.training.commands import show
 from lengthwise.training.commands.folders import same_run
@@ -214,6 +216,45 @@ def test_stopped_advice_goes_on_to_the_same_advice(
     assert not Path("r.cells").exists()
 
 
+def test_a_stopped_evaluation_of_a_policy_goes_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = (
+        "evaluate policy b t.csv --requests 10 --seeds 2 --max-num-seqs 2 --rate 20 --tune "
+        "--budget 16 --baselines fcfs,hrrn --json"
+    )
+    assert run("export sjf --to b")[0] == 0
+    code, whole, err = run(f"{line} --out whole")
+    assert code == 0 and "wrote whole" in err
+    asked: list[str] = []
+    measured = judging.measured
+
+    def stops(policy: Any, trials: Any) -> Any:
+        if len(asked) == 2:
+            interrupt()
+        asked.append(policy.name)
+        return measured(policy, trials)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(judging, "measured", stops)
+        code, _, err = run(f"{line} --out j")
+    # what was tuned of two baselines, and the runs of two policies
+    assert code == 130 and err.splitlines()[-1] == (
+        "lengthwise: SIGINT: 4 finished cells kept in j.cells; the same command goes on from there"
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(judging, "tune", lambda *given, **more: pytest.fail("tuned again"))
+        code, out, err = run(f"{line} --out j")
+    assert code == 0 and "going on: j.cells holds 4 finished cells" in err
+    assert json.loads(out) == json.loads(whole)
+    rows = pd.read_parquet("j/policies.parquet")
+    pd.testing.assert_frame_equal(rows, pd.read_parquet("whole/policies.parquet"))
+    assert rows["policy"].tolist()[:2] == ["fcfs", "hrrn"] and rows["trained"].tolist()[-1]
+    assert not Path("j.cells").exists()
+    code, _, err = run(f"{line} --out j --seeds 1")
+    assert code == 2 and "'j' holds results already" in err
+
+
 def test_cells_come_back_to_the_bit(tmp_path: Path) -> None:
     cells = Cells.open(tmp_path / "c", {"a": 1})
     value = {"rows": [{"x": 0.1 + 0.2, "nan": float("nan"), "n": 3, "s": "é"}], "e": [1e-300]}
@@ -300,12 +341,50 @@ def test_a_predictor_s_and_a_training_s_folders_are_kept(run: Run) -> None:
     assert (code, Path("r/notes").exists()) == (0, True)
     assert out == (
         "would train ppo on lengthwise/Routing-v1, beside jsq, and write r\n"
-        "10 steps in 64 environments, evaluated and saved every twentieth of them\n"
+        "16,384 steps in 64 environments, evaluated and saved every twentieth of them\n"
     )
     Path("prof.json").write_text("{}")
     code, _, err = run("profile --out prof.json")
     assert code == 2 and "'prof.json' is there already" in err
     assert "GPU" in run("profile --out prof.json --force")[2]
+
+
+def test_a_file_is_refused_until_forced_and_the_same_run_writes_its_trace_again(run: Run) -> None:
+    line = "simulate t.csv --requests 20 --trace t.json.gz"
+    assert run(line)[0] == 0
+    written = Path("t.json.gz").read_bytes()
+    assert run("simulate t.csv --requests 20 --policy fcfs --trace t.json.gz")[0] == 0
+    code, _, err = run(f"{line} --policy sjf --predictor oracle")
+    assert code == 2 and Path("t.json.gz").stat().st_size
+    assert f"'t.json.gz' is there already, of `lengthwise {line} --policy fcfs" not in err
+    assert "'t.json.gz' is there already, of `lengthwise simulate t.csv" in err
+    assert run(f"{line} --policy sjf --predictor oracle --force")[0] == 0
+    assert Path("t.json.gz").read_bytes() != written
+    for name in ("t.json", "x.csv"):
+        Path(name).write_text("[1, 2]\n")
+    for line in (
+        "simulate t.csv --trace t.json", "mock-server --log x.csv",
+        "calibrate --live http://127.0.0.1:1 --save x.csv",
+    ):  # fmt: skip
+        code, _, err = run(line)
+        assert code == 2 and "is there already: name another file, or --force" in err
+    assert Path("x.csv").read_text() == "[1, 2]\n"
+
+
+def test_a_bundle_is_refused_until_forced_unless_it_says_the_same(run: Run) -> None:
+    assert run("export mlfq:quantum=8 --to b")[0] == 0
+    assert run("export mlfq:quantum=8 --to b")[0] == 0
+    code, _, err = run("export mlfq:quantum=16 --to b")
+    assert code == 2 and "'b' holds another policy's bundle: name a new folder, or --force" in err
+    assert '"quantum": 8' in Path("b/policy.json").read_text()
+    assert run("export mlfq:quantum=16 --to b --force")[0] == 0
+    assert '"quantum": 16' in Path("b/policy.json").read_text()
+    Path("mine").mkdir()
+    Path("mine/notes").write_text("mine")
+    for to, said in (("mine", "it holds other files"), ("t.csv", "it is a file, not a folder")):
+        code, _, err = run(f"export mlfq --to {to} --force")
+        assert code == 2 and said in err
+    assert Path("mine/notes").read_text() == "mine"
 
 
 # Running again
@@ -344,7 +423,7 @@ def test_plans_say_what_would_run_and_write_nothing(run: Run) -> None:
     assert (code, err) == (0, "")
     assert lines[0] == ("would compare 3 rows: fcfs, sjf · noisy-oracle:tau=0.5, sjf · oracle")
     assert lines[1] == "on t.csv (60 requests) at 8, 20 requests/s, 2 seeds: 4 cells, 12 runs"
-    assert lines[2].startswith("about 1 s in 1 processes (a run of fcfs took 0.")
+    assert re.match(r"about \d+ s in 1 processes \(a run of fcfs took \d", lines[2])
     assert {path.name for path in Path().iterdir()} == {"t.csv"}
     assert "did you mean 'sjf'" in run(f"{GRID.replace('sjf', 'sjff')} --dry-run")[2]
     code, out, _ = run("capacity t.csv --slo e2e_p99=1.5 --tolerance 0.01 --dry-run")

@@ -83,6 +83,14 @@ def test_the_report_is_whole_and_readable(
             assert 0 <= left < right - 280  # of a natural width of 310: text is not too small
             assert right <= width + 1
             assert text >= 9
+    boxes = page.evaluate(
+        """() => [...document.querySelectorAll(".scroll")]
+          .filter((box) => !box.closest("details"))
+          .map((box) => [box.scrollWidth, box.clientWidth])"""
+    )
+    assert len(boxes) == 2
+    for needed, there in boxes:  # nothing to scroll for at 1280; in its own box elsewhere
+        assert (needed <= there) is (width == 1280)
     beside = {round(left) for left, *_ in dict(seen)["rates"]}
     assert len(beside) == {1280: 3, 820: 2, 390: 1}[width]  # they stack
     ground = page.evaluate(

@@ -890,3 +890,16 @@ def test_an_empty_cell_is_not_censored_and_a_number_is_0_or_1(tmp_path: Path) ->
     assert list(found.censored) == [True, False, False]
     with pytest.raises(InputError, match=r"row 1: censored is 2.*must be true or false"):
         read_prompts(write(tmp_path / "t.csv", head + "a,5,1\nb,5,2\n"))
+
+
+def test_semicolons_and_tabs_are_told_by_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    table = "arrival_s,prompt_tokens,output_tokens\n0.5,1,2\n1,3,4\n"
+    for mark in ";\t":
+        path.write_text(table.replace(",", mark))
+        assert Workload.read(path)["prompt_tokens"].tolist() == [1, 3]
+    path.write_text("when;prompt_tokens;output_tokens;who\n0,5;1;2;a\n1,0;3;4;b\n")
+    with pytest.raises(
+        InputError, match=r"ignored columns when, who: is one the time\? --columns arrival_s=NAME"
+    ):
+        Workload.read(path)

@@ -102,7 +102,7 @@ def test_what_is_not_given_is_as_documented() -> None:
         "learners": ("RL", "RL, penalised", "RL, guided", "ES"),
     })  # fmt: skip
     assert defaults(
-        demo.run_demo, seeds=5, requests=3000, rates=(30.0, 50.0, 60.0), prompts=4000,
+        demo.run_demo, seeds=3, requests=2000, rates=(21.0, 30.0), prompts=2000,
         model="ridge", processes=1,
     )  # fmt: skip
     assert demo.TRAINING_SEED == 1_000_000
@@ -552,6 +552,13 @@ def test_runs_are_exported_as_bundles_with_what_was_measured_of_these_weights(
         assert read_bundle(made).score.evaluate({"prompt_tokens": 5.0}) == pytest.approx(
             policy.score.evaluate({"prompt_tokens": 5.0}), rel=1e-6
         )
+    (run / "bundle" / "weights.safetensors").unlink()  # whose card is then of nobody knows what
+    made = module.export_run(run, tmp_path / "without")
+    assert (made / "README.md").read_text() != "as it was measured"
+    for spoiled in ({}, {**state, "layers": 3}, {**state, "features": ["no_such"]}, [1]):
+        write_checkpoint(run / "best.pt", spoiled)
+        with pytest.raises(InputError, match=r"is damaged: best\.pt|unknown feature"):
+            module.export_run(run, tmp_path / "spoiled")
     evolved = evolution.policy_of("scheduling", ("predicted",), (1.0,))
     (run / "config.json").write_text(json.dumps({"algo": "es"}))
     write_bundle(evolved, run / "bundle", "evolved")
@@ -575,6 +582,18 @@ def test_a_run_s_arguments_are_looked_at_first(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="unknown option 'replica' of lengthwise/Routing-v1"):
         module.train_policy(out=tmp_path, env_options={"replica": 3})
     assert not list(tmp_path.iterdir())
+
+
+def test_learners_end_whole_rounds() -> None:
+    ppo = {"rollout": 16_384}
+    for algo, steps, n_envs, settings, taken in (
+        ("ppo", 2048, 64, ppo, 16_384), ("ppo", 16_385, 64, ppo, 32_768), ("ppo", 0, 3, ppo, 0),
+        ("maskable-ppo", 1, 16_384, ppo, 32_768),  # at least two steps of each environment
+        ("ppo", 100, 3, {"rollout": 256}, 255), ("dqn", 5000, 64, {"train_freq": 4}, 5120),
+    ):  # fmt: skip
+        assert agents.steps_of(algo, steps, n_envs, settings) == taken
+    with pytest.raises(InputError, match=r"learns after 4,096 steps \(learning_starts\), and 9"):
+        module.train_policy(out="never", algo="dqn", steps=9)
 
 
 def test_scenarios_say_how_many_replicas_there_are() -> None:
@@ -664,6 +683,7 @@ def trained(
     monkeypatch.setattr(module, "_learn", learn)
     monkeypatch.setattr(module, "_begin", scales)
     monkeypatch.setattr(module, "_finished", done)
+    monkeypatch.setattr(module, "ROUNDED", math.inf)  # nobody says that these are few steps
     options: dict[str, Any] = {
         "workload": burst, "timing": TICK, "env": "lengthwise/Scheduling-v1", "n_envs": 2,
         "eval_seeds": 2, "progress": False, "steps": 10, **given,
@@ -774,6 +794,7 @@ def test_a_resumed_run_says_where_it_goes_on(
     given: dict[str, Any] = {"env_options": {"engine": {"max_num_seqs": 1}, "slots": 12}}
     for algo in ("ppo", "dqn"):
         out = tmp_path / algo
+        given["settings"] = {"learning_starts": 8} if algo == "dqn" else {}
         trained(monkeypatch, out, algo=algo, **given)
         state = {"steps": 1234, "scales": {"waited_s": (5.0, 6.0)}, "reward_scale": 2.0,
                  "evaluations": [], "ranges": [["nodes", 1.0, 9.0]]}  # fmt: skip
@@ -789,6 +810,7 @@ def test_a_resumed_run_says_where_it_goes_on(
         _, said = trained(monkeypatch, out, algo=algo, resume=True, steps=1234, **given)
         assert said == []  # there is nothing left to do
     # resuming what was never saved begins it
+    del given["settings"]
     trained(monkeypatch, tmp_path / "new", **given)
     told, said = trained(monkeypatch, tmp_path / "new", resume=True, **given)
     assert said == [] and told["drawn"].factor == 3.0
@@ -1497,7 +1519,7 @@ def test_what_is_judged_on_which_windows(monkeypatch: pytest.MonkeyPatch) -> Non
 
     judged: list[Any] = []
 
-    def judge(baselines: Any, ours: Any, trials: Any) -> Any:
+    def judge(baselines: Any, ours: Any, trials: Any, measure: Any) -> Any:
         names = [one.name for one in baselines]
         judged.append((names, [one.name for one in ours], [one.seed for one in trials],
                        [one.workload.rate for one in trials]))  # fmt: skip

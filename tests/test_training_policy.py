@@ -262,7 +262,8 @@ def test_scales_are_those_of_what_was_seen_and_of_discounted_returns(
 def test_runs_that_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no training run at"):
         train("ppo", tmp_path / "none", resume=True)
-    train("ppo", tmp_path / "run", steps=8)
+    cut = train("ppo", tmp_path / "run", steps=8)
+    assert any(line.startswith("512 steps, not 8: a round of all") for line in cut.notices)
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match="is damaged"):
         train("ppo", tmp_path / "run", steps=8, resume=True)

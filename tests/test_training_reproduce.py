@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import lengthwise as lw
+from lengthwise.eval.cells import Cells
 from lengthwise.serving import Engine
 from lengthwise.training import intelligent_router as ir
+from lengthwise.training.commands.stopped import Interrupted
 
 
 def test_the_mix_has_its_tasks_in_equal_parts_with_the_lengths_of_the_table() -> None:
@@ -71,3 +76,35 @@ def test_the_table_in_short(monkeypatch: pytest.MonkeyPatch) -> None:
     ))  # fmt: skip
     jsq = by_name["4", "jsq"].ours
     assert jsq is not None and jsq.mean == pytest.approx(mean)
+
+
+def test_what_is_finished_of_the_table_is_not_made_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ir, "REGIMES", (ir.TAUGHT,))
+    asked: list[Any] = []
+    real = ir.mean_latencies
+
+    def noted(*given: Any) -> list[float]:
+        asked.append(given[2])
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(ir, "mean_latencies", noted)
+    given: dict[str, Any] = {"requests": 40, "learners": ()}
+    cells = Cells.open(tmp_path / "c", {})
+    with pytest.raises(KeyboardInterrupt):
+        ir.intelligent_router(2, 1, None, cells, **given)
+    found = ir.intelligent_router(2, 1, None, cells, **given)
+    assert asked == [*ir.BASELINES[:4], *ir.BASELINES[3:]]
+    assert found == ir.intelligent_router(2, 1, **given)
+
+    def stopped(*given: Any) -> Any:  # a learner's folder lies among the cells
+        assert given[-1] == cells.folder / "learner-0"
+        raise Interrupted("saved; the same command with --resume goes on", signal.SIGTERM)
+
+    monkeypatch.setattr(ir, "train", stopped)
+    with pytest.raises(Interrupted) as caught:
+        ir.intelligent_router(2, 1, None, cells, learners=("ES",))
+    assert (str(caught.value), caught.value.number) == ("", signal.SIGTERM)

@@ -78,6 +78,17 @@ def settings_for(
     return settings
 
 
+def steps_of(algo: str, steps: int, n_envs: int, settings: Mapping[str, Any]) -> int:
+    """The steps that training takes for ``steps``: a learner ends a round of all environments."""
+    each = n_envs * (settings["train_freq"] if algo == "dqn" else _rollout(settings, n_envs))
+    return -(-steps // each) * each
+
+
+def _rollout(settings: Mapping[str, Any], n_envs: int) -> int:
+    """Steps of each environment between two updates."""
+    return max(2, int(settings["rollout"]) // n_envs)
+
+
 def make_agent(
     algo: str, envs: VecEnv, columns: int, settings: Mapping[str, Any], hidden: Sequence[int],
     seed: int,
@@ -88,7 +99,8 @@ def make_agent(
     """
     options = {name: value for name, value in settings.items() if name not in GUIDANCE}
     if algo != "dqn":
-        options["n_steps"] = max(2, options.pop("rollout") // envs.num_envs)
+        options["n_steps"] = _rollout(settings, envs.num_envs)
+        del options["rollout"]
         options["batch_size"] = min(options["batch_size"], options["n_steps"] * envs.num_envs)
     rate = options["learning_rate"]
     options["learning_rate"] = LinearSchedule(rate, rate / 10, 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -12,28 +12,36 @@ from typing import Any
 from lengthwise.eval.compare import Comparison, compare
 from lengthwise.eval.output import copy_into
 from lengthwise.eval.publish import check_publishable, pick_timelines, publish
+from lengthwise.eval.report import table
 from lengthwise.eval.source import Spelled
+from lengthwise.eval.tables import heading
 from lengthwise.eval.terminal import PREDICTION_ROWS, plain_metric
+from lengthwise.eval.verdict import verdicts
 from lengthwise.serving import Engine
 from lengthwise.serving.workload import generate_prompts
 from lengthwise.training.predictor import train_predictor
 
 WORKLOAD = "synthetic-chat"
-TRAINING_PROMPTS = 4000  # half of them are kept for testing
+TRAINING_PROMPTS = 2000  # half of them are kept for testing
 TRAINING_SEED = 1_000_000  # not among the seeds of the comparison
-REQUESTS = 3000
+REQUESTS = 2000
 POLICIES = ("fcfs", "sjf", "srtf", "mlfq")
-# requests/s on vLLM's default engine: no queue, about saturation, above it
-RATES = (30.0, 50.0, 60.0)
-SEEDS = 5
+# The same traffic on both: where it never waits, and where it does.
+SEATS = 64
+ENGINES: dict[str, Engine] = {
+    "As vllm serve starts on an H200 (1,024 seats)": Engine.like("vllm-serve", "h200"),
+    f"With --max-num-seqs {SEATS}": Engine(max_num_seqs=SEATS),
+}
+RATES = (21.0, 30.0)  # requests/s: 95% and 135% of what 64 seats can serve
+SEEDS = 3
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo found, and where its report lies."""
+    """What the demo found, a comparison an engine of ``ENGINES``, and where its report lies."""
 
     training: dict[str, Any]
-    comparison: Comparison
+    comparisons: Mapping[str, Comparison]
     report: Path
 
 
@@ -53,10 +61,10 @@ def run_demo(
 ) -> Demo:
     """Trains ``model`` on generated prompts, compares policies on others, publishes to ``out``.
 
-    ``trained`` is called with the training's report as soon as there is one.
+    They are compared on each of ``ENGINES``. ``trained`` is called with the training's report as
+    soon as there is one, ``progress`` with (seeds done, seeds in all).
     """
     check_publishable(out)
-    engine = Engine()
     source = Spelled(WORKLOAD, {"split": "test", "requests": requests})
     with tempfile.TemporaryDirectory(prefix="lengthwise-demo-") as made:
         folder = Path(made) / model
@@ -67,26 +75,38 @@ def run_demo(
         if trained is not None:
             trained(training)
         say(f"2. Serving other prompts on a simulated H200, {seeds} times at each load ...")
-        comparison = compare(
-            source, POLICIES, (folder,), rates, seeds, engine,
-            processes=processes, progress=progress,
-        )  # fmt: skip
-        timelines = pick_timelines(comparison, source, engine)
+        found: dict[str, Comparison] = {}
+        for label, engine in ENGINES.items():
+            before = len(found) * seeds
 
-        def keep_predictor(fresh: Path) -> None:
+            def moved(done: int, total: int, before: int = before) -> None:
+                if progress is not None:
+                    progress(before + done, len(ENGINES) * total)
+
+            found[label] = compare(
+                source, POLICIES, (folder,), rates, seeds, engine,
+                processes=processes, progress=moved,
+            )  # fmt: skip
+        (served, idle), (few, queued) = found.items()
+
+        def keep_more(fresh: Path) -> None:
             copy_into(folder, fresh)
+            idle.runs.to_parquet(fresh / "runs-vllm-serve.parquet", index=False)
 
+        said = "".join(f"<li>{escape(sentence)}</li>" for sentence in verdicts(idle))
+        sections = [(f"{served}: {heading(idle, rate)}", table(idle, rate)) for rate in idle.rates]
         report = publish(
-            comparison,
+            queued,
             out,
             title="lengthwise demo: what knowing answer lengths is worth",
-            timelines=timelines,
+            timelines=pick_timelines(queued, source, ENGINES[few]),
             config={"training": {k: v for k, v in training.items() if k != "seconds"}},
             command=command,
-            sections=[("The predictor", _predictor_section(training))],
-            extra=keep_predictor,
+            lead=f'<h3>{escape(served)}</h3><ul class="verdicts">{said}</ul><h3>{escape(few)}</h3>',
+            sections=[*sections, ("The predictor", _predictor_section(training))],
+            extra=keep_more,
         )
-    return Demo(training, comparison, report)
+    return Demo(training, found, report)
 
 
 def _predictor_section(training: dict[str, Any]) -> str:

@@ -12,15 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lengthwise.eval.cells import Cells
+from lengthwise.eval.output import CONFIG
 from lengthwise.eval.pool import over_cores
 from lengthwise.eval.reproduce import Line, Progress, Reproduction
 from lengthwise.eval.statistics import paired_ratio, t_interval
 from lengthwise.policies import load_policy, load_router
+from lengthwise.policies.bundle import is_bundle
 from lengthwise.policy import RoutingPolicy
 from lengthwise.serving import Engine, Node, System, run
 from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.records import PS
 from lengthwise.serving.timing import timing as load_timing
+from lengthwise.training.commands.stopped import Interrupted
 from lengthwise.workload import Workload
 
 Floats = NDArray[np.float64]
@@ -124,7 +128,10 @@ def mean_latencies(
 def train(name: str, rate: float, requests: int, steps: int, folder: Path) -> RoutingPolicy:
     """One of ``LEARNERS``, trained in the first regime; ES has a candidate for 200 decisions."""
     from lengthwise.training.policy import train_policy
+    from lengthwise.training.runs import BUNDLE
 
+    if is_bundle(str(folder / BUNDLE)):  # of a run that went on to its end
+        return load_router(str(folder / BUNDLE))
     algo, guide, settings = LEARNERS[name]
     if algo == "es":
         settings = {**settings, "evaluations": max(16, steps // 200)}
@@ -135,6 +142,7 @@ def train(name: str, rate: float, requests: int, steps: int, folder: Path) -> Ro
         workload=Mix(requests, rate), settings=settings, eval_every=max(1, steps // 8),
         env_options={"engine": TAUGHT.engine, "requests": requests, "replicas": TAUGHT.replicas},
         baseline_names=[ROUND_ROBIN, GUIDE, "jsew"], progress=False,
+        resume=(folder / CONFIG).is_file(),
     )  # fmt: skip
     return load_router(str(trained.bundle))
 
@@ -154,6 +162,7 @@ def intelligent_router(
     seeds: int = EPISODES,
     processes: int = 1,
     progress: Progress | None = None,
+    cells: Cells | None = None,
     *,
     requests: int = REQUESTS,
     steps: int = 2 * REQUESTS * EPISODES,
@@ -162,6 +171,7 @@ def intelligent_router(
     """The routers of the paper and more, on ``seeds`` test episodes of ``requests`` each.
 
     ``steps`` are the decisions that each learner sees; 0 of ``learners`` leaves only baselines.
+    With ``cells``, learners and what is judged are kept there, and go on from there.
     """
     rates = {engine: sustained(engine) for _, engine in (SEATS, MEMORY)}
     done, total = 0, len(learners) + len(REGIMES) * (len(BASELINES) + len(learners))
@@ -174,9 +184,15 @@ def intelligent_router(
 
     routers: dict[str, str | RoutingPolicy] = {name: name for name in BASELINES}
     taught_rate = TAUGHT.load * TAUGHT.replicas * rates[TAUGHT.engine]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made) if cells is None else cells.folder
         for index, name in enumerate(learners):
-            routers[name] = train(name, taught_rate, requests, steps, Path(folder) / str(index))
+            try:
+                routers[name] = train(
+                    name, taught_rate, requests, steps, folder / f"learner-{index}"
+                )
+            except Interrupted as stop:  # its own words are of a command that trains
+                raise Interrupted(number=stop.number) from None
             moved()
     jobs = [
         (regime, regime.load * regime.replicas * rates[regime.engine], router, requests,
@@ -185,8 +201,17 @@ def intelligent_router(
     ]  # fmt: skip
     names = [(regime, name) for regime in REGIMES for name in routers]
     found: dict[tuple[Regime, str], list[float]] = {}
-    for key, latencies in zip(names, over_cores(mean_latencies, jobs, processes), strict=True):
-        found[key] = latencies
+    for place, key in enumerate(names):
+        known = None if cells is None else cells.read(str(place))
+        if known is not None:
+            found[key] = known
+            moved()
+    left = [place for place, key in enumerate(names) if key not in found]
+    judged = over_cores(mean_latencies, [jobs[place] for place in left], processes)
+    for place, latencies in zip(left, judged, strict=True):
+        found[names[place]] = latencies
+        if cells is not None:
+            cells.write(str(place), latencies)
         moved()
     lines = []
     for regime, name in names:

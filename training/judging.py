@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lengthwise.errors import InputError
-from lengthwise.eval.judge import Policy, Trial, judge
+from lengthwise.eval.cells import Cells
+from lengthwise.eval.judge import Policy, Trial, Values, judge, measured
 from lengthwise.eval.setting import Setting
-from lengthwise.eval.tune import BUDGET, numbers_of, tune
+from lengthwise.eval.tune import BUDGET, Case, numbers_of, tune, with_tunables
 from lengthwise.eval.windows import Window, WorkloadLike, windows_of
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policies.bundle import is_bundle, read_bundle
@@ -70,6 +73,8 @@ def evaluate_policy(
     tuning: bool = False,
     budget: int = BUDGET,
     say: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    cells: Cells | None = None,
 ) -> list[dict[str, Any]]:
     """Bundles (or runs' folders) beside baselines on the same unseen workloads.
 
@@ -84,7 +89,9 @@ def evaluate_policy(
     ``beside`` is the router (default round-robin) or scheduling policy (default fcfs) that runs
     with what is judged; ``replicas`` defaults to 1 for a scheduling policy, 4 for a router;
     ``nodes`` stand in for them. ``failures`` is what happens to nodes, as for ``simulate``. ``say``
-    is called with notices.
+    is called with notices, ``progress`` with (policies done, policies in all), over all workloads
+    and loads. With ``cells``, each policy on each workload and load, and each tuned baseline, is
+    kept as it is finished, and is not run again.
     """
     judged = [_read(one) for one in _several(policy)]
     kind = _kind_of(judged)
@@ -119,19 +126,54 @@ def evaluate_policy(
             arrived = float(sum(t.workload.rate for t in trials) / len(trials))
             said = {"workload": made.name, "load": share, "rate_requests_per_s": arrived}
             groups.append((said, trials))
+    work = _Work(cells, progress, len(groups) * (len(beaten) + len(judged)))
     if tuning:
         least = max(budget, 4 * len(practice))
         if least > budget and say is not None:
             say(f"{len(practice)} windows to tune on: {least} runs for each baseline, not {budget}")
-        tuned = [tune(each, practice, budget=least) for each in beaten]
+        tuned = [work.tuned(each, practice, least) for each in beaten]
         for new, old in list(zip(tuned, beaten, strict=True)):
             if new is not old:
                 beaten.append(new)
             elif numbers_of(old)[0] and say is not None:
                 say(f"{old.name}: nothing was found that is better than its defaults")
+    work.total = work.done + len(groups) * (len(beaten) + len(judged))
     return [
-        {**said, **row} for said, trials in groups for row in judge(beaten, judged, trials)
-    ]  # fmt: skip
+        {**said, **row}
+        for said, trials in groups
+        for row in judge(beaten, judged, trials, work.measured)
+    ]
+
+
+class _Work:
+    """What is run of an evaluation, in its order: kept in cells as it is finished, and counted."""
+
+    def __init__(
+        self, cells: Cells | None, progress: Callable[[int, int], None] | None, total: int
+    ) -> None:
+        self.cells, self.progress, self.total, self.done = cells, progress, total, 0
+
+    def measured(self, policy: Policy, trials: Sequence[Case]) -> Values:
+        found = self._kept(
+            lambda: {name: values.tolist() for name, values in measured(policy, trials).items()}
+        )
+        return {name: np.array(values) for name, values in found.items()}
+
+    def tuned(self, policy: Policy, practice: Sequence[Case], budget: int) -> Policy:
+        found = self._kept(lambda: numbers_of(tune(policy, practice, budget=budget))[0])
+        return policy if found == numbers_of(policy)[0] else with_tunables(policy, found)
+
+    def _kept(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        name = f"{self.done}"
+        found = None if self.cells is None else self.cells.read(name)
+        if found is None:
+            found = make()
+            if self.cells is not None:
+                self.cells.write(name, found)
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, max(self.done, self.total))
+        return dict(found)
 
 
 def _trial(window: Window, rate: float | None, system: System, predictor: Any) -> Trial:

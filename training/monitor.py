@@ -135,7 +135,7 @@ class Watch(BaseCallback):
         if self.lines and now >= self.next_line:
             self.next_line = now + self.steps / 20
             rate = (now - self.began_at) / max(time.monotonic() - self.began, 1e-9)
-            line = f"{now:,} of {self.steps:,} steps, {rate:,.0f} a second"
+            line = f"{now:,} of {max(now, self.steps):,} steps, {rate:,.0f} a second"
             print(f"{line}; {self.latest}" if self.latest else line, file=sys.stderr, flush=True)
         return self.stop.signal is None
 

@@ -29,10 +29,11 @@ from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
 from lengthwise.registry import load
 from lengthwise.serving.options import DEFAULT_TIMING
-from lengthwise.training.agents import make_agent, settings_for
+from lengthwise.training.agents import make_agent, settings_for, steps_of
 from lengthwise.training.calibration import calibrate
 from lengthwise.training.checkpoint import read_checkpoint, write_checkpoint
 from lengthwise.training.commands.show import notices, progress
+from lengthwise.training.commands.stopped import Interrupted
 from lengthwise.training.evolve import ALGORITHMS, evolve
 from lengthwise.training.guide import Guide, Guided, clone
 from lengthwise.training.judging import Judged, baselines
@@ -73,6 +74,7 @@ TIES = (
     "{} cost the same to 1% on held-out workloads: most likely no queue forms, and there is "
     "nothing to learn (a higher rate, fewer seats or fewer replicas make one)"
 )
+ROUNDED = 1.05  # times the steps that were asked for: what is beyond that is said
 CONFIRMATIONS = 16  # workloads on which a finished run is set beside the best baseline
 
 
@@ -156,6 +158,11 @@ def train_policy(
     if kind == "routing":
         options["replicas"] = int(probe.action_space.n)
     run = _Run(Path(out), kind, algo, chosen, hidden, seed, steps, judges, progress, [])
+    if algo == "dqn" and steps <= chosen["learning_starts"]:
+        raise InputError(
+            f"dqn learns after {chosen['learning_starts']:,} steps (learning_starts), and "
+            f"{steps:,} were asked for"
+        )
     if dry_run:
         check_run(run.folder, config, resume=resume, force=force)
         none = {judged.name: float("nan") for judged in judges}
@@ -185,6 +192,13 @@ def train_policy(
     write_config(run.folder, config, command)
     if validation.ties:
         run.say(TIES.format(", ".join(validation.baselines)))
+    total = state["steps"] + steps_of(algo, max(0, steps - state["steps"]), n_envs, chosen)
+    if total > ROUNDED * steps:
+        part = "train_freq" if algo == "dqn" else "rollout"
+        run.say(
+            f"{total:,} steps, not {steps:,}: a round of all environments is finished before the "
+            f"weights change; fewer --n-envs or a smaller --set {part}=N make it shorter"
+        )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the network is too small to gain from more
     try:
@@ -347,8 +361,9 @@ def _learn(
 
     with stopping() as stop:
         watch = Watch(
-            steps=steps, evaluate=evaluate, evaluate_every=eval_every or max(1, steps // 20),
-            save=save, save_every=save_every or max(1, steps // 20), stop=stop, at=at,
+            steps=steps, evaluate=evaluate,
+            evaluate_every=eval_every or max(1, steps // 20), save=save,
+            save_every=save_every or max(1, steps // 20), stop=stop, at=at,
             show=run.progress,
         )  # fmt: skip
         try:
@@ -392,10 +407,11 @@ def _not_finite(folder: Path, agent: BaseAlgorithm, error: NotFiniteError) -> In
 
 
 def _stopped(folder: Path, done: int, what: str, stop: Stopping) -> KeyboardInterrupt:
-    name = signal.Signals(stop.signal or signal.SIGINT).name
-    return KeyboardInterrupt(
-        f"{name}: saved {str(folder)!r} after {done:,} {what}; the same command with --resume "
-        "goes on"
+    number = stop.signal or signal.SIGINT
+    return Interrupted(
+        f"{signal.Signals(number).name}: saved {str(folder)!r} after {done:,} {what}; the same "
+        "command with --resume goes on",
+        number,
     )
 
 
@@ -453,8 +469,9 @@ def export_run(run: str | Path, to: str | Path) -> Path:
     target = write_bundle(policy, to)
     # The card of a finished run says what was measured, of the weights that lie beside it.
     about = finished / CARD
+    beside = finished / WEIGHTS
     if about.is_file() and (
-        evolved or (finished / WEIGHTS).read_bytes() == (target / WEIGHTS).read_bytes()
+        evolved or (beside.is_file() and beside.read_bytes() == (target / WEIGHTS).read_bytes())
     ):
         write_bundle(policy, target, about.read_text("utf-8"))
     return target

@@ -160,14 +160,17 @@ def best_policy(folder: Path) -> SchedulingPolicy | RoutingPolicy:
     if not (folder / BEST).exists():
         raise InputError(f"training run {str(folder)!r} has no update yet that was evaluated")
     best = read_checkpoint(folder / BEST)
-    columns = Columns.of(best["features"], best["scales"])
-    layers = [(weight.numpy(), bias.numpy()) for weight, bias in best["layers"]]
-    skip = best.get("skip")  # the first version's networks had no linear part, and said less
-    ranges = tuple((name, low, high) for name, low, high in best.get("ranges", ()))
-    trained_on = TrainedOn(ranges, tuple(best["workloads"])) if ranges else None
-    return learned(
-        best["kind"], columns, layers, None if skip is None else skip.numpy(), trained_on
-    )
+    try:
+        columns = Columns.of(best["features"], best["scales"])
+        layers = [(weight.numpy(), bias.numpy()) for weight, bias in best["layers"]]
+        skip = best.get("skip")  # the first version's networks had no linear part, and said less
+        ranges = tuple((name, low, high) for name, low, high in best.get("ranges", ()))
+        trained_on = TrainedOn(ranges, tuple(best["workloads"])) if ranges else None
+        return learned(
+            best["kind"], columns, layers, None if skip is None else skip.numpy(), trained_on
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"training run {str(folder)!r} is damaged: {BEST}: {error!r}") from error
 
 
 def best_state(

@@ -153,10 +153,14 @@ def _plain(name: str, data: bytes, most: int) -> bytes:
 def _from_csv(name: str, data: bytes) -> Columns:
     """Columns by the header's names; every row must have as many fields as the header.
 
+    The header tells what stands between fields: semicolons or tabs where it has no comma.
     A column whose cells are all numbers or empty is one of numbers, unless its name is that of a
     text; nothing else is guessed, so that "None" and "N/A" are texts.
     """
-    reader = csv.reader(io.StringIO(_text(name, data), newline=""), skipinitialspace=True)
+    text = _text(name, data)
+    head = text.lstrip().partition("\n")[0]
+    between = next((mark for mark in ",;\t" if mark in head), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=between, skipinitialspace=True)
     limit = csv.field_size_limit(MOST_CHARACTERS)
     try:
         rows = [row for row in reader if row]

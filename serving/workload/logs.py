@@ -17,6 +17,7 @@ import numpy as np
 
 from lengthwise import chat
 from lengthwise.errors import InputError
+from lengthwise.serving.workload.bench import bench_requests
 from lengthwise.serving.workload.files import Columns
 from lengthwise.serving.workload.layout import (
     CUT,
@@ -126,25 +127,12 @@ def _litellm(columns: Columns, name: str, options: Options) -> Columns:
 
 
 def _vllm_bench(columns: Columns, name: str, options: Options) -> Columns:
-    """``vllm bench serve --save-result --save-detailed`` (0.12 and later; ``start_times`` since
-    2026), and SGLang's ``bench_serving --output-details``: lists with an entry a request.
-    """
-    if not {"input_lens", "output_lens"} <= columns.keys():
-        raise InputError(
-            f"{name}: a benchmark's summary, without its requests; run vllm bench serve with "
-            "--save-result --save-detailed"
-        )
-    if len(columns["input_lens"]) != 1:
-        raise InputError(
-            f"{name}: holds {len(columns['input_lens'])} benchmark runs; give a file of one"
-        )
+    """What ``bench_requests`` reads: lists with an entry a request."""
+    runs = len(next(iter(columns.values())))
+    if runs != 1:
+        raise InputError(f"{name}: holds {runs} benchmark runs; give a file of one")
     run = {key: values[0] for key, values in columns.items()}
-    lists = {key: run.get(key) for key in ("input_lens", "output_lens", "start_times", "errors")}
-    count = len(run["input_lens"])
-    for key, values in lists.items():
-        if values is not None and len(values) != count:
-            raise InputError(f"{name}: {key} has {len(values)} entries, for {count} requests")
-    rows = {key: objects(list(values)) for key, values in lists.items() if values is not None}
+    rows = {key: objects(values) for key, values in bench_requests(name, run).items()}
 
     def of(row: Record) -> Record:
         if row.get("errors") or not row["output_lens"]:

@@ -47,6 +47,11 @@ class Table:
             raise InputError(
                 f"{self.name}: has no arrival times; give some, e.g. --arrivals poisson:8 "
                 "(arrivals='poisson:8'), --arrivals burst or --arrivals TRACE"
+                + "".join(
+                    f"; {said.partition(': ')[2]}: is one the time? --columns arrival_s=NAME"
+                    for said in self.notices
+                    if ": ignored columns " in said
+                )
             )
         columns = {key: values for key, values in self.columns.items() if key != "censored"}
         arrival, notices = columns["arrival_s"], self.notices

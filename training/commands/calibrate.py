@@ -9,6 +9,7 @@ import click
 
 from lengthwise.errors import InputError
 from lengthwise.serving.options import DEFAULT_TIMING
+from lengthwise.training.commands.folders import claim_file, force_option
 from lengthwise.training.commands.options import (
     engine_options,
     form_options,
@@ -62,10 +63,14 @@ SHARE = 0.7  # of the capacity, where no rate was given
     type=click.Path(),
     help="Of --live: where to keep what was measured, CSV that calibrate reads.",
 )
+@force_option
 @seed_option
 @engine_options
 @form_options
+@click.pass_obj
 def calibrate(
+    command: str,
+    /,
     results: tuple[str, ...],
     timing: str,
     policy: str,
@@ -74,6 +79,7 @@ def calibrate(
     rate: float | None,
     seconds: float,
     save: str | None,
+    force: bool,
     seed: int,
     form: str | None,
     **options: Any,
@@ -92,16 +98,23 @@ def calibrate(
     from lengthwise.eval.measured import read_measured
     from lengthwise.eval.terminal import calibration_view
     from lengthwise.training.commands.show import notices, progress, show
+    from lengthwise.training.commands.stopped import kept
 
     engine = take_engine(options, timing=timing)
     if not (results or live):
         raise click.UsageError("what to calibrate on? RESULT, or --live URL")
+    claim_file(command, save, force)
     runs = [read_measured(one) for one in results]
     if live is not None:
-        runs.append(_measured(live, model, timing, engine, rate, seconds, seed))
+        with kept(lambda: "nothing is kept of requests that were not all sent"):
+            runs.append(_measured(live, model, timing, engine, rate, seconds, seed))
         if save is not None:
             _save(runs[-1], Path(save))
-    with progress("simulating") as moved:
+    saved = f"what was measured is kept in {save}; calibrate reads it"
+    with (
+        kept(lambda: saved if live and save else "nothing is kept of a calibration"),
+        progress("simulating") as moved,
+    ):
         found = find(runs, timing, engine, policy, moved)
     if not engine.async_scheduling:
         notices(

@@ -10,11 +10,11 @@ from lengthwise.training.commands.options import form_options, processes_option
 
 @click.command()
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR")
-@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, metavar="N")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, metavar="N")
 @click.option(
     "--requests",
     type=click.IntRange(20),
-    default=3000,
+    default=2000,
     show_default=True,
     metavar="N",
     help="Prompts drawn at each load; half of them, the test split, are served.",
@@ -36,10 +36,11 @@ def demo(
     """Trains a predictor of answer lengths and compares schedulers that use it.
 
     Nothing is downloaded: the prompts are generated, the GPU is a profile measured on an H200. The
-    table shows FCFS, SJF, SRTF and MLFQ, with the predictor and with an oracle, at three loads.
+    tables show FCFS, SJF, SRTF and MLFQ, with the predictor and with an oracle, at two loads: on an
+    engine as vllm serve starts it, where nobody waits, and on one with few seats.
     """
     from lengthwise.eval.flat import comparison_document, comparison_rows
-    from lengthwise.eval.terminal import comparison_view, console, prediction_view
+    from lengthwise.eval.terminal import comparisons_view, console, prediction_view
     from lengthwise.training.commands.show import notices, progress, show
     from lengthwise.training.demo import run_demo
 
@@ -53,13 +54,13 @@ def demo(
             trained=lambda report: screen.print(prediction_view(report)),
         )  # fmt: skip
     screen.print("3. What it is worth:\n")
-    comparison = found.comparison
+    each = found.comparisons
     if form is not None:
-        notices(comparison.notices)
+        notices(dict.fromkeys(notice for one in each.values() for notice in one.notices))
     show(
         form,
-        lambda width: comparison_view(comparison, width),
-        lambda: comparison_document(comparison),
-        lambda: comparison_rows(comparison),
+        lambda width: comparisons_view(each, width),
+        lambda: {label: comparison_document(one) for label, one in each.items()},
+        lambda: [{"engine": at, **row} for at, one in each.items() for row in comparison_rows(one)],
     )
     click.echo(f"\nReport, figures and every run: {found.report}", err=form is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 
 from lengthwise.errors import InputError
 from lengthwise.serving.options import DEFAULT_TIMING
+from lengthwise.training.commands.folders import cells_of, claim, config_option, force_option
 from lengthwise.training.commands.options import (
     Name,
     Rates,
@@ -18,6 +20,7 @@ from lengthwise.training.commands.options import (
     engine_options,
     form_options,
     max_expanded_option,
+    out_option,
     seeds_option,
     table_options,
     take_engine,
@@ -62,13 +65,15 @@ def predictor(
     from lengthwise.eval.flat import prediction_rows
     from lengthwise.eval.terminal import prediction_view
     from lengthwise.training.commands.data import prompts_of
-    from lengthwise.training.commands.show import notices, show
+    from lengthwise.training.commands.show import notices, progress, show
+    from lengthwise.training.commands.stopped import kept
     from lengthwise.training.predictor import evaluate_predictor
 
-    rows = prompts_of(data, max_rows, 0, columns=columns, max_expanded_mb=max_expanded_mb)
-    report = evaluate_predictor(
-        folder, rows, split=split, answers_by=answers_by, max_rows=max_rows, card=card
-    )
+    with kept(lambda: "nothing is kept of an evaluation"), progress("evaluating"):
+        rows = prompts_of(data, max_rows, 0, columns=columns, max_expanded_mb=max_expanded_mb)
+        report = evaluate_predictor(
+            folder, rows, split=split, answers_by=answers_by, max_rows=max_rows, card=card
+        )
     notices(report["notices"])
     show(
         form, lambda width: prediction_view(report), lambda: report,
@@ -110,33 +115,52 @@ def predictor(
 @engine_options
 @table_options
 @form_options
+@out_option
+@force_option
+@config_option
+@click.pass_obj
 def policy(
+    command: str,
+    /,
     items: tuple[str, ...],
     max_expanded_mb: float | None,
     shown: tuple[str, ...],
     wide: bool,
     form: str | None,
+    out: str | None,
+    force: bool,
     **options: Any,
 ) -> None:
     """Judges trained policies (bundles or runs' folders) beside baselines on unseen workloads.
 
     Several DIRs are one method's training seeds. Of each WORKLOAD (a preset or a trace) --seeds
-    windows of --requests requests are judged, which share no request.
+    windows of --requests requests are judged, which share no request. With --out, the rows are kept
+    as Parquet; each policy's runs are kept as they are finished, so that the same command goes on
+    after a stop.
 
     \b
     lengthwise evaluate policy ./router azure-conv-2023 --load 0.8,1.0
     lengthwise evaluate policy run0 run1 run2 code.csv.gz chat.csv.gz --load 0.9 --tune
     """
+    from lengthwise.eval.judge import save
+    from lengthwise.eval.output import check_writable
     from lengthwise.eval.terminal import judged_view
-    from lengthwise.training.commands.show import notices, show
+    from lengthwise.training.commands.show import notices, progress, show, wrote
+    from lengthwise.training.commands.stopped import cells_kept, kept
     from lengthwise.training.judging import evaluate_policy
 
     folders, workloads = _sorted(items)
-    given = [_allowed(name, max_expanded_mb) for name in workloads]
-    rows = evaluate_policy(
-        folders, given, engine=take_engine(options), say=lambda line: notices([line]),
-        **options,
-    )  # fmt: skip
+    engine = take_engine(options)
+    if out is not None:
+        check_writable(out)
+    claim(command, out, force)
+    cells = cells_of(command, out, force)
+    with kept(lambda: cells_kept(out)), progress("judging") as moved:
+        given = [_allowed(name, max_expanded_mb) for name in workloads]
+        rows = evaluate_policy(
+            folders, given, engine=engine, say=lambda line: notices([line]), progress=moved,
+            cells=cells, **options,
+        )  # fmt: skip
     show(
         form,
         lambda width: judged_view(rows, width, shown, wide),
@@ -144,6 +168,12 @@ def policy(
         lambda: rows,
         wide,
     )
+    if out is not None:
+        config = {"policies": folders, "workloads": workloads, "engine": asdict(engine),
+                  **options}  # fmt: skip
+        wrote(save(rows, out, config, command), form)
+        if cells is not None:
+            cells.drop()
 
 
 def _allowed(name: str, max_expanded_mb: float | None) -> Any:

@@ -1,13 +1,15 @@
 """Folders of results: who may write where, what an interrupted run left, and how one is run again.
 
-One rule: a folder that holds another run is refused until ``--force`` is given; the same command
-replaces its own. What a command was is in the folder's ``config.json``.
+One rule: a folder that holds another run, and a file that is there, are refused until ``--force``
+is given; the same command replaces its own. What a command was is in the folder's ``config.json``,
+and in a trace; of other files nobody knows.
 """
 
 from __future__ import annotations
 
 import shlex
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -52,6 +54,38 @@ def claim(command: str, out: str | Path | None, force: bool) -> None:
     what = f"those of `{theirs}`" if isinstance(theirs, str) else "others"
     raise InputError(
         f"{str(out)!r} holds results already, {what}: name a new folder, or --force replaces them"
+    )
+
+
+def claim_file(command: str, path: str | Path | None, force: bool) -> None:
+    """Raises ``InputError`` if there is a file already, of another command, and not ``force``."""
+    from lengthwise.eval.trace import command_of
+
+    if path is None or force or not Path(path).is_file():
+        return
+    theirs = command_of(Path(path))
+    if theirs is None or not same_run(theirs, command):
+        of = "" if theirs is None else f", of `{theirs}`"
+        raise InputError(
+            f"{str(path)!r} is there already{of}: name another file, or --force replaces it"
+        )
+
+
+def claim_bundle(write: Callable[[Path], Path], to: str | Path, force: bool) -> None:
+    """Raises ``InputError`` if ``to`` holds another bundle than ``write`` makes, not ``force``."""
+    from lengthwise.policies.bundle import POLICY, WEIGHTS, is_bundle
+
+    def content(folder: Path) -> list[bytes]:
+        files = (folder / POLICY, folder / WEIGHTS)
+        return [file.read_bytes() if file.is_file() else b"" for file in files]
+
+    if force or not is_bundle(str(to)):
+        return
+    with tempfile.TemporaryDirectory() as made:
+        if content(write(Path(made) / "bundle")) == content(Path(to)):
+            return
+    raise InputError(
+        f"{str(to)!r} holds another policy's bundle: name a new folder, or --force replaces it"
     )
 
 

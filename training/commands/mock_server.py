@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from lengthwise.serving.options import DEFAULT_TIMING
+from lengthwise.training.commands.folders import claim_file, force_option
 from lengthwise.training.commands.options import engine_options, seed_option, take_engine
 
 
@@ -48,9 +49,13 @@ from lengthwise.training.commands.options import engine_options, seed_option, ta
               metavar="S", help="How long SIGTERM waits for answers.")  # fmt: skip
 @click.option("--log", metavar="FILE.csv",
               help="Written at the end: every request, its tokens and times.")  # fmt: skip
+@force_option
 @seed_option
 @engine_options
+@click.pass_obj
 def mock_server(
+    command: str,
+    /,
     timing: str,
     policy: str,
     predictor: str | None,
@@ -64,6 +69,7 @@ def mock_server(
     enable_force_include_usage: bool,
     drain_timeout: float,
     log: str | None,
+    force: bool,
     seed: int,
     **options: Any,
 ) -> None:
@@ -80,6 +86,7 @@ def mock_server(
     from lengthwise.eval.setting import Setting
     from lengthwise.serving.mock.server import Serving
 
+    claim_file(command, log, force)
     setting = Setting(
         take_engine(options, timing=timing, nodes=nodes), timing, replicas, nodes=nodes
     )

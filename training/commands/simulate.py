@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lengthwise.training.commands.folders import claim, config_option, force_option
+from lengthwise.training.commands.folders import claim, claim_file, config_option, force_option
 from lengthwise.training.commands.options import (
     engine_options,
     form_options,
@@ -91,6 +91,7 @@ def simulate(
     if trace is not None:
         check_trace(trace, options["backend"])
     claim(command, out, force)
+    claim_file(command, trace, force)
     workload = source.load(rate, seed)
     notices(workload.notices)
     result = run(
@@ -120,7 +121,7 @@ def simulate(
     if trace is not None:
         if len(workload) > MANY:
             notices(["the run is made again by the reference engine for its trace: minutes"])
-        wrote(result.trace(trace), form)
+        wrote(result.trace(trace, command), form)
     if out is not None:
         folder = result.save(out, command)
         if result.iterations is not None:

@@ -18,8 +18,12 @@ class Stopped(Exception):
         self.number = number
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM was received."""
+class Interrupted(KeyboardInterrupt):
+    """The signal ``number`` was received; the message, if any, says what the work has kept."""
+
+    def __init__(self, message: str = "", number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 @contextmanager
@@ -30,18 +34,16 @@ def kept(what: Callable[[], str]) -> Iterator[None]:
     """
 
     def heard(number: int, _: Any) -> None:
-        raise Terminated
+        raise Interrupted(number=number)
 
     listens = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, heard) if listens else None
     try:
         yield
     except KeyboardInterrupt as stop:
-        number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-        said = str(stop)  # by work that knows better what it kept
-        if said:
-            number = signal.SIGTERM if said.startswith("SIGTERM") else number
-        raise Stopped(said or f"{signal.Signals(number).name}: {what()}", number) from None
+        number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
+        said = str(stop) or f"{signal.Signals(number).name}: {what()}"
+        raise Stopped(said, number) from None
     finally:
         if listens:
             signal.signal(signal.SIGTERM, before)

@@ -305,4 +305,7 @@ def _budget(algo: str, steps: int, n_envs: int, settings: Mapping[str, Any]) -> 
 
         asked = {**SETTINGS, **settings}
         return f"{asked['evaluations']} policies, each on {asked['episodes']} episodes"
-    return f"{steps:,} steps in {n_envs} environments, evaluated and saved every twentieth of them"
+    from lengthwise.training.agents import settings_for, steps_of
+
+    total = steps_of(algo, steps, n_envs, settings_for(algo, settings))
+    return f"{total:,} steps in {n_envs} environments, evaluated and saved every twentieth of them"
