@@ -80,7 +80,7 @@ class Plan(gpu_routers.Plan):
     routers: tuple[str, ...] = ROUTERS
     loads: tuple[float, ...] = (0.85,)
     seeds: tuple[int, ...] = (0,)
-    seconds: float = 45.0
+    seconds: float = 40.0
     report_s: float = 0.1  # between looks at metrics
     timing: str = "h200/llama-3.1-8b"
     options: tuple[str, ...] = ()  # more of vLLM's
@@ -473,7 +473,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     second.add_argument("data", type=Path)
     second.add_argument("out", type=Path)
     second.add_argument("--done", type=Path)
-    second.add_argument("--minutes", type=float, default=7.5)
+    second.add_argument("--minutes", type=float, default=8.0)
     second.add_argument("--replicas", choices=("vllm", "mock"), default="vllm")
     second.add_argument("--envoy", type=Path)
     second.add_argument("--picker-site", default="")

@@ -138,6 +138,11 @@ OPTIONS: dict[str, dict[str, str]] = {
         "record_prompts": "switch", "dry_run": "switch", "max_body": f"int [1, ] = {16 * 2**20}",
         "max_streams": "int [1, ] = 2048", "drain_timeout": "float [0, ] = 30.0", "seed": SEED,
     },
+    "serve-latency": {
+        **TIMING, **ENGINE, "host": "text = 127.0.0.1", "port": "int [0, 65535] = 8000",
+        "objective": "choice = quantile", "quantile": "float [0.01, 0.99] = 0.9",
+        "answer_tokens": "float [1, ] = 256.0",
+    },
     "hint-proxy": {
         "upstream": "text, required", "predictor": "text, required", "fill": "name = vllm",
         "policy": "text = sjf", "priority_scale": "float (0, ] = 1.0", "lowest_first": "switch",

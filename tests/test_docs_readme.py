@@ -42,12 +42,13 @@ SHORTER = {
     "mock-server": "--port 0",
     "serve-epp": "--port 0 --metrics-port 0",
     "hint-proxy": "--port 0",
+    "serve-latency": "--port 0",
     "simulate": "--requests 60",
     "train policy": "--steps 2048 --set rollout=2048 --env-set requests=30",
     "train predictor": "",
     "tune": "--requests 60 --seeds 1 --budget 8",
 }
-SERVERS = ("mock-server", "serve-epp", "hint-proxy")
+SERVERS = ("mock-server", "serve-epp", "hint-proxy", "serve-latency")
 PROGRAM = "from lengthwise.training.cli import main; main()"
 
 

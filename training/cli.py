@@ -37,6 +37,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Serve OpenAI's API as vLLM would, timed by the simulated engine.",
     ),
     "serve-epp": ("serve_epp:serve_epp", "Serve a routing policy as Envoy's endpoint picker."),
+    "serve-latency": (
+        "serve_latency:serve_latency",
+        "Predict TTFT and TPOT for llm-d's endpoint picker.",
+    ),
     "hint-proxy": (
         "hint_proxy:hint_proxy",
         "Tell an engine how long answers will be, in front of its server.",

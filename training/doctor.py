@@ -29,7 +29,7 @@ EXTRAS = {
     "bert": "encoders (--model minilm, transformer) and hf: data sets",
     "rl": "train policy and the environments",
     "plot": "figures: --out of compare, capacity and advise, demo",
-    "gateway": "mock-server, serve-epp and hint-proxy",
+    "gateway": "mock-server, serve-epp, serve-latency and hint-proxy",
 }
 
 

@@ -70,7 +70,8 @@ def configuration(
 
     ``fail_open``: without a picker, ``fallback`` decides; that needs bodies that are BUFFERED.
     ``answers``: the picker sees answers too. ``fallback``: the policy without a picker.
-    ``message_timeout``: of the picker's answers. ``tell_server``: answers tell their clients who served, in the header ``x-served-by``.
+    ``message_timeout``: of the picker's answers. ``tell_server``: answers tell their clients who
+    served, in the header ``x-served-by``.
     """
     balancing: dict[str, Any] = _policy(fallback)
     filters: list[dict[str, Any]] = []

@@ -211,7 +211,8 @@ class Picker:
         from lengthwise.policies.load import load_router
 
         told = {"free_seats": "max_seats"}
-        for spec in filter(None, (self.options.policy, self.options.shed, self.options.hold)):
+        gates = [spec for spec in (self.options.shed, self.options.hold) if spec]
+        for spec in (self.options.policy, *gates):
             for name in load_router(spec).score.features:
                 needs = told.get(name, name)
                 if needs in NUMBERS and needs not in numbers:
