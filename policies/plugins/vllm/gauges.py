@@ -117,7 +117,7 @@ def _model_name(vllm_config: Any) -> str:
 def __getattr__(name: str) -> Any:
     if name != "StatLogger":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from vllm.v1.metrics.loggers import StatLoggerBase  # type: ignore[import-not-found]
+    from vllm.v1.metrics.loggers import StatLoggerBase
 
     made = type(name, (Logging, StatLoggerBase), {"__module__": __name__})
     globals()[name] = made
