@@ -1,9 +1,10 @@
 """Calibrating on one recorded run of a real vLLM, judged on the other runs.
 
-    python -m benchmarks.calibration [--several 3] [--jobs 2]
+    python -m benchmarks.calibration [--gpu h100] [--several 3] [--jobs 2]
 
 The recorded runs (``benchmarks.fidelity``) are of the host that the profile was measured on, so a
-host that differs is made by spoiling the profile: its GPU and CPU by known factors. Counted are the
+host that differs is made by spoiling the profile: its GPU and CPU by known factors; with ``--gpu
+h100`` the profile is also left as it is, as it would be shipped. Counted are the
 figures of all other runs (mean, P50, P90, P99 of TTFT, TPOT and end-to-end latency) within 5%, P99
 within 10%, by the spoiled profile as it is and as calibrated.
 """
@@ -49,10 +50,11 @@ def spoiled(profile: ProfileTiming, gpu: float, cpu: float) -> ProfileTiming:
 GPU = [term for term in TERMS.values() if term.part == "gpu"]
 
 
-def runs() -> list[str]:
-    """The recorded runs under first come, first served."""
-    served = [*fidelity.conditions(), *(family + "fcfs" for family in fidelity.RANKINGS)]
-    return [name for name in served if fidelity.about()["runs"][name]["model"] == MODEL]
+def runs(gpu: str = "h200") -> list[str]:
+    """The recorded runs of a GPU under first come, first served."""
+    served = [*fidelity.conditions(gpu), *(family + "fcfs" for family in fidelity.RANKINGS)]
+    known = fidelity.about()["runs"]
+    return [n for n in served if known[n]["gpu"] == gpu and known[n]["model"] == MODEL]
 
 
 @cache
@@ -74,13 +76,15 @@ def figures_met(name: str, timing: ProfileTiming) -> int:
     return int(sum(met(ours[key] / real[key]).sum() for key in real))
 
 
-def judged(given: tuple[tuple[str, ...], tuple[float, float]]) -> tuple[float, float, float, float]:
+def judged(
+    given: tuple[str, tuple[str, ...], tuple[float, float]],
+) -> tuple[float, float, float, float]:
     """Shares of the other runs' figures that are met without and with calibration; the factors."""
-    names, factors = given
-    base = spoiled(shipped(f"h200/{MODEL}"), *factors)
+    gpu, names, factors = given
+    base = spoiled(shipped(f"{gpu}/{MODEL}"), *factors)
     engines = {fidelity.engine(name) for name in names}
     found = calibrate([measured(name) for name in names], base, engines.pop())
-    others = [name for name in runs() if name not in names]
+    others = [name for name in runs(gpu) if name not in names]
     fitted = base.with_factors(gpu=found.factors[0], cpu=found.factors[1])
     shares = [
         sum(figures_met(name, timing) for name in others) / 12 / len(others)
@@ -89,17 +93,17 @@ def judged(given: tuple[tuple[str, ...], tuple[float, float]]) -> tuple[float, f
     return shares[0], shares[1], found.factors[0] * factors[0], found.factors[1] * factors[1]
 
 
-def chosen(several: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
+def chosen(gpu: str, several: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
     """Each run alone, or as many drawings of ``several`` that one engine served."""
     if several == 1:
-        return [(name,) for name in runs()]
+        return [(name,) for name in runs(gpu)]
     by_engine: dict[lw.Engine, list[str]] = {}
-    for name in runs():
+    for name in runs(gpu):
         by_engine.setdefault(fidelity.engine(name), []).append(name)
     pools = [names for names in by_engine.values() if len(names) > several]
     return [
         tuple(rng.choice(pools[rng.integers(len(pools))], several, replace=False))
-        for _ in range(len(runs()))
+        for _ in range(len(runs(gpu)))
     ]
 
 
@@ -121,14 +125,16 @@ def table(rows: Sequence[tuple[tuple[float, float], np.ndarray]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--gpu", choices=tuple(fidelity.DATA), default="h200")
     parser.add_argument("--several", type=int, default=1, help="runs that are fitted together")
     parser.add_argument("--jobs", type=int, default=2)
     given = parser.parse_args()
     rows = []
     with ProcessPoolExecutor(given.jobs) as pool:
         for factors in SPOILED:
-            names = chosen(given.several, np.random.default_rng(0))
-            found = np.array(list(pool.map(judged, [(one, factors) for one in names])))
+            names = chosen(given.gpu, given.several, np.random.default_rng(0))
+            tasks = [(given.gpu, one, factors) for one in names]
+            found = np.array(list(pool.map(judged, tasks)))
             rows.append((factors, found))
             print(factors, np.round(found.mean(0), 3), flush=True)
     print(table(rows))

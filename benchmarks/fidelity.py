@@ -3,8 +3,8 @@
     python -m benchmarks.fidelity            # replays all runs, prints the tables
     python -m benchmarks.fidelity --write    # and renews the tables and plots of docs/fidelity.md
 
-The runs were served by vLLM (``AsyncLLM``) on an H200 with ``benchmarks.serve_vllm``; only the
-profiles in ``serving/timing/data`` were fitted, and on other data.
+The runs were served by vLLM (``AsyncLLM``) on an H200 and on an H100, ``benchmarks.serve_vllm``;
+only the profiles in ``serving/timing/data`` were fitted, and on other data.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from lengthwise.serving.timing.profile import ProfileTiming
 from lengthwise.workload import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
-GPU = "h200"  # that served the recorded runs
-DATA = ROOT / "tests" / "data" / "vllm_h200_runs.parquet"
+DATA = {gpu: ROOT / "tests" / "data" / f"vllm_{gpu}_runs.parquet" for gpu in ("h200", "h100")}
 RANKINGS = {"r-burst-": ("sjf", "srtf"), "r-hi-": ("sjf", "srtf"), "r-95-": ("sjf", "srtf"),
             "o-": ("sjf", "srtf-naive", "mlfq-naive")}  # fmt: skip
 SCORES = {"sjf": sjf, "srtf": srtf, "mlfq": mlfq}
@@ -62,14 +61,21 @@ class Latencies:
 @cache
 def about() -> dict[str, Any]:
     """What is known of the runs: options, policies, and figures of the runs without data."""
-    known: dict[str, Any] = json.loads(DATA.with_suffix(".json").read_text("utf-8"))
+    known: dict[str, Any] = {"runs": {}, "figures_only": {}}
+    for gpu, path in DATA.items():
+        read = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        for kind in known:
+            known[kind] |= {name: {"gpu": gpu} | run for name, run in read[kind].items()}
     return known
 
 
 @cache
 def _frames() -> dict[str, pd.DataFrame]:
-    frame = pd.read_parquet(DATA)
-    return {str(name): part for name, part in frame.groupby("run", observed=True)}
+    return {
+        str(name): part
+        for path in DATA.values()
+        for name, part in pd.read_parquet(path).groupby("run", observed=True)
+    }
 
 
 def names() -> list[str]:
@@ -77,9 +83,10 @@ def names() -> list[str]:
     return sorted(_frames())
 
 
-def conditions() -> list[str]:
-    """The runs under vLLM's own first come, first served."""
-    return [name for name in names() if not name.startswith(("r-", "o-"))]
+def conditions(gpu: str = "h200") -> list[str]:
+    """The runs on a GPU under vLLM's own first come, first served."""
+    runs = about()["runs"]
+    return [n for n in names() if runs[n]["gpu"] == gpu and not n.startswith(("r-", "o-"))]
 
 
 def measured(name: str) -> Latencies:
@@ -120,7 +127,7 @@ def simulated(name: str) -> Latencies:
     info, sent = about()["runs"][name], workload(name)
     policy = _policy(info.get("policy", {"name": "fcfs"}))
     routing = RoutingPolicy(Score("first", lambda running: running, ("running_requests",)))
-    system = System((Node(engine(name), host_timing(info["model"]), policy),), routing)
+    system = System((Node(engine(name), host_timing(info["gpu"], info["model"]), policy),), routing)
     lengths = None if policy.queue == "fcfs" else sent["output_tokens"]
     records = simulate(sent, system, lengths, backend="reference")
     first = (records.first_token_ps - records.arrival_ps) / 1e12
@@ -128,9 +135,9 @@ def simulated(name: str) -> Latencies:
     return Latencies.of(first, last, sent["output_tokens"])
 
 
-def host_timing(model: str) -> ProfileTiming:
+def host_timing(gpu: str, model: str) -> ProfileTiming:
     """The profile with the CPU's mean speed on the host of the runs, as its sweep measured it."""
-    profile = shipped(f"{GPU}/{model}")
+    profile = shipped(f"{gpu}/{model}")
     return profile.with_factors(cpu=profile.about["cpu_speed"]["mean"])
 
 
@@ -220,7 +227,11 @@ def write(page: Path) -> None:
     """Renews what lies between the marks of the page, and its plots."""
     text = page.read_text("utf-8")
     fcfs = [*conditions(), *(f + "fcfs" for f in RANKINGS)]
-    tables = {"conditions": errors_table(fcfs), "ranking": gains_table()}
+    tables = {
+        "conditions": errors_table(fcfs),
+        "h100": errors_table(conditions("h100")),
+        "ranking": gains_table(),
+    }
     for mark, rows in tables.items():
         begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
         before, _, rest = text.partition(begin)
@@ -261,6 +272,9 @@ def main() -> None:
     fcfs = [*conditions(), *(f + "fcfs" for f in RANKINGS)]
     print("\n".join(errors_table(fcfs)))
     met, of = within(fcfs)
+    print(f"\n{met} of {of} statistics within 5% (P99: 10%)\n")
+    print("\n".join(errors_table(conditions("h100"))))
+    met, of = within(conditions("h100"))
     print(f"\n{met} of {of} statistics within 5% (P99: 10%)\n")
     print("\n".join(gains_table()))
     if "--write" in sys.argv[1:]:

@@ -34,6 +34,18 @@ def test_latencies_are_those_of_the_real_engine(name: str) -> None:
         assert abs(error) <= allowed, f"{name}: {metric} {statistic} is off by {error:+.1%}"
 
 
+def test_runs_on_an_h100_with_the_server_s_defaults() -> None:
+    """docs/fidelity.md says which miss and why; end-to-end means are met but beside a slow CPU."""
+    runs = fidelity.conditions("h100")
+    assert len(runs) == 10
+    assert {fidelity.about()["runs"][n]["max_num_batched_tokens"] for n in runs} == {8192}
+    met, of = fidelity.within(runs)
+    assert of == 120 and met >= 76
+    by_cpu = {"s-short-32": 0.15, "t-short-24": 0.10, "t-burst": 0.08}
+    for name in runs:
+        assert abs(fidelity.errors(name)["e2e", "mean"]) <= by_cpu.get(name, 0.04), name
+
+
 def test_misses_are_misses() -> None:
     met = [key for key in MISSED if abs(fidelity.errors(key[0])[key[1:]]) <= ALLOWED[key[2]]]
     assert not met, f"met by now, strike them off: {met}"

@@ -121,7 +121,7 @@ def test_a_config_file_is_a_model(tmp_path: Path) -> None:
         ("roofline:3xh200/llama-3.1-8b", "do not divide"),
         ("roofline:4090/qwen2.5-14b", "does not fit: its weights take 27.5 GiB"),
         ("h200/llama-3.1-8b@0.27.0", "was measured on vllm 0.26.0, not on 0.27.0"),
-        ("h100/llama-3.1-8b", "roofline:h100/llama-3.1-8b is an estimate"),
+        ("a100/llama-3.1-8b", "roofline:a100/llama-3.1-8b is an estimate"),
         ("h200/lama-3.1-8b", "no profile"),
         ("nothing", "unknown timing 'nothing'"),
         ("nowhere.json", "profile 'nowhere.json': No such file"),

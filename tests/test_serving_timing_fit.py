@@ -54,9 +54,11 @@ def test_the_fit_does_not_see_what_is_held_out() -> None:
     assert 0.1 < iterations.held_out[iterations.usable].mean() < 0.3
     without = replace(iterations, usable=iterations.usable & ~iterations.held_out)
     found, blind = fitting.fit(iterations), fitting.fit(without, hold_out=False)
-    assert found.terms == blind.terms
+    assert found.terms == pytest.approx(blind.terms, rel=1e-9, abs=0)
     assert found.decode_context == blind.decode_context and found.decode == blind.decode
-    assert found.terms != fitting.fit(iterations, hold_out=False).terms
+    assert found.terms != pytest.approx(
+        fitting.fit(iterations, hold_out=False).terms, rel=1e-4, abs=0
+    )
     # one shape, whatever its repetitions, is all held out or not at all
     shapes = iterations.frame.groupby(
         ["label", "prefill_tokens", "prefill_seqs", "decode_seqs", "chunk_context"], sort=False
@@ -71,7 +73,7 @@ def test_no_coefficient_of_the_gpu_is_negative() -> None:
     columns = np.hstack([fitting._hat(rng.uniform(1, 2048, 300), knots), rng.random((300, 4))])
     took = 5e-3 + 1e-3 * columns[:, 1:4].sum(axis=1) - 1e-3 * columns[:, 4]
     start = np.full(4, 5e-3)
-    found = fitting._fit_mixed(columns, took, start, knots <= 256)
+    found = fitting._fit_mixed(columns, took, took, knots, start, knots <= 256)
     assert (found >= 0).all()
     assert found[4] == 0
     assert (columns @ found).sum() == pytest.approx(took.sum())  # unbiased in all

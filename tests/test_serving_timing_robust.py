@@ -46,23 +46,27 @@ def test_mixed_iterations_are_a_robust_fit_beside_a_straight_line_and_decoding()
     took = columns @ truth * rng.lognormal(0, 0.03, 250)
     took[::9] *= 1.7  # stalls: outliers that must not bend it
     start = np.array([5e-3, 5.1e-3, 5.3e-3, 5.8e-3, 11e-3, 22e-3, 44e-3])
+    scale = took.copy()
+    took[4::9] *= 0.1  # what a stall delayed is seen with what follows it
     typical = float(np.median(took))
+    ahead = (knots[2:] - knots[1:-1]) / (knots[2:] - knots[:-2])  # a line's middle, where it lies
 
     def residuals(x: Floats) -> Floats:
         x = x * 1e-3
-        bend = 0.5 * x[:5] - x[1:6] + 0.5 * x[2:7]
-        own = 0.5 * start[:5] - start[1:6] + 0.5 * start[2:7]
+        bend = ahead * x[:5] - x[1:6] + (1 - ahead) * x[2:7]
+        own = ahead * start[:5] - start[1:6] + (1 - ahead) * start[2:7]
         bend[:2] -= own[:2]  # three sizes beside each other that all run as graphs: as decoding
         near = (x[:4] - start[:4]) * fitting.LEVEL / typical
-        return np.concatenate([columns @ x / took - 1, bend * fitting.SMOOTH / typical, near])
+        off = (columns @ x - took) / scale
+        return np.concatenate([off, bend * fitting.SMOOTH / typical, near])
 
     x = least(residuals, np.append(start, [1e-3] * 4) * 1e3, 250, fitting.SCALE, 0.0) * 1e-3
     expected = x * took.sum() / (columns @ x).sum()
-    found = fitting._fit_mixed(columns, took, start, graphs)
+    found = fitting._fit_mixed(columns, took, scale, knots, start, graphs)
     assert found == pytest.approx(expected, rel=2e-3)
     assert found[:7] == pytest.approx(truth[:7] * took.sum() / (columns @ truth).sum(), rel=0.15)
     # with no iteration that tells, sizes in graphs stay at decoding's and the rest goes straight on
-    few = fitting._fit_mixed(columns[:1] * 1e-9, took[:1], start, graphs)
+    few = fitting._fit_mixed(columns[:1] * 1e-9, took[:1], scale[:1], knots, start, graphs)
     few = few / few[0] * start[0]
     assert few[:4] == pytest.approx(start[:4], rel=1e-6)
 

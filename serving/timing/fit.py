@@ -234,7 +234,11 @@ def fit(iterations: Iterations, *, hold_out: bool = True) -> Fit:
             iterations.overlaps, iterations.decode,
         )  # fmt: skip
         rows = fit_gpu & by_gpu & (iterations.seen - starts > SHORTEST_S)
-        gpu = _fit_mixed(columns[rows], (iterations.seen - starts)[rows], start, graphs)
+        worked = (iterations.seen - starts)[rows]
+        # Two results that are seen at once leave one iteration twice its time and the next nearly
+        # none: relative to the longer of seen and fitted, neither pulls harder than the other.
+        scale = np.maximum(worked, durations[rows])
+        gpu = _fit_mixed(columns[rows], worked, scale, knots, start, graphs)
         following = np.flatnonzero(by_cpu[:-1] & weigh[:-1] & iterations.overlaps[1:]) + 1
         took = iterations.seen[following - 1] - iterations.scheduled[following]
         following, took = following[took > SHORTEST_S], took[took > SHORTEST_S]
@@ -248,15 +252,15 @@ def fit(iterations: Iterations, *, hold_out: bool = True) -> Fit:
     )
 
 
-def _fit_mixed(columns: Floats, took: Floats, start: Floats, graphs: Bools) -> Floats:
-    """Coefficients of the GPU's time, with relative errors and outliers weighed down.
+def _fit_mixed(
+    columns: Floats, took: Floats, scale: Floats, knots: Floats, start: Floats, graphs: Bools
+) -> Floats:
+    """Coefficients of the GPU's time, errors relative to ``scale``, outliers weighed down.
 
     Bases bend as little as they must; in CUDA graphs, beside those of decoding (``start``).
     """
     count = len(start)
-    knots_bend = np.zeros((count - 2, columns.shape[1]))
-    for i in range(count - 2):
-        knots_bend[i, i : i + 3] = [0.5, -1.0, 0.5]
+    knots_bend = _second_differences(knots, columns.shape[1])
     target = np.zeros(count - 2)
     inside = graphs[:-2] & graphs[1:-1] & graphs[2:]
     target[inside] = (knots_bend[:, :count] @ start)[inside]
@@ -270,11 +274,11 @@ def _fit_mixed(columns: Floats, took: Floats, start: Floats, graphs: Bools) -> F
     weights = np.ones(len(took))
     solution = np.zeros(columns.shape[1])
     for _ in range(15):
-        scaled = columns * (weights / took)[:, None]
-        solution = nnls(np.vstack([scaled, prior]), np.append(weights, prior_target), maxiter=5000)[
+        scaled, target = columns * (weights / scale)[:, None], took * weights / scale
+        solution = nnls(np.vstack([scaled, prior]), np.append(target, prior_target), maxiter=5000)[
             0
         ]
-        error = np.abs(columns @ solution / took - 1)
+        error = np.abs(columns @ solution - took) / scale
         weights = 1 / np.sqrt(np.maximum(error, SCALE) / SCALE)
     unbiased: Floats = solution * (took.sum() / (columns @ solution).sum())
     return unbiased
@@ -356,8 +360,9 @@ def _fit_decode(iterations: Iterations, weigh: Bools) -> tuple[Floats, Floats, F
     solution = np.zeros(columns.shape[1])
     for _ in range(25):
         scaled = columns * (weights / took[clean])[:, None]
-        solution = np.linalg.lstsq(
-            np.vstack([scaled, ridge]), np.append(weights, np.zeros(len(ridge))), rcond=None
+        # nothing is faster for a longer context, whatever the CPU did while one was measured
+        solution = nnls(
+            np.vstack([scaled, ridge]), np.append(weights, np.zeros(len(ridge))), maxiter=5000
         )[0]
         error = np.abs(columns @ solution / took[clean] - 1)
         weights = 1 / np.sqrt(np.maximum(error, 0.01) / 0.01)

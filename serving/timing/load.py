@@ -14,6 +14,10 @@ from lengthwise.serving.timing.roofline import RooflineTiming, gpus, roofline
 FACTORS = ("gpu", "cpu")
 Factored = TypeVar("Factored", ProfileTiming, RooflineTiming)
 PROFILES = {
+    "h100/llama-3.2-3b": "h100_llama-3.2-3b.json",
+    "h100/llama-3.1-8b": "h100_llama-3.1-8b.json",
+    "h100/qwen2.5-14b": "h100_qwen2.5-14b.json",
+    "h100/qwen2.5-32b": "h100_qwen2.5-32b.json",
     "h200/llama-3.2-3b": "h200_llama-3.2-3b.json",
     "h200/llama-3.1-8b": "h200_llama-3.1-8b.json",
     "h200/qwen2.5-14b": "h200_qwen2.5-14b.json",
