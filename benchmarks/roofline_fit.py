@@ -244,11 +244,13 @@ def real_runs(names: Sequence[str]) -> list[dict[str, Any]]:
     by the roofline that did not see its model's profile of that GPU.
     """
     rows = []
-    served = [*fidelity.conditions(), *(family + "fcfs" for family in fidelity.RANKINGS)]
+    served = [run for gpu in fidelity.DATA for run in fidelity.conditions(gpu)]
+    served += [family + "fcfs" for family in fidelity.RANKINGS]
+    known = fidelity.about()["runs"]
     for name in names:
         device, _, model = name.partition("/")
-        runs = [run for run in served if fidelity.about()["runs"][run]["model"] == model]
-        if device != fidelity.GPU or not runs:
+        runs = [r for r in served if (known[r]["gpu"], known[r]["model"]) == (device, model)]
+        if not runs:
             continue
         found, base = fit([other for other in names if other != name]), roofline(name)
         made = RooflineTiming(base.model, base.gpu, base.tensor_parallel, base.name, known=found)
