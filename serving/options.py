@@ -20,6 +20,10 @@ MOST_BATCHED_TOKENS = 2**22
 MOST_BLOCKS = 2**23  # each takes 48 bytes of a node's tables
 MOST = 2**40  # of the other options: above any engine, below where sums of them overflow
 LIKE = ("vllm-serve",)  # whose choices ``Engine.like`` knows
+UNLIKE = {  # engines that are asked for and are others than this one, and what differs
+    "sglang": "SGLang runs prefill and decoding in batches of their own and prefill first (unless "
+    "--enable-mixed-chunk), and takes its seats from the memory that is left",
+}
 DEFAULT_TIMING = "h200/llama-3.1-8b"  # what serves where nothing else was asked for
 
 
@@ -60,6 +64,8 @@ class Engine:
         """
         from lengthwise.serving.timing.roofline import gpus  # its tables are made of options
 
+        if name in UNLIKE:
+            raise InputError(f"this engine is vLLM's and can't be like {name}: {UNLIKE[name]}")
         if name not in LIKE:
             raise UnknownNameError("engine to be like", name, LIKE)
         if gpu not in gpus():
@@ -108,6 +114,17 @@ class Engine:
 def serve_batch(memory_gib: float, a100: bool) -> tuple[int, int]:
     """Sequences and tokens of an iteration that vLLM's API server allows by itself on a GPU."""
     return (1024, 8192) if memory_gib >= 70 and not a100 else (256, 2048)
+
+
+def differences(engine: Engine) -> str:
+    """The options in which an engine differs from the defaults here, in words."""
+    plain = Engine()
+    found = {f.name: getattr(engine, f.name) for f in fields(Engine)}
+    return ", ".join(
+        (name if value is True else f"no {name}" if value is False else f"{name} {value:,}")
+        for name, value in found.items()
+        if value != getattr(plain, name)
+    )
 
 
 def engine_of(engine: Engine | Mapping[str, Any] | None) -> Engine:

@@ -16,7 +16,9 @@ from lengthwise.eval.compare import capacity_of, compare
 from lengthwise.eval.ground import beyond_measured
 from lengthwise.eval.setting import Setting
 from lengthwise.serving import Engine
+from lengthwise.serving.options import differences
 from lengthwise.serving.timing.load import gpu_of
+from lengthwise.training.cli import main
 from lengthwise.training.commands.options import take_engine
 
 FEW = Engine(max_num_seqs=8)
@@ -160,6 +162,25 @@ def test_each_command_that_has_an_engine_can_be_like_one():
         take_engine({**like, "timing": "live:tiny"})
     with pytest.raises(InputError, match="one kind of GPU"):
         take_engine({**like}, nodes="2xh200/llama-3.1-8b")
+
+
+def test_what_an_engine_chose_is_said(capsys):
+    given = dict.fromkeys(field.name for field in dataclasses.fields(Engine))
+    take_engine({**given, "like": "vllm-serve", "max_num_seqs": 64}, timing="h200/llama-3.1-8b")
+    assert capsys.readouterr().err == (
+        "note: like vllm-serve on h200: max_num_seqs 64, max_num_batched_tokens 8,192, "
+        "enable_prefix_caching, async_scheduling\n"
+    )
+    assert differences(Engine()) == ""
+    assert differences(Engine(enable_chunked_prefill=False)) == "no enable_chunked_prefill"
+
+
+def test_another_engine_is_refused_by_name():
+    with pytest.raises(InputError, match="can't be like sglang: SGLang runs prefill"):
+        Engine.like("sglang", "h200")
+    with pytest.raises(SystemExit) as end:
+        main(["simulate", "azure-conv-2023", "--like", "sglang"])
+    assert end.value.code == 2
 
 
 def test_by_command(tmp_path, capsys):

@@ -810,6 +810,14 @@ def test_many_short_sequences_decode_beside_prefill() -> None:
     assert vllm_plan._mixed_large(rng, 450_000, 512, 512, 131_072) == []
 
 
+def test_few_seats_have_a_plan_too() -> None:
+    for seats, beside in ((1, 1), (8, 4), (40, 20), (104, 72)):
+        (group,) = vllm_plan._mixed(np.random.default_rng(0), 256, 10**9, 256, seats, 2048, 2)
+        assert len(group["context"]) == beside
+        plan = vllm_plan.sweep_plan(500_000, 256, seats, 2048, thoroughness=0.1)
+        assert max(n for g in plan for n, *_ in g.get("steps", [])) == seats
+
+
 def test_chunks_sum_to_their_total_and_every_third_is_late() -> None:
     rng = np.random.default_rng(0)
     made = [vllm_plan._chunks(rng, 600, 131_072) for _ in range(2000)]

@@ -131,7 +131,8 @@ def _mixed(
     draws: int,
 ) -> list[dict[str, Any]]:
     """Decoding beside prefill chunks of every total, some of them late in a long prompt."""
-    seats = max_num_seqs - 32  # chunks need some, and keep them for two iterations
+    # chunks need some, and keep them for two iterations
+    seats = max(max_num_seqs - 32, max_num_seqs // 2, 1)
     contexts = _contexts(rng, context, True, kv_tokens * 3 // 4, seats, max_model_len)
     most = min(budget, kv_tokens // 8)  # what a chunk takes of the cache is not the sequences'
     steps: list[Any] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def run(
         **os.environ, "PYTHONPATH": ":".join(map(str, paths)), "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
+        "LENGTHWISE_SITE": sysconfig.get_path("purelib"),  # for what that environment lacks
     }  # fmt: skip
     done = subprocess.run(
         [str(interpreter), "-m", module, *arguments],

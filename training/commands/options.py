@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from lengthwise.errors import InputError, UnknownNameError
-from lengthwise.serving.options import DEFAULT_TIMING, LIKE, Engine
+from lengthwise.serving.options import DEFAULT_TIMING, LIKE, UNLIKE, Engine, differences
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -226,7 +226,7 @@ def engine_options(command: Command) -> Command:
         command = decorate(command)
     like = click.option(
         "--like",
-        type=Name("engine to be like", LIKE),
+        type=Name("engine to be like", (*LIKE, *UNLIKE)),
         help="What that engine chooses by itself on the timing's GPU, for options not given here.",
     )
     return like(command)
@@ -343,7 +343,9 @@ def take_engine(options: dict[str, Any], **beside: Any) -> Engine:
             f"--like {like} depends on the GPU, which --timing {where['timing']} doesn't name; "
             "give the engine's options one by one"
         )
-    return Engine.like(like, gpu, **chosen)
+    engine = Engine.like(like, gpu, **chosen)
+    click.echo(f"note: like {like} on {gpu}: {differences(engine)}", err=True)
+    return engine
 
 
 def take_source(options: dict[str, Any]) -> Any:
