@@ -238,6 +238,7 @@ def _case(
             "arrival_s": arrival, "prompt_tokens": prompt, "output_tokens": output,
             "priority": rng.integers(0, 4, count), "prefix_hashes": hashes,
             "deadline_s": arrival + rng.uniform(0.5, 5.0, count),
+            "tenant": [f"tenant {k}" for k in rng.integers(0, 3, count)],
             "hash_block_tokens": np.full(count, size),
         }
     )  # fmt: skip

@@ -609,7 +609,7 @@ def _one_cell(drawn: _Drawn, rate: float | None, backend: Backend, slo: dict[str
             records,
             alone_s=None if alone is None else alone.where_served(records.replica),
             slo=slo or None,
-            tenants=workload["tenant"] if "tenant" in workload else None,
+            **metrics.told_by(workload),
             downtime_s=result.system.downtime_s(int(records.finish_ps.max())),
         )
         named = {"policy": who.policy_name, "predictor": who.predictor_name}

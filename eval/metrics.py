@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.serving.records import PS, Iterations, Records
+from lengthwise.workload import Workload
 
 Floats = NDArray[np.float64]
 
@@ -118,11 +119,14 @@ def jain_index(values: ArrayLike) -> float:
 
 
 def parse_slo(text: str, allowed: tuple[str, ...]) -> dict[str, float]:
-    """``ttft=1.0,tpot=0.05`` as a dict of limits in seconds; names must be in ``allowed``."""
+    """``ttft=1.0,tpot=0.05`` as a dict of limits in seconds; names must be in ``allowed``.
+
+    ``chat.ttft=0.5`` is a limit of the requests whose ``task`` is chat.
+    """
     limits: dict[str, float] = {}
     for item in filter(None, text.split(",")):
         name, _, value = item.partition("=")
-        if name not in allowed:
+        if name.rpartition(".")[2] not in allowed:
             raise UnknownNameError("SLO metric", name, allowed)
         try:
             limits[name] = float(value)
@@ -135,15 +139,34 @@ def parse_slo(text: str, allowed: tuple[str, ...]) -> dict[str, float]:
     return limits
 
 
-def meets_slo(records: Records, slo: Mapping[str, float]) -> NDArray[np.bool_]:
-    """Which requests meet every limit, shape (n,); a one-token answer has no TPOT to miss."""
+def meets_slo(
+    records: Records, slo: Mapping[str, float], tasks: NDArray[Any] | None = None
+) -> NDArray[np.bool_]:
+    """Which requests meet every limit that is theirs, shape (n,).
+
+    ``chat.ttft`` is a limit of the requests whose task, (n,), is chat, and of no others. An answer
+    of one token has no TPOT to miss. Raises ``InputError`` for a task that no request has.
+    """
     met = np.ones(len(records.output_tokens), dtype=bool)
     for name, limit in slo.items():
-        if name not in PER_REQUEST:
+        task, _, metric = name.rpartition(".")
+        if metric not in PER_REQUEST:
             raise UnknownNameError("SLO metric", name, PER_REQUEST)
-        values = PER_REQUEST[name](records)
-        met &= np.isnan(values) | (values <= limit)
+        values = PER_REQUEST[metric](records)
+        met &= np.isnan(values) | (values <= limit) | ~_of_task(task, tasks, len(met))
     return met
+
+
+def _of_task(task: str, tasks: NDArray[Any] | None, count: int) -> NDArray[np.bool_]:
+    """The requests of a task, (n,); all of them for the task ""."""
+    if not task:
+        return np.ones(count, dtype=bool)
+    if tasks is None:
+        raise InputError(f"an SLO of task {task!r}: the workload has no column task")
+    named = np.array([str(one) for one in tasks])
+    if not (named == task).any():
+        raise UnknownNameError("task of an SLO", task, sorted(set(named.tolist())))
+    return named == task
 
 
 def kv_utilization(iterations: Iterations, num_gpu_blocks: ArrayLike) -> dict[str, float]:
@@ -168,6 +191,7 @@ def service_gap(
     window_s: float = 60.0,
     input_weight: float = 1.0,
     output_weight: float = 2.0,
+    shares: Floats | None = None,
 ) -> dict[str, float]:
     """How unevenly tenants that all have work are served, in weighted tokens a window.
 
@@ -175,7 +199,7 @@ def service_gap(
     ``output_weight`` per output token; the gap of a window is the difference between the most and
     the least served of the tenants that had unfinished requests throughout it. A request's service
     is spread evenly over its prefill and over its decoding. NaN where no window had two such
-    tenants.
+    tenants. With ``shares`` (n,), the weights of requests' tenants, service is over the weight.
     """
     arrival, finish = records.arrival_ps / PS, records.finish_ps / PS
     scheduled, first = records.scheduled_ps / PS, records.first_token_ps / PS
@@ -193,12 +217,45 @@ def service_gap(
             first[mine], finish[mine], output_weight * records.output_tokens[mine], edges
         )
         backlogged = _covered(arrival[mine], finish[mine], edges)
-        served[row, backlogged] = np.diff(prompt + output)[backlogged]
+        share = 1.0 if shares is None else float(shares[mine][0])
+        served[row, backlogged] = np.diff(prompt + output)[backlogged] / share
     several = (~np.isnan(served)).sum(axis=0) >= 2
     if not several.any():
         return {"service_gap_mean": float("nan"), "service_gap_max": float("nan")}
     gaps = np.nanmax(served[:, several], axis=0) - np.nanmin(served[:, several], axis=0)
     return {"service_gap_mean": float(gaps.mean()), "service_gap_max": float(gaps.max())}
+
+
+def by_tenant(slowdown: Floats, tenants: NDArray[Any]) -> dict[str, float]:
+    """How unevenly tenants are slowed down: from requests' slowdowns, (n,).
+
+    ``tenant_slowdown_max`` is the mean slowdown of the tenant that has the largest, and
+    ``tenant_jain_index`` Jain's index of all tenants' mean slowdowns.
+    """
+    named = np.array([str(name) for name in tenants])
+    means = np.array([slowdown[named == name].mean() for name in sorted(set(named.tolist()))])
+    return {
+        "tenant_slowdown_max": float(means.max()), "tenant_jain_index": jain_index(means),
+    }  # fmt: skip
+
+
+def deadlines(records: Records, deadline_s: Floats) -> dict[str, float]:
+    """How many answers are whole by their deadline (n,), s, how many a second, and how late."""
+    late = records.finish_ps / PS - deadline_s
+    met = int((late <= 0).sum())
+    return {
+        "deadline_attainment": met / len(late),
+        "deadline_goodput_requests_per_s": met / makespan_s(records),
+        "lateness_max_s": float(late.max()),
+    }
+
+
+def told_by(workload: Workload) -> dict[str, Any]:
+    """What ``summary`` takes of a workload's columns: tenants, shares, deadline_s and tasks."""
+    names = {
+        "tenants": "tenant", "shares": "tenant_weight", "deadline_s": "deadline_s", "tasks": "task",
+    }  # fmt: skip
+    return {key: workload[name] for key, name in names.items() if name in workload}
 
 
 def _served(start: Floats, end: Floats, amount: Floats, at: Floats) -> Floats:
@@ -232,15 +289,20 @@ def summary(
     alone_s: Floats | None = None,
     slo: Mapping[str, float] | None = None,
     tenants: NDArray[Any] | None = None,
+    shares: Floats | None = None,
+    deadline_s: Floats | None = None,
+    tasks: NDArray[Any] | None = None,
     num_gpu_blocks: ArrayLike | None = None,
     downtime_s: float | None = None,
 ) -> dict[str, float]:
     """Every metric of a run as one flat dict; what the arguments can't give is left out.
 
     ``alone_s`` (n,) are the latencies of the same requests on an idle replica, for slowdown;
-    ``slo`` maps per-request metrics to limits in seconds, for goodput; KV utilisation needs the
-    iteration log and ``num_gpu_blocks`` (nodes,), those of each node. ``downtime_s`` is how long
-    nodes were down, where any fails: retries and lost tokens stand beside it.
+    ``slo`` maps per-request metrics to limits in seconds, for goodput, and those of one task
+    (``meets_slo``) for that task's attainment too; ``told_by`` has what a workload says; KV
+    utilisation needs the iteration log and ``num_gpu_blocks`` (nodes,), those of each node.
+    ``downtime_s`` is how long nodes were down, where any fails: retries and lost tokens stand
+    beside it.
     """
     span, count = makespan_s(records), len(records.output_tokens)
     found: dict[str, float] = {"requests": float(count), "makespan_s": span}
@@ -259,11 +321,18 @@ def summary(
         found |= describe("slowdown", slowdown)
         found["jain_index"] = jain_index(slowdown)
     if slo is not None:
-        met = meets_slo(records, slo)
+        met = meets_slo(records, slo, tasks)
         found["slo_attainment"] = float(met.mean())
         found["goodput_requests_per_s"] = float(met.sum()) / span
+        for task in dict.fromkeys(name.rpartition(".")[0] for name in slo):
+            if task:
+                found[f"slo_attainment_{task}"] = float(met[_of_task(task, tasks, count)].mean())
+    if deadline_s is not None and np.isfinite(deadline_s).any():
+        found |= deadlines(records, deadline_s)
     if tenants is not None:
-        found |= service_gap(records, tenants)
+        found |= service_gap(records, tenants, shares=shares)
+        if alone_s is not None:
+            found |= by_tenant(e2e_s(records) / alone_s, tenants)
     if records.iterations is not None:
         gaps, tokens = itl_s(records.iterations)
         if len(gaps):

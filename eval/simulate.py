@@ -129,14 +129,15 @@ class Result:
         """The metrics by their standard names (see ``lengthwise.eval.metrics``).
 
         ``slo`` maps ttft, tpot, e2e, normalized_latency or wait to a limit in seconds, for
-        goodput. Inter-token latency and KV utilisation need ``log_iterations``; slowdowns are
-        left out with asynchronous scheduling.
+        goodput; ``chat.ttft`` is a limit of the requests whose task is chat. Inter-token latency
+        and KV utilisation need ``log_iterations``; slowdowns are left out with asynchronous
+        scheduling.
         """
         return metrics.summary(
             self.records,
             alone_s=self.alone_s,
             slo=slo,
-            tenants=self.workload["tenant"] if "tenant" in self.workload else None,
+            **metrics.told_by(self.workload),
             num_gpu_blocks=self.num_gpu_blocks,
             downtime_s=self.system.downtime_s(int(self.records.finish_ps.max())),
         )

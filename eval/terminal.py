@@ -236,6 +236,11 @@ RUN_TOTALS = (
     ("KV blocks in use, most", "kv_utilization_max", "%"),
     ("requests that meet the SLO", "slo_attainment", "%"),
     ("goodput", "goodput_requests_per_s", "requests/s"),
+    ("whole by their deadline", "deadline_attainment", "%"),
+    ("of these", "deadline_goodput_requests_per_s", "requests/s"),
+    ("latest after its deadline", "lateness_max_s", "s"),
+    ("mean slowdown of the worst-off tenant", "tenant_slowdown_max", ""),
+    ("Jain index of tenants' slowdowns", "tenant_jain_index", ""),
     ("service gap of tenants (VTC), mean", "service_gap_mean", "weighted tokens/min"),
     ("service gap of tenants (VTC), most", "service_gap_max", "weighted tokens/min"),
 )
@@ -418,7 +423,8 @@ def tuned_view(found: Tuned) -> RenderableType:
 
 
 def _of(ratio: Interval) -> str:
-    return f"{ratio.mean:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) of"
+    known = not math.isnan(ratio.low)
+    return f"{ratio.mean:.2f}{f' ({ratio.low:.2f} to {ratio.high:.2f})' if known else ''} of"
 
 
 def capacities_view(

@@ -24,7 +24,8 @@ class Feature:
     """One feature: its name, unit, numpy dtype, meaning, what it belongs to and when it changes.
 
     ``given`` says what a run must be given for it: a "column" of its name in the workload, or a
-    "prediction" of each answer's length. ``counted``: a router counts it itself, so that it is
+    "prediction" of each answer's length, "tenant" a column that says whose each request is.
+    ``counted``: a router counts it itself, so that it is
     never old; what a replica alone knows is as of the last time that it was asked.
     """
 
@@ -34,7 +35,7 @@ class Feature:
     of: Of
     changes: Changes
     meaning: str
-    given: Literal["", "column", "prediction"] = ""
+    given: Literal["", "column", "prediction", "tenant"] = ""
     counted: bool = False
 
 
@@ -130,6 +131,16 @@ FEATURES: dict[str, Feature] = {
         Feature(
             "cached_tokens", "tokens", "int64", "pair", "state",
             "leading tokens of the request in the replica's prefix cache; 0 where it keeps none",
+        ),
+        Feature(
+            "tenant_weight", "1", "float64", "request", "arrival",
+            "the share of the tenant beside others; 1 where the workload says none",
+            given="tenant",
+        ),
+        Feature(
+            "tenant_service", "tokens", "float64", "tenant", "state",
+            "tokens served to the request's tenant there, generated ones twice, over its weight",
+            given="tenant",
         ),
     )
 }  # fmt: skip

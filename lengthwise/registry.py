@@ -34,6 +34,9 @@ TABLES: dict[str, dict[str, str]] = {
         "llf": "lengthwise.policies.llf:LLF",
         "niyama": "lengthwise.policies.niyama:NIYAMA",
         "lpm": "lengthwise.policies.lpm:LPM",
+        "vtc": "lengthwise.policies.vtc:VTC",
+        "wfq": "lengthwise.policies.wfq:WFQ",
+        "dlpm": "lengthwise.policies.dlpm:DLPM",
     },
     "router": {
         "round-robin": "lengthwise.policies.routers:ROUND_ROBIN",

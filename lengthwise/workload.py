@@ -23,6 +23,7 @@ OPTIONAL: dict[str, str] = {
     "asked": "object",  # of a prompt that is a chat, what predictors read (``served_text``)
     "session_id": "object",
     "tenant": "object",
+    "tenant_weight": "float64",  # of the request's tenant, the same in all its requests
     "prefix_hashes": "object",  # tuple of ints: one hash a full block of the prompt's prefix
     "hash_block_tokens": "int64",  # tokens that one entry of prefix_hashes stands for
     "deadline_s": "float64",
@@ -100,6 +101,8 @@ class Workload:
                 raise InputError(
                     f"{name}: row {bad[0]}: parent must be an earlier request, or -1 for none"
                 )
+        if "tenant_weight" in data:
+            _check_weights(name, data)
         for values in data.values():
             values.flags.writeable = False
         self.columns: dict[str, NDArray[Any]] = data
@@ -192,6 +195,23 @@ class Workload:
         return pd.DataFrame(self.columns)
 
 
+def _check_weights(name: str, data: Mapping[str, NDArray[Any]]) -> None:
+    """Raises ``InputError`` for weights of nobody, that are not positive or differ in a tenant."""
+    if "tenant" not in data:
+        raise InputError(f"{name}: tenant_weight is of a tenant, and there is no column 'tenant'")
+    weight, first = data["tenant_weight"], dict[str, int]()
+    for row, tenant in enumerate(map(str, data["tenant"].tolist())):
+        if not 0 < weight[row] < np.inf:
+            raise InputError(
+                f"{name}: row {row}: tenant_weight is {weight[row]:g}; it must be above 0"
+            )
+        if weight[row] != weight[first.setdefault(tenant, row)]:
+            raise InputError(
+                f"{name}: row {row}: tenant_weight is {weight[row]:g}, and "
+                f"{weight[first[tenant]]:g} in row {first[tenant]} of the same tenant"
+            )
+
+
 def check_column(
     name: str, key: str, values: Any, rows: NDArray[np.int64] | None = None
 ) -> NDArray[Any]:
@@ -224,6 +244,9 @@ def check_column(
         raise InputError(f"{name}: column {key!r} must be one-dimensional, not {numbers.shape}")
     if key in MAY_LACK:
         _reject(name, key, np.isinf(numbers) | (numbers < 0), numbers, at, "0 or more, or NaN")
+        return numbers
+    if key == "deadline_s":  # infinite of who has none
+        _reject(name, key, ~(numbers > -np.inf), numbers, at, "a number, or inf for none")
         return numbers
     _reject(name, key, ~np.isfinite(numbers), numbers, at, "a finite number")
     if key in TOKENS:

@@ -46,6 +46,25 @@ class ReplicaView:
     replica: Replica  # for what stands still, and its cache as it is now
 
 
+@dataclass(frozen=True, slots=True)
+class Tenants:
+    """Whose each request is, (n,), and the weights of them all, (tenants,)."""
+
+    of: NDArray[np.int64]
+    shares: NDArray[np.float64]
+
+
+def tenants_of(workload: Workload) -> Tenants:
+    """The tenants of a workload that names them, in the order in which they come."""
+    numbers: dict[str, int] = {}
+    named = map(str, workload["tenant"].tolist())  # as text: a list has no hash
+    of = np.array([numbers.setdefault(name, len(numbers)) for name in named], np.int64)
+    shares = np.ones(len(numbers))
+    if "tenant_weight" in workload:
+        shares[of] = workload["tenant_weight"]
+    return Tenants(of, shares)
+
+
 class Features:
     """Values of features, from the columns of a workload and the state of requests and replicas."""
 
@@ -58,6 +77,10 @@ class Features:
         for feature in FEATURES.values():
             if feature.given == "column" and feature.name in workload:
                 self.columns[feature.name] = workload[feature.name]
+        self.tenants: Tenants | None = None
+        if "tenant" in workload:
+            self.tenants = tenants_of(workload)
+            self.columns["tenant_weight"] = self.tenants.shares[self.tenants.of]
 
     def require(self, names: Iterable[str], reader: str) -> None:
         """Raises ``InputError`` unless all features that ``reader`` reads have values here."""
@@ -66,6 +89,8 @@ class Features:
             given = get(name).given
             if given == "column" and name not in self.columns:
                 raise InputError(f"{reader} reads {name}, and the workload has no such column")
+            if given == "tenant" and self.tenants is None:
+                raise InputError(f"{reader} reads {name}, and the workload has no column tenant")
             if given == "prediction" and self._predictions is None:
                 raise InputError(f"{reader} reads {name}, which needs a predictor")
             if name in CURVES and name not in self.predictions.curves:
@@ -164,6 +189,8 @@ REFERENCE: Provider[Accessor] = Provider(
         "decode_tokens_per_s": _seen(lambda view: view.replica.decode_tokens_per_s),
         "random_draw": lambda f, rs, view: [uniform(f.seed, r.id, view.index) for r in rs],
         "cached_tokens": lambda f, rs, view: [view.replica.cached_tokens(r) for r in rs],
+        "tenant_weight": _column("tenant_weight"),
+        "tenant_service": lambda f, rs, view: view.replica.tenant_service(rs),
     },
 )
 
@@ -182,6 +209,7 @@ ARRIVING: Provider[Callable[[Features, NDArray[np.int64]], Any]] = Provider(
         **{name: _starting(name) for name in CURVES},
         "priority": lambda f, arrival_ps: f.columns["priority"],
         "deadline_s": lambda f, arrival_ps: f.columns["deadline_s"],
+        "tenant_weight": lambda f, arrival_ps: f.columns["tenant_weight"],
         "generated_tokens": lambda f, arrival_ps: np.int64(0),
         "computed_tokens": lambda f, arrival_ps: np.int64(0),
         "preemptions": lambda f, arrival_ps: np.int64(0),

@@ -76,6 +76,8 @@ SOURCE = {
     "--split train": ("split", "train"),
     "--drop-zero-output": ("drop_zero", True), "--time-unit ms": ("time_unit", "ms"),
     "--max-expanded 5": ("max_expanded_mb", 5.0),
+    "--deadlines chat=2,batch=60": ("deadlines", {"chat": 2.0, "batch": 60.0}),
+    "--deadlines 30": ("deadlines", {"": 30.0}),
     "--columns 'prompt_tokens=Request tokens,arrival_s=when'": (
         "columns", {"prompt_tokens": "Request tokens", "arrival_s": "when"},
     ),

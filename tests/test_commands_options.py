@@ -48,7 +48,7 @@ FORM = {"form": "switch"}
 WORKLOAD = {
     "workload": "text, required", "arrivals": "text", "requests": "int", "model": "text",
     "split": "name = all", "drop_zero_output": "switch", "time_unit": "name",
-    "max_expanded_mb": "float",
+    "max_expanded_mb": "float", "deadlines": "TASK=S,...|S",
 }  # fmt: skip
 SYSTEM = {
     **TIMING, "replicas": "int [1, ] = 1", "nodes": "text", "metrics_interval_s": "float = 0.0",

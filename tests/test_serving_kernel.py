@@ -66,6 +66,10 @@ def trial(seed, *, unequal=False):
         "priority": rng.integers(-2, 3, n),
         "deadline_s": rng.random(n) * 10,
     }
+    whose = np.random.default_rng([seed, 1]).integers(0, 1 + seed % 5, n)
+    columns["tenant"] = [f"tenant {k}" for k in whose]
+    if seed % 2:
+        columns["tenant_weight"] = np.array([1.0, 0.5, 3.0, 0.1, 7.0])[whose]
     if rng.random() < 0.2:
         columns["arrival_s"] = np.round(columns["arrival_s"], 1)  # many at once
     if rng.random() < 0.2:

@@ -66,10 +66,12 @@ def _kept(name: str, measure: Callable[[], Any]) -> Any:
 @cache
 def _workload(seed: int, rate: float, requests: int) -> lw.Workload:
     made = lw.Workload.preset(WORKLOAD, requests=requests, rate=rate, seed=seed)
-    # no trace has priorities or deadlines: these are drawn
+    # no trace has priorities, deadlines or tenants: these are drawn
     rng = np.random.default_rng(seed)
     priority, due_in_s = rng.integers(0, 4, len(made)), rng.choice([2.0, 10.0, 60.0], len(made))
-    return made.replace(priority=priority, deadline_s=made["arrival_s"] + due_in_s)
+    # one of three tenants sends two thirds
+    tenant = rng.choice(["a", "b", "c"], len(made), p=[2 / 3, 1 / 6, 1 / 6]).astype(object)
+    return made.replace(priority=priority, deadline_s=made["arrival_s"] + due_in_s, tenant=tenant)
 
 
 @cache

@@ -29,6 +29,11 @@ def tally(S: Any, r: int, id: int, sign: int) -> None:
         stored = S.stored[id] if len(S.stored) else 0
         rep.queued_prefill += sign * max(S.prompt[id] - stored, 0)
         rep.queued_decode += sign * max(rounded_up(S, id) - S.generated[id], 0)
+    if MORE and is_read(S.run.reads, "tenant_service"):
+        row = S.tenants[r, S.tenant[id]]
+        row.waiting += sign
+        if S.preemptions[id] > 0:
+            row.queued += sign * (S.prompt[id] + 2 * S.generated[id])
 
 
 # The batch

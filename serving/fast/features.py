@@ -43,6 +43,8 @@ ACCESSORS: Provider[str] = Provider(
         "decode_tokens_per_s": "node.decode_tokens_per_s",
         "random_draw": "uniform(np.uint64(run.seed), id, r)",
         "cached_tokens": "cached_prefix(S, r, id, generated)",
+        "tenant_weight": "S.weight[id]",
+        "tenant_service": "tenant_service(S, r, id, last)",
     },
 )
 

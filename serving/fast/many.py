@@ -53,8 +53,8 @@ SCRATCH = (
 CONSTANT = (
     "node", "decode_ps", "mixed_ps", "decode_context_ps", "mixed_launch_ps", "planned", "reach_ps",
     "prompt", "output", "predicted", "curve", "curve_data", "curve_row", "limit", "priority",
-    "deadline", "ahead", "think", "first_child", "sibling", "roots", "hashes", "chain", "chain_at",
-    "prefix", "kept", "slow", "turn", "fresh",
+    "deadline", "tenant", "weight", "share", "ahead", "think", "first_child", "sibling", "roots",
+    "hashes", "chain", "chain_at", "prefix", "kept", "slow", "turn", "fresh",
 )  # fmt: skip
 STAYS = {"predicted_tokens": "predicted", "prompt_tokens": "prompt", "priority": "priority"}
 SHARED = (

@@ -71,6 +71,7 @@ from lengthwise.serving.fast.state import (
     YIELDED,
 )
 from lengthwise.serving.fast.tables import is_read, sum_of_terms
+from lengthwise.serving.fast.tenants import tenant_arrives
 from lengthwise.serving.reference.replica import FUTILE
 
 # The end of an iteration
@@ -95,6 +96,8 @@ def depart(S: Any, r: int, id: int, seen: int) -> None:
     S.replica[r].departed += 1
     if MORE and is_read(S.run.reads, "outstanding_tokens"):
         S.replica[r].outstanding -= weight(S, id)
+    if MORE and is_read(S.run.reads, "tenant_service"):
+        S.tenants[r, S.tenant[id]].left += S.prompt[id] + 2 * S.output[id]
     if STOPS:
         S.run.in_system -= 1
     if STOPS or EVENTS:
@@ -234,6 +237,8 @@ def enqueue(S: Any, r: int, id: int) -> None:
     node, rep = node_of(S, r), S.replica[r]
     if GUARD and node.guarded:
         guard_arrival(S, r, id)
+    if MORE and is_read(S.run.reads, "tenant_service"):
+        tenant_arrives(S, r, id)
     rep.waiting += 1
     rep.known += S.prompt[id]
     tally(S, r, id, 1)
@@ -287,6 +292,7 @@ def preempt(S: Any, r: int, s: int, queued: bool) -> None:
     rep.waiting += 1
     rep.known += known
     tally(S, r, id, 1)
+    rep.tenants_last = NONE  # it is among the running ones no more
     if not (MORE and node.by_score):
         prepend(S, r, id)
         return
@@ -581,6 +587,8 @@ def schedule_waiting(S: Any, r: int, budget: int) -> int:
         rep.waiting -= 1
         rep.known -= known
         tally(S, r, id, -1)
+        if MORE and is_read(S.run.reads, "tenant_service"):
+            rep.tenant_admitted = S.tenant[id]
         sl.computed = start
         sl.known = known
         sl.tokens = tokens

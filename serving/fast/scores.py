@@ -45,14 +45,16 @@ def fill(
 ) -> None:
     """Writes those features of a request in a replica that are read."""
     write_features(S.rows[row], node_of(S, r).reads, "request")
-    if is_read_of(node_of(S, r).reads, "replica", "pair"):
+    if is_read_of(node_of(S, r).reads, "replica", "pair", "tenant"):
         fill_further(S, r, row, id, generated)
 
 
 @kernel
 def fill_further(S: Any, r: int, row: int, id: int, generated: int) -> None:
     """The same for what is not the request's alone."""
-    write_features(S.rows[row], node_of(S, r).reads, "pair")
+    write_features(
+        S.rows[row], node_of(S, r).reads, "pair", "tenant", last=S.replica[r].iteration - 1
+    )
     copy_features(S.rows[row], S.seen[r], node_of(S, r).reads, "replica")
 
 
@@ -64,10 +66,11 @@ def fill_replica(S: Any, row: int, id: int, r: int, wanted: int) -> None:
         fill_scraped(S, row, r, wanted)
     else:
         write_features(S.rows[row], wanted, "replica", last=S.replica[r].iteration)
-    if is_read_of(wanted, "request", "pair"):
+    if is_read_of(wanted, "request", "pair", "tenant"):
         write_features(
-            S.rows[row], wanted, "request", "pair", generated=0, computed=0, preemptions=0
-        )
+            S.rows[row], wanted, "request", "pair", "tenant", generated=0, computed=0,
+            preemptions=0, last=S.replica[r].iteration,
+        )  # fmt: skip
 
 
 @kernel

@@ -49,7 +49,8 @@ def allocate(
         names |= set(shown)
     elif stops:  # its caller may read any feature: what is counted all along is counted for all
         given = () if inputs.predictions is None else inputs.predictions.curves
-        names |= {name for name in ACCESSORS if name not in CURVES or name in given}
+        told = {name for name in ACCESSORS if name not in CURVES or name in given}
+        names |= told if "tenant" in workload else told - {"tenant_service"}
     run["reads"] = mask(names)
     hashes, hashes_at = _none(np.int64), _none(np.int64)
     if kinds.caching:
@@ -89,6 +90,7 @@ def allocate(
         **curve_arrays(inputs.predictions, names),
         priority=_column(workload, "priority", np.int64),
         deadline=_column(workload, "deadline_s", np.float64),
+        **_tenants(features, "tenant_service" in names, replicas),
         score=np.zeros(n if node["by_score"].any() else 0),
         link=np.zeros(n, np.int32), generated=np.zeros(n, np.int32),
         reach=np.zeros(n, np.int32),
@@ -170,6 +172,17 @@ def _guard(
     }  # fmt: skip
 
 
+def _tenants(features: Features, read: bool, replicas: int) -> dict[str, NDArray[Any]]:
+    """Whose each request is, tenants' weights and their books, empty where nobody reads them."""
+    known = features.tenants
+    shares = known.shares if known is not None and read else _none(np.float64)
+    return {
+        "tenant": known.of.astype(np.int32) if known is not None and read else _none(np.int32),
+        "weight": features.columns.get("tenant_weight", _none(np.float64)),
+        "share": shares, "tenants": np.zeros((replicas, len(shares)), ks.TENANT),
+    }  # fmt: skip
+
+
 def _describe(
     inputs: Inputs, kinds: Kinds, routing: RoutingPolicy, requests: int, seed: int, log: bool
 ) -> NDArray[Any]:
@@ -192,7 +205,7 @@ def _replicas(kinds: Kinds, node: NDArray[Any]) -> tuple[NDArray[Any], int]:
     rows = np.zeros(len(kinds.of), ks.REPLICA)
     for name in (
         "head", "tail", "queue_head", "queue_tail", "oldest", "newest", "blank", "shadow_head",
-        "shadow_tail", "sent_head",
+        "shadow_tail", "sent_head", "tenants_last", "tenant_admitted",
     ):  # fmt: skip
         rows[name] = ks.NONE
     rows["node"] = kinds.of

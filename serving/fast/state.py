@@ -106,9 +106,13 @@ REPLICA = _row(
     # of ``backlog``: sums over the queue and the batch, the latter as of two iterations; a list
     "queued_prefill", "queued_decode", "running_decode", "summed_last", "summed_done",
     "sent_head", "sent_tail",
+    "tenants_last", "tenants_done", "tenant_admitted",  # of ``tenants``; the last admitted
     "down",  # 0; FAILED; KNOWN, the router knows it too
     "slow_at", "slow_end",  # of its windows in ``slow``, the first that is not over, and the last
 )  # fmt: skip
+
+# A tenant at a replica: tokens of who left, waits and runs; how many wait; where it began.
+TENANT = np.dtype([*_row("left", "queued", "running", "waiting").descr, ("offset", np.float64)])
 
 # An iteration in flight: two rows a replica, by the parity of its number.
 STEP = _row("end", "seen", "firsts", "sequences", "yields")
@@ -261,6 +265,10 @@ class State(NamedTuple):
     limit: NDArray[Any]  # the clients' max_tokens
     priority: NDArray[Any]
     deadline: NDArray[Any]
+    tenant: NDArray[Any]  # empty where nobody reads it
+    weight: NDArray[Any]
+    share: NDArray[Any]  # (tenants,) their weights
+    tenants: NDArray[Any]  # (R, tenants) TENANT
     score: NDArray[Any]
     ahead: NDArray[Any]  # (policies x n,) scores that were made before the run
     link: NDArray[Any]  # the next in an fcfs queue; OUT, WAITS ... in one by score
@@ -318,11 +326,11 @@ class State(NamedTuple):
 
 _INT32 = (
     "link", "generated", "reach", "flight", "stored", "sent", "first_child", "sibling", "calendar",
-    "roots", "shadow", "sent_ahead",
+    "roots", "shadow", "sent_ahead", "tenant",
     "acting", "first", "orphan", "stale", "bucket", "bucket_end", "held", "candidate",
 )  # fmt: skip
 _FLOATS = (
-    "out", "predicted", "curve_data", "deadline", "score", "ahead",
+    "out", "predicted", "curve_data", "deadline", "score", "ahead", "weight", "share",
     "reward", "now_s", "final_now_s", "mean_latency_s",
 )  # fmt: skip
 
@@ -339,7 +347,7 @@ KINDS: dict[str, tuple[np.dtype[Any], int]] = {
     **{name: (np.dtype(np.int32), 1) for name in _INT32},
     "wheel": (np.dtype(np.int32), 2), "curve_row": (np.dtype(np.int32), 2),
     "slow": (SLOW, 1), "turn": (TURN, 1), "fresh": (REPLICA, 1), "lost": (LOST_VISIT, 1),
-    "waits": (WAIT, 2), "watched": (WATCHED, 1),
+    "waits": (WAIT, 2), "watched": (WATCHED, 1), "tenants": (TENANT, 2),
     "gym": (GYM, 0), "env": (ENV, 1), "place": (PLACE, 1), "column": (COLUMN, 1),
     "flat": (np.dtype(np.float32), 2), "mask": (np.dtype(np.int8), 2),
     "ended": (np.dtype(np.int8), 1), "glance": (FEATURE_ROW, 1),

@@ -15,6 +15,7 @@ from lengthwise.serving.options import Engine
 from lengthwise.serving.reference.kv_cache import KVCache
 from lengthwise.serving.reference.request import Request
 from lengthwise.serving.reference.scheduler import Decider
+from lengthwise.serving.reference.tenants import TenantBooks
 from lengthwise.serving.reference.timeline import Step, Timeline
 from lengthwise.serving.scoring import BACKLOGS, ReplicaView
 
@@ -60,6 +61,7 @@ class Replica:
         self.routed = 0
         self.down = False
         self.outstanding = 0  # prompt and predicted tokens x FRACTION, of unfinished requests
+        self.tenants: TenantBooks | None = None  # of a workload that names tenants
         self._now_ps = 0
         self._futile = 0  # preemptions since somebody got further than ever before
         scheduler.view = self.view
@@ -102,6 +104,12 @@ class Replica:
     def cached_tokens(self, request: Request) -> int:
         """Leading tokens of a request, here or not, that are in the prefix cache."""
         return self.scheduler.cached_tokens(request)
+
+    def tenant_service(self, requests: Sequence[Request]) -> list[float]:
+        """What the tenants of requests, here or not, were served here; see ``TenantBooks``."""
+        assert self.tenants is not None, "read, and the workload has no tenants"
+        service = self.tenants.service(self.here)
+        return [service[self.tenants.of[request.id]] for request in requests]
 
     def add(self, request: Request, now_ps: int, planned_ps: int) -> None:
         """A request arrives, or comes from a replica that it was removed from, and waits.
@@ -151,6 +159,8 @@ class Replica:
     def schedule(self, first: Sequence[Request] = ()) -> Step:
         """Has the iteration decided that ``begin`` started; ``first`` go ahead of the queue."""
         step = self.scheduler.schedule(first)
+        if self.tenants is not None and step.admitted is not None:
+            self.tenants.admitted = step.admitted
         step.start_ps = self.timeline.starts_ps(self._now_ps)
         self._launch(step, self._now_ps)
         self.in_flight.append(step)

@@ -27,6 +27,7 @@ from lengthwise.serving.records import LOST, Iterations, Records, with_lost
 from lengthwise.serving.reference.replica import Replica, too_late
 from lengthwise.serving.reference.request import Request
 from lengthwise.serving.reference.scheduler import Scheduler
+from lengthwise.serving.reference.tenants import TenantBooks
 from lengthwise.serving.reference.timeline import Step
 from lengthwise.serving.scoring import FRACTION, Features, ReplicaView, Scorer
 from lengthwise.serving.system import HOLD, Stop, Stops, System, Totals
@@ -206,7 +207,10 @@ class ReferenceRun:
         """Makes a node; what another engine overrides."""
         node, inputs = self.system.nodes[index], self._inputs.nodes[index]
         decides = Scheduler(node.engine, inputs.num_gpu_blocks, node.policy, scorer)
-        return Replica(index, decides, inputs.clock, self._inputs.slow[index])
+        made = Replica(index, decides, inputs.clock, self._inputs.slow[index])
+        if (known := self._features.tenants) is not None:
+            made.tenants = TenantBooks(known.of.tolist(), known.shares.tolist())
+        return made
 
     # Stops
 
@@ -316,6 +320,8 @@ class ReferenceRun:
     def _send(self, id: int, index: int) -> None:
         node = self.nodes[index]
         request = self._request(id, index)
+        if node.tenants is not None:
+            node.tenants.arrives(id, node.here)
         node.add(request, self._now_ps, self._planned[id])
         node.here[request] = None
         self._held.pop(id, None)
@@ -389,6 +395,8 @@ class ReferenceRun:
         id = request.id
         self._in_system -= 1
         del node.here[request]
+        if node.tenants is not None:
+            node.tenants.finished(request)
         node.outstanding -= self._weight[id]
         self._rows.append(
             (

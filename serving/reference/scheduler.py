@@ -398,6 +398,7 @@ class Scheduler:
             self.waiting.remove(request)
             self.running.append(request)
             request.in_batch = True
+            step.admitted = request
             if self._watch is not None:
                 self._watch.admitted(request, self._now_ps)
             request.computed = start

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.errors import InputError
+from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.served_text import asked_texts
 from lengthwise.serving.workload.arrivals import read_trace
 from lengthwise.serving.workload.files import HUGGING_FACE
@@ -34,6 +35,7 @@ def load_workload(
     split: str | None = None,
     test_share: float = 0.5,
     max_expanded_mb: float | None = None,
+    deadlines: Mapping[str, float] | None = None,
     **options: Any,
 ) -> Workload:
     """A workload from a preset's name, a file or ``hf:NAME[:SPLIT]``.
@@ -46,8 +48,16 @@ def load_workload(
     seed      of arrivals and drawing; a trace with its own arrivals is the same for every seed
     model     only this model's rows; split: only the "train" or "test" prompts (``split_of``)
     max_expanded_mb  what a gzip or Parquet file, of arrivals too, may expand to
+    deadlines  task -> seconds from a request's arrival in which its answer is due, "" for those of
+              any other task: the column ``deadline_s``
     options   the others of ``read_table``, e.g. drop_zero=True
     """
+    if deadlines is not None:
+        made = load_workload(
+            spec, arrivals=arrivals, requests=requests, rate=rate, seed=seed, model=model,
+            split=split, test_share=test_share, max_expanded_mb=max_expanded_mb, **options,
+        )  # fmt: skip
+        return with_deadlines(made, deadlines)
     if isinstance(arrivals, str) and arrivals in PRESETS:
         arrivals = PRESETS[arrivals].arrivals
     arrivals = read_trace(arrivals, max_expanded_mb=max_expanded_mb)
@@ -72,6 +82,26 @@ def load_workload(
         table = _first(table, requests)
     workload = table.workload()
     return workload if rate is None else workload.at_rate(rate)
+
+
+def with_deadlines(workload: Workload, deadlines: Mapping[str, float]) -> Workload:
+    """The workload with ``deadline_s``: so many seconds after the arrival, by the request's task.
+
+    The seconds of "" are those of every task that is not named; without them it has no deadline.
+    Raises ``InputError`` for seconds that are not positive, and for a task that no request has.
+    """
+    tasks = np.full(len(workload), "", object)
+    if "task" in workload:
+        tasks = np.array([str(one) for one in workload["task"]], object)
+    due_in_s = np.full(len(workload), deadlines.get("", np.inf))
+    for task, seconds in deadlines.items():
+        if not seconds > 0:
+            raise InputError(f"a deadline is a positive number of seconds, not {seconds:g}")
+        if task and not (tasks == task).any():
+            raise UnknownNameError("task of a deadline", task, sorted(set(tasks.tolist()) - {""}))
+        if task:
+            due_in_s[tasks == task] = seconds
+    return workload.replace(deadline_s=workload["arrival_s"] + due_in_s)
 
 
 def _first(table: Table, requests: int) -> Table:

@@ -53,6 +53,20 @@ class Generated:
 
 
 @dataclass(frozen=True)
+class Clients:
+    """Tenants that each send one request after the other, evenly, all of the same lengths.
+
+    ``rates`` are each client's requests/s; ``arrivals`` is a spec of them all.
+    """
+
+    source: str
+    rates: tuple[float, ...]
+    prompt_tokens: int
+    output_tokens: int
+    arrivals: str
+
+
+@dataclass(frozen=True)
 class Sessions:
     """Requests in sessions: each prompt holds the one before it, and all share some first blocks.
 
@@ -89,6 +103,8 @@ def preset(
     chosen = PRESETS[name]
     if isinstance(chosen, Generated):
         return _generated(name, chosen, requests, rate, seed)
+    if isinstance(chosen, Clients):
+        return _clients(name, chosen, requests, rate, seed)
     rng = stream(seed, LENGTHS)
     columns: dict[str, NDArray[np.generic] | list[object]] = {}
     if chosen.sessions is None:
@@ -179,7 +195,26 @@ def _generated(
     return workload if rate is None else workload.at_rate(rate)
 
 
-PRESETS: dict[str, Preset | Generated] = {
+def _clients(name: str, chosen: Clients, requests: int, rate: float | None, seed: int) -> Workload:
+    """The first requests of all clients, which are client-0, client-1 ...; each begins within its
+    own first interval, by the seed.
+    """
+    phases = stream(seed, LENGTHS).random(len(chosen.rates))
+    sent = [(np.arange(requests) + p) / r for p, r in zip(phases, chosen.rates, strict=True)]
+    times = np.concatenate(sent)
+    order = np.argsort(times, kind="stable")[:requests]
+    client = np.repeat([f"client-{k}" for k in range(len(chosen.rates))], requests)
+    columns = {
+        "arrival_s": times[order] - times[order[0]],
+        "prompt_tokens": np.full(requests, chosen.prompt_tokens),
+        "output_tokens": np.full(requests, chosen.output_tokens),
+        "tenant": client[order].astype(object),
+    }
+    workload = Workload(columns, name=name)
+    return workload if rate is None else workload.at_rate(rate)
+
+
+PRESETS: dict[str, Preset | Generated | Clients] = {
     "azure-conv-2023": Preset(
         source="Azure LLM inference trace 2023, conversation (Patel et al., ISCA 2024)",
         prompt=(2, 31, 181, 231, 388, 402, 437, 1016, 1068, 1135, 1347, 4075, 4085, 4093, 4122,
@@ -247,5 +282,12 @@ PRESETS: dict[str, Preset | Generated] = {
     "synthetic-chat": Generated(
         source="prompts with text, written by a generator (see generate_prompts)",
         arrivals="poisson:8",
+    ),
+    "overload": Clients(
+        source="two clients of which each overloads the engine (VTC, Sheng et al., OSDI 2024)",
+        rates=(1.5, 3.0),
+        prompt_tokens=256,
+        output_tokens=256,
+        arrivals="constant:4.5",
     ),
 }  # fmt: skip

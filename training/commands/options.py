@@ -152,6 +152,28 @@ class Renames(Typed):
         return found
 
 
+class Deadlines(Typed):
+    """``chat=2,batch=60``, or ``30`` for all: seconds by task."""
+
+    name = "TASK=S,...|S"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, float]:
+        if isinstance(value, dict):
+            return value
+        found: dict[str, float] = {}
+        for item in str(value).split(","):
+            task, _, seconds = item.rpartition("=")
+            try:
+                found[task] = float(seconds)
+            except ValueError:
+                raise InputError(
+                    f"--deadlines takes TASK=SECONDS between commas, or seconds, not {item!r}"
+                ) from None
+        return found
+
+
 columns_option = click.option(
     "--columns", type=Renames(),
     help="Names of columns in a file: arrival_s=when,prompt_tokens=prompt_len.",
@@ -197,6 +219,12 @@ def workload_options(command: Command) -> Command:
                 help="Of the file's numeric times, where its layout has another or none.",
             ),
             columns_option,
+            click.option(
+                "--deadlines",
+                type=Deadlines(),
+                help="Seconds in which answers are due, by the request's task, or for all: "
+                "chat=2,batch=60 or 30.",
+            ),
             max_expanded_option,
         )
     ):
@@ -354,7 +382,7 @@ def take_source(options: dict[str, Any]) -> Any:
 
     names = (
         "arrivals", "requests", "model", "split", "drop_zero_output", "time_unit", "columns",
-        "max_expanded_mb",
+        "max_expanded_mb", "deadlines",
     )  # fmt: skip
     given = {name: options.pop(name) for name in names}
     drop = given.pop("drop_zero_output")

@@ -30,7 +30,7 @@ FOLDER = Path(__file__).parent.parent
 FLAGS = "flags"
 TABLES = "tables"
 PARTS = (
-    "compiler/jit", "arrivals", "queue", "batch", "guard", "blocks", "curves", "backlog",
+    "compiler/jit", "arrivals", "queue", "batch", "guard", "blocks", "curves", "backlog", "tenants",
     "scores", "routing", "replica", "failures", "stops", "cluster", "shown", "yields",
     "steps",
 )  # fmt: skip
