@@ -306,7 +306,8 @@ class Answers:
     def __init__(self) -> None:
         self.asked: list[Any] = []
         model = SimpleNamespace(get_vocab_size=lambda: 50, max_model_len=500)
-        self.vllm_config = SimpleNamespace(model_config=model)
+        seats = SimpleNamespace(max_num_seqs=3)
+        self.vllm_config = SimpleNamespace(model_config=model, scheduler_config=seats)
 
     async def generate(self, prompt: Any, sampling: Any, name: str) -> Any:
         self.asked.append((name, prompt["prompt_token_ids"], sampling))
@@ -329,7 +330,8 @@ def test_requests_are_timed_from_the_client_s_side(modules: Any) -> None:
     assert prompt == [1, 2] and (sampling.max_tokens, sampling.extra_args) == (9, None)
     assert sampling.ignore_eos is True and sampling.detokenize is False
     assert sampling.output_kind == "delta"
-    frame = asyncio.run(measure_vllm.frontend(engine, levels=(1, 3), tokens=4))
+    # of four at once one would wait for a seat
+    frame = asyncio.run(measure_vllm.frontend(engine, levels=(1, 3, 4), tokens=4))
     assert list(frame.index) == [*(f"alone{i}" for i in range(16)), "level1n0",
                                  *(f"level3n{i}" for i in range(3))]  # fmt: skip
     assert frame["prompt"].tolist() == [16, 256, 496, 496] * 4 + [32] * 4  # what the model holds
