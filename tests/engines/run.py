@@ -42,7 +42,9 @@ def main() -> int:
         ),
         "a whole vLLM: tokens": lambda: whole_environment.run(["tokens", *POLICIES]),
         "a whole vLLM: a server": lambda: whole_environment.run(["server", '{"policy": "srtf"}']),
-        "a whole vLLM: its profile": lambda: whole_environment.run([], "tests.engines.whole_profile"),
+        "a whole vLLM: its profile": lambda: whole_environment.run(
+            [], "tests.engines.whole_profile"
+        ),
         "a whole vLLM: a predictor that raises": lambda: whole_environment.run(["raises"]),
         "a whole vLLM: a predictor that hangs": lambda: whole_environment.run(["hangs"]),
     }
