@@ -166,7 +166,8 @@ def _of_task(task: str, tasks: NDArray[Any] | None, count: int) -> NDArray[np.bo
     named = np.array([str(one) for one in tasks])
     if not (named == task).any():
         raise UnknownNameError("task of an SLO", task, sorted(set(named.tolist())))
-    return named == task
+    mine: NDArray[np.bool_] = named == task
+    return mine
 
 
 def kv_utilization(iterations: Iterations, num_gpu_blocks: ArrayLike) -> dict[str, float]:
