@@ -1,4 +1,9 @@
-"""``lengthwise/Preemption-v1``: which running request gives way to one that waits, if any."""
+"""``lengthwise/Preemption-v1``: which running request gives way to one that waits, if any.
+
+With lengths known and nothing to pay it is the rule of the shortest remaining time (Schrage, 1968);
+what it costs to compute a request again is why there is something to learn. The protocol is
+Gymnasium's (Towers et al., 2024).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""``lengthwise/Routing-v1``: at each arrival, which replica takes the request."""
+"""``lengthwise/Routing-v1``: at each arrival, which replica takes the request.
+
+Learning to route requests to language models is Jain et al.'s (2024), whose environment and reward
+differ; the protocol is Gymnasium's (Towers et al., 2024).
+"""
 
 from __future__ import annotations
 

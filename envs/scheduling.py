@@ -1,4 +1,8 @@
-"""``lengthwise/Scheduling-v1``: which waiting request is admitted to the batch next."""
+"""``lengthwise/Scheduling-v1``: which waiting request is admitted to the batch next.
+
+The first jobs of a queue as slots that an agent chooses from are DeepRM's (Mao et al., HotNets
+2016); the protocol is Gymnasium's (Towers et al., 2024).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""First come, first served: the order of every stock engine."""
+"""First come, first served: the order of every stock engine.
+
+So vLLM serves (Kwon et al., SOSP 2023, section 4.5), and others are compared with it.
+"""
 
 from typing import Any
 

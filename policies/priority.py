@@ -1,4 +1,7 @@
-"""The client's own priority, as vLLM's ``priority`` policy reads it: lowest value first."""
+"""The client's own priority, as vLLM's ``priority`` policy reads it: lowest value first.
+
+Classes of customers, each served before the next, are Cobham's (Operations Research, 1954).
+"""
 
 from typing import Any
 

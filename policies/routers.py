@@ -1,6 +1,9 @@
 """Routers: the same scores, over the features of one replica; the lowest-scored replica is taken.
 
-Ties go to the replica with the lowest index.
+Ties go to the replica with the lowest index. Turn by turn, at random, the shortest queue and the
+least work left are the textbook's (Harchol-Balter, Performance Modeling and Design of Computer
+Systems, 2013, chapter 24); joining the shortest queue is optimal for equal servers and exponential
+work (Winston, 1977), and two choices at random come close to it (Mitzenmacher, 2001).
 """
 
 from typing import Any

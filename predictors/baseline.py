@@ -1,4 +1,7 @@
-"""Predictors that read no text: one length for all, and the length of the prompt."""
+"""Predictors that read no text: one length for all, and the length of the prompt.
+
+What a learned predictor has to beat. They are no paper's.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Predictors that are told the answer: the truth itself, and the truth with chosen noise."""
+"""Predictors that are told the answer: the truth itself, and the truth with chosen noise.
+
+How much of the order the noise leaves is said by Kendall's τ with the truth (Biometrika, 1938), the
+measure by which Fu et al. (NeurIPS 2024) judge predictors for scheduling.
+"""
 
 from __future__ import annotations
 

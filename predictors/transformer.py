@@ -4,6 +4,10 @@ A prompt becomes the mean of the encoder's last hidden states and the text's sha
 (a head) on top gives what the target asks for. With a frozen encoder five heads are trained, each
 on four fifths of the prompts, and averaged; with one that learns, one head. The rows that a head
 did not see decide when its training stops, and calibrate the target.
+
+An encoder as a proxy for the answer's length is SSJF's (Qiu et al., 2024), the ranking loss that of
+Fu et al. (NeurIPS 2024); ``minilm`` is Sentence-BERT's (Reimers and Gurevych, EMNLP 2019) on MiniLM
+(Wang et al., NeurIPS 2020).
 """
 
 from __future__ import annotations

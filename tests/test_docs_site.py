@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,15 +15,18 @@ from itertools import product
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from xml.etree import ElementTree
 
 import click
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser
 
+from docs.site import diagram, examples
 from lengthwise import registry
 from lengthwise.training.cli import COMMANDS, cli
 from tests.browser import browser
+from tests.test_docs_readme import judged_command
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {
@@ -100,6 +104,66 @@ def test_the_pages_of_policies_say_features_tunables_and_ranges(site: Path) -> N
                 assert row + str(score.ranges.get(tunable, "True or False")) in text
 
 
+CHART = """flowchart TD
+    %% row: a . b
+    %% row: c d .
+    %% alt: A leads to
+    %% alt: all others.
+    subgraph top["What is <above>"]
+        a["a/<br/>first"]
+        b["b.py<br/>second"]
+    end
+    c["c<br/>third"] --> d["d<br/>fourth"]
+    a -- "two words" --> c & d
+    b -. dotted .-> d
+    d -- back --> b
+"""
+
+
+def test_flowcharts_are_drawn_from_their_text() -> None:
+    chart = diagram.read(CHART)
+    assert chart.labels == dict(
+        zip("abcd", ("a/<br/>first", "b.py<br/>second", "c<br/>third", "d<br/>fourth"), strict=True)
+    )
+    assert chart.frames == {"top": ("What is <above>", ["a", "b"])}
+    assert chart.edges == [
+        ("c", "d", "", False), ("a", "c", "two words", False), ("a", "d", "two words", False),
+        ("b", "d", "dotted", True), ("d", "b", "back", False),
+    ]  # fmt: skip
+    drawn = diagram.drawn(f"before\n```mermaid\n{CHART}```\nafter\n")
+    assert drawn.startswith("before\n<div") and drawn.endswith("</div>\nafter\n")
+    svg = ElementTree.fromstring(drawn.removeprefix("before\n").removesuffix("\nafter\n"))[0]
+    assert svg.get("aria-label") == "A leads to all others."
+    texts = [text.text for text in svg.iter("text")]
+    assert sorted(texts) == sorted([
+        "a/", "first", "b.py", "second", "c", "third", "d", "fourth", "What is <above>",
+        "two words", "two words", "dotted", "back",
+    ])  # fmt: skip
+    boxes = [rect for rect in svg.iter("rect") if rect.get("class") == "box"]
+    corners = [(float(box.get("x", 0)), float(box.get("y", 0))) for box in boxes]
+    assert corners[0][1] == corners[1][1] < corners[2][1] == corners[3][1]  # two rows
+    assert corners[0][0] == corners[2][0] < corners[3][0] < corners[1][0]  # three columns
+    for wrong in ("a ==> b", 'e["nowhere<br/>placed"]'):
+        with pytest.raises(ValueError, match=r"not understood|rows place"):
+            diagram.read(f"{CHART}    {wrong}\n")
+
+
+def test_the_house_is_drawn_as_it_is(site: Path) -> None:
+    (source,) = diagram.BLOCK.findall((ROOT / "docs" / "architecture.md").read_text("utf-8"))
+    chart = diagram.read(source)
+    names = {node: label.partition("<br/>")[0] for node, label in chart.labels.items()}
+    under = {node: frame for frame, (_, inside) in chart.frames.items() for node in inside}
+    folder = {"vocabulary": "lengthwise", "serving": "serving"}
+    paths = {ROOT / folder.get(under.get(node, ""), ".") / name for node, name in names.items()}
+    assert [path for path in paths if not path.exists()] == []
+    rooms = {path for path in (ROOT / "serving").iterdir() if (path / "__init__.py").exists()}
+    parts = {ROOT / name for name in ("predictors", "policies", "envs", "eval", "training")}
+    assert {*rooms, *parts} <= paths
+    text = (site / "architecture.html").read_text("utf-8")
+    assert all(f">{name}</text>" in text for name in names.values())
+    assert "flowchart TD" not in text
+
+
 def test_every_option_of_every_command_is_there(site: Path) -> None:
     def options(command: click.Command) -> list[str]:
         inner = command.commands.values() if isinstance(command, click.Group) else ()
@@ -112,6 +176,28 @@ def test_every_option_of_every_command_is_there(site: Path) -> None:
         command = cli.get_command(context, name)
         assert command is not None
         assert [option for option in options(command) if option not in text] == []
+        assert 'id="an-example"' in text, f"docs/site/examples.py has no example of {name}"
+        assert "\\&lt;" not in text  # Markdown escapes no such
+
+
+def test_the_examples_of_commands_print_what_is_shown(tmp_path: Path) -> None:
+    """Those that take a second or two; numbers to a tenth, what is measured there."""
+    examples.files(tmp_path)
+    shown = examples.kept()
+    assert list(shown) == list(examples.EXAMPLES)
+    for name in ("list", "simulate", "train", "evaluate", "export", "check", "completion"):
+        printed, before = (
+            re.split(r"(?<![\w.])(\d[\d,]*(?:\.\d+)?)", text)
+            for text in (examples.printed(examples.EXAMPLES[name], tmp_path), shown[name])
+        )
+        words, words_before = (" ".join("".join(one[::2]).split()) for one in (printed, before))
+        assert words == words_before, name
+        assert [float(one.replace(",", "")) for one in printed[1::2]] == pytest.approx(
+            [float(one.replace(",", "")) for one in before[1::2]], rel=0.1, abs=0.02
+        ), name
+    typed = [*examples.EXAMPLES.values(), *(words for words, _ in examples.ELSEWHERE.values())]
+    for words in typed:
+        judged_command(shlex.split(words))
 
 
 # In a browser
@@ -135,7 +221,9 @@ def chromium() -> Iterator[Browser]:
         yield made
 
 
-@pytest.mark.parametrize("page", ["index.html", "start/does-it-pay.html", "policies/srtf.html"])
+@pytest.mark.parametrize(
+    "page", ["index.html", "start/does-it-pay.html", "policies/srtf.html", "architecture.html"]
+)
 def test_pages_are_readable_wide_and_narrow_light_and_dark(
     chromium: Browser, address: str, page: str
 ) -> None:

@@ -180,14 +180,15 @@ def _predictor(kind: str, name: str) -> list[str]:
 def _environment(kind: str, name: str) -> list[str]:
     made = registry.load(kind, name)
     vector, task = made.vector_type, made.task
-    _, source = _module(kind, name)
+    about, source = _module(kind, name)
     env: Any = made()
     lines = [_prose(inspect.getdoc(made)), "", _prose(vector.__doc__), ""]
     if name.endswith("-v0"):
         newer = name.replace("-v0", "-v1")
         page = newer.removeprefix("lengthwise/").lower()
         lines += [f"Kept for runs of before; [{newer}]({page}.md) is what to use.", ""]
-    lines += [f"[{source}]({SOURCE}{source})", "", "## Spaces, as it comes", ""]
+    lines += ["## Where it comes from", "", about, "", f"[{source}]({SOURCE}{source})", ""]
+    lines += ["## Spaces, as it comes", ""]
     spaces = {"action": env.action_space, **env.observation_space.spaces}
     lines += [*_table(("of", "space"), ((n, f"`{space}`") for n, space in spaces.items())), ""]
     lines += ["Of each candidate the agent sees, in this order: "

@@ -7,6 +7,7 @@ import re
 
 import click
 
+from docs.site import examples
 from lengthwise.training.cli import COMMANDS, cli
 
 
@@ -24,9 +25,33 @@ def pages() -> dict[str, str]:
     for name in COMMANDS:
         command = cli.get_command(context, name)
         assert command is not None
-        text = "\n".join(_described(command, name, context, "#"))
+        text = "\n".join([*_described(command, name, context, "#"), *_example(name)])
         found[f"commands/{name}.md"] = text
     return found
+
+
+def _example(name: str) -> list[str]:
+    """A command as somebody would give it, and what it printed."""
+    if name in examples.ELSEWHERE:
+        typed, about = examples.ELSEWHERE[name]
+        return ["## An example", "", "```", typed, "```", "", about, ""]
+    if name not in examples.EXAMPLES:  # a test says so
+        return []
+    typed, printed = examples.EXAMPLES[name], examples.kept()[name]
+    return [
+        "## An example",
+        "",
+        "```",
+        typed,
+        "```",
+        "",
+        "prints",
+        "",
+        "```text",
+        printed,
+        "```",
+        "",
+    ]
 
 
 def _described(command: click.Command, name: str, parent: click.Context, level: str) -> list[str]:
@@ -66,4 +91,4 @@ def _cell(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """Brackets and stars stand for themselves; a URL stays what it is."""
-    return re.sub(r"([\[\]*_<>])", r"\\\1", text)
+    return re.sub(r"([\[\]*_>])", r"\\\1", text).replace("<", "&lt;")

@@ -13,7 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from docs.site import catalogue, commands, notebooks
+from docs.site import catalogue, commands, diagram, notebooks
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "https://github.com/lengthwise/lengthwise/blob/main/"
@@ -105,4 +105,4 @@ def on_page_markdown(text: str, page: Page, config: MkDocsConfig, files: Files) 
             return match.group()  # mkdocs says that it leads nowhere
         return before + os.path.relpath(found, here or ".").replace(os.sep, "/") + after
 
-    return LINK.sub(led, text)
+    return LINK.sub(led, diagram.drawn(text))
