@@ -49,10 +49,11 @@ EXAMPLES = {
     "completion": "lengthwise completion bash",
     "mock-server": "lengthwise mock-server --timing h200/llama-3.1-8b --policy srtf --predictor "
     "./p --port 8000",
+    "hint-proxy": "lengthwise hint-proxy --upstream http://127.0.0.1:8000 --predictor ./p",
     "serve-epp": "lengthwise serve-epp --endpoints 127.0.0.1:8000,127.0.0.1:8001 --router "
     "least-tokens",
 }
-SERVERS = ("mock-server", "serve-epp")  # they go on until they are told to end
+SERVERS = ("mock-server", "hint-proxy", "serve-epp")  # they go on until they are told to end
 # Those without an output here -> an example, and where to read what comes of it.
 ELSEWHERE = {
     "demo": (
