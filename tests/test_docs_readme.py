@@ -91,6 +91,8 @@ SHORTER = {
     "train predictor": "--force",
     "train predictor chats.jsonl": "--force --dry-run",
     "tune": "--requests 60 --seeds 1 --budget 8",
+    "tune mlfq": "--requests 60 --seeds 1 --budget 8 --force",
+    "compare azure-conv-2023 --rates auto --policies sjf,srtf,mlfq,work --tune": "--dry-run",
 }
 SERVERS = ("mock-server", "serve-epp", "hint-proxy", "serve-latency")
 PROGRAM = "from lengthwise.training.cli import main; main()"

@@ -1,4 +1,4 @@
-"""The Python in docs/predictors.md runs, and the predictor that it adds is a predictor."""
+"""The predictor that docs/predictors.md adds is a predictor."""
 
 from __future__ import annotations
 
@@ -16,12 +16,6 @@ from lengthwise.predictors.targets import TARGETS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "predictors.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
-
-
-def test_the_example_of_use_runs() -> None:
-    names: dict[str, object] = {}
-    exec(BLOCKS[0], names)
-    assert len(names["prediction"]) == 3  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -39,6 +39,8 @@ EXAMPLES = {
     "fcfs,sjf --max-num-seqs 64 --seeds 3",
     "capacity": "lengthwise capacity azure-conv-2023 --requests 300 --policy sjf --slo ttft_p99=1 "
     "--predictor oracle --max-num-seqs 64 --seeds 2",
+    "tune": "lengthwise tune srtf azure-conv-2023 --rates 24 --predictor noisy-oracle:tau=0.5 "
+    "--requests 300 --seeds 2 --budget 16 --max-num-seqs 64",
     "advise": "lengthwise advise trace.csv.gz --max-num-seqs 64",
     "train": "lengthwise train predictor responses.jsonl.gz --model ridge --out p",
     "evaluate": "lengthwise evaluate predictor p responses.jsonl.gz",
@@ -138,10 +140,10 @@ def main() -> None:
             print(f"$ {command}\n{said}\n", flush=True)
             if name in (sys.argv[1:] or EXAMPLES):
                 found[name] = said
+                ordered = {one: found[one] for one in EXAMPLES if one in found}
                 with whole_file(KEPT) as fresh:
-                    fresh.write_text(
-                        json.dumps(found, ensure_ascii=False, indent=1) + "\n", "utf-8"
-                    )
+                    text = json.dumps(ordered, ensure_ascii=False, indent=1)
+                    fresh.write_text(text + "\n", "utf-8")
 
 
 if __name__ == "__main__":
