@@ -343,7 +343,7 @@ def follow(words: list[str], shown: Shown, whole: bool = False) -> None:
     if program == "make":
         target = (ROOT / "Makefile").read_text("utf-8")
         assert re.search(rf"^{given[0]}:", target, re.MULTILINE), given
-    elif program == "vllm" or program.startswith("LENGTHWISE_SGLANG="):
+    elif program == "vllm" or program.startswith("LENGTHWISE_"):
         judged_settings(words)
     elif program == "printf":
         *text, arrow, file = given
@@ -418,7 +418,7 @@ def judged_command(words: list[str]) -> None:
         judged_program(Path(name), given[2:], options)
     elif program == "python" and given[0].endswith(".py"):
         judged_program(ROOT / given[0], given[1:], options)
-    elif program == "vllm" or program.startswith("LENGTHWISE_SGLANG="):
+    elif program == "vllm" or program.startswith("LENGTHWISE_"):
         judged_settings(words)
     elif program == "make":
         assert re.search(rf"^{given[0]}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
@@ -448,6 +448,9 @@ def judged_settings(words: list[str]) -> None:
     elif "--additional-config" in given:
         assert "lengthwise.policies.plugins.vllm.scheduler" in given
         given = [given[given.index("--additional-config") + 1]]
+    elif program.startswith("LENGTHWISE_LITELLM="):  # tests/test_plugins_routers.py starts it
+        lw.load_router(json.loads(program.partition("=")[2])["policy"])
+        return
     else:
         return
     if "./p" not in given[-1] or Path("p").exists():

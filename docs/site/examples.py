@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import pty
 import re
 import shlex
@@ -27,6 +28,7 @@ import lengthwise as lw
 from lengthwise.serving.workload import generate_prompts
 from lengthwise.writing import whole_file
 
+ROOT = Path(__file__).resolve().parents[2]
 KEPT = Path(__file__).with_name("examples.json")
 PROGRAM = "from lengthwise.training.cli import main; main()"
 # Command -> an example; they may use what earlier ones wrote.
@@ -94,10 +96,13 @@ def files(folder: Path) -> None:
 
 
 def printed(command: str, folder: Path) -> str:
-    """What a command prints in a terminal of 100 columns; it must succeed."""
+    """What a command prints in a terminal of 100 columns; it must succeed.
+
+    ``doctor`` gets 200, so that no line that is about this machine is broken.
+    """
     words = shlex.split(command)[1:]
     here, there = pty.openpty()
-    termios.tcsetwinsize(there, (50, 100))
+    termios.tcsetwinsize(there, (50, 200 if words[0] == "doctor" else 100))
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     with subprocess.Popen(
         [sys.executable, "-uc", PROGRAM, *words], cwd=folder, stdout=there,
@@ -115,7 +120,10 @@ def printed(command: str, folder: Path) -> str:
     if process.returncode:
         raise SystemExit(f"{command}: exit code {process.returncode}")
     said = re.sub(r"\x1b\[[0-9;]*m|\r", "", text.decode("utf-8"))
-    for own, others in ((sys.prefix, ".venv"), (str(Path.home()), "~")):
+    for own, others in (
+        (sys.prefix, ".venv"), (str(ROOT), "~/lengthwise"), (str(Path.home()), "~"),
+        (platform.platform(), platform.system()),
+    ):  # fmt: skip
         said = said.replace(own, others)
     lines = [line.rstrip() for line in said.strip("\n").splitlines()]
     left = [f"… and {len(lines) - MOST} lines more"] if len(lines) > MOST else []
