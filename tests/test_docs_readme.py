@@ -414,6 +414,8 @@ def judged_command(words: list[str]) -> None:
     elif program == "python" and given[0] == "-m" and not given[1].startswith("sglang"):
         spec = find_spec(given[1])
         assert spec is not None and spec.origin is not None, f"no module {given[1]}"
+        if ".plugins." in given[1]:  # its other options are the router's that it starts
+            options &= {"--lengthwise"}
         name = spec.origin.replace("__init__.py", "__main__.py")
         judged_program(Path(name), given[2:], options)
     elif program == "python" and given[0].endswith(".py"):
