@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import gzip
+import inspect
 import json
 import os
 import re
@@ -376,14 +377,22 @@ def judged(block: Block) -> None:
         tree = compile(
             block.text, "block", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         )
+        ours: dict[str, Any] = {}  # what is imported of ours
         for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ours
+            ):
+                takes = inspect.signature(ours[node.func.id]).parameters
+                assert {keyword.arg for keyword in node.keywords} <= set(takes), ast.unparse(node)
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("lengthwise"):
                 try:
                     module = import_module(str(node.module))
                 except ImportError as error:  # of an engine
                     assert "lengthwise" not in str(error.name)
                     continue
-                assert all(hasattr(module, alias.name) for alias in node.names)
+                ours |= {alias.name: getattr(module, alias.name) for alias in node.names}
     elif block.language == "":
         for words in commands(block.text):
             judged_command(words)
