@@ -510,7 +510,7 @@ def test_what_the_readme_says_of_its_router_is_so(tmp_path: Path) -> None:
     run([*train[1:], "--out", str(tmp_path / "router")])
     nodes = train[train.index("--nodes") + 1]
     mean: dict[str, float] = {}
-    for router in (str(tmp_path / "router"), "round-robin", "jsq", "jsew"):
+    for router in (str(tmp_path / "router" / "bundle"), "round-robin", "jsq", "jsew"):
         mean[router] = sum(
             lw.simulate(
                 lw.Workload.preset("azure-conv-2023", requests=500, rate=14.0, seed=seed),
