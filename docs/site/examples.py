@@ -67,6 +67,10 @@ ELSEWHERE = {
     ),
     "profile": ("lengthwise profile --engine vllm --model llama-3.1-8b --out my.json",
                 "It needs a GPU. [What comes of it](../timing.md#a-profile-of-your-own)."),
+    "serve-latency": (
+        "lengthwise serve-latency --timing h200/llama-3.1-8b --max-num-seqs 256 --port 8000",
+        "It says where it listens. [Who asks it, and what](../gateways.md).",
+    ),
     "reproduce": ("lengthwise reproduce intelligent-router --small --seeds 3",
                   "It takes a minute. [What comes of it](../intelligent-router.md)."),
 }  # fmt: skip
