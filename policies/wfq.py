@@ -8,12 +8,15 @@ Within a tenant the short ones go first.
 
 from typing import Any
 
+import numpy as np
+
 from lengthwise.policy import SchedulingPolicy, Score
 
 
 def wfq(tenant_service: Any, tenant_weight: Any, prompt_tokens: Any, predicted_tokens: Any) -> Any:
     """Earliest virtual finish first."""
-    return tenant_service + (prompt_tokens + 2.0 * predicted_tokens) / tenant_weight
+    least = np.maximum(tenant_weight, 1e-9)  # a weight is above 0, but a score must bear 0
+    return tenant_service + (prompt_tokens + 2.0 * predicted_tokens) / least
 
 
 WFQ = SchedulingPolicy(Score.from_function(wfq))

