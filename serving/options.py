@@ -65,7 +65,10 @@ class Engine:
         from lengthwise.serving.timing.roofline import gpus  # its tables are made of options
 
         if name in UNLIKE:
-            raise InputError(f"this engine is vLLM's and can't be like {name}: {UNLIKE[name]}")
+            raise InputError(
+                f"this engine is vLLM's ({', '.join(LIKE)}) and can't be like {name}: "
+                f"{UNLIKE[name]}"
+            )
         if name not in LIKE:
             raise UnknownNameError("engine to be like", name, LIKE)
         if gpu not in gpus():

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.eval import survival
 from lengthwise.eval.compare import compare
 from lengthwise.eval.flat import comparison_document
 from lengthwise.eval.hosts import CALIBRATED, SEEN, Host, hosts_of, on_host, spread
@@ -120,7 +119,7 @@ def test_near_saturation_it_is_said_once_that_hosts_differ() -> None:
 
 
 def made(
-    here: dict[str, float], patch: pytest.MonkeyPatch, sure: float = 0.005,
+    here: dict[str, float], sure: float = 0.005,
     over: bool = False, capacity: float = 10.0, **there: dict[str, float],
 ) -> Any:  # fmt: skip
     """A comparison of rows with these ratios of mean latency, here and on hosts by name."""
@@ -141,7 +140,7 @@ def made(
     }
     rows = [SimpleNamespace(label=label) for label in here]
     groups = [SimpleNamespace(first=row, contenders=(row,)) for row in (None, *rows)]
-    patch.setattr(survival, "alike", lambda *_: groups)
+    found.alike = lambda rate: groups
     return found
 
 
@@ -149,31 +148,29 @@ def sentence(found: Any) -> str:
     return hosts_sentence(found, 8.0).removeprefix("on hosts from fast to slow ")
 
 
-def test_what_holds_and_what_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    same = made(
-        {"a": 0.8, "b": 0.9}, monkeypatch, x={"a": 0.7, "b": 0.985}, y={"a": 0.97, "b": 0.9}
-    )
+def test_what_holds_and_what_does_not() -> None:
+    same = made({"a": 0.8, "b": 0.9}, x={"a": 0.7, "b": 0.985}, y={"a": 0.97, "b": 0.9})
     assert sentence(same) == ("a lower mean latency holds for a (70 to 97%), not for b (90 to 98%)")
-    none = made({"a": 0.9}, monkeypatch, x={"a": 1.0})
+    none = made({"a": 0.9}, x={"a": 1.0})
     assert sentence(none) == "a lower mean latency doesn't hold for a (90 to 100%)"
-    higher = made({"a": 1.1, "b": 1.1}, monkeypatch, x={"a": 1.03, "b": 1.019})
+    higher = made({"a": 1.1, "b": 1.1}, x={"a": 1.03, "b": 1.019})
     assert sentence(higher) == (
         "a higher mean latency holds for a (103 to 110%), not for b (102 to 110%)"
     )
-    quiet = made({"a": 1.0}, monkeypatch, x={"a": 0.96})
+    quiet = made({"a": 1.0}, x={"a": 0.96})
     assert sentence(quiet) == "no latency differs from fcfs's on any"
-    hidden = made({"a": 1.0}, monkeypatch, x={"a": 0.9})
+    hidden = made({"a": 1.0}, x={"a": 0.9})
     assert sentence(hidden) == "mean latency differs on some for a (90 to 100%)"
-    unsure = made({"a": 1.0}, monkeypatch, sure=0.2, x={"a": 0.9})  # nowhere for sure
+    unsure = made({"a": 1.0}, sure=0.2, x={"a": 0.9})  # nowhere for sure
     assert sentence(unsure) == "no latency differs from fcfs's on any"
 
 
-def test_overload_on_some_hosts_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    some = made({"a": 1.0}, monkeypatch, x={"a": 1.0, "over": 1.0, "capacity": 7.0}, y={"a": 1.0})
+def test_overload_on_some_hosts_is_named() -> None:
+    some = made({"a": 1.0}, x={"a": 1.0, "over": 1.0, "capacity": 7.0}, y={"a": 1.0})
     assert sentence(some).endswith("overload on x, where as few as 7 can be served")
-    others = made({"a": 1.0}, monkeypatch, over=True, x={"a": 1.0, "capacity": 12.0})
+    others = made({"a": 1.0}, over=True, x={"a": 1.0, "capacity": 12.0})
     assert sentence(others).endswith("no overload on the others, where up to 12 can be served")
-    all_of_them = made({"a": 1.0}, monkeypatch, over=True, x={"a": 1.0, "over": 1.0})
+    all_of_them = made({"a": 1.0}, over=True, x={"a": 1.0, "over": 1.0})
     assert "overload" not in sentence(all_of_them)
 
 

@@ -156,7 +156,7 @@ def test_points_tell_what_they_are(chromium: Browser, report: Path) -> None:
 
 def test_tables_are_sorted_by_a_click(chromium: Browser, report: Path) -> None:
     page = opened(chromium, report)
-    table = page.locator("table").nth(1)
+    table = page.locator("table:has(tr.bound)").first
     head = table.locator("th").nth(2)
 
     def column() -> list[float]:
