@@ -371,10 +371,13 @@ def test_what_clients_may_leave_out_is_nan(name: str) -> None:
 def test_times_are_finite_and_some_not_below_zero(name: str) -> None:
     assert held(name, [0, 2.5]) == [0, 2.5]
     if name == "deadline_s":
-        assert held(name, [-1]) == [-1]
+        assert held(name, [-1, math.inf]) == [-1, math.inf]  # of who has none
+        for value in (-math.inf, math.nan):
+            said = line_of(lambda value=value: held(name, [value]))
+            assert "must be a number, or inf for none" in said
     else:
         assert "is -1; it must be 0 or more" in line_of(lambda: held(name, [-1]))
-    assert "must be a finite number" in line_of(lambda: held(name, [math.inf]))
+        assert "must be a finite number" in line_of(lambda: held(name, [math.inf]))
     assert "must be one-dimensional, not (1, 2)" in line_of(lambda: held(name, [[1, 2]]))
     assert f"row 1: {name} is 'x'; it must be a number" in line_of(lambda: held(name, [1, "x"]))
 
@@ -400,7 +403,7 @@ def test_columns_have_the_types_that_are_promised() -> None:
     numbers = {name for name, kind in OPTIONAL.items() if kind != "object"}
     assert numbers == {
         "hash_block_tokens", "deadline_s", "priority", "temperature", "top_p", "tools",
-        "json_schema", "max_tokens", "parent", "think_s",
+        "json_schema", "max_tokens", "parent", "think_s", "tenant_weight",
     }  # fmt: skip
     for name in numbers:
         assert check_column("w", name, [2]).dtype == OPTIONAL[name]

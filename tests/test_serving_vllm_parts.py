@@ -50,6 +50,7 @@ class FakeVllm:
         self.kv_cache_manager = SimpleNamespace(
             enable_caching=True,
             block_pool=SimpleNamespace(num_gpu_blocks=100, get_num_free_blocks=lambda: 60),
+            coordinator=Coordinator(),
         )
         model = SimpleNamespace(get_vocab_size=lambda: 50)
         self.vllm_config = SimpleNamespace(model_config=model)
@@ -99,6 +100,11 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
         sys.modules.pop(name, None)
 
 
+class Coordinator:
+    def cache_blocks(self, request: Any, tokens: int) -> None:
+        raise IndexError("this request carries no block hashes")
+
+
 class Host(FakeVllm):
     def add_unrecorded(self, request: Any) -> None:
         self.add_request(request)
@@ -116,24 +122,27 @@ def test_a_group_s_steps_one_batch_an_iteration(modules: Any, tmp_path: Path) ->
             {"context": [7], "steps": [[1, 1, []]]}]  # fmt: skip
     made = sweep(modules, host, plan, tmp_path)
     assert not host.kv_cache_manager.enable_caching and not made.done
+    host.kv_cache_manager.coordinator.cache_blocks(host, 1)  # of newer versions, which don't ask
     assert made.before_schedule() == 0
     assert [r.num_computed_tokens for r in host.requests.values()] == [100, 200, 300]
     assert [len(r.prompt_token_ids) for r in host.requests.values()] == [101, 201, 301]
     assert all(r.sampling_params.max_tokens == 1 << 14 for r in host.requests.values())
     assert made.before_schedule() == 0 and len(host.requests) == 3  # again
     assert made.before_schedule() == 0  # two of them, beside two chunks
-    assert host.aborted == ["sweep3"] and list(host.requests) == [
-        "sweep1", "sweep2", "sweep4", "sweep5",
+    assert host.aborted == ["sweep0n3"] and list(host.requests) == [
+        "sweep0n1", "sweep0n2", "sweep0n4", "sweep0n5",
     ]  # fmt: skip
-    chunks = [host.requests[name] for name in ("sweep4", "sweep5")]
+    chunks = [host.requests[name] for name in ("sweep0n4", "sweep0n5")]
     assert [(r.num_computed_tokens, len(r.prompt_token_ids)) for r in chunks] == [(0, 8), (50, 54)]
     assert all(r.sampling_params.max_tokens == 1 for r in chunks)
     assert chunks[0].sampling_params.ignore_eos and not chunks[0].sampling_params.detokenize
     assert made.before_schedule() == 1  # the next group: those before it are gone
-    assert host.aborted == ["sweep3", "sweep1", "sweep2"]
-    assert host.requests["sweep6"].num_computed_tokens == 7
+    assert host.aborted == ["sweep0n3", "sweep0n1", "sweep0n2"]
+    assert host.requests["sweep0n6"].num_computed_tokens == 7
     assert made.before_schedule() == -1 and made.done
     assert not host.requests and host.kv_cache_manager.enable_caching
+    with pytest.raises(IndexError):
+        host.kv_cache_manager.coordinator.cache_blocks(host, 1)
     assert made.before_schedule() == -1
 
 
@@ -144,12 +153,12 @@ def test_a_burst_ends_with_its_last_two(modules: Any, tmp_path: Path) -> None:
     assert made.before_schedule() == 0
     assert [len(r.prompt_token_ids) for r in host.requests.values()] == [5, 6, 7, 8]
     assert [r.sampling_params.max_tokens for r in host.requests.values()] == [9, 8, 7, 6]
-    assert host.requests["sweep1"].sampling_params.temperature == 0.5
-    del host.requests["sweep1"]
+    assert host.requests["sweep0n1"].sampling_params.temperature == 0.5
+    del host.requests["sweep0n1"]
     assert made.before_schedule() == 0 and len(host.requests) == 3
-    del host.requests["sweep2"]
+    del host.requests["sweep0n2"]
     host.requests["other"] = SimpleNamespace(request_id="other")
-    assert made.before_schedule() == -1 and sorted(host.aborted) == ["sweep3", "sweep4"]
+    assert made.before_schedule() == -1 and sorted(host.aborted) == ["sweep0n3", "sweep0n4"]
     assert list(host.requests) == ["other"]
 
 
@@ -160,7 +169,7 @@ def test_a_sweep_ends_in_time_and_takes_its_own_with_it(modules: Any, tmp_path: 
     host.requests["other"] = SimpleNamespace(request_id="other")
     made._deadline = 0.0
     assert made.before_schedule() == -1 and made.done
-    assert host.aborted == ["sweep1"] and list(host.requests) == ["other"]
+    assert host.aborted == ["sweep0n1"] and list(host.requests) == ["other"]
     left_s = sweep(modules, Host(), [], tmp_path)._deadline - time.monotonic()
     assert 0 < left_s <= 100
 
@@ -170,8 +179,8 @@ def test_prompts_of_a_sweep_are_tokens_of_the_vocabulary(modules: Any, tmp_path:
     first, second = (sweep(modules, one, [], tmp_path, seed=seed)
                      for one, seed in ((host, 3), (other, 3)))  # fmt: skip
     first._add(0, 1000, 1), first._add(0, 1000, 1), second._add(0, 1000, 1)
-    prompts = [host.requests[name].prompt_token_ids for name in ("sweep1", "sweep2")]
-    assert prompts[0] == other.requests["sweep1"].prompt_token_ids != prompts[1]
+    prompts = [host.requests[name].prompt_token_ids for name in ("sweep3n1", "sweep3n2")]
+    assert prompts[0] == other.requests["sweep3n1"].prompt_token_ids != prompts[1]
     assert set(prompts[0]) == set(range(50)) and len(first._tokens) == 2**18
     assert prompts[0] == first._tokens[7919 : 7919 + 1000]
     third = sweep(modules, Host(), [], tmp_path)
@@ -269,14 +278,14 @@ def test_a_sweep_is_run_before_its_client_is_told(modules: Any, tmp_path: Path) 
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     made = recording(modules)
     made.add_request(request("go-0", sweep=str(tmp_path / "plan.json"), seconds=100.0))
-    assert list(made.requests) == ["sweep1", "sweep2"]  # the first batch stands; go waits
+    assert list(made.requests) == ["sweep0n1", "sweep0n2"]  # the first batch stands; go waits
     made.add_request(request("late-0"))
     assert made._events == {}  # while a sweep runs, nobody's times are noted
     for label in (0, 0):
-        for name in ("sweep1", "sweep2"):
+        for name in ("sweep0n1", "sweep0n2"):
             made.requests[name].num_prompt_tokens = 10
             made.requests[name].is_prefill_chunk, made.requests[name].max_tokens = False, 99
-        made.next = scheduled(sweep1=1, sweep2=1)
+        made.next = scheduled(sweep0n1=1, sweep0n2=1)
         made.schedule()
         assert made._rows[-1][-1] == label
     made.next = scheduled()

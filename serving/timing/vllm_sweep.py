@@ -42,6 +42,9 @@ class Sweep:
         self._ours: set[str] = set()
         self._caching = scheduler.kv_cache_manager.enable_caching
         scheduler.kv_cache_manager.enable_caching = False  # these requests carry no block hashes
+        # from 0.30 or so on, what was computed is cached without a look at that flag
+        self._coordinator = scheduler.kv_cache_manager.coordinator
+        self._coordinator.cache_blocks = lambda *_, **__: None
 
     def before_schedule(self) -> int:
         """Puts the next batch together; returns its group's number, or -1."""
@@ -50,6 +53,7 @@ class Sweep:
                 # all of them: the cache manager must not see one of these requests again
                 self._abort([name for name in self._scheduler.requests if name in self._ours])
                 self._scheduler.kv_cache_manager.enable_caching = self._caching
+                del self._coordinator.cache_blocks  # the class's own again
                 self.done = True
                 return -1
             group = self._groups[self._group]
