@@ -438,7 +438,7 @@ def test_names_of_timings() -> None:
     assert gpu_of("h200/llama-3.1-8b") == "h200" == gpu_of("roofline:2xh200/x")
     assert gpu_of("roofline:4090/x") == "4090" and gpu_of("live:x") is None
     assert gpu_of("h300/x") is None and gpu_of("roofline:2h200/x") is None
-    with pytest.raises(InputError, match=r"no profile of 'h200/x' \(measured: h200/llama"):
+    with pytest.raises(InputError, match=r"no profile of 'h200/x' \(measured: h100/llama"):
         timing("h200/x")
     with pytest.raises(UnknownNameError, match="unknown timing 'h200'"):
         timing("h200")
