@@ -311,8 +311,7 @@ def test_leaving_the_guide_costs_and_following_does_not() -> None:
 @pytest.mark.parametrize("algo", ["ppo", "maskable-ppo", "dqn"])
 def test_a_guided_run_begins_where_its_guide_is(algo: str, tmp_path: Path) -> None:
     small: dict[str, Any] = {"demonstrations": 4096, "gamma": 0.9}
-    if algo != "dqn":
-        small |= {"rollout": 256, "batch_size": 128}
+    small |= {"learning_starts": 128} if algo == "dqn" else {"rollout": 256, "batch_size": 128}
     run = train(tmp_path / "run", algo=algo, guide="sjf", steps=256, settings=small)
     assert run.evaluations[0][0] == 0
     assert run.evaluations[0][1] == pytest.approx(run.baselines["sjf"], rel=0.02)

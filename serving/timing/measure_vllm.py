@@ -154,7 +154,7 @@ async def sweep(
 
 
 async def frontend(
-    engine: Any, levels: tuple[int, ...] = FRONTEND_LEVELS, tokens: int = 48
+    engine: Any, levels: tuple[int, ...] | None = None, tokens: int = 48
 ) -> pd.DataFrame:
     """Requests from a client's side: alone with prompts of several lengths, and many at once."""
     rng = np.random.default_rng(1)
@@ -169,7 +169,7 @@ async def frontend(
     for index, length in enumerate([16, 256, 1024, 4096] * 4):
         await one(f"alone{index}", 1, min(length, longest))
     seats = engine.vllm_config.scheduler_config.max_num_seqs
-    for level in (n for n in levels if n <= seats):
+    for level in (n for n in levels or FRONTEND_LEVELS if n <= seats):
         await asyncio.gather(*(one(f"level{level}n{i}", level, 32) for i in range(level)))
     client = pd.DataFrame(
         rows, columns=["name", "level", "prompt", "submit_ns", "first_ns", "last_ns", "tokens"]
