@@ -879,36 +879,39 @@ def test_litellm_remembers_a_bounded_number_of_calls(monkeypatch: pytest.MonkeyP
     asyncio.run(run())
 
 
-def test_litellm_s_stream_that_is_left_is_no_load() -> None:
+@pytest.mark.parametrize("name", litellm.STREAMS)
+def test_litellm_s_stream_that_is_left_is_no_load(name: str) -> None:
+    closed: list[Any] = []
+
+    class Stream:
+        def __aiter__(self) -> Any:
+            return self
+
+        async def aclose(self) -> None:
+            closed.append(self)
+
     async def run() -> None:
         router_: Any = Lite("a")
-        slots: list[Any] = []
 
-        async def iterate(*, model_response: Any, deployment_slot: Any, more: int) -> Any:
+        async def complete(*, stream: bool, more: int) -> Any:
             assert more == 1
-            slots.append(deployment_slot)
-            return type("Stream", (), {})()
+            await made.async_get_available_deployment("m", input="x", request_kwargs={})
+            return Stream() if stream else SimpleNamespace()
 
-        router_._acompletion_streaming_iterator = iterate
+        setattr(router_, name, complete)
         with litellm_modules():
             made = litellm.RoutingStrategy(router_, "jsq")
-
-        async def response() -> Any:
-            call: dict[str, Any] = {}
-            await made.async_get_available_deployment("m", input="x", request_kwargs=call)
-            details = {"litellm_params": {"metadata": call["metadata"]}}
-            return SimpleNamespace(logging_obj=SimpleNamespace(model_call_details=details))
-
-        streams = router_._acompletion_streaming_iterator
-        first = await streams(model_response=await response(), more=1)
+        call = getattr(router_, name)
+        first = await call(stream=True, more=1)
         assert made.ranking.unfinished("a") == 1
-        await slots[0].aclose()  # its deployment's slot is given back
-        assert made.ranking.unfinished("a") == 0
-        second = await streams(model_response=await response(), more=1)
+        await first.aclose()
+        assert made.ranking.unfinished("a") == 0 and closed == [first]
+        second = await call(stream=True, more=1)
         assert made.ranking.unfinished("a") == 1
         del second  # nobody began to read it
         assert made.ranking.unfinished("a") == 0
-        del first
+        await call(stream=False, more=1)  # a whole answer: LiteLLM tells of its end
+        assert made.ranking.unfinished("a") == 1
 
     asyncio.run(run())
 
