@@ -68,6 +68,7 @@ MODEL = "m"  # what clients call it
 START_S = 300.0  # a server that is not ready by then never will be, where nobody says otherwise
 LOAD = 0.7  # of the steady load, as a share of what the burst sustained
 SETTLE_S = 1.0
+NUMBERS = ("seconds", "tau", "report_s", "steady_s")  # of a plan, as options
 CODE = "from lengthwise.training.cli import main; main()"
 # what prompts are drawn from: ids that every vocabulary has
 TOKENS = (1000, 30_000)
@@ -457,18 +458,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parts = parser.add_subparsers(dest="part", required=True)
     first = parts.add_parser("prepare")
-    first.add_argument("data", type=Path)
-    first.add_argument("--workload", default="sharegpt")
-    first.add_argument("--longest", default="2048,1024", help="tokens of a prompt, of an answer")
-    first.add_argument("--routers", default=",".join(ROUTERS))
-    first.add_argument("--seats", default="64,16")
-    first.add_argument("--loads", default="0.85")
-    first.add_argument("--seeds", type=int, default=1)
+    gpu_routers.plan_options(first, Plan, NUMBERS, routers=ROUTERS, loads="0.85", seeds=1)
     first.add_argument("--timing", default=Plan.timing)
     first.add_argument("--model", default=Plan.model)
     first.add_argument("--options", default="", help="more of vLLM's, as on its command line")
-    for name in ("seconds", "tau", "report_s", "steady_s"):
-        first.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(Plan, name))
     second = parts.add_parser("run")
     second.add_argument("data", type=Path)
     second.add_argument("out", type=Path)
@@ -491,16 +484,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif given.part == "compare":
         compare(given.results, given.timing, given.data)
     else:
-        longest = [int(item) for item in given.longest.split(",")]
         plan = Plan(
-            routers=tuple(given.routers.split(",")),
-            seats=tuple(int(item) for item in given.seats.split(",")),
-            loads=tuple(float(item) for item in given.loads.split(",")),
-            seeds=tuple(range(given.seeds)), seconds=given.seconds, tau=given.tau,
-            report_s=given.report_s, steady_s=given.steady_s, timing=given.timing,
-            model=given.model, options=tuple(given.options.split()),
+            **gpu_routers.planned(given, NUMBERS), timing=given.timing, model=given.model,
+            options=tuple(given.options.split()),
         )  # fmt: skip
-        gpu_routers.prepare(given.data, plan, given.workload, (longest[0], longest[1]))
+        gpu_routers.prepare(given.data, plan, given.workload, given.longest)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,9 @@ COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens", "predicted_tokens", "r
 START_S = 300.0  # an engine that is not ready by then never will be
 
 
+NUMBERS = ("seconds", "tau", "report_s", "duty")  # of a plan, as options
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is to be measured; ``seats`` has one entry a replica."""
@@ -400,20 +403,46 @@ async def run(data: Path, out: Path, done: Path | None, minutes: float, engine: 
         await fleet.stop()
 
 
+def plan_options(
+    parser: argparse.ArgumentParser, plan: type[Plan], numbers: Sequence[str], *,
+    routers: Sequence[str], loads: str, seeds: int,
+) -> None:  # fmt: skip
+    """The options of ``prepare``: what a plan says, its ``numbers`` among them."""
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--workload", default="sharegpt")
+    parser.add_argument(
+        "--longest", type=_two, default="2048,1024", help="tokens of a prompt, of an answer"
+    )
+    parser.add_argument("--routers", default=",".join(routers))
+    parser.add_argument("--seats", default="64,16")
+    parser.add_argument("--loads", default=loads)
+    parser.add_argument("--seeds", type=int, default=seeds)
+    for name in numbers:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(plan, name))
+
+
+def _two(text: str) -> tuple[int, int]:
+    first, second = text.split(",")
+    return int(first), int(second)
+
+
+def planned(given: argparse.Namespace, numbers: Sequence[str]) -> dict[str, Any]:
+    """Those options as fields of a plan."""
+    return {
+        "routers": tuple(given.routers.split(",")),
+        "seats": tuple(int(item) for item in given.seats.split(",")),
+        "loads": tuple(float(item) for item in given.loads.split(",")),
+        "seeds": tuple(range(given.seeds)),
+        **{name: getattr(given, name) for name in numbers},
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parts = parser.add_subparsers(dest="part", required=True)
     first = parts.add_parser("prepare")
-    first.add_argument("data", type=Path)
-    first.add_argument("--workload", default="sharegpt")
-    first.add_argument("--longest", default="2048,1024", help="tokens of a prompt, of an answer")
-    first.add_argument("--routers", default=",".join(ROUTERS))
-    first.add_argument("--seats", default="64,16")
-    first.add_argument("--loads", default="0.8,1.0")
-    first.add_argument("--seeds", type=int, default=3)
-    for name in ("seconds", "tau", "report_s", "duty"):
-        first.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(Plan, name))
+    plan_options(first, Plan, NUMBERS, routers=ROUTERS, loads="0.8,1.0", seeds=3)
     first.add_argument("--colocated", type=int, default=-1)
     second = parts.add_parser("run")
     second.add_argument("data", type=Path)
@@ -426,13 +455,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.out.mkdir(parents=True, exist_ok=True)
         asyncio.run(run(given.data, given.out, given.done, given.minutes, given.engine))
         return
-    longest = [int(item) for item in given.longest.split(",")]
-    plan = Plan(
-        tuple(given.routers.split(",")), tuple(int(item) for item in given.seats.split(",")),
-        tuple(float(item) for item in given.loads.split(",")), tuple(range(given.seeds)),
-        given.seconds, given.tau, given.report_s, given.colocated, given.duty,
-    )  # fmt: skip
-    prepare(given.data, plan, given.workload, (longest[0], longest[1]))
+    plan = Plan(**planned(given, NUMBERS), colocated=given.colocated)
+    prepare(given.data, plan, given.workload, given.longest)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 
 from lengthwise.errors import InputError
 from lengthwise.eval import metrics
-from lengthwise.eval.cells import Cells
+from lengthwise.eval.cells import Cells, once
 from lengthwise.eval.compare import Comparison, Contender, compare
 from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.pool import over_cores
@@ -207,11 +207,7 @@ def _one_seed(
 
     def meets(rate: float) -> bool:
         name = f"seed-{seed}-rate-{rate!r}"
-        values = None if cells is None else cells.read(name)
-        if values is None:
-            values = tried(rate)
-            if cells is not None:
-                cells.write(name, values)
+        values = once(cells, name, lambda: tried(rate))
         # NaN: no request has the metric, as an answer of one token has no TPOT to miss
         met = not any(values[name] > limit for name, limit in slo.items())
         probes.append(Probe(rate, seed, values, met))

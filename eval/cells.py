@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -89,6 +89,16 @@ class Cells:
     def drop(self) -> None:
         """The work is done, and its result lies elsewhere."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def once(cells: Cells | None, name: str, make: Callable[[], Any]) -> Any:
+    """What ``cells`` hold under this name, and what ``make`` gives, written there, if nothing."""
+    found = None if cells is None else cells.read(name)
+    if found is None:
+        found = make()
+        if cells is not None:
+            cells.write(name, found)
+    return found
 
 
 def digests(value: Any) -> dict[str, str]:

@@ -18,7 +18,7 @@ from lengthwise.eval import metrics
 from lengthwise.eval.alike import Alike, alike
 from lengthwise.eval.alone import Alone
 from lengthwise.eval.bound import mean_latency_bound_s
-from lengthwise.eval.cells import Cells
+from lengthwise.eval.cells import Cells, once
 from lengthwise.eval.held_out import apart, trials_of
 from lengthwise.eval.hosts import NEAR, calibrated, hosts_of, spread
 from lengthwise.eval.pool import over_cores
@@ -27,7 +27,7 @@ from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Source, as_source
 from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
-from lengthwise.eval.tune import BUDGET, METRICS, numbers_of, tune, with_tunables
+from lengthwise.eval.tune import BUDGET, METRICS, Tunables, numbers_of, tune, with_tunables
 from lengthwise.eval.windows import Window
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policies.bundle import is_bundle
@@ -504,13 +504,13 @@ def _tuned_row(
     if not numbers_of(judged)[0]:
         return who
     name = f"tuned-{crc32(who.label.encode()):08x}"
-    found = None if cells is None else cells.read(name)
-    if found is None:
+
+    def search() -> Tunables:
         system = setting.load().system(who.policy if routed else BASELINE)
         trials = trials_of(windows, rates, system, load_predictor(who.predictor))
-        found, _ = numbers_of(tune(judged, trials, metric=metric, budget=budget))
-        if cells is not None:
-            cells.write(name, found)
+        return numbers_of(tune(judged, trials, metric=metric, budget=budget))[0]
+
+    found = once(cells, name, search)
     if found == numbers_of(judged)[0]:
         return who
     chosen: Any = with_tunables(judged, found)

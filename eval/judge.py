@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from lengthwise.errors import InputError
 from lengthwise.eval import metrics
 from lengthwise.eval.metrics import Floats
-from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
 from lengthwise.eval.tune import METRICS, Case, Metric, records_of
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
@@ -110,19 +108,6 @@ def judge(
         together = _together(learned, found[0], found[best])
         rows.append({"policy": f"mean of {len(judged)}", **together, **named, "trained": True})
     return rows
-
-
-def save(
-    rows: Sequence[Mapping[str, Any]], folder: str | Path, config: Mapping[str, Any],
-    command: str | None = None,
-) -> Path:  # fmt: skip
-    """Writes rows of ``judge`` to policies.parquet, beside config.json; returns the folder."""
-    import pandas as pd
-
-    with replaced_folder(folder) as fresh:
-        pd.DataFrame(list(rows)).to_parquet(fresh / "policies.parquet", index=False)
-        write_json(fresh / CONFIG, provenance(config, command))
-    return Path(folder)
 
 
 def _summary(values: Values, first: Values, best: Values) -> dict[str, float]:

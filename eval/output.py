@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -74,6 +74,19 @@ def provenance(config: Mapping[str, Any], command: str | None = None) -> dict[st
         "versions": {"python": platform.python_version(), **_versions()},
         **config,
     }
+
+
+def save_rows(
+    rows: Sequence[Mapping[str, Any]], folder: str | Path, name: str, config: Mapping[str, Any],
+    command: str | None = None,
+) -> Path:  # fmt: skip
+    """Writes rows as the table ``name`` (Parquet), beside config.json; returns the folder."""
+    import pandas as pd
+
+    with replaced_folder(folder) as fresh:
+        pd.DataFrame(list(rows)).to_parquet(fresh / name, index=False)
+        write_json(fresh / CONFIG, provenance(config, command))
+    return Path(folder)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from lengthwise.errors import UnknownNameError
 from lengthwise.eval.alone import alone_s
 from lengthwise.eval.cells import Cells
 from lengthwise.eval.compare import Comparison, compare
-from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
 from lengthwise.eval.source import Spelled
 from lengthwise.eval.statistics import Interval
 from lengthwise.serving import Engine
@@ -171,16 +169,3 @@ def reproduce(
     if paper not in papers:
         raise UnknownNameError("paper", paper, papers)
     return papers[paper](seeds, processes, progress, cells, **options)
-
-
-def save(
-    rows: Sequence[Mapping[str, Any]], folder: str | Path, config: Mapping[str, Any],
-    command: str | None = None,
-) -> Path:  # fmt: skip
-    """Writes the table to table.parquet, beside config.json; returns the folder."""
-    import pandas as pd
-
-    with replaced_folder(folder) as fresh:
-        pd.DataFrame(list(rows)).to_parquet(fresh / "table.parquet", index=False)
-        write_json(fresh / CONFIG, provenance(config, command))
-    return Path(folder)

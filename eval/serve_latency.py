@@ -16,8 +16,8 @@ from typing import Any
 
 from aiohttp import web
 
-from lengthwise.errors import InputError
 from lengthwise.eval.latency import LatencyModel, Seen
+from lengthwise.listening import listening
 
 MOST = 10_000  # requests of a bulk
 MOST_BYTES = 32 * 2**20
@@ -238,13 +238,9 @@ async def serve(
     server: LatencyServer, host: str, port: int, ended: asyncio.Event, say: Callable[[str], None]
 ) -> None:
     """Serves until ``ended`` is set. Raises ``InputError`` for a port that can't be had."""
-    runner = web.AppRunner(server.app, access_log=None)
-    await runner.setup()
+    runner = await listening(server.app, host, port)
     try:
-        await web.TCPSite(runner, host, port).start()
         say(f"latency predictor at http://{host}:{runner.addresses[0][1]}")
         await ended.wait()
-    except OSError as error:
-        raise InputError(f"can't listen on host {host!r}, port {port}: {error.strerror}") from None
     finally:
         await runner.cleanup()

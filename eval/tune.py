@@ -18,7 +18,7 @@ import numpy as np
 
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval import metrics
-from lengthwise.eval.cells import Cells
+from lengthwise.eval.cells import Cells, once
 from lengthwise.policies.load import parts_of
 from lengthwise.policy import Between, RoutingPolicy, SchedulingPolicy, Tunable
 from lengthwise.serving import Records, System, run
@@ -215,11 +215,9 @@ class _Search:
         if key not in self.known:
             judged = _turned(self.policy, candidate)
             name = _cell_name(self.policy.name, candidate, index)
-            value = None if self.cells is None else self.cells.read(name)
-            if value is None:
-                value = self.measure(records_of(self.runs[index], judged))
-                if self.cells is not None:
-                    self.cells.write(name, value)
+            value = once(
+                self.cells, name, lambda: self.measure(records_of(self.runs[index], judged))
+            )
             if not 0 < value < math.inf:
                 raise InputError(f"tuning needs a metric above 0, not {value} of {judged.name}")
             self.known[key] = value

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
-from lengthwise.eval.cells import Cells
+from lengthwise.eval.cells import Cells, once
 from lengthwise.eval.compare import BASELINE, auto_rates
 from lengthwise.eval.held_out import trials_of, windows_of_source
 from lengthwise.eval.judge import Policy, Trial
@@ -171,12 +171,7 @@ def _read(policy: PolicyLike | RoutingPolicy, loaded: Loaded) -> tuple[Policy, P
 def _kept(cells: Cells | None, place: str, policy: Policy, metric: str, trial: Trial) -> float:
     """The metric of a run, from what an interrupted one kept if it is there."""
     name = f"{place}-{blake2b(policy.name.encode(), digest_size=8).hexdigest()}"
-    value = None if cells is None else cells.read(name)
-    if value is None:
-        value = METRICS[metric](records_of(trial, policy))
-        if cells is not None:
-            cells.write(name, value)
-    return float(value)
+    return float(once(cells, name, lambda: METRICS[metric](records_of(trial, policy))))
 
 
 def save(

@@ -6,12 +6,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
 from aiohttp import web
 
+from lengthwise.listening import listening
 from lengthwise.policies.plugins.gateways import picker as picker_module
 from lengthwise.policies.plugins.gateways.endpoints import Endpoints
 from lengthwise.policies.plugins.gateways.picker import Options, Pick, Picker
@@ -27,29 +28,31 @@ vllm:cache_config_info{{block_size="32",engine="0",num_gpu_blocks="1000"}} 1.0
 """
 
 
-class Endpoint:
+class Listening:
+    """An HTTP application at a free port of this machine, or at ``port``: a context manager."""
+
+    def __init__(self, app: web.Application, port: int = 0, **options: Any) -> None:
+        self._app, self._port, self._options = app, port, options
+
+    async def __aenter__(self) -> Self:
+        self._runner = await listening(
+            self._app, "127.0.0.1", self._port, handler_cancellation=True, **self._options
+        )
+        self.address = f"127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._runner.cleanup()
+
+
+class Endpoint(Listening):
     """Somebody at an address who shows ``metrics``: a text, "hang", "flood" or a status."""
 
     def __init__(self, metrics: str | int = "", port: int = 0) -> None:
         self.metrics: str | int = metrics or vllm()
-        self._port = port
-
-    async def __aenter__(self) -> Self:
         app = web.Application()
         app.add_routes([web.get("/metrics", self._show)])
-        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
-        self.address = f"127.0.0.1:{self._runner.addresses[0][1]}"
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._runner.cleanup()
+        super().__init__(app, port)
 
     async def _show(self, http: web.Request) -> web.StreamResponse:
         said = self.metrics

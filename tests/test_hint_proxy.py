@@ -16,8 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 import pytest
@@ -38,6 +37,7 @@ from lengthwise.serving.timing.load import timing
 from lengthwise.serving.vllm import VllmUnavailable
 from lengthwise.training.cli import main
 from tests.engines import whole_environment
+from tests.gateway_fleet import Listening
 
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "seven words"}], "max_tokens": 99}
@@ -184,32 +184,20 @@ def test_no_body_breaks_the_reader(seed: int) -> None:
 # What passes
 
 
-class Upstream:
+class Upstream(Listening):
     """A server that keeps what it got and answers as ``answer`` does."""
 
     def __init__(self, answer: Callable[[web.Request], Any] | None = None) -> None:
         self.got: list[tuple[str, str, dict[str, str], bytes]] = []
         self.left = 0  # answers whose reader went
         self._answer = answer
-
-    async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=2**26)
         app.add_routes([web.route("*", "/{path:.*}", self._handle)])
-        self._runner = web.AppRunner(
-            app, access_log=None, handler_cancellation=True, shutdown_timeout=0.05
-        )
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-        return self
+        super().__init__(app, shutdown_timeout=0.05)
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._runner.cleanup()
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}"
 
     async def _handle(self, http: web.Request) -> web.StreamResponse:
         self.got.append((http.method, http.raw_path, dict(http.headers), await http.read()))

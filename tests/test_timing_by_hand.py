@@ -798,16 +798,16 @@ def test_both_at_once_leave_seats_for_chunks() -> None:
 
 def test_many_short_sequences_decode_beside_prefill() -> None:
     rng = np.random.default_rng(0)
-    (group,) = vllm_plan._mixed_large(rng, 450_000, 8192, 1024, 131_072)
+    (group,) = vllm_plan._mixed_large(rng, 450_000, 8192, 1024)
     assert group["context"] == [64] * 768
     assert list(dict.fromkeys(n for n, *_ in group["steps"])) == [768, 512, 384]
     totals = np.array([n + chunks[0][0] for n, _, chunks in group["steps"]])
     assert (totals >= 2048).sum() >= 3 and totals.max() <= 8192 and totals.min() < 2048
     # seats for the chunks, room in the cache and in an iteration
-    assert vllm_plan._mixed_large(rng, 450_000, 8192, 256, 131_072) == []
-    (few,) = vllm_plan._mixed_large(rng, 70_000, 2048, 1024, 131_072)
+    assert vllm_plan._mixed_large(rng, 450_000, 8192, 256) == []
+    (few,) = vllm_plan._mixed_large(rng, 70_000, 2048, 1024)
     assert few["context"] == [64] * 512
-    assert vllm_plan._mixed_large(rng, 450_000, 512, 512, 131_072) == []
+    assert vllm_plan._mixed_large(rng, 450_000, 512, 512) == []
 
 
 def test_few_seats_have_a_plan_too() -> None:

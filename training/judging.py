@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise.errors import InputError
-from lengthwise.eval.cells import Cells
+from lengthwise.eval.cells import Cells, once
 from lengthwise.eval.judge import Policy, Trial, Values, judge, measured
 from lengthwise.eval.setting import Setting
 from lengthwise.eval.tune import BUDGET, Case, numbers_of, tune, with_tunables
@@ -164,12 +164,7 @@ class _Work:
         return policy if found == numbers_of(policy)[0] else with_tunables(policy, found)
 
     def _kept(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        name = f"{self.done}"
-        found = None if self.cells is None else self.cells.read(name)
-        if found is None:
-            found = make()
-            if self.cells is not None:
-                self.cells.write(name, found)
+        found = once(self.cells, f"{self.done}", make)
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, max(self.done, self.total))

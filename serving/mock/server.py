@@ -18,6 +18,7 @@ from typing import Self
 from aiohttp import web
 
 from lengthwise.errors import InputError, LengthwiseError
+from lengthwise.listening import listening
 from lengthwise.prediction import Predictions
 from lengthwise.serving.draws import uniform
 from lengthwise.serving.live import Asked, LiveNode
@@ -84,17 +85,7 @@ class MockServer:
                 web.post("/v1/chat/completions", self._complete),
             ]
         )
-        # a handler is cancelled when its client hangs up
-        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, serving.host, serving.port, reuse_address=True)
-        try:
-            await site.start()
-        except OSError as error:
-            await self._runner.cleanup()
-            raise InputError(
-                f"can't listen on host {serving.host!r}, port {serving.port}: {error.strerror}"
-            ) from None
+        self._runner = await listening(app, serving.host, serving.port, handler_cancellation=True)
         port = self._runner.addresses[0][1]
         self.url = f"http://{serving.host}:{port}"
         return self

@@ -35,9 +35,7 @@ def sweep_plan(
     for place, context in enumerate(CONTEXTS):
         if place == 1:
             plan += _decode_large(kv_tokens, max_num_seqs, repeat)
-            plan += _mixed_large(
-                rng, kv_tokens, max_num_batched_tokens, max_num_seqs, max_model_len
-            )
+            plan += _mixed_large(rng, kv_tokens, max_num_batched_tokens, max_num_seqs)
         plan += _decode(rng, context, kv_tokens, max_num_seqs, max_model_len, repeat)
         if context <= 8192:
             plan += _mixed(
@@ -150,7 +148,7 @@ def _mixed(
 
 
 def _mixed_large(
-    rng: np.random.Generator, kv_tokens: int, budget: int, max_num_seqs: int, max_model_len: int
+    rng: np.random.Generator, kv_tokens: int, budget: int, max_num_seqs: int
 ) -> list[dict[str, Any]]:
     """Many decoding sequences of short contexts beside chunks that are not late."""
     grows = 30  # tokens that a sequence makes until the group ends

@@ -33,6 +33,16 @@ def install(pip: Sequence[str], name: str) -> None:
     made._run([*pip, "--no-deps", "--require-hashes", "-r", str(FOLDER / f"{name}.txt")])
 
 
+def environment(name: str) -> Path:
+    """The interpreter of an environment with these pins alone, made now if it is not there."""
+    root = made.cache_folder()
+    root.mkdir(parents=True, exist_ok=True)
+    with made._locked(root / f"lock-{name}"):
+        return made._virtual_environment(
+            root / f"{name}-{digest(name)}", lambda pip: install(pip, name)
+        )
+
+
 def digest(name: str) -> str:
     """Which pins these are, for the name of a folder."""
     return hashlib.sha256((FOLDER / f"{name}.txt").read_bytes()).hexdigest()[:12]

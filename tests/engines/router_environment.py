@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lengthwise.serving.vllm import environment as made
 from tests.engines import pins
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,11 +22,7 @@ NAME = "routers"  # of the pins: Ray 2.60.0 and LiteLLM 1.106.0
 
 def python() -> Path:
     """The interpreter of the environment, made now if it is not there."""
-    root = made.cache_folder()
-    root.mkdir(parents=True, exist_ok=True)
-    folder = root / f"{NAME}-{pins.digest(NAME)}"
-    with made._locked(root / "lock-routers"):
-        return made._virtual_environment(folder, lambda pip: pins.install(pip, NAME))
+    return pins.environment(NAME)
 
 
 def run_check(script: str, task: dict[str, Any], timeout_s: float = 900) -> Any:

@@ -62,11 +62,7 @@ def digest(folder: Path) -> str:
 
 def python() -> Path:
     """The interpreter of the environment, made now if it is not there."""
-    root = made.cache_folder()
-    root.mkdir(parents=True, exist_ok=True)
-    folder = root / f"{NAME}-{pins.digest(NAME)}"
-    with made._locked(root / "lock-stack"):
-        return made._virtual_environment(folder, lambda pip: pins.install(pip, NAME))
+    return pins.environment(NAME)
 
 
 if __name__ == "__main__":

@@ -142,8 +142,7 @@ def policy(
     lengthwise evaluate policy ./router azure-conv-2023 --load 0.8,1.0
     lengthwise evaluate policy run0 run1 run2 code.csv.gz chat.csv.gz --load 0.9 --tune
     """
-    from lengthwise.eval.judge import save
-    from lengthwise.eval.output import check_writable
+    from lengthwise.eval.output import check_writable, save_rows
     from lengthwise.eval.terminal import judged_view
     from lengthwise.training.commands.show import notices, progress, show, wrote
     from lengthwise.training.commands.stopped import cells_kept, kept
@@ -171,7 +170,7 @@ def policy(
     if out is not None:
         config = {"policies": folders, "workloads": workloads, "engine": asdict(engine),
                   **options}  # fmt: skip
-        wrote(save(rows, out, config, command), form)
+        wrote(save_rows(rows, out, "policies.parquet", config, command), form)
         if cells is not None:
             cells.drop()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 
 import click
 
@@ -65,6 +64,7 @@ def hint_proxy(
     """
     from lengthwise.policies.plugins.gateways.hints import Hints
     from lengthwise.policies.plugins.gateways.proxy import HintProxy, Limits, Options, serve
+    from lengthwise.training.commands.stopped import told_to_end
 
     async def run() -> None:
         proxy = HintProxy(
@@ -76,9 +76,6 @@ def hint_proxy(
                 limits=Limits(body=max_body, requests=max_requests),
             ),
         )  # fmt: skip
-        ended = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, ended.set)
-        await serve(proxy, ended, drain_timeout, lambda line: click.echo(line, err=True))
+        await serve(proxy, told_to_end(), drain_timeout, lambda line: click.echo(line, err=True))
 
     asyncio.run(run())

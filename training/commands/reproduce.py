@@ -45,8 +45,8 @@ def reproduce(
     """
     from lengthwise.errors import InputError
     from lengthwise.eval.flat import reproduction_document, reproduction_rows
-    from lengthwise.eval.output import check_writable
-    from lengthwise.eval.reproduce import PAPERS, save
+    from lengthwise.eval.output import check_writable, save_rows
+    from lengthwise.eval.reproduce import PAPERS
     from lengthwise.eval.reproduce import reproduce as run
     from lengthwise.eval.terminal import reproduction_view
     from lengthwise.training.commands.show import progress, show, wrote
@@ -70,6 +70,6 @@ def reproduce(
     )
     if out is not None:
         config = {"paper": paper, "seeds": seeds, **options}
-        wrote(save(reproduction_rows(found), out, config, command), form)
+        wrote(save_rows(reproduction_rows(found), out, "table.parquet", config, command), form)
         if cells is not None:
             cells.drop()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -126,6 +125,7 @@ def serve_epp(
     from lengthwise.policies.plugins.gateways.ext_proc import Limits
     from lengthwise.policies.plugins.gateways.picker import Options, Picker
     from lengthwise.policies.plugins.gateways.server import PickerServer, Serving, serve
+    from lengthwise.training.commands.stopped import told_to_end
 
     if record_prompts and not record:
         raise InputError("--record-prompts has no effect without --record")
@@ -157,10 +157,7 @@ def serve_epp(
         )  # fmt: skip
         limits = Limits(body=max_body, streams=max_streams)
         serving = Serving(host, port, metrics_port, tls_cert, tls_key, limits)
-        ended = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, ended.set)
-        await serve(PickerServer(picker, serving), ended, drain_timeout, say)
+        await serve(PickerServer(picker, serving), told_to_end(), drain_timeout, say)
 
     asyncio.run(run())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from typing import Any
 
 import click
@@ -42,16 +41,14 @@ def serve_latency(
     from lengthwise.eval.latency import LatencyModel
     from lengthwise.eval.serve_latency import LatencyServer, serve
     from lengthwise.serving.timing.load import timing as load_timing
+    from lengthwise.training.commands.stopped import told_to_end
 
     engine = take_engine(options, timing=timing, nodes=None)
     asked = quantile if objective == "quantile" else None
     model = LatencyModel(engine, load_timing(timing), answer_tokens, asked)
 
     async def run() -> None:
-        ended = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, ended.set)
         server = LatencyServer(model, asked)
-        await serve(server, host, port, ended, lambda line: click.echo(line, err=True))
+        await serve(server, host, port, told_to_end(), lambda line: click.echo(line, err=True))
 
     asyncio.run(run())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -79,3 +80,11 @@ def checkpoint_kept(out: str) -> str:
     if any(checkpoint.rglob("*.pt")):
         return f"the last epoch is kept in {checkpoint}; the same command goes on from there"
     return f"nothing was written to {out}; this model keeps nothing until it is trained"
+
+
+def told_to_end() -> asyncio.Event:
+    """An event that SIGTERM or Ctrl-C set, for a server that then ends in peace."""
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    return ended

@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from yarl import URL
 
 from lengthwise.errors import InputError
+from lengthwise.listening import listening, until_drained
 from lengthwise.policies.plugins.gateways.answer import Answer
 from lengthwise.policies.plugins.gateways.hints import Hints, filled
 from lengthwise.policies.plugins.metrics import Counters
@@ -319,21 +320,14 @@ async def serve(
         metrics = f", metrics on {proxy.metrics_url}/metrics" if proxy.metrics_url else ""
         say(f"hints for {proxy.upstream} on {proxy.url}{metrics}")
         say(proxy.hints.places.needs)
-        await ended.wait()
-        if left := await proxy.drain(drain_s):
-            say(f"{left} requests were not answered")
+        await until_drained(proxy.drain, ended, drain_s, say)
 
 
 async def _listen(stack: AsyncExitStack, app: web.Application, host: str, port: int) -> str:
     """Serves an application until the stack ends; its address."""
     # a handler is cancelled when its client hangs up; who is left at the end is cut off
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=LOOK_S)
-    await runner.setup()
+    runner = await listening(app, host, port, handler_cancellation=True, shutdown_timeout=LOOK_S)
     stack.push_async_callback(runner.cleanup)
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError as error:
-        raise InputError(f"can't listen on host {host!r}, port {port}: {error.strerror}") from None
     where = f"[{host}]" if ":" in host else host
     return f"http://{where}:{runner.addresses[0][1]}"
 
@@ -355,10 +349,6 @@ def _kept(headers: Any, dropped: Iterable[str]) -> CIMultiDict[str]:
     also = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
     out = {*dropped, *also}
     return CIMultiDict((n, value) for n, value in headers.items() if n.lower() not in out)
-
-
-def _gone(http: web.Request) -> bool:
-    return http.transport is None or http.transport.is_closing()
 
 
 def _refusal(refused: Refused) -> web.Response:

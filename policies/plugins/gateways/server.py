@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from lengthwise.errors import InputError
+from lengthwise.listening import listening, until_drained
 from lengthwise.policies.plugins.gateways.ext_proc import NAME, ExternalProcessor, Limits
 from lengthwise.policies.plugins.gateways.picker import Picker
 
@@ -127,15 +128,7 @@ class PickerServer:
 
         app = web.Application()
         app.add_routes([web.get("/metrics", show), web.get("/ready", ready)])
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        try:
-            await web.TCPSite(runner, self.serving.host, port).start()
-        except OSError as error:
-            await runner.cleanup()
-            raise InputError(
-                f"can't listen on host {self.serving.host!r}, port {port}: {error.strerror}"
-            ) from None
+        runner = await listening(app, self.serving.host, port)
         self.metrics_port = runner.addresses[0][1]
         return runner
 
@@ -147,7 +140,4 @@ async def serve(
     async with server:
         metrics = f", metrics on port {server.metrics_port}" if server.metrics_port else ""
         say(f"endpoint picker on {server.serving.host}:{server.port}{metrics}")
-        await ended.wait()
-        left = await server.drain(drain_s)
-        if left:
-            say(f"{left} requests were not answered")
+        await until_drained(server.drain, ended, drain_s, say)
