@@ -32,7 +32,8 @@ from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Fixed, Source, as_source
 from lengthwise.eval.statistics import Interval
 from lengthwise.eval.tables import number, queue_forms
-from lengthwise.eval.verdict import PAYS, gains, share
+from lengthwise.eval.survival import LOWER
+from lengthwise.eval.verdict import gains, share
 from lengthwise.predictors.predict import PredictorLike, predictor_label
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
@@ -414,7 +415,7 @@ def _elsewhere(
     ratios = [there.ratio(at.rate, row, MEAN).mean]
     ratios += [other.ratio(at.rate, row, MEAN).mean for other in there.hosts.values()]
     between = f"{100 * min(ratios):.0f} to {100 * max(ratios):.0f}%"
-    gained = [ratio < PAYS for ratio in ratios]
+    gained = [ratio < LOWER for ratio in ratios]
     if pays:
         held = "it holds" if all(gained) else "it doesn't hold"
     else:

@@ -10,13 +10,11 @@ from lengthwise.eval.alike import Alike
 from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.compare import Comparison, Contender
 from lengthwise.eval.statistics import Interval, paired_difference, paired_ratio
-from lengthwise.eval.survival import hosts_sentence
+from lengthwise.eval.survival import HIGHER, hosts_sentence, side
 from lengthwise.eval.tables import load_of, number, queue_forms
 from lengthwise.eval.tables import verdict as side_of_1
 
 MEAN, P99, GOODPUT = "e2e_mean_s", "e2e_p99_s", "goodput_requests_per_s"
-PAYS = 0.98  # a mean latency is lower where it is below this share of fcfs's, interval and all
-WORSE = 1.02  # and higher where it is above this one
 
 
 def verdicts(comparison: Comparison) -> list[str]:
@@ -34,7 +32,7 @@ def verdict(comparison: Comparison, rate: float) -> str:
 
 def gains(ratio: Interval) -> bool:
     """Whether a ratio of mean latencies is a gain beyond its interval, if it has one."""
-    return (ratio.mean if math.isnan(ratio.high) else ratio.high) < PAYS
+    return side(ratio) == "lower"
 
 
 def share(ratio: Interval) -> str:
@@ -68,7 +66,7 @@ def _best(comparison: Comparison, rate: float) -> str:
     if not paying:
         best = min(others, key=lambda group: ratio(group).mean)
         if not queue_forms(comparison, rate) and all(
-            abs(ratio(group).mean - 1) < WORSE - 1 for group in others
+            abs(ratio(group).mean - 1) < HIGHER - 1 for group in others
         ):
             return f"the order changes nothing, all means are within 2% of {baseline.first.name}'s"
         return (
@@ -126,7 +124,7 @@ def _worse(comparison: Comparison, rate: float) -> list[str]:
     found = [
         f"{_called(group)} ({comparison.ratio(rate, group.first, MEAN).mean:.0%})"
         for group in comparison.alike(rate)[1:]
-        if comparison.ratio(rate, group.first, MEAN).mean > WORSE
+        if comparison.ratio(rate, group.first, MEAN).mean > HIGHER
         and side_of_1(comparison.ratio(rate, group.first, MEAN)) in ("worse", "")
     ]
     return [f"worse than {comparison.baseline}: {', '.join(found)}"] if found else []
@@ -193,7 +191,7 @@ def _beside_best(ratio: Interval) -> str:
     if side_of_1(ratio) == "better":
         return ": it is better than all of them"
     if side_of_1(ratio) == "worse":
-        return ": run that one" if ratio.mean > WORSE else ": as good as it"
+        return ": run that one" if ratio.mean > HIGHER else ": as good as it"
     return ": no worse, as far as can be told" if side_of_1(ratio) == "same" else ""
 
 

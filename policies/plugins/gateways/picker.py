@@ -316,8 +316,11 @@ class Picker:
 
     # Endpoints
 
+    def _allowed(self, subset: frozenset[str] | None) -> list[str]:
+        return [one for one in self.ready if subset is None or one in subset]
+
     def _candidates(self, subset: frozenset[str] | None) -> list[str]:
-        ready = [one for one in self.ready if subset is None or one in subset]
+        ready = self._allowed(subset)
         if not ready:
             raise self._refusal(503, "no endpoint is ready")
         return ready
@@ -390,8 +393,7 @@ class Picker:
             if asked.future.done() and not asked.future.cancelled():
                 self.ended(asked.future.result())  # both came at once
             if isinstance(error, TimeoutError):
-                ready = [one for one in self.ready if asked.subset is None or one in asked.subset]
-                if not ready:
+                if not self._allowed(asked.subset):
                     raise self._refusal(503, "no endpoint is ready") from None
                 raise self._refusal(
                     429, f"no endpoint was free for {self.options.queue_timeout_s:g} s",
@@ -412,8 +414,7 @@ class Picker:
         for asked in self.queue.in_order(time.monotonic() - self._began_s):
             if asked.future is None or asked.future.done():
                 continue
-            ready = [one for one in self.ready if asked.subset is None or one in asked.subset]
-            pick = self._picked(asked) if ready else None
+            pick = self._picked(asked) if self._allowed(asked.subset) else None
             if pick is not None:
                 self.queue.remove(asked)
                 asked.future.set_result(pick)
