@@ -31,8 +31,8 @@ from lengthwise.eval.setting import Loaded, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Fixed, Source, as_source
 from lengthwise.eval.statistics import Interval
-from lengthwise.eval.tables import number, queue_forms
 from lengthwise.eval.survival import LOWER
+from lengthwise.eval.tables import number, queue_forms
 from lengthwise.eval.verdict import gains, share
 from lengthwise.predictors.predict import PredictorLike, predictor_label
 from lengthwise.protocols import TimingModel
