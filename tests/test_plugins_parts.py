@@ -909,11 +909,42 @@ def test_litellm_s_stream_that_is_left_is_no_load(name: str) -> None:
         second = await call(stream=True, more=1)
         assert made.ranking.unfinished("a") == 1
         del second  # nobody began to read it
+        await asyncio.sleep(0)
         assert made.ranking.unfinished("a") == 0
         await call(stream=False, more=1)  # a whole answer: LiteLLM tells of its end
         assert made.ranking.unfinished("a") == 1
 
     asyncio.run(run())
+
+
+def test_litellm_s_stream_may_be_dropped_while_the_router_is_asked() -> None:
+    """The garbage collector runs at any line, also at one that holds the router's lock."""
+    kept: list[Any] = []
+
+    def score(outstanding_requests: Any) -> Any:
+        kept.clear()
+        return outstanding_requests
+
+    class Stream:
+        def __aiter__(self) -> Any:
+            return self
+
+    async def run() -> None:
+        router_: Any = Lite("a")
+
+        async def complete() -> Any:
+            await made.async_get_available_deployment("m", input="x", request_kwargs={})
+            return Stream()
+
+        router_.acompletion = complete
+        with litellm_modules():
+            made = litellm.RoutingStrategy(router_, RoutingPolicy(Score.from_function(score)))
+        for _ in range(2):
+            kept.append(await router_.acompletion())
+        await asyncio.sleep(0)
+        assert made.ranking.unfinished("a") == 1
+
+    asyncio.run(asyncio.wait_for(run(), 20))
 
 
 def test_ray_serve_s_replicas_report_what_was_asked_for_and_count_what_is_placed() -> None:

@@ -169,7 +169,7 @@ class RoutingStrategy:
             _placed.reset(token)
         if hasattr(answer, "__aiter__"):
             left = functools.partial(self._end, requests)
-            finalize(answer, left)
+            finalize(answer, _soon, asyncio.get_running_loop(), left)
             close = getattr(type(answer), "aclose", None)
             with suppress(AttributeError):  # of a generator, which can't be told apart from its end
                 if close is not None:  # by a weak reference: a cycle would keep it alive
@@ -247,6 +247,12 @@ async def _closed(close: Any, stream: Callable[[], Any], left: Callable[[], None
         await close(stream())
     finally:
         left()
+
+
+def _soon(loop: asyncio.AbstractEventLoop, left: Callable[[], None]) -> None:
+    """For finalizers: garbage is collected at any line, also at one that holds the router's lock."""
+    with suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(left)
 
 
 def _tags(kwargs: dict[str, Any]) -> list[str]:
