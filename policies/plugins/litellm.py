@@ -250,7 +250,7 @@ async def _closed(close: Any, stream: Callable[[], Any], left: Callable[[], None
 
 
 def _soon(loop: asyncio.AbstractEventLoop, left: Callable[[], None]) -> None:
-    """For finalizers: garbage is collected at any line, also at one that holds the router's lock."""
+    """For finalizers: garbage is collected at any line, also at one that holds a lock."""
     with suppress(RuntimeError):  # the loop is closed
         loop.call_soon_threadsafe(left)
 
