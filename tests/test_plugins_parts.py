@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import math
 import random
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -833,6 +834,27 @@ def test_litellm_s_calls_are_load_until_they_end() -> None:
         assert "only" not in made.ranking._replicas
         with pytest.raises(NotImplementedError, match="asynchronous calls alone"):
             made.get_available_deployment("m")
+
+    asyncio.run(run())
+
+
+def test_litellm_tells_every_strategy_what_ended_well_or_not() -> None:
+    async def run() -> None:
+        told: list[Any] = []
+        with litellm_modules():
+            manager = sys.modules["litellm"].logging_callback_manager  # type: ignore[attr-defined]
+            manager.add_litellm_callback = told.append
+            strategies = [litellm.RoutingStrategy(Lite("a"), "jsq") for _ in range(2)]
+        calls: list[dict[str, Any]] = [{}, {}]
+        for one, call in zip(strategies, calls, strict=True):
+            await one.async_get_available_deployment("m", input="y", request_kwargs=call)
+        ends = [{"litellm_params": {"metadata": call["metadata"]}} for call in calls]
+        await told[0].async_log_success_event(ends[0], None, 0.0, 1.0)
+        assert [one.ranking.unfinished("a") for one in strategies] == [0, 1]
+        await told[0].async_log_failure_event(
+            kwargs=ends[1], response_obj=None, start_time=0.0, end_time=1.0
+        )
+        assert [one.ranking.unfinished("a") for one in strategies] == [0, 0]
 
     asyncio.run(run())
 

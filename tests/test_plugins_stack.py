@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,6 +120,53 @@ def test_what_can_t_work_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     with pytest.raises(InputError, match=said):
         raise InputError(line)
+
+
+def test_our_class_stands_in_for_the_stack_s_and_hears_the_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a router with as much in it as is touched."""
+    from lengthwise.policies.plugins import production_stack
+
+    class Singleton(type): ...
+
+    class Base(metaclass=Singleton):
+        def __init__(self) -> None:
+            raise AssertionError("the router's own is not begun")
+
+    added: list[Any] = []
+    started: list[list[str]] = []
+    application = SimpleNamespace(
+        app=SimpleNamespace(add_middleware=lambda cls, **given: added.append((cls, given))),
+        main=lambda: started.append(list(sys.argv)),
+    )
+    name, logic = production_stack.INSTEAD
+    routers = SimpleNamespace(**{name: Base, "initialize_routing_logic": None})
+    for path, module in {
+        "vllm_router": SimpleNamespace(app=application),
+        "vllm_router.app": application,
+        "vllm_router.routers": SimpleNamespace(routing_logic=routers),
+        "vllm_router.routers.routing_logic": routers,
+    }.items():
+        monkeypatch.setitem(sys.modules, path, module)  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "argv", ["x"])
+    main(["--port", "1", '--lengthwise={"policy": "jsq"}', "--host", "h"])
+    assert started == [["vllm-router", "--routing-logic", logic, "--port", "1", "--host", "h"]]
+    ((middleware, given),) = added
+    assert middleware is Watch and isinstance(given["routing"], StackRouting)
+    made = getattr(routers, name)()
+    assert isinstance(made, Base) and type(made).__name__ == "LengthwiseRouter"
+    request = SimpleNamespace(scope={"state": {}}, headers={})
+    went = asyncio.run(made.route_request(ENDPOINTS, {}, {}, request, {}))
+    assert went in URLS and given["routing"].ranking.unfinished(went) == 1
+    for missing in (name, "initialize_routing_logic"):
+        bare = SimpleNamespace(**{n: v for n, v in vars(routers).items() if n != missing})
+        modules = {"vllm_router.routers": SimpleNamespace(routing_logic=bare)}
+        with monkeypatch.context() as patched:
+            for path, module in modules.items():
+                patched.setitem(sys.modules, path, module)  # type: ignore[arg-type]
+            with pytest.raises(InputError, match=f"has no {name}; tried with"):
+                production_stack.install(given["routing"])
 
 
 async def routed(url: str, nodes: list[MockServer]) -> dict[str, Any]:

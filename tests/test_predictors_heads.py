@@ -149,7 +149,14 @@ def test_the_pairwise_loss_is_sklearn_s_log_loss_of_pairs() -> None:
     told = float(losses.pairwise(torch.tensor(scores)[:, None], torch.tensor(labels)))
     wanted = log_loss(np.ones(len(i)), expit(scores[i] - scores[j]), labels=[0, 1])
     assert told == pytest.approx(wanted, rel=1e-9)
-    assert float(losses.pairwise(torch.zeros(3, 1), torch.ones(3))) == 0
+    alike = torch.tensor([[2.0], [3.0], [4.0]], requires_grad=True)
+    silent = losses.pairwise(alike, torch.ones(3))  # no pair: no loss, and nothing to learn
+    silent.backward()
+    assert (
+        float(silent.detach()) == 0
+        and alike.grad is not None
+        and alike.grad.tolist() == [[0.0]] * 3
+    )
 
 
 @pytest.mark.parametrize(

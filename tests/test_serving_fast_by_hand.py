@@ -44,6 +44,29 @@ def test_parts_lie_one_after_the_other_and_grow() -> None:
     assert len(setup._longer(array, 9)) == 13
 
 
+def test_arrays_of_another_kind_never_reach_machine_code() -> None:
+    """Each by itself: a wrong type, too many dimensions or too few, and columns that are apart."""
+
+    def table(**given: Any) -> Any:
+        arrays = {
+            name: np.zeros((2,) * max(dimensions, 1), kind)
+            for name, (kind, dimensions) in ks.KINDS.items()
+        }
+        return ks.address_table(ks.State(**{**arrays, **given}))
+
+    found = table(arrival=np.zeros(7, np.int64), hist=np.zeros((3, 5), np.int64))
+    fields = ks.State._fields
+    assert found.shape == (len(fields), 3)
+    assert found[fields.index("arrival"), 1:].tolist() == [7, 0]
+    assert found[fields.index("hist"), 1:].tolist() == [3, 5]
+    assert (found[:, 0] > 0).all() and len(set(found[:, 0])) == len(fields)
+    for wrong in (np.zeros(7, np.int32), np.zeros((7, 1), np.int64), np.zeros(14, np.int64)[::2]):
+        with pytest.raises(InvariantError, match="the fast engine's array arrival is int"):
+            table(arrival=wrong)
+    with pytest.raises(InvariantError, match="array hist is"):
+        table(hist=np.zeros(3, np.int64))
+
+
 def state(**given: Any) -> Any:
     """As much of a state as grows."""
 

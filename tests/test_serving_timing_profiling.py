@@ -275,6 +275,12 @@ def test_what_vllm_needs_is_set_unless_the_user_has(monkeypatch: pytest.MonkeyPa
         patched.setattr(os, "environ", {})
         patched.setattr(os, "access", lambda path, mode: False)
         assert vllm_start.settle()["VLLM_CACHE_ROOT"].endswith("lengthwise-vllm/vllm_cache_root")
+        assert Path(os.environ["TRITON_CACHE_DIR"]).name == "triton_cache_dir"
+        assert "TORCHINDUCTOR_CACHE_DIR" in os.environ
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "environ", {})
+        patched.setattr(os, "access", lambda path, mode: True)
+        assert "VLLM_CACHE_ROOT" not in vllm_start.settle()
 
 
 CORE = "(EngineCore_DP0 pid=41) ERROR 11-27 12:00:01 [core.py:1330] "

@@ -45,6 +45,7 @@ PROGRAMS = {
     "unsigned": (
         "y = np.uint64(x) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)\nreturn np.int64(y)"
     ),
+    "patterns": "return x + 0x7FFFFFFFFFFFFFFF - 0x7FFFFFFFFFFFFFF0",
     "both": (
         "y = 0.0\nif x > 2 and (ON or x > 9):\n    y = x * 1.5\n"
         "return rint(y * 10) if y > 4 else -1"
@@ -107,3 +108,9 @@ def test_what_is_compiled_does_what_python_does(name, monkeypatch):
 def test_anything_else_is_refused_with_its_line(body, why):
     with pytest.raises(InvariantError, match=why):
         translate(text_of(body), ("entry",), {}, "refused")
+
+
+def test_constants_from_2_to_the_63_on_are_bit_patterns(monkeypatch):
+    for word in (2**63 - 1, 2**63, 2**63 + 5, 2**64 - 1):
+        body = f"return np.int64(np.uint64({word}) >> np.uint64(1)) + x"
+        assert compiled(body, f"word_{word}", monkeypatch)(0) == word >> 1

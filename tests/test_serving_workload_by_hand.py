@@ -654,6 +654,8 @@ def test_noise_agrees_as_two_samples_do() -> None:
     for n, ceiling in ((0, 0.5), (1, 0.0), (1, 1.01), (1, math.nan)):
         with pytest.raises(InputError, match="must be"):
             prompts.generate_prompts(n, ceiling=ceiling)
+    (one,) = prompts.generate_prompts(1, ceiling=1.0).output_tokens
+    assert 1 <= one <= 4096
     silent = prompts.generate_prompts(300, 2, ceiling=1.0)
     other = prompts.generate_prompts(300, 2, ceiling=1.0, sample=1)
     assert silent.output_tokens.tolist() == other.output_tokens.tolist()

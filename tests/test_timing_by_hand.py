@@ -421,6 +421,7 @@ def test_a_profile_s_file_is_checked_at_its_ends(tmp_path: Path) -> None:
         (lambda d: d["fit"]["terms"].pop("tail"), "is damaged: KeyError('tail')"),
         (lambda d: d["fit"].update(mixed=[]), "a table's sizes must rise"),
         (lambda d: d["fit"].update(mixed=[[1, 0], [1, 0]]), "a table's sizes must rise"),
+        (lambda d: d["fit"].update(mixed=[[1, 0], [2, 0], [2, 0]]), "a table's sizes must rise"),
         (lambda d: d["fit"].update(mixed=[[-1, 0]]), "holds sizes from 0 and up to 1000 s"),
         (lambda d: d["fit"].update(mixed=[[1, 1001]]), "holds sizes from 0"),
         (lambda d: d.update(format_version=2), "has format version 2"),
@@ -438,6 +439,7 @@ def test_names_of_timings() -> None:
     assert gpu_of("h200/llama-3.1-8b") == "h200" == gpu_of("roofline:2xh200/x")
     assert gpu_of("roofline:4090/x") == "4090" and gpu_of("live:x") is None
     assert gpu_of("h300/x") is None and gpu_of("roofline:2h200/x") is None
+    assert gpu_of("roofline:boxh200/x") is None  # an x, and no number of GPUs
     with pytest.raises(InputError, match=r"no profile of 'h200/x' \(measured: h100/llama"):
         timing("h200/x")
     with pytest.raises(UnknownNameError, match="unknown timing 'h200'"):
@@ -485,6 +487,7 @@ def test_iterations_are_read_and_told_apart() -> None:
     rows[3]["preempted"] = 1
     rows[7]["new"] = 11
     rows[10]["done_ns"] = -1  # never seen: not there
+    rows.append(rows[-1] | {"done_ns": 0})
     found = fitting.read_iterations(recorded(rows), [1, 2, 4])
     assert len(found.frame) == 11 and found.took[1:9] == pytest.approx(0.01)
     assert found.took[0] == 0 and found.scheduled[0] == 0 and found.seen[0] == pytest.approx(0.014)

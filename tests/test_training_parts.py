@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import math
 import signal
@@ -1602,6 +1603,52 @@ def test_bundles_and_runs_are_read_by_their_folders(tmp_path: Path) -> None:
 # The base
 
 
+def test_scales_are_of_what_is_shown_and_returns_are_discounted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two environments of two candidates, of which the second is not always there."""
+    rng = np.random.default_rng(0)
+    shown = rng.normal(3.0, 2.0, (6, 2, 2, 2))  # step, environment, candidate, column
+    shown[..., 1] = 4.0  # never varies: keeps its scale
+    masks = np.ones((6, 2, 2))
+    masks[::2, :, 1] = 0
+    rewards = -rng.exponential(2.0, (5, 2))
+    step = itertools.count()
+
+    def observed(k: int) -> dict[str, Any]:
+        return {"candidates": shown[k].reshape(2, 4), "mask": masks[k], "state": np.zeros((2, 1))}
+
+    def stepped(actions: Any) -> Any:
+        k = next(step)
+        assert masks[k][np.arange(2), actions].all()
+        return observed(k + 1), rewards[k], None, None
+
+    space = spaces.Dict({"state": spaces.Box(0, 1, (1,))})
+    env = SimpleNamespace(
+        observation_space=space, action_space=SimpleNamespace(n=2), num_envs=2,
+        seed=lambda seed: None, reset=lambda: observed(0), step=stepped,
+    )  # fmt: skip
+    named = [SimpleNamespace(name="a", shift=1.0, scale=10.0),
+             SimpleNamespace(name="b", shift=0.0, scale=1.0)]  # fmt: skip
+    columns: Any = SimpleNamespace(names=["a", "b"], columns=named)
+    monkeypatch.setattr(calibration, "STEPS", 9)  # five of two: as many as are needed
+    found = calibration.calibrate(env, columns, 0.5, seed=0)  # type: ignore[arg-type]
+    assert next(step) == 5
+    seen = np.concatenate([shown[k][masks[k] > 0] for k in range(5)])[:, 0]
+    assert found.features == {
+        "a": (pytest.approx(1 + 10 * seen.mean()), pytest.approx(10 * seen.std()))
+    }
+    sums = [sum(0.5 ** (k - i) * rewards[i] for i in range(k + 1)) for k in range(5)]
+    assert found.reward == pytest.approx(np.std(sums))
+    rewards[:] = 0.0
+    step = itertools.count()
+    assert calibration.calibrate(env, columns, 0.5, seed=0).reward == 1.0  # type: ignore[arg-type]
+    rewards[3, 1] = -math.inf
+    step = itertools.count()
+    with pytest.raises(InputError, match="a step's cost is inf; a cost must be a finite number"):
+        calibration.calibrate(env, columns, 0.5, seed=0)  # type: ignore[arg-type]
+
+
 def test_the_base_is_a_weighted_ridge_over_embeddings_and_terms(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -1611,8 +1658,10 @@ def test_the_base_is_a_weighted_ridge_over_embeddings_and_terms(
     prompts = [f"{'list' if i % 3 else 'story'} number {i} {'please ' * (i % 4)}" for i in range(n)]
     rows = pd.DataFrame({
         "prompt": prompts, "label": rng.normal(size=n), "tokens": rng.integers(5, 900, n),
-        "source": ["a"] * 60 + ["b"] * 20, "spread": [0.5] * 60 + [0.9] * 20,
+        "source": ["a"] * 50 + ["b"] * 20 + ["c"] * 10,
+        "spread": [0.5] * 50 + [0.9] * 20 + [0.6] * 10,
     })  # fmt: skip
+    rows.loc[70:, "tokens"] += 3000  # the mean of the sources is not the median
     embedding = rng.normal(2.0, 3.0, (n, 4))
     features = base._common(prompts)
     seen: dict[str, Any] = {}
@@ -1626,7 +1675,7 @@ def test_the_base_is_a_weighted_ridge_over_embeddings_and_terms(
     for row, (begin, end) in enumerate(zip(sparse.starts[:-1], sparse.starts[1:], strict=True)):
         text[row, sparse.columns[begin:end]] = sparse.values[begin:end]
     matrix = np.hstack((scaled, text))
-    weights = np.repeat([1 / 60**0.5, 1 / 20**0.5], [60, 20])
+    weights = np.repeat([1 / 50**0.5, 1 / 20**0.5, 1 / 10**0.5], [50, 20, 10])
     weights /= weights.mean()
 
     def ridge(some: Any) -> Any:
@@ -1641,7 +1690,7 @@ def test_the_base_is_a_weighted_ridge_over_embeddings_and_terms(
     assert shift == pytest.approx(embedding.mean(axis=0))
     assert scale == pytest.approx(2 * embedding.std(axis=0))
     log = np.log(rows["tokens"].to_numpy(float))
-    centre = [(log[:60].mean() + log[60:].mean()) / 2, 0.7]
+    centre = [(log[:50].mean() + log[50:70].mean() + log[70:].mean()) / 3, 0.6]
     assert arrays["centre"].tolist() == pytest.approx(centre)
     # what is calibrated is what each prompt is given by the other folds
     folds = base.folds_of(prompts, 0)
