@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +14,7 @@ from lengthwise.eval.alike import NAMES
 from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.compare import BOUND, Comparison, Contender
 from lengthwise.eval.reproduce import Reproduction
+from lengthwise.eval.searched import Searched
 from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
 from lengthwise.eval.survival import survival
 from lengthwise.eval.tables import reasons
@@ -98,8 +100,10 @@ def capacity_document(policy: str, slo: Mapping[str, float], found: Capacity) ->
     }  # fmt: skip
 
 
-def tuned_rows(found: Tuned) -> list[dict[str, Any]]:
-    """One row a set and policy: the metric's mean, its ratios to the baseline and the defaults."""
+def tuned_rows(found: Tuned, other: str = "defaults") -> list[dict[str, Any]]:
+    """One row a set and policy: the metric's mean, its ratios to the baseline and to ``policy``,
+    which is the ``other``.
+    """
     baseline, default = found.names[0], found.policy
     rows: list[dict[str, Any]] = []
     for on, name in found.values:
@@ -109,7 +113,7 @@ def tuned_rows(found: Tuned) -> list[dict[str, Any]]:
         }  # fmt: skip
         row |= _said(f"{found.metric}_s", found.interval(on, name))
         row |= _said(f"ratio_to_{baseline}", found.ratio(on, name, baseline))
-        row |= _said("ratio_to_defaults", found.ratio(on, name, default))
+        row |= _said(f"ratio_to_{other}", found.ratio(on, name, default))
         rows.append(row)
     return rows
 
@@ -119,6 +123,22 @@ def tuned_document(found: Tuned) -> dict[str, Any]:
     return {
         "policy": found.policy, "tuned": found.tuned, "metric": found.metric,
         "notices": list(found.notices), "config": dict(found.config), "rows": tuned_rows(found),
+    }  # fmt: skip
+
+
+def searched_rows(found: Searched) -> list[dict[str, Any]]:
+    """One row a set and policy: the ratios are to the baseline and to the best it began with."""
+    return tuned_rows(found, "start")
+
+
+def searched_document(found: Searched) -> dict[str, Any]:
+    """The same of a search, with the policy's file, and how it went."""
+    return {
+        **tuned_document(found), "rows": searched_rows(found), "runs_as": found.spelled,
+        "source": found.text, "runs": found.runs, "refused": found.refused,
+        "history": [
+            {"runs": runs, found.metric + "_s": math.exp(level)} for runs, level in found.history
+        ],
     }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.check import Checked
 from lengthwise.eval.compare import SAME, Comparison, Contender
 from lengthwise.eval.reproduce import Reproduction
+from lengthwise.eval.searched import Searched
 from lengthwise.eval.statistics import Interval
 from lengthwise.eval.tables import (
     Cell,
@@ -393,33 +394,51 @@ def tuned_view(found: Tuned) -> RenderableType:
     """The numbers that were found, what they gain on requests that they were not tuned on, and a
     table of both sets.
     """
+    return Group(
+        Text(found.tuned, style="bold", overflow="fold"), *_judged(found, "tuned", "default")
+    )
+
+
+def searched_view(found: Searched) -> RenderableType:
+    """The policy's file that was found, how good it is, and a table of both sets."""
+    lines = found.text.splitlines()
+    code = "\n".join(lines[lines.index('"""', 1) + 1 :]).strip()
+    return Group(
+        Text(code, style="bold"), Text(), *_judged(found, "searched", found.policy),
+        Text(f"{found.runs:,} runs; {found.refused:,} formulas were refused before any.",
+             style="dim"),
+    )  # fmt: skip
+
+
+def _judged(found: Tuned, done: str, other: str) -> Iterator[RenderableType]:
+    """What was found in a sentence and as a table, beside the baseline and ``other``."""
     baseline, default = found.names[0], found.policy
     to_first = found.ratio("test", found.tuned, baseline)
-    sentence = f"On requests that it was not tuned on, {found.metric} is {_of(to_first)} {baseline}"
-    if found.tuned != default:
+    sentence = (
+        f"On requests that it was not {done} on, {found.metric} is {_of(to_first)} {baseline}"
+    )
+    if default not in (found.tuned, baseline):
         sentence += f", {_of(found.ratio('test', found.tuned, default))} {default}"
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("requests")
     table.add_column("policy", overflow="fold")
-    for head in (f"{found.metric}, s", f"× {baseline}", "× default"):
+    for head in (f"{found.metric}, s", f"× {baseline}", f"× {other}"):
         table.add_column(head, justify="right", no_wrap=True)
     for on, name in found.values:
         ratios = [found.ratio(on, name, to) for to in (baseline, default)]
         cells = [Cell(with_interval(found.interval(on, name))), *map(ratio_cell, ratios)]
-        said = {"train": "tuned on", "test": "held out"}[on]
+        said = {"train": f"{done} on", "test": "held out"}[on]
         table.add_row(said, name, *(Text(cell.text, STYLES[cell.verdict]) for cell in cells))
-    return Group(
-        Text(found.tuned, style="bold", overflow="fold"),
-        Text(f"{sentence}."),
-        Text(),
-        table,
-        Text(),
-        Text(
-            f"{found.workload}, lengths by {found.predictor}; paired ratios, with 95% intervals "
-            "over the windows.", style="dim",
-        ),
-        *(Text(f"note: {notice}", style="yellow") for notice in found.notices),
+    yield Text(f"{sentence}.")
+    yield Text()
+    yield table
+    yield Text()
+    yield Text(
+        f"{found.workload}, lengths by {found.predictor}; paired ratios, with 95% intervals "
+        "over the windows.", style="dim",
     )  # fmt: skip
+    for notice in found.notices:
+        yield Text(f"note: {notice}", style="yellow")
 
 
 def _of(ratio: Interval) -> str:

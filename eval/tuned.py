@@ -136,7 +136,7 @@ def tune_policy(
         notices.append(f"{judged.name}: nothing was found that is better than its defaults")
     values = {
         (on, one.name): np.array(
-            [_kept(cells, f"{on}-{index}", one, metric, trial) for index, trial in enumerate(of)]
+            [kept(cells, f"{on}-{index}", one, metric, trial) for index, trial in enumerate(of)]
         )
         for on, of in trials.items()
         for one in (baseline, judged, found)
@@ -168,10 +168,19 @@ def _read(policy: PolicyLike | RoutingPolicy, loaded: Loaded) -> tuple[Policy, P
     return load_policy(policy), load_policy(BASELINE)
 
 
-def _kept(cells: Cells | None, place: str, policy: Policy, metric: str, trial: Trial) -> float:
+def kept(cells: Cells | None, place: str, policy: Policy, metric: str, trial: Trial) -> float:
     """The metric of a run, from what an interrupted one kept if it is there."""
     name = f"{place}-{blake2b(policy.name.encode(), digest_size=8).hexdigest()}"
     return float(once(cells, name, lambda: METRICS[metric](records_of(trial, policy))))
+
+
+def run_rows(found: Tuned) -> list[dict[str, Any]]:
+    """One row a set, policy and run."""
+    return [
+        {"set": on, "policy": name, "run": run, found.metric + "_s": value}
+        for (on, name), values in found.values.items()
+        for run, value in enumerate(values.tolist())
+    ]
 
 
 def save(
@@ -180,13 +189,8 @@ def save(
     """Writes tuned.json (``document``), runs.parquet and config.json; returns the folder."""
     import pandas as pd
 
-    rows = [
-        {"set": on, "policy": name, "run": run, found.metric + "_s": value}
-        for (on, name), values in found.values.items()
-        for run, value in enumerate(values.tolist())
-    ]
     with replaced_folder(folder) as fresh:
-        pd.DataFrame(rows).to_parquet(fresh / "runs.parquet", index=False)
+        pd.DataFrame(run_rows(found)).to_parquet(fresh / "runs.parquet", index=False)
         write_json(fresh / "tuned.json", document)
         write_json(fresh / CONFIG, provenance(found.config, command))
     return Path(folder)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lengthwise.blame import Problem, at_return, blamed, suspects
 from lengthwise.errors import InputError
-from lengthwise.policy import Layered, Score, Weighted, wrong_score
+from lengthwise.policy import Layered, Score, Stepwise, Weighted, wrong_score
 from lengthwise.sampled import with_edges
 
 TRIED = 16  # values of each feature when a policy is loaded: some slow ones are called for each
@@ -48,7 +48,7 @@ def problems(score: Score, rows: int = 256) -> list[Problem]:
 
 def _tried(score: Score, rows: int) -> Iterable[Problem]:
     """The first thing that goes wrong with arrays, then with numbers; what is data is not tried."""
-    if isinstance(score.function, Layered | Weighted):
+    if isinstance(score.function, Layered | Weighted | Stepwise):
         return
     values = {name: array for name, array in with_edges(rows, seed=SEED).items()
               if name in score.features}  # fmt: skip

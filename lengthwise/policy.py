@@ -194,6 +194,14 @@ class Weighted(Protocol):
     def weights(self) -> Sequence[float]: ...
 
 
+@runtime_checkable
+class Stepwise(Protocol):
+    """A score function that is data: what ``policies.formula.Formula`` says, an engine runs."""
+
+    @property
+    def steps(self) -> Sequence[tuple[int, float]]: ...
+
+
 def _read_only(value: Any) -> Any:
     """What a score may look at but not write to: the arrays are the engine's own."""
     if not isinstance(value, np.ndarray):

@@ -78,6 +78,12 @@ OPTIONS: dict[str, dict[str, str]] = {
         "policy": "text, required", "metric": "text = e2e_mean", "budget": "int [4, ] = 64",
         "predictor": "text = oracle", "rates": "R,R,...", "seeds": SEEDS, "seed": SEED,
     },
+    "search": {
+        **{name: said for name, said in GRID.items() if name != "backend"}, **FORM,
+        "metric": "text = e2e_mean", "budget": "int [1, ] = 2000", "size": "int [1, 60] = 15",
+        "parsimony": "float [0, 1] = 0.0005", "features": "A,B,...", "start": "A,B,...",
+        "predictor": "text = oracle", "rates": "R,R,...", "seeds": SEEDS, "seed": SEED,
+    },
     "train policy": {
         **TIMING, **ENGINE, "env": "name = lengthwise/Routing-v1", "algo": "name = ppo",
         "workload": "text = azure-conv-2023", "out": "text, required",

@@ -82,6 +82,7 @@ SHORTER = {
     "export": "",
     "list": "",
     "mock-server": "--port 0",
+    "search": "--requests 60 --seeds 1 --budget 60 --force",
     "serve-epp": "--port 0 --metrics-port 0",
     "hint-proxy": "--port 0",
     "serve-latency": "--port 0",

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("compare:compare", "Compare policies and predictors at several rates and seeds."),
     "capacity": ("capacity:capacity", "Find the largest arrival rate that meets an SLO."),
     "tune": ("tune:tune", "Find the numbers of a policy that serve best on a workload."),
+    "search": ("search:search", "Evolve a score function that serves a workload well."),
     "train": ("train:train", "Train a predictor or a policy."),
     "evaluate": ("evaluate:evaluate", "Evaluate a trained predictor or policy."),
     "export": ("export:export", "Export a trained policy as a bundle for the engines."),

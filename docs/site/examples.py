@@ -43,6 +43,8 @@ EXAMPLES = {
     "--predictor oracle --max-num-seqs 64 --seeds 2",
     "tune": "lengthwise tune srtf azure-conv-2023 --rates 24 --predictor noisy-oracle:tau=0.5 "
     "--requests 300 --seeds 2 --budget 16 --max-num-seqs 64",
+    "search": "lengthwise search azure-conv-2023 --rates 24 --predictor noisy-oracle:tau=0.5 "
+    "--requests 300 --seeds 2 --budget 200 --max-num-seqs 64 --out found",
     "advise": "lengthwise advise trace.csv.gz --max-num-seqs 64",
     "train": "lengthwise train predictor responses.jsonl.gz --model ridge --out p",
     "evaluate": "lengthwise evaluate predictor p responses.jsonl.gz",

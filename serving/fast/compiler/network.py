@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 
 from lengthwise.policy import Layered, Score
 
+MOST_STEPS = 256  # of a formula, and numbers on its stack
+# In the order of ``policies.formula.CODES``, behind a number.
+_BINARY = ("a + b", "a - b", "a * b", "a / b", "numpy.minimum(a, b)", "numpy.maximum(a, b)")
+_UNARY = ("numpy.sqrt(a)", "-a")
 WIDEST = 4096  # neurons of a layer: two layers lie on the stack
 
 
@@ -61,4 +65,35 @@ def weighted(parts: Sequence[Score], entries: list[str]) -> str:
         values = ", ".join(f"row.{name}" for name in part.features)
         lines.append(f"    total = total + get(numbers, {i}) * float({entry}({values}))")
     lines.append("    put(out, i, total)")
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def stepwise(names: Sequence[str]) -> str:
+    """The statements of ``evaluate`` for formulas: the number of steps, and a code and a number for
+    each, are read; ``names`` are those of a row, and codes those of ``policies.formula.CODES``.
+    """
+    lines = [
+        f"stack = scratch({MOST_STEPS})",
+        "steps = int(get(numbers, 0))",
+        "for i in range(n):",
+        "    row = feature_row(rows, i)",
+        "    top = 0",
+        "    for k in range(steps):",
+        "        code = int(get(numbers, 1 + 2 * k))",
+        "        if code == 0:",
+        "            put(stack, top, get(numbers, 2 + 2 * k))",
+        "            top = top + 1",
+    ]
+    for code, text in enumerate(_BINARY, start=1):
+        lines += [f"        elif code == {code}:", "            b = get(stack, top - 1)",
+                  "            a = get(stack, top - 2)", "            top = top - 1",
+                  f"            put(stack, top - 1, {text})"]  # fmt: skip
+    for code, text in enumerate(_UNARY, start=1 + len(_BINARY)):
+        lines += [f"        elif code == {code}:", "            a = get(stack, top - 1)",
+                  f"            put(stack, top - 1, {text})"]  # fmt: skip
+    for code, name in enumerate(names, start=1 + len(_BINARY) + len(_UNARY)):
+        lines.append(f"        elif code == {code}:")
+        lines.append(f"            put(stack, top, float(row.{name}))")
+        lines.append("            top = top + 1")
+    lines.append("    put(out, i, get(stack, 0))")
     return "\n".join(f"    {line}" for line in lines)

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from lengthwise import exact
 from lengthwise.errors import InputError
-from lengthwise.policy import Layered, Score, Weighted
+from lengthwise.features import FEATURES
+from lengthwise.policy import Layered, Score, Stepwise, Weighted
 from lengthwise.sampled import columns
 from lengthwise.serving.fast.compiler import network
 from lengthwise.serving.fast.compiler.native import build, load, machine
@@ -107,6 +108,8 @@ def compile_score(score: Score) -> CompiledScore:
         return _network(score.function, score.features)
     if isinstance(score.function, Weighted):
         return _weighted(score.function, score.features)
+    if isinstance(score.function, Stepwise):
+        return _stepwise(score.function, score.features)
     functions: dict[str, str] = {}
     entry = _collect(score, functions)
     fractions = [value for value in score.tunables.values() if isinstance(value, float)]
@@ -139,6 +142,24 @@ def _weighted(blend: Weighted, names: tuple[str, ...]) -> CompiledScore:
     functions, body, stem = _sum_of(tuple((p.function, p.features) for p in blend.parts))
     score = Score("blend", blend, names)  # type: ignore[arg-type]
     return _load(score, stem, functions, body, np.array(blend.weights, np.float64))
+
+
+def _stepwise(formula: Stepwise, names: tuple[str, ...]) -> CompiledScore:
+    """One code for all formulas: it goes through their steps, which are its numbers."""
+    steps = formula.steps
+    if len(steps) > network.MOST_STEPS:
+        raise NotCompilable(
+            f"a formula of {len(steps)} steps; more than {network.MOST_STEPS} are numpy's"
+        )
+    body = network.stepwise(tuple(FEATURES))
+    score = Score("formula", formula, names)  # type: ignore[arg-type]
+    numbers = np.array([len(steps), *(part for step in steps for part in step)], np.float64)
+    return _load(score, _stepwise_stem(body), {}, body, numbers)
+
+
+@lru_cache(maxsize=1)
+def _stepwise_stem(body: str) -> str:
+    return _stem("formula", {}, body)
 
 
 @lru_cache(maxsize=32)
@@ -352,7 +373,7 @@ def _compare(score: Score, compiled: CompiledScore) -> None:
     try:
         with np.errstate(all="ignore"):
             # what is data is the same on arrays, and a hundred times faster
-            if isinstance(score.function, Layered | Weighted):
+            if isinstance(score.function, Layered | Weighted | Stepwise):
                 expected = np.asarray(score.evaluate({name: rows[name] for name in names}))
             else:
                 expected = np.array([float(score(*row)) for row in values])
