@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import struct
 import textwrap
 
 import numpy as np
@@ -13,8 +14,10 @@ from lengthwise.serving.fast.compiler.native import compile_text
 from lengthwise.serving.fast.compiler.translate import translate
 
 WORDS = {
-    "np": np, "ceil": math.ceil, "rint": round, "kernel": lambda f: f, "hot": lambda f: f,
-    "ON": True, "OFF": False, "TEN": 10,
+    "np": np, "ceil": math.ceil, "floor": math.floor, "rint": round,
+    "float_of": lambda bits: struct.unpack("<d", struct.pack("<q", bits))[0],
+    "bits_of": lambda value: struct.unpack("<q", struct.pack("<d", value))[0],
+    "kernel": lambda f: f, "hot": lambda f: f, "ON": True, "OFF": False, "TEN": 10,
 }  # fmt: skip
 
 PROGRAMS = {
@@ -46,6 +49,43 @@ PROGRAMS = {
         "y = np.uint64(x) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)\nreturn np.int64(y)"
     ),
     "patterns": "return x + 0x7FFFFFFFFFFFFFFF - 0x7FFFFFFFFFFFFFF0",
+    "nan": (
+        "y = float_of(0x7FF8000000000000)\nz = x / 4\n"
+        "return (1 if y == y else 0) + (2 if y != y else 0) + (4 if y < z else 0)"
+        " + (8 if y >= z else 0) + (16 if y else 0) + (32 if not y else 0) + (64 if z else 0)"
+        " + (128 if z == 0 else 0) + (256 if z <= 1 else 0) + (512 if z > 1 else 0)"
+    ),
+    "words": "return bits_of(x / 4) + bits_of(-(x / 3)) // 3 - rint(8 * float_of(bits_of(x / 8)))",
+    "folded": (
+        "return x * (TEN > 9) + (TEN >= 11) * 1000 + (TEN // 3) * 10000 + (TEN % 4) * 7 + (TEN - 3)"
+        " + (-TEN) + (not TEN) + (TEN / 4 == 2.5) * 77 + (TEN != 10) * 5 + (TEN < 10 or OFF) * 3"
+        " + (TEN <= 10 and ON) * 11 + (TEN << 2) + (TEN == 10)"
+    ),
+    "choice": (
+        "y = 2 if ON else missing(x)\nz = missing(x) if OFF else 3\nw = x / 2 if x > 0 else x\n"
+        "return y * 100 + z * 10 + rint(w * 4)"
+    ),
+    "ranges": (
+        "total = 0\nfor i in range(x, 5):\n    total += i + 1\nfor i in range(x):\n"
+        "    for j in range(i - 2, i):\n        if j == 3:\n            break\n"
+        "        total += 2 * j\n    if i > 9:\n        break\nreturn total"
+    ),
+    "bools": "a = x > 3\nb = x < 9\nreturn (a & b) * 10 + (a - b) + (a == b) * 100 + (a | b) * 7",
+    "least": (
+        "return ceil(min(x / 2, 3.0) * 4) + rint(max(x / 2, x, 1) * 4) * 100 + min(x, 7, -x)"
+        " + floor(x / 3) * 10 + floor(-x / 7)"
+    ),
+    "turns": (
+        "n = 0\nwhile OFF:\n    n += 100\nwhile n < x and n < 7:\n    n += 1\n    if n == 2:\n"
+        "        continue\n    if n == 5:\n        break\nreturn n"
+    ),
+    "sums": "y = 1.5\ny += x\ny *= 2\ny -= 0.5\nz: float = -y\nreturn rint(y / 3) + rint(z)",
+    "unsigned words": (
+        "y = np.uint64(0xFFFFFFFFFFFFFFF0)\nz = np.uint64(x)\n"
+        "return (1 if y > z else 0) + rint(np.float64(y) / 1e16) + np.int64(y % np.uint64(7))"
+        " + (10000 if z <= np.uint64(5) else 0) + np.int64(z ^ np.uint64(9)) * 3"
+        " + np.int64((y - z) >> np.uint64(60)) + np.int64((z | np.uint64(1)) & np.uint64(13))"
+    ),
     "both": (
         "y = 0.0\nif x > 2 and (ON or x > 9):\n    y = x * 1.5\n"
         "return rint(y * 10) if y > 4 else -1"
@@ -75,6 +115,7 @@ def text_of(body):
 def compiled(body, stem, monkeypatch):
     monkeypatch.setattr(cache, "write", lambda *_: None)
     constants = {name: WORDS[name] for name in ("ON", "OFF", "TEN")}
+    stem = stem.replace(" ", "_")
     module = translate(text_of(body), ("entry",), constants, stem)
     address = compile_text(stem, str(module), ("entry",))["entry"]
     return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)
@@ -86,7 +127,7 @@ def test_what_is_compiled_does_what_python_does(name, monkeypatch):
     exec(text_of(PROGRAMS[name]), known)
     machine = compiled(PROGRAMS[name], name, monkeypatch)
     with np.errstate(over="ignore"):
-        for x in [*range(-20 if name != "unsigned" else 0, 40), 2**40 + 1]:
+        for x in [*range(0 if name.startswith("unsigned") else -20, 40), 2**40 + 1]:
             assert machine(x) == int(known["entry"](x)), x
 
 
@@ -99,6 +140,12 @@ def test_what_is_compiled_does_what_python_does(name, monkeypatch):
         ("return 1 if x > 0 else 0.5", "makes int of float"),
         ("with x:\n    pass\nreturn x", "is no statement that it may use"),
         ("for i in x:\n    pass\nreturn x", "goes through what is no range"),
+        ("for i in range(0, x, 2):\n    pass\nreturn x", "steps"),
+        ("x.y = 1\nreturn x", "is no place in memory"),
+        ("return x[0]", "is no place in memory"),
+        ("a, b = x\nreturn a", "takes apart what is no tuple"),
+        ("return ~x", "is no operation that it may use"),
+        ("return x / 2 % 2", "is no operation on float"),
         ("return x @ x", "is no operation on int"),
         ("return y", "'y' has no value here"),
         ("return np.uint64(x) + x", "mixes uint and int"),
@@ -114,3 +161,12 @@ def test_constants_from_2_to_the_63_on_are_bit_patterns(monkeypatch):
     for word in (2**63 - 1, 2**63, 2**63 + 5, 2**64 - 1):
         body = f"return np.int64(np.uint64({word}) >> np.uint64(1)) + x"
         assert compiled(body, f"word_{word}", monkeypatch)(0) == word >> 1
+
+
+def test_numbers_that_stand_in_the_text_are_known_and_what_returns_is_promised():
+    text = "A, B = 3, -4\nC = A * 100 + B\n@kernel\ndef entry(x) -> int:\n    return C + A * x\n"
+    module = translate(text, ("entry",), {}, "promised")
+    address = compile_text("promised", str(module), ("entry",))["entry"]
+    assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)(5) == 296 + 15
+    with pytest.raises(InvariantError, match="returns str"):
+        translate("@kernel\ndef entry(x) -> str:\n    return x\n", ("entry",), {}, "w")
