@@ -13,7 +13,7 @@ from lengthwise.eval.advise import Advice
 from lengthwise.eval.alike import NAMES
 from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.compare import BOUND, Comparison, Contender
-from lengthwise.eval.reproduce import Reproduction
+from lengthwise.eval.reproductions.table import Reproduction
 from lengthwise.eval.searched import Searched
 from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
 from lengthwise.eval.survival import survival
@@ -192,7 +192,8 @@ def reproduction_document(found: Reproduction) -> dict[str, Any]:
     """The table, what it is of, and what differs."""
     return {
         "title": found.title, "quantity": found.quantity, "ratios_are_to": found.first,
-        "differs": list(found.differs), "rows": reproduction_rows(found),
+        "source": found.source, "differs": list(found.differs), "why": found.why,
+        "rows": reproduction_rows(found),
     }  # fmt: skip
 
 

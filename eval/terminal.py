@@ -19,7 +19,7 @@ from lengthwise.eval.calibrate import Calibration
 from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.check import Checked
 from lengthwise.eval.compare import SAME, Comparison, Contender
-from lengthwise.eval.reproduce import Reproduction
+from lengthwise.eval.reproductions.table import UNSTATED, Reproduction
 from lengthwise.eval.searched import Searched
 from lengthwise.eval.statistics import Interval
 from lengthwise.eval.tables import (
@@ -607,14 +607,14 @@ def checked_view(found: Checked) -> RenderableType:
 
 
 def reproduction_view(found: Reproduction) -> RenderableType:
-    """A published table with ours beside it, and what differs."""
+    """A published table with ours beside it, what differs, and why."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("setting")
     table.add_column("policy", style="bold")
-    for head in (f"theirs, {found.quantity}", f"ours, {found.quantity}"):
-        table.add_column(head, justify="right")
-    table.add_column(f"theirs × {found.first}", justify="right")
-    table.add_column(f"ours × {found.first}", justify="right")
+    said = any(line.theirs != UNSTATED for line in found.lines)
+    heads = ["theirs, {0}"] * said + ["ours, {0}", "theirs × {1}", "ours × {1}"]
+    for head in heads:
+        table.add_column(head.format(found.quantity, found.first), justify="right")
     setting = ""
     for line in found.lines:
         if setting and line.setting != setting:
@@ -622,7 +622,20 @@ def reproduction_view(found: Reproduction) -> RenderableType:
         ours = "–" if line.ours is None else with_interval(line.ours)
         ratio = "–" if line.our_ratio is None else ratio_cell(line.our_ratio).text
         shown = line.setting if line.setting != setting else ""
-        table.add_row(shown, line.policy, line.theirs, ours, line.their_ratio, ratio)
+        theirs = [line.theirs] * said
+        table.add_row(shown, line.policy, *theirs, ours, line.their_ratio, ratio)
         setting = line.setting
-    notes = [Text(f"differs: {text}", style="dim") for text in found.differs]
+    notes = [Text(f"source: {found.source}", style="dim")] if found.source else []
+    notes += [Text(f"differs: {text}", style="dim") for text in found.differs]
+    notes += [Text(f"why: {found.why}")] if found.why else []
     return Group(Text(found.title, style="bold"), Text(), table, Text(), *notes)
+
+
+def papers_view(told: Mapping[str, str]) -> RenderableType:
+    """The papers whose tables can be reproduced, and what of each."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("paper", style="bold", no_wrap=True)
+    table.add_column("what is reproduced")
+    for name, what in told.items():
+        table.add_row(name, what)
+    return table

@@ -1,6 +1,7 @@
 """Highest response ratio next: short answers first, ageing with the time waited.
 
-Brinch Hansen 1971; SGLang's ``hrrn`` schedule policy is the same ratio over predicted length.
+Brinch Hansen 1971. SGLang's ``hrrn`` schedule policy (pull request 32911) is the same ratio over
+the prompt tokens that are not in its cache, ours over the predicted answer.
 """
 
 from typing import Annotated, Any

@@ -17,6 +17,7 @@ import pytest
 from lengthwise import registry
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval.compare import Comparison, Contender
+from lengthwise.eval.reproduce import PAPERS
 from lengthwise.eval.source import Spelled
 from lengthwise.eval.statistics import Interval
 from lengthwise.policies import load_policy, load_router
@@ -417,7 +418,7 @@ def test_other_commands_options(monkeypatch: pytest.MonkeyPatch) -> None:
     args, given = asked(monkeypatch, target, "reproduce ssjf --seeds 2 --processes 1")
     assert args[:3] == ("ssjf", 2, 1)
     assert set(given) == {"papers"}
-    assert set(given["papers"]) == {"vllm-ltr", "ssjf", "intelligent-router"}
+    assert set(given["papers"]) == {*PAPERS, "intelligent-router"}
     _, given = asked(monkeypatch, target, "reproduce intelligent-router --small")
     assert {k: v for k, v in given.items() if k != "papers"} == {"requests": 500, "steps": 8000}
     target = "lengthwise.training.demo.run_demo"

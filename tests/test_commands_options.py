@@ -122,7 +122,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "rate": "float (0, ]", "seconds": "float [1, 3600] = 60.0", "seed": SEED,
         "force": "switch",
     },
-    "reproduce": {**FORM, "paper": "text, required", "seeds": SEEDS, "small": "switch",
+    "reproduce": {**FORM, "paper": "text", "seeds": SEEDS, "small": "switch",
                   "out": "text", "force": "switch"},
     "mock-server": {
         **TIMING, **ENGINE, "force": "switch", "policy": "text = fcfs", "predictor": "text",

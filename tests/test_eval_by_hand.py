@@ -23,6 +23,7 @@ from lengthwise.eval.compare import BOUND, QUANTILES, Comparison, Contender, com
 from lengthwise.eval.ground import beyond_training
 from lengthwise.eval.predict import check_prediction, needs_prediction
 from lengthwise.eval.prediction_windows import PredictionWindow, verdict, window_of, windowed
+from lengthwise.eval.reproductions import ssjf, vllm_ltr
 from lengthwise.eval.setting import Setting
 from lengthwise.eval.simulate import simulate
 from lengthwise.eval.source import Fixed, Spelled, as_source
@@ -679,7 +680,9 @@ def test_a_published_table_has_ours_in_its_lines(monkeypatch: pytest.MonkeyPatch
         ]  # fmt: skip
         return Comparison("x", pd.DataFrame(rows), who, {}, {})
 
-    monkeypatch.setattr(reproduce, "compare", grid)
+    monkeypatch.setattr(vllm_ltr, "compare", grid)
+    monkeypatch.setattr(vllm_ltr, "lines", lambda *given: ())
+    monkeypatch.setattr(ssjf, "compare", grid)
     found = reproduce.reproduce("vllm-ltr", 2, 3)
     assert found.quantity == "s/token"
     assert [line.setting for line in found.lines[::3]] == [
@@ -707,7 +710,7 @@ def test_a_published_table_has_ours_in_its_lines(monkeypatch: pytest.MonkeyPatch
         *["roofline:a100/llama-3.1-8b"] * 2, *["roofline:8xa100/llama-3.1-70b"] * 2
     ]  # fmt: skip
     asked.clear()
-    monkeypatch.setattr(reproduce, "alone_s", lambda *given: np.array([1.0, 3.0]))
+    monkeypatch.setattr(ssjf, "alone_s", lambda *given: np.array([1.0, 3.0]))
     table = reproduce.reproduce("ssjf", 2, 1)
     assert asked[0]["rates"] == [0.25, 0.35, 0.4, 0.45]  # shares of one request in two seconds
     assert asked[0]["args"][0] == 2

@@ -20,7 +20,7 @@ from lengthwise.eval.calibrate import _Fit, _Surface, figures, met
 from lengthwise.eval.capacity import Capacity, Probe
 from lengthwise.eval.cells import Cells, digests
 from lengthwise.eval.compare import BOUND, Comparison, Contender
-from lengthwise.eval.reproduce import Line, Reproduction
+from lengthwise.eval.reproductions.table import Line, Reproduction
 from lengthwise.eval.source import Fixed
 from lengthwise.eval.statistics import Interval, t_interval
 from lengthwise.serving import Engine

@@ -25,7 +25,7 @@ from lengthwise.eval.capacity import Capacity, Probe
 from lengthwise.eval.compare import BOUND, QUANTILES, Comparison, Contender
 from lengthwise.eval.publish import pick_timelines, publish
 from lengthwise.eval.report import write_report
-from lengthwise.eval.reproduce import Line, Reproduction
+from lengthwise.eval.reproductions.table import Line, Reproduction
 from lengthwise.eval.source import Fixed
 from lengthwise.eval.statistics import Interval, t_interval
 from lengthwise.eval.tables import (

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lengthwise.eval.cells import Cells
 from lengthwise.eval.output import CONFIG
 from lengthwise.eval.pool import over_cores
-from lengthwise.eval.reproduce import Line, Progress, Reproduction
+from lengthwise.eval.reproductions.table import Line, Progress, Reproduction
 from lengthwise.eval.statistics import paired_ratio, t_interval
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policies.bundle import is_bundle
@@ -168,7 +168,9 @@ def intelligent_router(
     steps: int = 2 * REQUESTS * EPISODES,
     learners: Sequence[str] = tuple(LEARNERS),
 ) -> Reproduction:
-    """The routers of the paper and more, on ``seeds`` test episodes of ``requests`` each.
+    """Intelligent Router (2024): mean latency of learned and simple routers against round robin.
+
+    The routers of the paper and more, on ``seeds`` test episodes of ``requests`` each.
 
     ``steps`` are the decisions that each learner sees; 0 of ``learners`` leaves only baselines.
     With ``cells``, learners and what is judged are kept there, and go on from there.

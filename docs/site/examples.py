@@ -73,8 +73,9 @@ ELSEWHERE = {
         "lengthwise serve-latency --timing h200/llama-3.1-8b --max-num-seqs 256 --port 8000",
         "It says where it listens. [Who asks it, and what](../gateways.md).",
     ),
-    "reproduce": ("lengthwise reproduce intelligent-router --small --seeds 3",
-                  "It takes a minute. [What comes of it](../intelligent-router.md)."),
+    "reproduce": ("lengthwise reproduce clairvoyant",
+                  "It takes up to a minute. [What comes of it](../papers/clairvoyant.md), and "
+                  "[of the others](../papers/index.md)."),
 }  # fmt: skip
 MOST = 40  # lines of an output that are shown
 

@@ -47,6 +47,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         folders[folder] = [page for page in found if page.endswith(".md")]
     decisions = sorted((ROOT / "docs" / "decisions").glob("*.md"))
     folders["decisions/"] = [f"decisions/{path.name}" for path in decisions]
+    papers = sorted((ROOT / "docs" / "papers").glob("*.md"), key=lambda path: path.stem != "index")
+    folders["papers/"] = [f"papers/{path.name}" for path in papers]
     config.nav = _filled(config.nav, folders)
     (how_to,) = (item["How to"] for item in config.nav if "How to" in item)
     pages = [str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")]

@@ -16,7 +16,7 @@ from lengthwise.training.commands.options import (
 
 
 @click.command()
-@click.argument("paper", metavar="PAPER")
+@click.argument("paper", metavar="[PAPER]", required=False)
 @seeds_option
 @processes_option
 @form_options
@@ -30,7 +30,7 @@ from lengthwise.training.commands.options import (
 def reproduce(
     command: str,
     /,
-    paper: str,
+    paper: str | None,
     seeds: int,
     processes: int,
     form: str | None,
@@ -38,7 +38,7 @@ def reproduce(
     force: bool,
     small: bool,
 ) -> None:
-    """Reproduces the table of PAPER: vllm-ltr, ssjf or intelligent-router.
+    """Reproduces the table of PAPER; without one, lists the papers.
 
     With --out, the table is kept as Parquet, and what is finished of it beside it until all is, so
     that the same command goes on after a stop.
@@ -46,13 +46,19 @@ def reproduce(
     from lengthwise.errors import InputError
     from lengthwise.eval.flat import reproduction_document, reproduction_rows
     from lengthwise.eval.output import check_writable, save_rows
-    from lengthwise.eval.reproduce import PAPERS
+    from lengthwise.eval.reproduce import PAPERS, about
     from lengthwise.eval.reproduce import reproduce as run
-    from lengthwise.eval.terminal import reproduction_view
+    from lengthwise.eval.terminal import papers_view, reproduction_view
     from lengthwise.training.commands.show import progress, show, wrote
     from lengthwise.training.commands.stopped import cells_kept, kept
     from lengthwise.training.intelligent_router import PAPER, SMALL
 
+    papers = {**PAPERS, **PAPER}
+    if paper is None:
+        told = about(papers)
+        rows = [{"paper": name, "reproduced": what} for name, what in told.items()]
+        show(form, lambda width: papers_view(told), lambda: {"papers": rows}, lambda: rows)
+        return
     if small and paper in PAPERS:
         raise InputError(f"--small is of intelligent-router, not of {paper}")
     options: dict[str, Any] = SMALL if small else {}
@@ -61,7 +67,7 @@ def reproduce(
     claim(command, out, force)
     cells = cells_of(command, out, force)
     with kept(lambda: cells_kept(out)), progress("reproducing") as moved:
-        found = run(paper, seeds, processes, moved, cells, papers={**PAPERS, **PAPER}, **options)
+        found = run(paper, seeds, processes, moved, cells, papers=papers, **options)
     show(
         form,
         lambda width: reproduction_view(found),
