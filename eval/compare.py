@@ -584,10 +584,8 @@ class _Drawn:
 
     @cached_property
     def predictions(self) -> Mapping[str, Any]:
-        return {
-            who.predictor_name: predict(who.predictor, self.workload, self.seed)
-            for who in self.contenders
-        }
+        named = {who.predictor_name: who.predictor for who in self.contenders}
+        return {name: predict(each, self.workload, self.seed) for name, each in named.items()}
 
 
 def _one_cell(drawn: _Drawn, rate: float | None, backend: Backend, slo: dict[str, float]) -> Cell:

@@ -7,14 +7,13 @@ as complete.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from lengthwise.eval.charts import COLOURS, FAINT, Chart, Panel, Point, Series
-from lengthwise.eval.plots import GRID, UNSAID, matplotlib_style
+from lengthwise.eval.plots import GRID, matplotlib_style, written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,9 +77,9 @@ def _draw(panel: Panel, size: tuple[float, float]) -> tuple[Figure, list[Point]]
 
 def _svg(figure: Figure, prefix: str, label: str, series: tuple[Series, ...]) -> str:
     """The SVG element alone: it scales, says what it is, and takes its colours from the page."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata=UNSAID["svg"], transparent=True)
-    text = buffer.getvalue().decode("utf-8")
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set_facecolor("none")  # the page's colour shows through
+    text = written(figure, "svg", figure.dpi).decode("utf-8")
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
     box = re.search(r'viewBox="[^"]*"', text)

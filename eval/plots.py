@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +34,8 @@ STYLE: Any = {
 }
 Format = Literal["svg", "png", "pdf"]
 FORMATS: tuple[Format, ...] = ("svg", "png", "pdf")
+BACKENDS: dict[Format, str] = {"svg": "svg", "png": "agg", "pdf": "pdf"}
+DPI = 200
 # What would make another file of the same figure.
 UNSAID: dict[Format, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": "lengthwise"},
@@ -99,9 +102,20 @@ def whole(chart: Chart) -> Figure:
 
 def drawn(figure: Figure, format: Format) -> bytes:
     """The figure as a file, the same bytes for the same figure."""
-    buffer = io.BytesIO()
     with matplotlib_style():
-        figure.savefig(buffer, format=format, metadata=UNSAID[format], dpi=200)
+        return written(figure, format, DPI)
+
+
+def written(figure: Figure, format: Format, dpi: float) -> bytes:
+    """What ``savefig`` writes; that draws all of it once before, in case it is to be cropped."""
+    buffer, before = io.BytesIO(), figure.dpi
+    backend = import_module(f"matplotlib.backends.backend_{BACKENDS[format]}")
+    canvas = backend.FigureCanvas(figure)
+    try:
+        figure.dpi = dpi
+        getattr(canvas, f"print_{format}")(buffer, metadata=UNSAID[format])
+    finally:
+        figure.dpi = before
     return buffer.getvalue()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from lengthwise.errors import InputError, LengthwiseError
@@ -26,12 +27,11 @@ def over_cores(
     if workers <= 1:
         yield from (task(*a) for a in todo)
         return
-    context = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with _pool(workers) as (pool, others):
+        futures: list[Future[Any]] = []
         try:
             with _deaf():
-                futures: list[Future[Any]] = [pool.submit(_guarded, task, a) for a in todo]
+                futures += [pool.submit(_guarded, task, a) for a in todo]
             for future in futures:
                 found, error = future.result()
                 if error is not None:
@@ -45,6 +45,38 @@ def over_cores(
             for worker in set(multiprocessing.active_children()) - others:
                 worker.terminate()
             raise
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+Pool = tuple[ProcessPoolExecutor, set[BaseProcess]]  # and the processes that are not of it
+_kept: list[Pool] = []
+
+
+@contextmanager
+def kept_workers(processes: int) -> Iterator[None]:
+    """Every ``over_cores`` inside asks the same processes: each takes a second to start."""
+    if _kept or processes <= 1:
+        yield
+        return
+    with _pool(processes) as pool:
+        _kept.append(pool)
+        try:
+            yield
+        finally:
+            _kept.clear()
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[Pool]:
+    if _kept:
+        yield _kept[0]
+        return
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield pool, others
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -642,7 +642,11 @@ def test_the_demo_trains_compares_and_publishes(
     def compared(source: Any, policies: Any, predictors: Any, rates: Any, seeds: Any, engine: Any,
                  **given: Any) -> Any:  # fmt: skip
         calls.setdefault("compare", []).append(engine)
-        assert source == Spelled("synthetic-chat", {"split": "test", "requests": 50})
+        spelled = Spelled("synthetic-chat", {"split": "test", "requests": 50})
+        for seed in range(2):  # drawn once for both engines
+            drawn, asked = source.load(21.0, seed), spelled.load(21.0, seed)
+            assert (drawn["prompt"] == asked["prompt"]).all()
+            assert drawn["arrival_s"] == pytest.approx(asked["arrival_s"])
         assert policies == ("fcfs", "sjf", "srtf", "mlfq")
         assert predictors == (calls["train"][1]["out"],)
         assert (rates, seeds, given.pop("processes")) == ((21.0, 30.0), 2, 3)

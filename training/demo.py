@@ -9,8 +9,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from lengthwise.eval.advise import Cut
 from lengthwise.eval.compare import Comparison, compare
 from lengthwise.eval.output import copy_into
+from lengthwise.eval.pool import kept_workers
 from lengthwise.eval.publish import check_publishable, pick_timelines, publish
 from lengthwise.eval.report import table
 from lengthwise.eval.source import Spelled
@@ -75,18 +77,20 @@ def run_demo(
         if trained is not None:
             trained(training)
         say(f"2. Serving other prompts on a simulated H200, {seeds} times at each load ...")
+        drawn = Cut(source.name, tuple(source.load(rates[0], seed) for seed in range(seeds)))
         found: dict[str, Comparison] = {}
-        for label, engine in ENGINES.items():
-            before = len(found) * seeds
+        with kept_workers(processes):
+            for label, engine in ENGINES.items():
+                before = len(found) * seeds
 
-            def moved(done: int, total: int, before: int = before) -> None:
-                if progress is not None:
-                    progress(before + done, len(ENGINES) * total)
+                def moved(done: int, total: int, before: int = before) -> None:
+                    if progress is not None:
+                        progress(before + done, len(ENGINES) * total)
 
-            found[label] = compare(
-                source, POLICIES, (folder,), rates, seeds, engine,
-                processes=processes, progress=moved,
-            )  # fmt: skip
+                found[label] = compare(
+                    drawn, POLICIES, (folder,), rates, seeds, engine,
+                    processes=processes, progress=moved,
+                )  # fmt: skip
         (served, idle), (few, queued) = found.items()
 
         def keep_more(fresh: Path) -> None:
@@ -99,7 +103,7 @@ def run_demo(
             queued,
             out,
             title="lengthwise demo: what knowing answer lengths is worth",
-            timelines=pick_timelines(queued, source, ENGINES[few]),
+            timelines=pick_timelines(queued, drawn, ENGINES[few]),
             config={"training": {k: v for k, v in training.items() if k != "seconds"}},
             command=command,
             lead=f'<h3>{escape(served)}</h3><ul class="verdicts">{said}</ul><h3>{escape(few)}</h3>',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -121,14 +122,15 @@ def _from_preset(
     if count is None:
         count = (None if arrivals is None else arrival_count(arrivals)) or DEFAULT_REQUESTS
     own = preset(name, requests=count, rate=None if arrivals is not None else rate, seed=seed)
-    drawn, half = count, own
-    while split is not None:  # draw until the half has as many as were asked for
-        mask = _mask(Table(name, half.columns), split, test_share)
-        if mask.sum() >= count:
-            half = half.select(mask).head(count).replace(arrival_s=own["arrival_s"])
-            break
-        drawn *= 2
-        half = preset(name, requests=drawn, seed=seed)
+    half = own
+    if split is not None:
+        mask = _mask(Table(name, own.columns), split, test_share)
+        drawn = count
+        while mask.sum() < count:  # the first ones stay as they are, however many are drawn
+            drawn = max(math.ceil(1.1 * count / max(mask.mean(), 0.1)), drawn + drawn // 4 + 50)
+            half = preset(name, requests=drawn, seed=seed)
+            mask = _mask(Table(name, half.columns), split, test_share)
+        half = half.select(mask).head(count).replace(arrival_s=own["arrival_s"])
     if arrivals is None:
         return half
     return with_arrivals(Table(name, half.columns), arrivals, rate=rate, seed=seed)
