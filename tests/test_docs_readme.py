@@ -62,6 +62,7 @@ NOT_OURS = (
     "curl",
     "envoy",
     "export",
+    "openevolve-run",
     ".venv/bin/pre-commit",
 )
 # Commands by how they begin, the longest first that fits -> what makes them short.
