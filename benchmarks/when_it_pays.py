@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -208,7 +208,7 @@ TITLE = "Mean latency as a share of FCFS's: blue is less, orange is more, = is n
 LEAST = 0.01  # a ratio nearer to 1 is none to speak of
 
 
-def shown(row: Mapping[str, float], measure: str) -> float:
+def shown(row: Mapping[Any, float], measure: str) -> float:
     """The ratio to fcfs that a cell of the picture shows; NaN for no difference."""
     value, low, high = (float(row[f"{measure}{end}"]) for end in ("", "_low", "_high"))
     return value if (high < 1 or low > 1) and abs(value - 1) >= LEAST else np.nan

@@ -775,5 +775,11 @@ def test_the_bound_is_the_largest_of_its_three(monkeypatch: pytest.MonkeyPatch) 
         assert bound.mean_latency_bound_s(workload, engine, TICK, own) == expected
         assert bound.mean_latency_bound_s(workload, engine, TICK, None) == max(one, batch)
         cached = dataclasses.replace(engine, enable_prefix_caching=True)
-        assert bound.mean_latency_bound_s(workload, cached, TICK, own) == max(one, batch)
+        assert bound.mean_latency_bound_s(workload, cached, TICK, own) == expected
+        # prefixes that are shared make prompts shorter than alone
+        shared = workload.replace(
+            prefix_hashes=[()] * 4, hash_block_tokens=np.full(4, engine.block_size)
+        )
+        assert bound.mean_latency_bound_s(shared, cached, TICK, own) == max(one, batch)
+        assert bound.mean_latency_bound_s(shared, engine, TICK, own) == expected
     assert math.isnan(bound.mean_latency_bound_s(workload, engine, SimpleNamespace(), None))  # type: ignore[arg-type]

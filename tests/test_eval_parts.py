@@ -23,16 +23,7 @@ from scipy import stats
 from lengthwise.errors import InputError, LengthwiseError
 from lengthwise.eval import capacity as capacity_module
 from lengthwise.eval import check, judge, metrics, mock, prediction_metrics, tune
-from lengthwise.eval.bound import (
-    _batching,
-    _Cells,
-    _cells,
-    _edges,
-    _Needs,
-    _needs,
-    _one_machine,
-    _prices,
-)
+from lengthwise.eval.bound import _edges
 from lengthwise.eval.capacity import Capacity, Probe, capacity, save
 from lengthwise.eval.compare import Comparison, Contender, compare
 from lengthwise.eval.ground import beyond_measured
@@ -57,7 +48,6 @@ from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.records import Iterations
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.serving.timing import timing as load_timing
-from lengthwise.serving.timing.model import TimingTables
 from lengthwise.workload import MOST_TOKENS, Workload
 
 ONE = Engine(max_num_seqs=1, num_gpu_blocks=500)
@@ -706,12 +696,6 @@ def test_a_policy_of_a_file_keeps_its_file_when_it_is_tuned(tmp_path: Path) -> N
 # The bound
 
 
-CELLS = _Cells(
-    least_s=np.array([[np.inf, 1.0], [1.0, 3.0]]), decode=np.array([[0.0], [1.0]]),
-    prefill=np.array([[0.0, 1.0]]), sequences=np.array([[0.0, 1.0], [1.0, 2.0]]),
-)  # fmt: skip
-
-
 def test_edges_go_by_steps_and_then_by_five_percent() -> None:
     assert _edges(0, 4).tolist() == [0, 1, 2, 3, 4, 5] and _edges(1, 1).tolist() == [1, 2]
     for low, high in ((0, 64), (1, 2048), (1, 8192)):
@@ -724,44 +708,6 @@ def test_edges_go_by_steps_and_then_by_five_percent() -> None:
         assert set(range(low, 12)) <= set(found.tolist())
 
 
-def test_prices_try_64_steps_up_to_the_highest() -> None:
-    """Prompts alone take A = 1, answers alone B = 1; both are worth what is asked of them."""
-    assert _prices(CELLS, CELLS.least_s, 1.0, 0.0) == (1.0, 0.0)
-    assert _prices(CELLS, CELLS.least_s, 0.0, 1.0) == (1.0, 1.0)
-    tight = CELLS.least_s.copy()
-    tight[1, 1] = 1.5  # A + B <= 1.5 in steps of 1/64
-    assert _prices(CELLS, tight, 2.0, 1.0) == (1.0, 0.5)
-    assert _prices(CELLS, tight, 1.0, 2.0) == (0.5, 1.0)
-    odd = CELLS.least_s.copy()
-    odd[1, 1] = 1.51
-    a, b = _prices(CELLS, odd, 2.0, 1.0)
-    assert (a, b) == pytest.approx((1.51 - 33 / 64, 33 / 64))  # 0.51 lies between two steps
-
-
-def test_a_price_below_zero_by_rounding_is_none() -> None:
-    """Three sequences in 3.1 s: 3.1 / 3 * 3 is above 3.1 in the last bit."""
-    cells = _Cells(
-        least_s=np.array([[np.inf, 1.0], [3.1, 3.1]]), decode=np.array([[0.0], [3.0]]),
-        prefill=np.array([[0.0, 1.0]]), sequences=np.array([[0.0, 1.0], [3.0, 4.0]]),
-    )  # fmt: skip
-    assert 3.1 - 3.1 / 3 * 3 < 0
-    assert _prices(cells, cells.least_s, 1.0, 0.0) == (1.0, 0.0)
-
-
-def test_terms_that_a_timing_has_not_cost_nothing() -> None:
-    engine = Engine(max_num_seqs=2, max_num_batched_tokens=3)
-    decode, mixed = np.array([7, 11, 13]), np.array([1, 20, 30, 40])
-    cells = _cells(engine, TimingTables(decode, mixed, {}))
-    least = [[np.inf, 20, 30, 40], [11, 30, 40, np.inf], [13, 40, np.inf, np.inf]]
-    assert (cells.least_s * 1e12).round(6).tolist() == least
-    two = burst(3, 4)
-    needs = _needs(two, engine, TimingTables(decode, mixed, {}))
-    assert not needs.decode_attention_s.any() and not needs.prefill_attention_s.any()
-    # attention that only one kind of iteration has is not counted
-    needs = _needs(two, engine, TimingTables(decode, mixed, {"mixed_context": 5}))
-    assert not needs.decode_attention_s.any()
-
-
 def test_gaps_between_tokens_are_of_iterations_that_decode() -> None:
     three = np.zeros(3, dtype=np.int64)
     log = Iterations(
@@ -771,13 +717,6 @@ def test_gaps_between_tokens_are_of_iterations_that_decode() -> None:
     )  # fmt: skip
     gaps, tokens = metrics.itl_s(log)
     assert (gaps.tolist(), tokens.tolist()) == ([1, 2], [3, 1])
-
-
-def test_no_prompt_and_no_step_cost_nothing() -> None:
-    nothing = np.zeros(2)
-    needs = _Needs(nothing, nothing, nothing, nothing)
-    assert _one_machine(np.array([0.0, 3.0]), needs, CELLS, 1) == 0.0
-    assert _batching(np.array([0.0, 3.0]), needs, CELLS, 1) == 0.0
 
 
 # Mock servers
