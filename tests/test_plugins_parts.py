@@ -24,6 +24,7 @@ from lengthwise.policies import load_policy
 from lengthwise.policies.bundle import write_bundle
 from lengthwise.policies.plugins import (
     accuracy,
+    client,
     litellm,
     part,
     predicting,
@@ -788,6 +789,14 @@ def test_a_call_is_read_from_its_fields() -> None:
     assert call_of({"vllm_xargs": {"predicted_tokens": 2.0**53}}).told == 2.0**53
 
 
+def test_a_name_is_a_text_or_an_integer_of_64_bits() -> None:
+    for value, said in (
+        ("a", "a"), (2**63 - 1, str(2**63 - 1)), (2**63, None), (1 - 2**63, str(1 - 2**63)),
+        (-(2**63), None), (True, None), (1.5, None), (None, None), ("\ud800", "?"),
+    ):  # fmt: skip
+        assert client.text(value) == said
+
+
 # LiteLLM and Ray Serve
 
 
@@ -1013,6 +1022,41 @@ def test_ray_serve_s_replicas_report_what_was_asked_for_and_count_what_is_placed
         with pytest.raises(asyncio.CancelledError):
             await made._choose_replica_for_request(waits)
         assert made._lengthwise.unfinished("b") == 0
+
+    asyncio.run(run())
+
+
+class Accepts(RequestRouter):
+    def on_request_routed(self, pending: Any, replica_id: Any, result: Any) -> None: ...
+
+
+def test_ray_serve_s_answers_are_heard_of_what_is_known_and_http_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made: Any = type("Router", (PolicyRouting, Accepts), {})()
+    made.initialize_state(policy="jsq")
+    replicas = [SimpleNamespace(replica_id="a", routing_stats=None)]
+    made.curr_replicas = {"a": replicas[0]}
+
+    async def run() -> None:
+        def pending(name: str, **more: Any) -> Any:
+            return SimpleNamespace(
+                args=("x",), kwargs={}, created_at=time.time(),
+                future=asyncio.get_running_loop().create_future(),
+                metadata=SimpleNamespace(internal_request_id=name, **more),
+            )  # fmt: skip
+
+        known = pending("1")
+        await made.choose_replicas(replicas, known)
+        assert list(made._lengthwise_expected) == ["1"] and "by HTTP" not in caplog.text
+        made.on_request_routed(pending("2"), "a", None)  # nobody's that was placed here
+        assert "is not heard" not in caplog.text
+        made.on_request_routed(known, "a", object())  # a result that can't be listened to
+        assert not made._lengthwise_expected and caplog.text.count("is not heard") == 1
+        await made.choose_replicas(replicas, pending("3", is_http_request=False))
+        assert "by HTTP" not in caplog.text
+        await made.choose_replicas(replicas, pending("4", is_http_request=True))
+        assert caplog.text.count("requests come by HTTP") == 1
 
     asyncio.run(run())
 

@@ -244,6 +244,9 @@ def test_groups_of_another_boot_follow_in_time(tmp_path: Path) -> None:
     assert found["schedule_ns"].tolist() == [50, 60, 59 + 10**9, 69 + 10**9]
     assert found["done_ns"].tolist() == [58, -1, 67 + 10**9, -1]
     assert parts.seconds() == pytest.approx(2 * 9e-9)
+    # an engine's facts are those of the first that was asked, whatever a later one allots
+    assert parts.engine({"blocks": 7}) == {"blocks": 7} == parts.engine({"blocks": 9})
+    assert parts.done() == [0, 1] and parts.read("clients") is None
 
 
 # What vLLM needs, and why it does not start

@@ -183,6 +183,9 @@ def test_prompts_of_a_sweep_are_tokens_of_the_vocabulary(modules: Any, tmp_path:
     assert prompts[0] == other.requests["sweep3n1"].prompt_token_ids != prompts[1]
     assert set(prompts[0]) == set(range(50)) and len(first._tokens) == 2**18
     assert prompts[0] == first._tokens[7919 : 7919 + 1000]
+    for _ in range(80):  # round the end of what is there: none is cut short
+        first._add(0, 4000, 1)
+    assert {len(r.prompt_token_ids) for r in list(host.requests.values())[-80:]} == {4000}
     third = sweep(modules, Host(), [], tmp_path)
     assert third._tokens != first._tokens
 
@@ -268,6 +271,13 @@ def test_what_clients_wait_for_is_noted_and_flushed(modules: Any, tmp_path: Path
         ]
         assert data["events"][:, 1:].tolist() == [[0, 1, 3], [4, 4, 4]]
         assert (data["events"][:, 0] > 0).all() and data["events"].shape[1] == len(EVENTS)
+    # a prompt that is computed again after a preemption has begun, and has its first token, before
+    made.add_request(request("again-0"))
+    again = made.requests["again-0"]
+    step(again, 30, False, 30, 3)
+    step(again, 31, False, 31, 3)
+    assert made._events["again"][1:] == [0, 0, -1]
+    made._rows.clear(), made._events.clear()
     made.add_request(request("flush-1", flush=str(path)))
     with np.load(path) as data:
         assert data["rows"].shape == (0, len(COLUMNS)) and data["events"].shape == (0, len(EVENTS))
