@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise import registry, simulate
+from lengthwise.context import Context
 from lengthwise.predictors.oracle import NoisyOracle
 from lengthwise.protocols import Batch
 from lengthwise.serving import Engine, Fail, Slow
@@ -160,6 +161,40 @@ def of_predictor(name: str, **options: Any) -> Sums:
     return [float((column * place).sum()) for column in columns]
 
 
+def of_context(name: str, rows: int = 260, **options: Any) -> Sums:
+    """The same of requests of which is known who answers, for whom, and what came before; then in
+    the order of arrival, where the company turns; and set right on answers that are longer.
+    """
+    rng = np.random.default_rng(0)
+    learned, asked = generate_prompts(rows, 8), generate_prompts(150, 9)
+
+    def context(n: int) -> Context:
+        previous = np.where(rng.random(n) < 0.5, rng.uniform(20, 600, n), np.nan)
+        return Context(
+            model=rng.choice(np.array(["small", "large"], object), n),
+            tenant=rng.choice(np.array(["a", "b", "c", None], object), n),
+            previous_tokens=previous, previous_log_tokens=np.log(previous),
+            max_tokens=rng.choice([np.nan, 80.0, 900.0], n), tools=rng.integers(0, 2, n) * 1.0,
+        )  # fmt: skip
+
+    first, second = context(rows), context(150)
+    tokens = learned.output_tokens * np.where(first.model == "large", 2.0, 1.0)
+    made = registry.load("predictor", name)(**options)
+    made.fit(learned.prompt, np.rint(tokens), context=first, weights=rng.uniform(0.5, 2, rows))
+    place = np.arange(1, 151)
+    told = [made.predict(asked.prompt, context=second)]
+    turned = [*asked.prompt[:20], *["the same words again"] * 110, *asked.prompt[130:]]
+    told.append(made.stream().predict(turned, context=second))
+    again = made.recalibrated(asked.prompt, 3 * asked.output_tokens, context=second)
+    told.append(again.predict(asked.prompt, context=second))
+    found: Sums = []
+    for said in told:
+        abstained = np.zeros(150) if said.abstained is None else said.abstained
+        columns = [said.predicted_tokens, abstained, *said.interval(0.9)]
+        found += [float((column * place).sum()) for column in columns]
+    return found
+
+
 def of_times(spec: str) -> Sums:
     found = arrivals(spec, 400, seed=2)
     return [float(found.sum()), float(found[-1]), float(found[200])]
@@ -192,6 +227,10 @@ CASES: dict[str, Callable[[], Sums]] = {
     **{f"timing {name}": lambda name=name: of_timing(name) for name in TIMINGS},
     **{f"predictor {name} {options}": lambda name=name, options=options: of_predictor(
         name, **options) for name, options in PREDICTORS},
+    "predictor with a context, ridge": lambda: of_context("ridge", target="exact", alpha=3.0),
+    "predictor with a context, buckets": lambda: of_context(
+        "ridge", target="bucket", buckets=3, alpha=3.0),
+    "predictor with a context, gbdt": lambda: of_context("gbdt", 120, target="exact"),
     "closed": lambda: [float((column * np.arange(1, 41)).sum())
                        for column in closed_loop("closed:7,think_s=2", 40, seed=2).values()],
     "a cache of prefixes, lpm": lambda: of_run(engine=ENGINES["prefixes"], policy="lpm"),
