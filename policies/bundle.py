@@ -17,7 +17,9 @@ from lengthwise import features
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies.blend import Blend
 from lengthwise.policies.card import CARD, card
+from lengthwise.policies.formula import Formula, of_text, read, spelled
 from lengthwise.policies.learned import MLP
+from lengthwise.policies.limits import limits
 from lengthwise.policy import (
     Admission,
     Guard,
@@ -32,8 +34,8 @@ from lengthwise.trained import TrainedOn
 from lengthwise.writing import whole_folder
 
 # 1 said "ratio 0" of a guard where the policy said nothing of one; 2 knew neither blends, nor a
-# network's linear part, nor what a policy was trained on
-FORMAT = 3
+# network's linear part, nor what a policy was trained on; 3 knew no formulas
+FORMAT = 4
 POLICY, WEIGHTS, PREDICTOR = "policy.json", "weights.safetensors", "predictor"
 LARGEST_NUMBER = 2**63 - 1
 LARGEST = 64 * 2**20  # bytes of one file: far above any policy, far below a serving host's memory
@@ -47,12 +49,14 @@ def is_bundle(path: str) -> bool:
 def write_bundle(
     policy: SchedulingPolicy | RoutingPolicy, folder: str | Path, about: str = ""
 ) -> Path:
-    """Writes a registered policy with its tunables, or a learned one, as a bundle; atomically.
+    """Writes a registered policy with its tunables, a learned one or a formula, as a bundle;
+    atomically.
 
     ``about`` is the text of its card, by default what ``card`` says without a training report.
-    Raises ``InputError`` for a policy that is a plain Python function, as a bundle holds no code,
+    Raises ``InputError`` for a policy that is any other Python function, as a bundle holds no code,
     and for a folder that holds anything but a bundle, which would be replaced.
     """
+    policy = _as_data(policy)
     score = policy.score
     described: dict[str, Any] = {
         "format": FORMAT,
@@ -96,6 +100,8 @@ def write_bundle(
                     "type": "blend",
                     "terms": [{"name": name, "weight": weight} for name, weight in terms],
                 }
+            elif isinstance(score.function, Formula):
+                described["score"] = {"type": "formula", "text": spelled(score.function.tree)}
             else:
                 described["score"] = {"type": "registered", "name": _registered(policy)}
             (here / POLICY).write_text(json.dumps(described, indent=2) + "\n")
@@ -171,6 +177,13 @@ def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingP
                 f"bundle {str(path)!r}: its terms read {', '.join(score.features)}, "
                 f"not {', '.join(names)}"
             )
+    elif how["type"] == "formula":
+        score = _read_formula(path, how["text"]).score(described["name"])
+        if score.features != names:
+            raise InputError(
+                f"bundle {str(path)!r}: its formula reads {', '.join(score.features)}, "
+                f"not {', '.join(names)}"
+            )
     elif how["type"] == "registered":
         found = load_registered("policy" if kind == "scheduling" else "router", how["name"]).score
         if found.features != names:
@@ -180,7 +193,9 @@ def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingP
             )
         score = found.with_tunables(described["tunables"])
     else:
-        raise UnknownNameError("score type", str(how["type"]), ("mlp", "blend", "registered"))
+        raise UnknownNameError(
+            "score type", str(how["type"]), ("mlp", "blend", "formula", "registered")
+        )
     trained_on = _trained_on(path, described.get("trained_on"))
     if kind == "routing":
         _types(described, choices=int)
@@ -222,13 +237,38 @@ def _read_blend(path: Path, terms: list[dict[str, Any]]) -> Blend:
         raise InputError(f"bundle {str(path)!r}: {error}") from None
 
 
+def _read_formula(path: Path, text: Any) -> Formula:
+    """It is parsed and never evaluated as Python; finite whatever features are."""
+    try:
+        formula = Formula(of_text(text))
+        limits(formula.tree)
+    except UnknownNameError:
+        raise
+    except InputError as error:
+        raise InputError(f"bundle {str(path)!r}: {error}") from None
+    return formula
+
+
+def _as_data(policy: SchedulingPolicy | RoutingPolicy) -> SchedulingPolicy | RoutingPolicy:
+    """A function of the user's own that is one formula, as that; everything else as it is."""
+    score = policy.score
+    if isinstance(score.function, MLP | Blend | Formula) or _name_of(policy) is not None:
+        return policy
+    formula = read(score.function, score.tunables)
+    if formula is None:
+        return policy
+    limits(formula.tree)
+    made = Score(score.name, formula, formula.features)
+    return dataclasses.replace(policy, score=made)
+
+
 def _trained_on(path: Path, said: dict[str, Any] | None) -> TrainedOn | None:
     if said is None:
         return None
-    for name, limits in said["ranges"].items():
-        if not isinstance(limits, list) or len(limits) != 2:
-            raise TypeError(f"the range of {name} must be two numbers, not {limits!r}")
-        _types(dict(zip(("low", "high"), limits, strict=True)), low=float, high=float)
+    for name, span in said["ranges"].items():
+        if not isinstance(span, list) or len(span) != 2:
+            raise TypeError(f"the range of {name} must be two numbers, not {span!r}")
+        _types(dict(zip(("low", "high"), span, strict=True)), low=float, high=float)
     for name in said["workloads"]:
         _types({"workload": name}, workload=str)
     try:
@@ -248,7 +288,8 @@ def _types(values: dict[str, Any], **wanted: type) -> None:
             raise TypeError(f"{name} must be at most {LARGEST_NUMBER}, not {value!r}")
 
 
-def _registered(policy: SchedulingPolicy | RoutingPolicy) -> str:
+def _name_of(policy: SchedulingPolicy | RoutingPolicy) -> str | None:
+    """What it is registered as."""
     from lengthwise import registry
 
     kind = "policy" if isinstance(policy, SchedulingPolicy) else "router"
@@ -256,10 +297,18 @@ def _registered(policy: SchedulingPolicy | RoutingPolicy) -> str:
         found = registry.load(kind, name).score
         if (found.function, found.name) == (policy.score.function, policy.score.name):
             return name
-    raise InputError(
-        f"policy {policy.name!r} is a Python function; a bundle holds no code, so only registered "
-        "and learned policies can be exported"
-    )
+    return None
+
+
+def _registered(policy: SchedulingPolicy | RoutingPolicy) -> str:
+    name = _name_of(policy)
+    if name is None:
+        raise InputError(
+            f"policy {policy.name!r} is a Python function; a bundle holds no code, so only "
+            "registered and learned policies can be exported, and functions that return one "
+            "formula of features, numbers, + - * /, np.minimum, np.maximum and np.sqrt"
+        )
+    return name
 
 
 def _tensors(mlp: MLP) -> dict[str, Any]:

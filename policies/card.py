@@ -11,6 +11,7 @@ from typing import Any
 
 from lengthwise import features
 from lengthwise.policies.blend import Blend
+from lengthwise.policies.formula import Formula
 from lengthwise.policies.learned import MLP
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 
@@ -51,6 +52,8 @@ def _weights(policy: SchedulingPolicy | RoutingPolicy) -> str:
     if isinstance(function, Blend):
         terms = zip(function.terms, function.weights, strict=True)
         return ", the weights of known terms (" + ", ".join(f"{w:.4g} {n}" for n, w in terms) + ")"
+    if isinstance(function, Formula):
+        return f", the formula `{function}`"
     said = ", ".join(f"{name}={value}" for name, value in policy.score.tunables.items())
     return ", a registered score by name" + (f" with {said}" if said else "")
 

@@ -29,7 +29,7 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
 UNARY: dict[str, Callable[[Any], Any]] = {"sqrt": np.sqrt, "neg": np.negative}
 # What engines take steps by; a feature's stands behind them, in the order of the table.
 CODES = {op: place for place, op in enumerate(("number", *BINARY, *UNARY))}
-DEEPEST = 64  # numbers on the stack of an evaluation
+LONGEST = 4000  # characters of one that is read from a bundle
 _STRENGTH = {"+": 1, "-": 1, "*": 2, "/": 2, "neg": 3}
 _CALLS = {"minimum": "min", "maximum": "max", "sqrt": "sqrt"}
 _INFIX: dict[type[ast.operator], Op] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
@@ -181,6 +181,23 @@ def read(function: Callable[..., Any], tunables: Mapping[str, Any] | None = None
         return Formula(of_ast(body[0].value, bound))
     except (OSError, TypeError, SyntaxError, IndexError, AssertionError, InputError):
         return None
+
+
+def spelled(tree: Node) -> str:
+    """The tree as a text that ``of_text`` reads, its numbers to the last bit."""
+    return written(tree, lambda node: repr(node.value))
+
+
+def of_text(text: Any) -> Node:
+    """The tree of a text, which is parsed and never run; raises ``InputError`` for no formula."""
+    if not isinstance(text, str) or len(text) > LONGEST:
+        raise InputError(f"a formula is a text of up to {LONGEST} characters")
+    try:
+        return of_ast(ast.parse(text.strip(), mode="eval").body, {})
+    except InputError:
+        raise
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"{text[:60]!r} is no formula: {type(error).__name__}") from None
 
 
 def of_ast(node: ast.expr, bound: Mapping[str, Any]) -> Node:

@@ -20,6 +20,7 @@ from lengthwise.eval.cells import Cells
 from lengthwise.eval.search import Candidate, Variation
 from lengthwise.eval.searched import search_policy
 from lengthwise.policies import load_policy
+from lengthwise.policies.bundle import write_bundle
 from lengthwise.policies.formula import Formula, Node, feature, number, of_ast, read
 from lengthwise.policies.formula_file import source
 from lengthwise.policies.limits import limits
@@ -390,6 +391,44 @@ def test_the_command_writes_a_policy_that_others_take(
     assert code == 0
     code, _, err = run(f"{LINE} --out found --seed 2")
     assert code == 2 and err.count("\n") == 1 and "--force" in err
+
+
+def test_a_formula_is_exported_as_data(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import numpy as np\n\ndef score(predicted_tokens, kv_utilization, *, w=0.1):\n"
+        "    return np.sqrt(predicted_tokens) - -w / np.maximum(kv_utilization, 0.001)\n"
+        "def loop(predicted_tokens):\n    return predicted_tokens ** 2\n"
+        "def bare(predicted_tokens, prompt_tokens):\n    return predicted_tokens / prompt_tokens\n"
+    )
+    own = load_policy(f"{file}:score:w=0.3+preempt:price=0.02")
+    folder = write_bundle(own, tmp_path / "bundle")
+    told = json.loads((folder / "policy.json").read_text())
+    text = "np.sqrt(predicted_tokens) - -0.3 / np.maximum(kv_utilization, 0.001)"
+    assert told["score"] == {"type": "formula", "text": text}
+    assert "the formula `sqrt(predicted_tokens)" in (folder / "README.md").read_text()
+    again = load_policy(str(folder))
+    assert again.preemption == own.preemption and again.score.features == own.score.features
+    rows = sample_rows(200, seed=3)
+    scores = [compile_score(one.score).evaluate(rows).tobytes() for one in (own, again)]
+    assert scores[0] == scores[1]
+    assert write_bundle(again, tmp_path / "twice").joinpath("policy.json").read_text() == (
+        folder / "policy.json"
+    ).read_text().replace(own.name, again.name)
+    with pytest.raises(InputError, match="bundle holds no code"):
+        write_bundle(load_policy(f"{file}:loop"), tmp_path / "no")
+    with pytest.raises(InputError, match="a division by what may be 0"):
+        write_bundle(load_policy(f"{file}:bare"), tmp_path / "no")
+    for bad, said in (
+        ("__import__('os').system('true')", "no formula"), ("predicted_tokens **", "no formula"),
+        ("predicted_tokens / kv_utilization", "may be 0"), ("(" * 3000, "no formula"),
+        ("predicted_tokens" * 300, "up to 4000"), (3, "up to 4000"),
+        ("prompt_tokens", "reads prompt_tokens, not"), ("promt_tokens", "did you mean"),
+    ):  # fmt: skip
+        changed = {**told, "score": {"type": "formula", "text": bad}}
+        (folder / "policy.json").write_text(json.dumps(changed))
+        with pytest.raises(InputError, match=said):
+            load_policy(str(folder))
 
 
 def test_options_reach_what_they_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ def test_an_unwritable_target_is_one_line(tmp_path: Path) -> None:
 
 
 EDITS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
-    (lambda d: d.update(format=4), "has format 4; this version reads 1 to 3"),
+    (lambda d: d.update(format=5), "has format 5; this version reads 1 to 4"),
     (lambda d: d["features"][0].update(name="output_tokens"), "unknown feature 'output_tokens'"),
     (lambda d: d["features"][0].update(unit="s"), "is in 's'; lengthwise has it in 'tokens'"),
     (lambda d: d["features"][0].pop("unit"), "malformed"),

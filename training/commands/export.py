@@ -17,7 +17,8 @@ from lengthwise.training.commands.folders import claim_bundle, force_option
 def export(run: str, to: str, force: bool) -> None:
     """Writes the policy of RUN as a bundle.
 
-    RUN is a training run's folder, or a policy or router by name, such as mlfq:quantum=64 or jsew.
+    RUN is a training run's folder, a policy or router by name, such as mlfq:quantum=64 or jsew, or
+    FILE.py:FUNCTION of a function that returns one formula of features and numbers.
 
     A bundle is policy.json, weights.safetensors and a card (README.md): no pickle, no code.
     """
