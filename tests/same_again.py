@@ -195,6 +195,30 @@ def of_context(name: str, rows: int = 260, **options: Any) -> Sums:
     return found
 
 
+def of_env(name: str, **options: Any) -> Sums:
+    """What an environment shows and pays while choices are drawn."""
+    import gymnasium
+
+    import lengthwise.envs  # noqa: F401 - registers
+
+    env: Any = gymnasium.make(
+        f"lengthwise/{name}-v1", workload=lambda seed: crowd(40, seed), timing=TIMING, engine=TIGHT,
+        **options,
+    ).unwrapped  # fmt: skip
+    rng = np.random.default_rng(0)
+    observation, _ = env.reset(seed=4)
+    shown, paid, done = np.zeros(3), [], False
+    while not done:
+        values = [np.asarray(part, float).ravel() for part in observation.values()]
+        places = [np.arange(1, len(part) + 1) for part in values]
+        shown += [float(part @ place) for part, place in zip(values, places, strict=True)]
+        action = int(rng.choice(np.flatnonzero(observation["mask"])))
+        observation, reward, done, *_ = env.step(action)
+        paid.append(reward)
+    weighted = np.asarray(paid) * np.arange(1, len(paid) + 1)
+    return [*shown.tolist(), len(paid), float(np.sum(paid)), float(weighted.sum())]
+
+
 def of_times(spec: str) -> Sums:
     found = arrivals(spec, 400, seed=2)
     return [float(found.sum()), float(found[-1]), float(found[200])]
@@ -231,6 +255,9 @@ CASES: dict[str, Callable[[], Sums]] = {
     "predictor with a context, buckets": lambda: of_context(
         "ridge", target="bucket", buckets=3, alpha=3.0),
     "predictor with a context, gbdt": lambda: of_context("gbdt", 120, target="exact"),
+    "environment of scheduling": lambda: of_env("Scheduling"),
+    "environment of routing": lambda: of_env("Routing", replicas=3),
+    "environment of preemption": lambda: of_env("Preemption", policy="sjf"),
     "closed": lambda: [float((column * np.arange(1, 41)).sum())
                        for column in closed_loop("closed:7,think_s=2", 40, seed=2).values()],
     "a cache of prefixes, lpm": lambda: of_run(engine=ENGINES["prefixes"], policy="lpm"),
