@@ -447,9 +447,13 @@ def test_a_request_that_the_plugin_can_t_read_is_served_by_arrival(policy: str) 
     made: Any = type("Policy", (PolicyScheduling, FakeScheduler), {})(
         config(seats=1), lengthwise=(settings, settings.load(), counters)
     )
+    watched: list[str] = []
+    watch = made.lengthwise._guard.watch
+    made.lengthwise._guard.watch = lambda one: (watched.append(one.request.request_id), watch(one))
     for name, sent in (("a", 50), ("b", None), ("c", 4)):
         one = Request(name, sent={"predicted_tokens": sent}, limit=None if sent else "most")
         made.add_request(one)
+    assert watched == ["a", "b", "c"]  # who can't be read may be sent ahead, too
     while made.requests:
         made.update_from_output(made.schedule(), None)
     assert made.finished == ["c", "a", "b"]  # as after a policy that gives no score
