@@ -29,7 +29,7 @@ from lengthwise.eval.compare import (
 from lengthwise.eval.hosts import hosts_of, spread
 from lengthwise.eval.setting import Loaded, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
-from lengthwise.eval.source import Fixed, Source, as_source
+from lengthwise.eval.source import Cut, Fixed, Source, as_source
 from lengthwise.eval.statistics import Interval
 from lengthwise.eval.survival import LOWER
 from lengthwise.eval.tables import number, queue_forms
@@ -92,32 +92,19 @@ class Advice:
         }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Cut:
-    """Windows of a trace in place of seeds: seed k is its k-th window, at ``rate``."""
-
-    name: str
-    windows: tuple[Workload, ...]
-
-    @classmethod
-    def of(cls, whole: Workload, windows: int) -> Cut:
-        """So many windows that share nothing, spread over the trace, none beyond ``MOST_REQUESTS``
-        and ``MOST_TOKENS``, unless all of a window arrives at the same moment.
-        """
-        apart = len(whole) // windows
-        size = min(apart, _size(whole, MOST_REQUESTS))
-        arrival, middle = whole["arrival_s"], np.arange(windows) * apart + apart // 2
-        first = middle - size // 2  # traces often begin with what has piled up before them
-        while size < apart and (arrival[first + size - 1] == arrival[first]).any():
-            size = min(2 * size, apart)
-            first = middle - size // 2
-        first -= np.minimum(first - np.arange(windows) * apart, 0)
-        return cls(whole.name, tuple(whole.window(at, at + size) for at in first.tolist()))
-
-    def load(self, rate: float | None, seed: int) -> Workload:
-        """Window ``seed``, which starts again with the first one after the last."""
-        window = self.windows[seed % len(self.windows)]
-        return window if rate is None else window.at_rate(rate)
+def windows_of(whole: Workload, windows: int) -> Cut:
+    """So many windows of a trace that share nothing, spread over it, none beyond ``MOST_REQUESTS``
+    and ``MOST_TOKENS``, unless all of a window arrives at the same moment.
+    """
+    apart = len(whole) // windows
+    size = min(apart, _size(whole, MOST_REQUESTS))
+    arrival, middle = whole["arrival_s"], np.arange(windows) * apart + apart // 2
+    first = middle - size // 2  # traces often begin with what has piled up before them
+    while size < apart and (arrival[first + size - 1] == arrival[first]).any():
+        size = min(2 * size, apart)
+        first = middle - size // 2
+    first -= np.minimum(first - np.arange(windows) * apart, 0)
+    return Cut(whole.name, tuple(whole.window(at, at + size) for at in first.tolist()))
 
 
 def _size(workload: Workload, most: int) -> int:
@@ -230,7 +217,7 @@ class _At:
 
 def _light_slo(workload: Workload, loaded: Loaded, capacity: float) -> dict[str, float]:
     short = "parent" not in workload
-    light = Cut.of(workload, 1).windows[0] if short else workload
+    light = windows_of(workload, 1).windows[0] if short else workload
     run = simulate_on(
         light.at_rate(SLO_AT * capacity), loaded, BASELINE, None, seed=0, backend="auto"
     ).records
@@ -252,7 +239,7 @@ def _cut(source: Source, whole: Workload, seeds: int) -> Source:
     if drawn or "parent" in whole:
         return source
     if len(whole) >= seeds * LEAST_WINDOW:
-        return Cut.of(whole, seeds)
+        return windows_of(whole, seeds)
     return Fixed(whole)
 
 
@@ -265,7 +252,7 @@ def _native(whole: Workload, seeds: int) -> tuple[Source, int]:
     head = whole.head(OWN_REQUESTS)
     if len(head) <= 4 * _size(head, OWN_REQUESTS):
         return Fixed(head), 2
-    return Cut.of(whole, seeds), seeds
+    return windows_of(whole, seeds), seeds
 
 
 def _sampled(native: Source, whole: Workload) -> list[str]:

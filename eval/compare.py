@@ -25,7 +25,7 @@ from lengthwise.eval.pool import over_cores
 from lengthwise.eval.predict import needs_prediction
 from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
-from lengthwise.eval.source import Source, as_source
+from lengthwise.eval.source import Cut, Source, as_source
 from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
 from lengthwise.eval.tune import BUDGET, METRICS, Tunables, numbers_of, tune, with_tunables
 from lengthwise.eval.windows import Window
@@ -335,8 +335,10 @@ def _grid(
     """All seeds on one host."""
     loaded = setting.load()
     notices: dict[str, None] = {}
-    task = partial(_one_seed, source, contenders, rates, setting, backend, slo, cells)
-    tasks = [(seed,) for seed in range(seeds)]
+    task = partial(_one_seed, contenders, rates, setting, backend, slo, cells)
+    # windows of a trace may be large: another process is sent the one that it runs
+    part = source.of_seed if isinstance(source, Cut) else lambda seed: source
+    tasks = [(part(seed), seed) for seed in range(seeds)]
     rows: list[Row] = []
     drawn: dict[tuple[float | None, str], list[NDArray[np.float64]]] = {}
     abstained: dict[str, list[float]] = {}
@@ -525,13 +527,13 @@ Cell = dict[str, Any]
 
 
 def _one_seed(
-    source: Source,
     contenders: tuple[Contender, ...],
     rates: tuple[float, ...],
     setting: Setting,
     backend: Backend,
     slo: dict[str, float],
     cells: Cells | None,
+    source: Source,
     seed: int,
 ) -> tuple[list[Row], Quantiles, tuple[str, ...], int, dict[str, float], float]:
     """All contenders at all rates on the workload that one seed draws.

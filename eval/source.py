@@ -61,6 +61,23 @@ class Fixed:
         return self.workload if rate is None else self.workload.at_rate(rate)
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Windows of a trace in place of seeds: seed k is its k-th window, at ``rate``."""
+
+    name: str
+    windows: tuple[Workload, ...]
+
+    def load(self, rate: float | None, seed: int) -> Workload:
+        """Window ``seed``, which starts again with the first one after the last."""
+        window = self.windows[seed % len(self.windows)]
+        return window if rate is None else window.at_rate(rate)
+
+    def of_seed(self, seed: int) -> Cut:
+        """What that seed sees alone."""
+        return Cut(self.name, (self.windows[seed % len(self.windows)],))
+
+
 def as_source(workload: str | Workload | Source) -> Source:
     """A source from a spelling, a workload or a source."""
     if isinstance(workload, str):

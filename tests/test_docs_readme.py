@@ -592,3 +592,9 @@ def test_every_linked_file_is_there() -> None:  # those of docs/: mkdocs, strict
         for target in re.findall(r"\]\(([^)#]+)", (ROOT / name).read_text("utf-8")):
             if "://" not in target:
                 assert (ROOT / target).exists(), f"{name} links to {target}"
+
+
+def test_the_readme_names_every_command() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    told = set(re.findall(r"(?:lengthwise |make |`)([a-z-]+)", text))
+    assert set(cli.commands) - told == set()

@@ -11,7 +11,7 @@ import scipy.stats
 
 import lengthwise as lw
 from lengthwise.errors import InputError
-from lengthwise.eval.advise import Cut, advise
+from lengthwise.eval.advise import advise, windows_of
 from lengthwise.eval.compare import capacity_of, compare
 from lengthwise.eval.ground import beyond_measured
 from lengthwise.eval.setting import Setting
@@ -58,7 +58,7 @@ def test_two_nodes_serve_twice_as_much():
 
 def test_windows_of_a_trace_share_nothing():
     work = trace(1003, 5.0)
-    cut = Cut.of(work, 4)
+    cut = windows_of(work, 4)
     windows = [cut.load(None, seed)["prompt_tokens"] for seed in range(4)]
     whole = work["prompt_tokens"]
     assert [len(w) for w in windows] == [250] * 4
@@ -226,7 +226,7 @@ def test_the_three_sentences_hold_on_a_full_grid(share):
              "engine": FEW, "slo": {"ttft": 2.0}}  # fmt: skip
     own = compare(work, seeds=2, **given).runs
     rates = [float(f"{part * capacity:.3g}") for part in (0.8, 0.95, 1.1)]
-    runs = compare(Cut.of(work, 5), rates=rates, seeds=5, **given).runs
+    runs = compare(windows_of(work, 5), rates=rates, seeds=5, **given).runs
 
     def queue(at):
         fcfs = at[at.policy == "fcfs"]

@@ -14,10 +14,10 @@ import pytest
 
 import lengthwise.eval.compare as grids
 from lengthwise.eval import advise as module
-from lengthwise.eval.advise import Advice, Cut, advise
+from lengthwise.eval.advise import Advice, advise, windows_of
 from lengthwise.eval.compare import SAME, Comparison, Contender
 from lengthwise.eval.setting import Setting
-from lengthwise.eval.source import Fixed, Spelled
+from lengthwise.eval.source import Cut, Fixed, Spelled
 from lengthwise.eval.statistics import Interval
 from lengthwise.eval.verdict import gains
 from lengthwise.serving import Engine, Fail
@@ -93,7 +93,7 @@ def test_seeds_are_draws_or_windows_or_the_same() -> None:
         assert type(found) is kind
         if isinstance(found, Cut):
             assert (found.name, len(found.windows)) == ("trace", seeds)
-    long = Cut.of(trace(10_100), 4)  # parts of 2,525, of which the middle 2,000 are run
+    long = windows_of(trace(10_100), 4)  # parts of 2,525, of which the middle 2,000 are run
     windows = [long.load(None, seed) for seed in (0, 1, 5)]
     assert [len(one) for one in windows] == [2000] * 3
     assert [int(one["output_tokens"][0]) for one in windows] == [
@@ -102,11 +102,11 @@ def test_seeds_are_draws_or_windows_or_the_same() -> None:
     assert windows[1]["arrival_s"][0] == 0.0
     # fewer where prompts are long, more where a window would have no rate
     heavy = trace(2000).replace(prompt_tokens=np.full(2000, 50_000))
-    assert [len(window) for window in Cut.of(heavy, 2).windows] == [499, 499]
+    assert [len(window) for window in windows_of(heavy, 2).windows] == [499, 499]
     heavier = trace(2000).replace(prompt_tokens=np.full(2000, 10**6))
-    assert [len(window) for window in Cut.of(heavier, 2).windows] == [250, 250]
+    assert [len(window) for window in windows_of(heavier, 2).windows] == [250, 250]
     piled = np.where(np.arange(2000) < 850, 0.0, np.arange(2000))
-    assert [len(w) for w in Cut.of(heavier.replace(arrival_s=piled), 2).windows] == [1000, 1000]
+    assert [len(w) for w in windows_of(heavier.replace(arrival_s=piled), 2).windows] == [1000, 1000]
     assert type(module._native(heavy.head(1000), 3)[0]) is Fixed
     assert type(module._native(heavier, 3)[0]) is Cut and module._native(heavier, 3)[1] == 3
     (said,) = module._sampled(module._native(heavier, 3)[0], heavier)

@@ -12,6 +12,7 @@ import lengthwise as lw
 from lengthwise.errors import InputError
 from lengthwise.eval import compare as comparing
 from lengthwise.eval import pool
+from lengthwise.eval.source import Cut
 
 
 def _who(fail: int) -> int:
@@ -51,3 +52,19 @@ def test_a_predictor_that_several_policies_read_is_asked_once(
         [(None, 0), (None, 1), ("oracle", 0), ("oracle", 1)], key=str
     )
     assert len(found.contenders) == 3
+
+
+def test_a_seed_s_process_is_sent_its_own_window_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    def over_cores(task: Any, tasks: Any, processes: int) -> Any:
+        sent.extend(tasks)
+        return (task(*each) for each in tasks)
+
+    windows = tuple(lw.Workload.preset("azure-conv-2023", requests=9 + n, seed=n) for n in (0, 1))
+    cut = Cut("two", windows)
+    monkeypatch.setattr(comparing, "over_cores", over_cores)
+    found = comparing.compare(cut, ["fcfs"], rates=[5.0], seeds=3)
+    assert [source.windows for source, _ in sent] == [windows[:1], windows[1:], windows[:1]]
+    assert [seed for _, seed in sent] == [0, 1, 2] and found.source is cut
+    assert found.runs[found.runs["policy"] == "fcfs"]["requests"].tolist() == [9, 10, 9]

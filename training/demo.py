@@ -9,13 +9,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lengthwise.eval.advise import Cut
 from lengthwise.eval.compare import Comparison, compare
 from lengthwise.eval.output import copy_into
 from lengthwise.eval.pool import kept_workers
 from lengthwise.eval.publish import check_publishable, pick_timelines, publish
 from lengthwise.eval.report import table
-from lengthwise.eval.source import Spelled
+from lengthwise.eval.source import Cut, Spelled
 from lengthwise.eval.tables import heading
 from lengthwise.eval.terminal import PREDICTION_ROWS, plain_metric
 from lengthwise.eval.verdict import verdicts

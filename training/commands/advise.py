@@ -74,6 +74,7 @@ def advise(
     from lengthwise.eval import metrics
     from lengthwise.eval.advise import advise as find
     from lengthwise.eval.flat import advice_rows
+    from lengthwise.eval.pool import kept_workers
     from lengthwise.eval.publish import check_publishable, pick_timelines, publish
     from lengthwise.eval.report import table
     from lengthwise.eval.tables import heading
@@ -95,7 +96,8 @@ def advise(
         check_publishable(out)
     claim(command, out, force)
     cells = cells_of(command, out, force)
-    with kept(lambda: cells_kept(out)), progress("running") as moved:
+    kept_cells = kept(lambda: cells_kept(out))
+    with kept_cells, kept_workers(processes), progress("running") as moved:
         found = find(
             source, predictor, slo=limits, seeds=seeds, engine=engine, processes=processes,
             progress=moved, cells=cells, **options,
