@@ -789,6 +789,27 @@ def test_a_call_is_read_from_its_fields() -> None:
     assert call_of({"vllm_xargs": {"predicted_tokens": 2.0**53}}).told == 2.0**53
 
 
+def test_a_length_that_a_router_s_predictor_abstains_from_counts_as_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Unsure:
+        needs: frozenset[str] = frozenset()
+        uses: frozenset[str] = frozenset()
+
+        def predict(self, prompts: Any, *, prompt_tokens: Any, **more: Any) -> Prediction:
+            assert (prompts, prompt_tokens) == (["p"], [3])
+            return dataclasses.replace(Prediction.exact([30.0]), abstained=np.array(unsure))
+
+    unsure = [True]
+    monkeypatch.setattr(prompt_lengths, "saved_predictor", lambda folder: Unsure())
+    ask = prompt_lengths._saved("x", lambda call: call, [])
+    call = Call("system p", "p", tokens=[1, 2, 3])
+    for one, source in ((True, "default"), (False, "predictor")):
+        unsure[:] = [one]
+        found = ask(call)
+        assert (found.source, found.answer) == (source, 30.0)
+
+
 def test_a_name_is_a_text_or_an_integer_of_64_bits() -> None:
     for value, said in (
         ("a", "a"), (2**63 - 1, str(2**63 - 1)), (2**63, None), (1 - 2**63, str(1 - 2**63)),

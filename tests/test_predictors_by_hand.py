@@ -1000,3 +1000,10 @@ def test_an_encoder_pools_what_is_no_padding() -> None:
     assert out[:, 0].tolist() == [2.0, 5.0, 7.0]
     assert done[-1] == 3
     assert not made.backbone.training
+
+
+def test_seeds_of_what_a_seed_is_for_are_numpy_s() -> None:
+    """Of any whole number: those beyond 63 bits, and below 0, as they are within."""
+    sequence = np.random.SeedSequence([5, 2]).generate_state(1)[0]
+    assert optimize.mixed(5, 2) == sequence == optimize.mixed(2**63 + 5, 2)
+    assert optimize.mixed(-1, 2) == optimize.mixed(2**63 - 1, 2) != optimize.mixed(-1, 3)
