@@ -11,10 +11,15 @@ from lengthwise.eval.cells import Cells
 from lengthwise.eval.reproductions.clairvoyant import clairvoyant
 from lengthwise.eval.reproductions.fastserve import fastserve
 from lengthwise.eval.reproductions.hrrn import hrrn
+from lengthwise.eval.reproductions.mc_sf import mc_sf
+from lengthwise.eval.reproductions.sarathi import sarathi
 from lengthwise.eval.reproductions.ssjf import ssjf
 from lengthwise.eval.reproductions.table import Progress, Reproduction
+from lengthwise.eval.reproductions.tie import tie
 from lengthwise.eval.reproductions.trail import trail
+from lengthwise.eval.reproductions.uniboost import uniboost
 from lengthwise.eval.reproductions.vllm_ltr import vllm_ltr
+from lengthwise.eval.reproductions.vtc import vtc
 
 PAPERS: dict[str, Callable[..., Reproduction]] = {
     "vllm-ltr": vllm_ltr,
@@ -23,6 +28,11 @@ PAPERS: dict[str, Callable[..., Reproduction]] = {
     "trail": trail,
     "hrrn": hrrn,
     "clairvoyant": clairvoyant,
+    "uniboost": uniboost,
+    "vtc": vtc,
+    "tie": tie,
+    "sarathi": sarathi,
+    "mc-sf": mc_sf,
 }
 
 

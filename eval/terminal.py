@@ -19,7 +19,7 @@ from lengthwise.eval.calibrate import Calibration
 from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.check import Checked
 from lengthwise.eval.compare import SAME, Comparison, Contender
-from lengthwise.eval.reproductions.table import UNSTATED, Reproduction
+from lengthwise.eval.reproductions.table import NONE, UNSTATED, Reproduction
 from lengthwise.eval.searched import Searched
 from lengthwise.eval.statistics import Interval
 from lengthwise.eval.tables import (
@@ -611,7 +611,7 @@ def reproduction_view(found: Reproduction) -> RenderableType:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("setting")
     table.add_column("policy", style="bold")
-    said = any(line.theirs != UNSTATED for line in found.lines)
+    said = any(line.theirs not in (NONE, UNSTATED) for line in found.lines)
     heads = ["theirs, {0}"] * said + ["ours, {0}", "theirs × {1}", "ours × {1}"]
     for head in heads:
         table.add_column(head.format(found.quantity, found.first), justify="right")

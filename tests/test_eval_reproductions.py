@@ -15,7 +15,7 @@ from scipy.stats import kendalltau
 from lengthwise.eval.cells import Cells
 from lengthwise.eval.reproduce import PAPERS, about, reproduce
 from lengthwise.eval.reproductions import hrrn as hrrn_module
-from lengthwise.eval.reproductions import table
+from lengthwise.eval.reproductions import mc_sf, sarathi, table, tie, uniboost, vtc
 from lengthwise.eval.reproductions.sources import Within
 from lengthwise.eval.reproductions.table import NONE, Case, Reproduction, Row
 from lengthwise.eval.reproductions.vllm_ltr import shuffled
@@ -28,6 +28,8 @@ PAGES = Path(__file__).resolve().parent.parent / "docs" / "papers"
 SHORT: dict[str, dict[str, Any]] = {
     "vllm-ltr": {"requests": 900}, "ssjf": {"requests": 300}, "fastserve": {"requests": 400},
     "trail": {"requests": 1200}, "hrrn": {"turns": 4}, "clairvoyant": {"requests": 200},
+    "uniboost": {"requests": 1500}, "vtc": {}, "tie": {"requests": 700},
+    "sarathi": {"requests": 60}, "mc-sf": {"requests": 5, "instances": 2},
 }  # fmt: skip
 
 
@@ -51,7 +53,9 @@ def ours(paper: str, setting: str, policy: str) -> float:
 def test_each_table_says_where_theirs_stands_what_differs_and_why(paper: str) -> None:
     found = short(paper)
     assert found.source and found.why and found.differs
-    number = re.compile(rf"{NONE}|not stated|no gain|(at best )?-?\d[\d.,]*( to \d[\d.]*)?%?")
+    number = re.compile(
+        rf"{NONE}|not stated|no gain|((at|up) (best|most|to) )?-?\d[\d.,]*( to \d[\d.]*)?%?"
+    )
     for line in found.lines:
         assert number.fullmatch(line.theirs), line
         assert number.fullmatch(line.their_ratio), line
@@ -152,6 +156,74 @@ def test_clairvoyant_gains_on_a_serial_backend_alone() -> None:
     assert ours("clairvoyant", "batching, load 0.74", "SJF, 96% of pairs") == pytest.approx(
         1, abs=0.02
     )
+
+
+def test_a_boost_lies_between_first_come_and_shortest_first() -> None:
+    tail = [ours("uniboost", "P99 latency", f"boost, gamma {gamma:g}/s") for gamma in (0.01, 1.0)]
+    mean = [ours("uniboost", "mean latency", f"boost, gamma {gamma:g}/s") for gamma in (0.01, 1.0)]
+    assert tail[1] < tail[0] < 1 <= mean[0] * 1.001 < mean[1] * 1.001
+    seconds = np.array([1.0, 2.0])  # by hand: log(1 / (1 - exp(-s))) at gamma 1
+    found = uniboost.boost(np.zeros(2), seconds, gamma=1.0, token_s=1.0)
+    assert found == pytest.approx([-0.45868, -0.14541], abs=1e-5)
+
+
+def test_vtc_serves_alike_and_fcfs_as_they_ask() -> None:
+    by = {(line.setting, line.policy): line.ours.mean for line in short("vtc").lines if line.ours}
+    assert by["overload, service ratio", "FCFS"] == pytest.approx(2, abs=0.05)
+    assert by["overload, service ratio", "VTC"] == pytest.approx(1, abs=0.02)
+    assert by["overload, largest gap", "VTC"] < vtc.BOUND < by["overload, largest gap", "FCFS"]
+    assert by["dist_shift, service ratio", "VTC"] == pytest.approx(1, abs=0.02)
+
+
+def test_dist_shift_has_its_phases() -> None:
+    work = vtc.DistShift().load(None, 1)
+    minute = (work["arrival_s"] // 60).astype(int)
+    first, second = (work["tenant"] == f"client-{k}" for k in (0, 1))
+    assert not (first & np.isin(minute, (1, 3))).any()
+    for begin, end, rates in ((6, 10, (1, 1)), (11, 15, (0.5, 1.5))):
+        inside = (minute >= begin) & (minute < end)
+        for mine, rate in zip((first, second), rates, strict=True):
+            assert (inside & mine).sum() == pytest.approx(60 * (end - begin) * rate, abs=2)
+
+
+def test_tie_s_expectation_beats_one_sample_and_its_tail_does_not_pay() -> None:
+    assert ours("tie", "s/token", "expectation alone") < ours("tie", "s/token", "LTR") < 0.8
+    assert ours("tie", "s/token", "expectation alone") < ours("tie", "s/token", "TIE")
+    assert ours("tie", "mean", "exact lengths") < ours("tie", "mean", "expectation alone") < 1
+
+
+def test_tie_s_score_is_that_of_many_samples() -> None:
+    source = tie.LogT(3)
+    mu, sigma, _ = source.drawn(5)
+    found = tie.foretold("0.5", 3, source.load(None, 5), 5).predicted_tokens
+    drawn = np.random.default_rng(1).standard_t(3.5, 200_000)
+    for row in range(3):
+        lengths = np.minimum(np.exp(mu[row] + sigma[row] * drawn), 2048)
+        worst = np.sort(lengths)[180_000:]
+        assert found[row] == pytest.approx(lengths.mean() + 0.5 * worst.mean(), rel=0.02)
+
+
+def test_sarathi_s_chunks_raise_the_capacity_under_a_strict_limit() -> None:
+    for data in sarathi.DATA:
+        assert ours("sarathi", f"{data}, strict", "chunks of 512") > 1.3
+
+
+def test_mc_sf_is_near_the_optimum_and_nothing_is_below_it() -> None:
+    values = {(line.setting, line.policy): line.ours for line in short("mc-sf").lines}
+    for setting in mc_sf.THEIRS:
+        own = [found.mean for name in mc_sf.NAMES if (found := values[setting, name])]
+        assert min(own) >= 1 - 1e-9
+        assert own[0] < 1.2 and own[0] <= own[2]
+
+
+def test_the_optimum_of_three_requests_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A memory of 6: two of (prompt 1, answer 2) end in round 2 together; the third, of 4, holds
+    5 tokens at its end and waits for them."""
+    monkeypatch.setattr(mc_sf, "MEMORY", 6)
+    case = np.zeros(3, dtype=int), np.array([1, 1, 1]), np.array([2, 2, 4])
+    assert mc_sf.hindsight(*case) == 2 + 2 + 6
+    assert mc_sf.latency(*case, np.arange(3)) == 10
+    assert mc_sf.latency(*case, np.array([2, 0, 1])) > 10
 
 
 # What all of them share
