@@ -2,12 +2,13 @@
 
     python -m benchmarks.advise_truth TRACE... [--like vllm-serve] [--windows 10] [--out FILE]
 
-For each trace, advice as the command gives it, and then what it does not look at: the whole trace
-at its own rate under fcfs (whether a queue forms), and a grid of seven shares of the capacity by so
-many windows of it, none of which was the command's, with every policy and predictor. Of that grid
-the load nearest to the judged one says whether the chosen policy gains in the mean, what its P99 is
-in fcfs's, and which Kendall tau is the least that pays. A claim that the grid's own interval leaves
-open (it holds 1) is "open": neither true nor false. A line of Markdown a trace.
+For each trace, advice as the command gives it, and beside each claim what a larger grid finds: the
+whole trace at its own rate under fcfs (whether a queue forms), and seven shares of the capacity by
+so many windows spread over it, with every policy and predictor. These windows begin elsewhere than
+the command's, which some overlap; a trace too short to be cut, or of conversations, is the same
+requests with more draws of the predictors' noise. The load nearest to the judged one says what the
+chosen policy gains in the mean, what its P99 is in fcfs's, and the least Kendall tau that pays.
+A line of Markdown a trace.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def judged(path: str, engine: Engine, windows: int, processes: int) -> Row:
 
 
 def _others(whole: Workload, found: Advice, windows: int) -> tuple[Source, str]:
-    """Windows between those that the advice looked at; the same requests where none can be cut."""
+    """More windows, from elsewhere in the trace; the same requests where none can be cut."""
     if not isinstance(found.source, Cut):
         return found.source, f"{len(whole):,} requests, {windows} seeds"
     size = len(found.source.windows[0])

@@ -337,8 +337,9 @@ def _grid(
     notices: dict[str, None] = {}
     task = partial(_one_seed, contenders, rates, setting, backend, slo, cells)
     # windows of a trace may be large: another process is sent the one that it runs
-    part = source.of_seed if isinstance(source, Cut) else lambda seed: source
-    tasks = [(part(seed), seed) for seed in range(seeds)]
+    tasks = [
+        (source.of_seed(seed) if isinstance(source, Cut) else source, seed) for seed in range(seeds)
+    ]
     rows: list[Row] = []
     drawn: dict[tuple[float | None, str], list[NDArray[np.float64]]] = {}
     abstained: dict[str, list[float]] = {}
