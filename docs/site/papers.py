@@ -59,7 +59,10 @@ def index() -> str:
 `lengthwise reproduce` lists them, `lengthwise reproduce NAME` runs one in about a minute on two
 cores, with `--seeds`, `--out`, `--json` and `--csv` as everywhere. Each stands in
 `eval/reproductions/`: the published numbers, the runs that are ours, and why the two differ.
-Regimes are those that the papers state (model, GPU, load); nothing was tuned to come out as theirs.
+Regimes are those that the papers state (model, GPU, load). Where they leave one open (FastServe's
+batch, TRAIL's cache, HRRN's traffic, UniBoost's trace), a few were tried, and the pages show those
+around theirs; no number was fitted. Sections are cited from summaries where a paper's text was not
+at hand.
 
 | | |
 |---|---|
