@@ -39,6 +39,7 @@ lengthwise reproduce {name}
 
 prints ({MADE}; five seeds, 95% intervals, ratios paired by seed)
 
+<!-- not run: it takes minutes -->
 ```text
 {table}
 ```
