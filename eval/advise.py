@@ -49,8 +49,8 @@ FAIR = 1.5  # what a P99 may be, in fcfs's, for its policy to be preferred
 WINDOWS, LEAST_WINDOW = 5, 500  # a trace is cut into so many windows, each of so many requests
 MOST_REQUESTS = 2_000  # a run; more would say the same more slowly
 OWN_REQUESTS = 10_000  # of the run at the traffic's own rate, if they are short
-# What a prefix cache is told of a run's prompts costs time too. A few hundred requests queue.
-MOST_TOKENS, FEWEST_REQUESTS = 25_000_000, 250
+# What a prefix cache is told of a run costs time too. At these lengths 150 requests queue.
+MOST_TOKENS, FEWEST_REQUESTS = 18_000_000, 150
 # The default SLO: so many times the medians at so little load, and at least what a reader notices.
 SLO_AT, SLO_SCALE, SLO_LEAST = 0.1, 5.0, {"ttft": 1.0, "tpot": 0.05}
 

@@ -73,7 +73,7 @@ def beyond_measured(system: System, workload: Workload | None = None) -> tuple[s
         if recorded and context > int(recorded["context"]):
             said.append(
                 f"{node.timing.name} was measured up to contexts of {recorded['context']:,} "
-                f"tokens; this workload has {context:,}, where times are extrapolated"
+                "tokens; this workload has longer ones, where times are extrapolated"
             )
     return tuple(dict.fromkeys(said))
 

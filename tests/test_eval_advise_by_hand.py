@@ -102,15 +102,15 @@ def test_seeds_are_draws_or_windows_or_the_same() -> None:
     assert windows[1]["arrival_s"][0] == 0.0
     # fewer where prompts are long, more where a window would have no rate
     heavy = trace(2000).replace(prompt_tokens=np.full(2000, 50_000))
-    assert [len(window) for window in windows_of(heavy, 2).windows] == [499, 499]
+    assert [len(window) for window in windows_of(heavy, 2).windows] == [359, 359]
     heavier = trace(2000).replace(prompt_tokens=np.full(2000, 10**6))
-    assert [len(window) for window in windows_of(heavier, 2).windows] == [250, 250]
+    assert [len(window) for window in windows_of(heavier, 2).windows] == [150, 150]
     piled = np.where(np.arange(2000) < 850, 0.0, np.arange(2000))
     assert [len(w) for w in windows_of(heavier.replace(arrival_s=piled), 2).windows] == [1000, 1000]
     assert type(module._native(heavy.head(1000), 3)[0]) is Fixed
     assert type(module._native(heavier, 3)[0]) is Cut and module._native(heavier, 3)[1] == 3
     (said,) = module._sampled(module._native(heavier, 3)[0], heavier)
-    assert "runs are of 250 requests, 3 times over the trace" in said
+    assert "runs are of 150 requests, 3 times over the trace" in said
     longer = trace(10_001)
     assert module._sampled(module._native(longer, 3)[0], longer) == [
         "trace: own: the first 10,000 of 10,001 requests"
