@@ -20,12 +20,13 @@ import numpy as np
 
 import lengthwise as lw
 from lengthwise.eval.compare import BASELINE, capacity_of
-from lengthwise.eval.held_out import trials_of, windows_of_source
+from lengthwise.eval.held_out import trials_of
 from lengthwise.eval.searched import search_policy
 from lengthwise.eval.setting import Setting
 from lengthwise.eval.source import Fixed
 from lengthwise.eval.statistics import paired_ratio
 from lengthwise.eval.tune import METRICS, records_of, tune
+from lengthwise.eval.tuned import held_out
 from lengthwise.eval.windows import windows_of
 from lengthwise.policies import load_policy
 from lengthwise.predictors import load_predictor
@@ -62,8 +63,7 @@ def one(given: Any, name: str, predictor: str) -> dict[str, Any]:
     loaded, known = setting.load(), load_predictor(predictor)
     whole = read(given.data, name)
     rate = float(f"{LOAD * capacity_of(whole, loaded):.3g}")
-    cut = windows_of_source(Fixed(whole), (rate,), REQUESTS, TRAIN)
-    train = trials_of(cut.tuning, (rate,), loaded.system(BASELINE), known)
+    train = held_out(Fixed(whole), loaded, predictor, (rate,), REQUESTS, TRAIN).trials("train")
     zoo = [tune(load_policy(spec), train, budget=EACH) for spec in ZOO]
 
     def level(policy: Any, trials: Any) -> list[float]:

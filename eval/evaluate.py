@@ -21,15 +21,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lengthwise.errors import InputError, UnknownNameError
-from lengthwise.eval.compare import BASELINE, auto_rates
-from lengthwise.eval.held_out import trials_of, windows_of_source
+from lengthwise.eval.compare import BASELINE
 from lengthwise.eval.setting import RouterLike, Setting
-from lengthwise.eval.source import Source, as_source
+from lengthwise.eval.source import Source
 from lengthwise.eval.statistics import paired_ratio
 from lengthwise.eval.tune import METRICS, records_of
-from lengthwise.eval.tuned import REQUESTS, SETS
+from lengthwise.eval.tuned import REQUESTS, SETS, held_out
 from lengthwise.policies import load_policy
-from lengthwise.predictors import load_predictor
 from lengthwise.predictors.predict import PredictorLike
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
@@ -108,15 +106,7 @@ class Evaluator:
         if not sys.executable:
             raise InputError("a program runs in a Python process, and sys.executable is empty")
         loaded = Setting(engine or Engine(), timing, replicas, router, nodes, 0.0, failures).load()
-        source = as_source(workload)
-        if rates == "auto":
-            rates, _ = auto_rates(source.load(None, 0), loaded)
-        windows = windows_of_source(source, tuple(rates), requests, seeds)
-        known = load_predictor(predictor)
-        self.trials = trials_of(
-            windows.tuning if on == "train" else windows.test, tuple(rates),
-            loaded.system(BASELINE), known,
-        )  # fmt: skip
+        self.trials = held_out(workload, loaded, predictor, rates, requests, seeds).trials(on)
         load_policy(BASELINE + beside)  # says what is wrong with it
         policy = load_policy(baseline)
         self.metric, self.beside, self.timeout_s, self.memory_mb = (

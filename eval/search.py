@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
-from lengthwise.eval.cells import Cells
+from lengthwise.eval.cells import Cells, once
 from lengthwise.eval.strategy import Search
 from lengthwise.eval.tune import METRICS, Case, records_of
 from lengthwise.policies.formula import (
@@ -256,15 +256,16 @@ class _Evolution:
             return
         said = "\n".join(f"{key} {i}" for key, i in asked)
         name = f"runs-{blake2b(said.encode(), digest_size=8).hexdigest()}"
-        values = None if self.cells is None else self.cells.read(name)
-        if values is None:
-            values = []
+
+        def run_all() -> list[float]:
+            values: list[float] = []
             for (_, index), one in asked.items():
                 values.append(self._run(one, index))
                 if self.moved is not None:
                     self.moved(len(self.known) + len(values), self.budget)
-            if self.cells is not None:
-                self.cells.write(name, values)
+            return values
+
+        values = once(self.cells, name, run_all)
         self.known |= dict(zip(asked, values, strict=True))
         if self.moved is not None:
             self.moved(len(self.known), self.budget)

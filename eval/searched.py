@@ -12,15 +12,14 @@ import numpy as np
 
 from lengthwise import registry
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.eval import tuned
 from lengthwise.eval.cells import Cells
-from lengthwise.eval.compare import BASELINE, auto_rates
-from lengthwise.eval.held_out import trials_of, windows_of_source
-from lengthwise.eval.output import CONFIG, provenance, replaced_folder, write_json
+from lengthwise.eval.compare import BASELINE
 from lengthwise.eval.search import BUDGET, PARSIMONY, SIZE, Candidate, search
 from lengthwise.eval.setting import RouterLike, Setting
-from lengthwise.eval.source import Source, as_source
+from lengthwise.eval.source import Source
 from lengthwise.eval.tune import METRICS, Case
-from lengthwise.eval.tuned import REQUESTS, SETS, Floats, Tuned, kept, run_rows
+from lengthwise.eval.tuned import REQUESTS, SETS, Floats, Tuned, held_out, values_of
 from lengthwise.features import FEATURES
 from lengthwise.policies import load_policy
 from lengthwise.policies.formula import Formula, read
@@ -28,7 +27,6 @@ from lengthwise.policies.formula_file import source as file_of
 from lengthwise.policies.units import spelled_unit, unit_of
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.prediction import CURVES
-from lengthwise.predictors import load_predictor
 from lengthwise.predictors.predict import PredictorLike, predictor_label
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine
@@ -106,20 +104,11 @@ def search_policy(
         engine or Engine(), timing, replicas, router, nodes, metrics_interval_s, failures
     )
     loaded = setting.load()
-    source = as_source(workload)
-    notices: list[str] = []
-    if rates == "auto":
-        rates, told = auto_rates(source.load(None, 0), loaded)
-        notices.append(told)
-    windows = windows_of_source(source, tuple(rates), requests, seeds)
-    notices += windows.notices
-    known = load_predictor(predictor)
-    system = loaded.system(BASELINE)
-    trials = {
-        on: trials_of(of, tuple(rates), system, known)
-        for on, of in zip(SETS, (windows.tuning, windows.test), strict=True)
-    }
-    there = _there(trials["train"], any(node.engine.enable_prefix_caching for node in system.nodes))
+    apart = held_out(workload, loaded, predictor, rates, requests, seeds)
+    trials = {on: apart.trials(on) for on in SETS}
+    notices = list(apart.notices)
+    caching = any(node.engine.enable_prefix_caching for node in loaded.system(BASELINE).nodes)
+    there = _there(trials["train"], caching)
     for name in features:
         if name not in there:
             raise InputError(f"this run has no {name} (it has {', '.join(there)})")
@@ -132,22 +121,16 @@ def search_policy(
     if least > budget:
         notices.append(f"{len(trials['train'])} windows to search on: {least} runs, not {budget}")
     found = search(
-        began, trials["train"], {name: rows[name] for name in rows}, metric=metric, budget=least,
-        size=size, parsimony=parsimony, seed=seed, cells=cells, progress=progress, names=names,
+        began, trials["train"], rows, metric=metric, budget=least, size=size, parsimony=parsimony,
+        seed=seed, cells=cells, progress=progress, names=names,
     )  # fmt: skip
     told = f"{Formula(found.best.tree)} {found.best.beside}".strip()
     if found.best in began.values():
         notices.append(f"nothing was found that is better than {found.seed}")
-    file = _file(found.best, f"Found by a search for a small {metric} of {source.name}.")
+    file = _file(found.best, f"Found by a search for a small {metric} of {apart.source.name}.")
     judged = _loaded(file, found.best, told)
     baselines = dict.fromkeys((BASELINE, found.seed))
-    values = {
-        (on, one.name): np.array(
-            [kept(cells, f"{on}-{index}", one, metric, trial) for index, trial in enumerate(of)]
-        )
-        for on, of in trials.items()
-        for one in (*map(load_policy, baselines), judged)
-    }
+    values = values_of(trials, (*map(load_policy, baselines), judged), metric, cells)
     if all(
         np.array_equal(values[on, name], values[on, BASELINE]) for on in SETS for name in baselines
     ):
@@ -156,12 +139,12 @@ def search_policy(
             "search; give higher --rates"
         )
     result = Searched(
-        workload=source.name, policy=found.seed, tuned=told, metric=metric,
+        workload=apart.source.name, policy=found.seed, tuned=told, metric=metric,
         predictor=predictor_label(predictor), values=values, notices=tuple(notices),
         config={
-            "workload": source.name, "metric": metric, "budget": least, "size": size,
+            "workload": apart.source.name, "metric": metric, "budget": least, "size": size,
             "parsimony": parsimony, "features": list(names), "start": list(began),
-            "predictor": predictor_label(predictor), "rates_requests_per_s": list(rates),
+            "predictor": predictor_label(predictor), "rates_requests_per_s": list(apart.rates),
             "requests": requests, "windows": {on: len(of) for on, of in trials.items()},
             "seed": seed, **loaded.config(),
         },
@@ -308,11 +291,6 @@ def save(
     """Writes policy.py, searched.json (``document``), runs.parquet and config.json; returns the
     folder.
     """
-    import pandas as pd
-
-    with replaced_folder(folder) as fresh:
-        (fresh / FILE).write_text(found.text)
-        pd.DataFrame(run_rows(found)).to_parquet(fresh / "runs.parquet", index=False)
-        write_json(fresh / "searched.json", document)
-        write_json(fresh / CONFIG, provenance(found.config, command))
-    return Path(folder)
+    return tuned.save(
+        found, folder, document, command, described="searched.json", texts={FILE: found.text}
+    )

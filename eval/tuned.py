@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
 from lengthwise.eval.source import Source, as_source
 from lengthwise.eval.statistics import Interval, paired_ratio, t_interval
 from lengthwise.eval.tune import BUDGET, METRICS, numbers_of, records_of, tune
+from lengthwise.eval.windows import Windows
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy
 from lengthwise.predictors import load_predictor
@@ -70,6 +72,61 @@ class Tuned:
         return paired_ratio(self.values[on, name], self.values[on, to])
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Windows of a workload at each of ``rates`` (requests/s, () for its own): to choose on
+    ("train"), and to judge on ("test"). ``notices`` say what was found on the way.
+    """
+
+    source: Source
+    rates: tuple[float, ...]
+    loaded: Loaded
+    predictor: Any
+    windows: Windows
+    notices: tuple[str, ...]
+
+    def trials(self, on: str) -> list[Trial]:
+        """The runs of a set, before fcfs nodes."""
+        windows = self.windows.tuning if on == "train" else self.windows.test
+        return trials_of(windows, self.rates, self.loaded.system(BASELINE), self.predictor)
+
+
+def held_out(
+    workload: str | Workload | Source,
+    loaded: Loaded,
+    predictor: PredictorLike,
+    rates: Sequence[float] | Literal["auto"],
+    requests: int,
+    seeds: int,
+) -> HeldOut:
+    """What ``tune_policy`` says of ``seeds``, ``requests`` and ``rates``."""
+    source = as_source(workload)
+    notices: list[str] = []
+    if rates == "auto":
+        rates, told = auto_rates(source.load(None, 0), loaded)
+        notices.append(told)
+    windows = windows_of_source(source, tuple(rates), requests, seeds)
+    notices += windows.notices
+    known = load_predictor(predictor)
+    return HeldOut(source, tuple(rates), loaded, known, windows, tuple(notices))
+
+
+def values_of(
+    trials: Mapping[str, Sequence[Trial]],
+    policies: Sequence[Policy],
+    metric: str,
+    cells: Cells | None,
+) -> dict[tuple[str, str], Floats]:
+    """The metric of each policy on each run, (runs,), by set and name."""
+    return {
+        (on, one.name): np.array(
+            [kept(cells, f"{on}-{index}", one, metric, trial) for index, trial in enumerate(of)]
+        )
+        for on, of in trials.items()
+        for one in policies
+    }
+
+
 def tune_policy(
     policy: PolicyLike | RoutingPolicy,
     workload: str | Workload | Source,
@@ -113,18 +170,9 @@ def tune_policy(
     judged, baseline = _read(policy, loaded)
     if not numbers_of(judged)[0]:
         raise InputError(f"{judged.name} has no numbers to tune (see `lengthwise list policies`)")
-    source = as_source(workload)
-    notices: list[str] = []
-    if rates == "auto":
-        rates, told = auto_rates(source.load(None, 0), loaded)
-        notices.append(told)
-    windows = windows_of_source(source, tuple(rates), requests, seeds)
-    notices += windows.notices
-    known = load_predictor(predictor)
-    trials = {
-        on: trials_of(of, tuple(rates), loaded.system(BASELINE), known)
-        for on, of in zip(SETS, (windows.tuning, windows.test), strict=True)
-    }
+    apart = held_out(workload, loaded, predictor, rates, requests, seeds)
+    trials = {on: apart.trials(on) for on in SETS}
+    notices = list(apart.notices)
     least = max(budget, 4 * len(trials["train"]))
     if least > budget:
         notices.append(f"{len(trials['train'])} windows to tune on: {least} runs, not {budget}")
@@ -134,13 +182,7 @@ def tune_policy(
     )  # fmt: skip
     if found is judged:
         notices.append(f"{judged.name}: nothing was found that is better than its defaults")
-    values = {
-        (on, one.name): np.array(
-            [kept(cells, f"{on}-{index}", one, metric, trial) for index, trial in enumerate(of)]
-        )
-        for on, of in trials.items()
-        for one in (baseline, judged, found)
-    }
+    values = values_of(trials, (baseline, judged, found), metric, cells)
     flat = [on for on in SETS if np.array_equal(values[on, judged.name], values[on, baseline.name])]
     if flat == list(SETS):
         notices.append(
@@ -148,11 +190,11 @@ def tune_policy(
             "nothing to tune; give higher --rates"
         )
     return Tuned(
-        workload=source.name, policy=judged.name, tuned=found.name, metric=metric,
+        workload=apart.source.name, policy=judged.name, tuned=found.name, metric=metric,
         predictor=predictor_label(predictor), values=values, notices=tuple(notices),
         config={
-            "workload": source.name, "policy": judged.name, "metric": metric, "budget": least,
-            "predictor": predictor_label(predictor), "rates_requests_per_s": list(rates),
+            "workload": apart.source.name, "policy": judged.name, "metric": metric, "budget": least,
+            "predictor": predictor_label(predictor), "rates_requests_per_s": list(apart.rates),
             "requests": requests, "windows": {on: len(of) for on, of in trials.items()},
             "seed": seed, **loaded.config(),
         },
@@ -184,13 +226,23 @@ def run_rows(found: Tuned) -> list[dict[str, Any]]:
 
 
 def save(
-    found: Tuned, folder: str | Path, document: Mapping[str, Any], command: str | None = None
+    found: Tuned,
+    folder: str | Path,
+    document: Mapping[str, Any],
+    command: str | None = None,
+    *,
+    described: str = "tuned.json",
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
-    """Writes tuned.json (``document``), runs.parquet and config.json; returns the folder."""
+    """Writes ``described`` (``document``), runs.parquet, config.json and ``texts`` by their files'
+    names; returns the folder.
+    """
     import pandas as pd
 
     with replaced_folder(folder) as fresh:
+        for name, text in texts.items():
+            (fresh / name).write_text(text)
         pd.DataFrame(run_rows(found)).to_parquet(fresh / "runs.parquet", index=False)
-        write_json(fresh / "tuned.json", document)
+        write_json(fresh / described, document)
         write_json(fresh / CONFIG, provenance(found.config, command))
     return Path(folder)
