@@ -8,7 +8,15 @@ import numpy as np
 from lengthwise.eval import metrics
 from lengthwise.eval.cells import Cells
 from lengthwise.eval.reproductions.sources import Within
-from lengthwise.eval.reproductions.table import UNSTATED, Case, Progress, Reproduction, Row, lines
+from lengthwise.eval.reproductions.table import (
+    UNSTATED,
+    Case,
+    Progress,
+    Reproduction,
+    Row,
+    beside,
+    lines,
+)
 from lengthwise.eval.source import Spelled
 from lengthwise.serving import Engine
 from lengthwise.serving.records import Records
@@ -39,15 +47,12 @@ def clairvoyant(
     ):
         source = Within(Spelled("sharegpt", {"requests": count, "arrivals": arrivals}), 1024, 4096)
         timing = "roofline:4090/llama-3.1-8b"
-        rows.append(
-            Row(setting, "FCFS", UNSTATED, "1", Case(source, "fcfs", None, engine, timing, load),
-                short_p50_s)
-        )  # fmt: skip
-        rows += [
-            Row(setting, name, UNSTATED, theirs,
-                Case(source, "sjf", f"noisy-oracle:tau={tau}", engine, timing, load), short_p50_s)
+        cases = {"FCFS": Case(source, "fcfs", None, engine, timing, load)} | {
+            name: Case(source, "sjf", f"noisy-oracle:tau={tau}", engine, timing, load)
             for name, tau in PREDICTORS.items()
-        ]  # fmt: skip
+        }
+        ratios = {"FCFS": "1", **dict.fromkeys(PREDICTORS, theirs)}
+        rows += beside(setting, cases, short_p50_s, UNSTATED, ratios)
     return Reproduction(
         f"Clairvoyant: median latency of requests with short answers (up to {SHORT} tokens)",
         "s",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from lengthwise.eval.cells import Cells
 from lengthwise.eval.reproductions.sources import Within
 from lengthwise.eval.reproductions.table import (
-    NONE,
     UNSTATED,
     Case,
     Progress,
     Reproduction,
     Row,
+    beside,
     lines,
 )
 from lengthwise.eval.source import Spelled
@@ -38,13 +38,15 @@ def fastserve(
     source = Within(
         Spelled("sharegpt", {"requests": requests, "arrivals": "poisson:1"}), 1024, CONTEXT - 8
     )
-    rows = [
-        Row(f"{seats} seats, load {load:g}", name, UNSTATED, THEIRS.get(name, NONE),
-            Case(source, policy, None, Engine(max_num_seqs=seats), "roofline:a100/opt-13b", load),
-            "normalized_latency_mean_s")
-        for seats, load in ((16, 0.95), (16, 1.2), (256, 0.95), (256, 1.2))
-        for name, policy in POLICIES.items()
-    ]  # fmt: skip
+    rows: list[Row] = []
+    for seats, load in ((16, 0.95), (16, 1.2), (256, 0.95), (256, 1.2)):
+        engine = Engine(max_num_seqs=seats)
+        cases = {
+            name: Case(source, policy, None, engine, "roofline:a100/opt-13b", load)
+            for name, policy in POLICIES.items()
+        }
+        setting = f"{seats} seats, load {load:g}"
+        rows += beside(setting, cases, "normalized_latency_mean_s", UNSTATED, THEIRS)
     return Reproduction(
         "FastServe: mean latency a token, OPT-13B, ShareGPT",
         "s/token",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lengthwise.eval.cells import Cells
-from lengthwise.eval.reproductions.table import Case, Progress, Reproduction, Row, lines
+from lengthwise.eval.reproductions.table import Case, Progress, Reproduction, Row, beside, lines
 from lengthwise.eval.source import Spelled
 from lengthwise.policy import SchedulingPolicy, Score
 from lengthwise.serving import Engine
@@ -98,14 +98,13 @@ def hrrn(
         ("new prompts", Fresh(CLIENTS * turns)),
         ("conversations", Conversations(turns)),
     ):
-        cases = [Case(source, policy, None, engine) for policy in POLICIES.values()]
-        for label, (metric, theirs) in THEIRS.items():
-            rows += [
-                Row(
-                    f"{label}, {what}", name, f"{value:g}", f"{value / theirs[0]:.2f}", case, metric
-                )
-                for name, value, case in zip(POLICIES, theirs, cases, strict=True)
-            ]
+        cases = {name: Case(source, policy, None, engine) for name, policy in POLICIES.items()}
+        for label, (metric, values) in THEIRS.items():
+            theirs = {name: f"{s:g}" for name, s in zip(POLICIES, values, strict=True)}
+            ratios = {
+                name: f"{s / values[0]:.2f}" for name, s in zip(POLICIES, values, strict=True)
+            }
+            rows += beside(f"{label}, {what}", cases, metric, theirs, ratios)
     return Reproduction(
         "SGLang's HRRN: time to first token, 100 requests at a time",
         "s",

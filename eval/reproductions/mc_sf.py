@@ -13,7 +13,6 @@ from lengthwise.eval.reproductions.table import (
     Line,
     Progress,
     Reproduction,
-    kept,
     over_seeds,
 )
 from lengthwise.eval.statistics import t_interval
@@ -141,12 +140,9 @@ def ratios(requests: int, seed: int) -> list[float]:
     return found
 
 
-def _one_seed(requests: int, instances: int, cells: Cells | None, seed: int) -> list[float]:
-    def mean(of: int) -> list[float]:
-        drawn = [ratios(requests, of * instances + k) for k in range(instances)]
-        return np.mean(drawn, axis=0).tolist()  # type: ignore[no-any-return]
-
-    return kept(mean, cells, seed)
+def _mean_ratios(requests: int, instances: int, seed: int) -> list[float]:
+    drawn = [ratios(requests, seed * instances + k) for k in range(instances)]
+    return np.mean(drawn, axis=0).tolist()  # type: ignore[no-any-return]
 
 
 def mc_sf(
@@ -154,7 +150,8 @@ def mc_sf(
     *, requests: int = REQUESTS, instances: int = INSTANCES,
 ) -> Reproduction:  # fmt: skip
     """MC-SF (2025): total latency over the hindsight optimum of an integer program, small cases."""
-    values = over_seeds(partial(_one_seed, requests, instances, cells), seeds, processes, progress)
+    task = partial(_mean_ratios, requests, instances)
+    values = over_seeds(task, seeds, processes, progress, cells)
     lines = [
         Line(setting, name, theirs if name == "MC-SF" else NONE, NONE,
              t_interval(values[:, 3 * block + place]))

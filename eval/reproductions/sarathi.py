@@ -15,7 +15,6 @@ from lengthwise.eval.reproductions.table import (
     Line,
     Progress,
     Reproduction,
-    kept,
     over_seeds,
 )
 from lengthwise.eval.setting import Setting
@@ -92,16 +91,13 @@ def capacity(workload: Workload, engine: Engine, limit_s: float) -> float:
     return low
 
 
-def _one_seed(requests: int, cells: Cells | None, seed: int) -> list[float]:
-    def found(of: int) -> list[float]:
-        return [
-            capacity(Drawn(data, requests).load(of), engine, limit_s)
-            for data in DATA
-            for limit_s, chunk in SLOS.values()
-            for engine in engines(chunk).values()
-        ]
-
-    return kept(found, cells, seed)
+def _capacities(requests: int, seed: int) -> list[float]:
+    return [
+        capacity(Drawn(data, requests).load(seed), engine, limit_s)
+        for data in DATA
+        for limit_s, chunk in SLOS.values()
+        for engine in engines(chunk).values()
+    ]
 
 
 def sarathi(
@@ -109,7 +105,7 @@ def sarathi(
     *, requests: int = 300,
 ) -> Reproduction:  # fmt: skip
     """Sarathi-Serve (OSDI 2024): capacity with chunked prefill against without."""
-    values = over_seeds(partial(_one_seed, requests, cells), seeds, processes, progress)
+    values = over_seeds(partial(_capacities, requests), seeds, processes, progress, cells)
     found: list[Line] = []
     for data in DATA:
         for slo, (limit_s, chunk) in SLOS.items():

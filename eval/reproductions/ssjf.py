@@ -3,8 +3,6 @@ Prediction", 2024."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from lengthwise.eval.alone import alone_s
 from lengthwise.eval.cells import Cells
 from lengthwise.eval.compare import compare
@@ -42,14 +40,9 @@ def ssjf(
     lines: list[Line] = []
     for load, rate in zip(LOADS, found.rates, strict=True):
         for (name, theirs), who in zip(THEIRS.items(), found.contenders, strict=True):
-            line = Line(f"load {load:g}", name, UNSTATED, theirs)
-            lines.append(
-                replace(
-                    line,
-                    ours=found.interval(rate, who, "e2e_mean_s"),
-                    our_ratio=found.ratio(rate, who, "e2e_mean_s"),
-                )
-            )
+            own = found.interval(rate, who, "e2e_mean_s")
+            ratio = found.ratio(rate, who, "e2e_mean_s")
+            lines.append(Line(f"load {load:g}", name, UNSTATED, theirs, own, ratio))
     return Reproduction(
         "SSJF: mean job completion time, one request at a time",
         "s",

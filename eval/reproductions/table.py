@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.eval import metrics
-from lengthwise.eval.cells import Cells
+from lengthwise.eval.cells import Cells, once
 from lengthwise.eval.pool import over_cores
 from lengthwise.eval.setting import PolicyLike, Setting
 from lengthwise.eval.simulate import simulate_on
@@ -108,30 +109,48 @@ def lines(
 
     With ``cells``, each seed is kept as it is finished.
     """
-    task = partial(_one_seed, tuple(rows), cells)
-    return _lines(rows, over_seeds(task, seeds, processes, progress))
+    task = partial(_simulated, tuple(rows))
+    return _lines(rows, over_seeds(task, seeds, processes, progress, cells))
 
 
 def over_seeds(
-    task: Callable[[int], list[float]], seeds: int, processes: int, progress: Progress | None
+    task: Callable[[int], list[float]],
+    seeds: int,
+    processes: int,
+    progress: Progress | None = None,
+    cells: Cells | None = None,
 ) -> NDArray[np.float64]:
-    """What ``task`` gives for each seed, a row each; it must be picklable."""
+    """What ``task`` gives for each seed, a row each; it must be picklable.
+
+    With ``cells``, each seed is kept as it is finished.
+    """
     found: list[list[float]] = []
-    for values in over_cores(task, [(seed,) for seed in range(seeds)], processes):
+    for values in over_cores(partial(_kept, task, cells), [(n,) for n in range(seeds)], processes):
         found.append(values)
         if progress is not None:
             progress(len(found), seeds)
     return np.array(found)
 
 
-def kept(task: Callable[[int], list[float]], cells: Cells | None, seed: int) -> list[float]:
-    """``task(seed)``, from the cells where it was finished before."""
-    known = None if cells is None else cells.read(f"seed-{seed}")
-    if known is None:
-        known = task(seed)
-        if cells is not None:
-            cells.write(f"seed-{seed}", known)
-    return list(known)
+def _kept(task: Callable[[int], list[float]], cells: Cells | None, seed: int) -> list[float]:
+    return list(once(cells, f"seed-{seed}", partial(task, seed)))
+
+
+def beside(
+    setting: str,
+    cases: Mapping[str, Case],
+    metric: Metric,
+    theirs: Mapping[str, str] | str = NONE,
+    ratios: Mapping[str, str] = MappingProxyType({}),
+) -> list[Row]:
+    """A row for each policy's case, and beside it what the paper says of it: a number, or the same
+    of all, and a ratio to the first.
+    """
+    return [
+        Row(setting, name, theirs if isinstance(theirs, str) else theirs.get(name, NONE),
+            ratios.get(name, NONE), case, metric)
+        for name, case in cases.items()
+    ]  # fmt: skip
 
 
 def _lines(rows: Sequence[Row], values: NDArray[np.float64]) -> tuple[Line, ...]:
@@ -145,10 +164,6 @@ def _lines(rows: Sequence[Row], values: NDArray[np.float64]) -> tuple[Line, ...]
             Line(row.setting, row.policy, row.theirs, row.their_ratio, t_interval(own), ratio)
         )
     return tuple(found)
-
-
-def _one_seed(rows: tuple[Row, ...], cells: Cells | None, seed: int) -> list[float]:
-    return kept(partial(_simulated, rows), cells, seed)
 
 
 def _simulated(rows: tuple[Row, ...], seed: int) -> list[float]:

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from lengthwise.eval.cells import Cells
 from lengthwise.eval.reproductions.table import (
-    NONE,
     Case,
     Foretold,
     Progress,
     Reproduction,
-    Row,
+    beside,
     lines,
 )
 from lengthwise.eval.source import Spelled
@@ -107,15 +106,10 @@ def tie(
                    "h100/llama-3.1-8b")
         for name, policy, predictor in shown
     }  # fmt: skip
-    rows = [
-        Row("s/token", name, f"{THEIRS[name]:g}" if name in THEIRS else NONE,
-            f"{THEIRS[name] / THEIRS['FCFS']:.2f}" if name in THEIRS else NONE,
-            case, "normalized_latency_mean_s")
-        for name, case in cases.items()
-    ]  # fmt: skip
-    rows += [
-        Row("mean latency, s", name, NONE, NONE, case) for name, case in cases.items()
-    ]  # fmt: skip
+    theirs = {name: f"{value:g}" for name, value in THEIRS.items()}
+    ratios = {name: f"{value / THEIRS['FCFS']:.2f}" for name, value in THEIRS.items()}
+    rows = beside("s/token", cases, "normalized_latency_mean_s", theirs, ratios)
+    rows += beside("mean latency, s", cases, "e2e_mean_s")
     return Reproduction(
         "TIE: mean latency a token, 8B, 100 requests/s, 32 seats",
         "s/token or s",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from lengthwise.eval.cells import Cells
 from lengthwise.eval.reproductions.table import (
-    NONE,
     UNSTATED,
     Case,
     Progress,
     Reproduction,
     Row,
+    beside,
     lines,
 )
 from lengthwise.eval.source import Spelled
@@ -47,13 +47,9 @@ def trail(
             name: Case(source, policy, predictor, engine, "roofline:a100/llama-3.1-8b", 1.1)
             for name, (policy, predictor) in POLICIES.items()
         }
-        rows += [
-            Row(f"{label}, {what}", name, UNSTATED,
-                "1" if name == "FCFS" else theirs if name == "TRAIL, c = 0.8" else NONE,
-                case, metric)
-            for label, (metric, theirs) in METRICS.items()
-            for name, case in cases.items()
-        ]  # fmt: skip
+        for label, (metric, theirs) in METRICS.items():
+            ratios = {"FCFS": "1", "TRAIL, c = 0.8": theirs}
+            rows += beside(f"{label}, {what}", cases, metric, UNSTATED, ratios)
     return Reproduction(
         "TRAIL: limited preemption, Llama 3 8B on an A100, load 1.1",
         "s",

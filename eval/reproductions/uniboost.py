@@ -8,12 +8,12 @@ import numpy as np
 
 from lengthwise.eval.cells import Cells
 from lengthwise.eval.reproductions.table import (
-    NONE,
     UNSTATED,
     Case,
     Progress,
     Reproduction,
     Row,
+    beside,
     lines,
 )
 from lengthwise.eval.source import Spelled
@@ -54,22 +54,19 @@ def uniboost(
 ) -> Reproduction:  # fmt: skip
     """UniBoost (ICML 2026): P99 and mean along gamma, against SRPT with exact lengths."""
     source, engine = Spelled("azure-conv-2023", {"requests": requests}), Engine(max_num_seqs=64)
+    boosts = {f"boost, gamma {gamma:g}/s": boosted(gamma) for gamma in GAMMAS}
     policies: dict[str, Any] = {
         f"{FIRST}, exact lengths": "srtf", "TRAIL, unpriced": "trail", "FCFS": "fcfs",
-        "SRPT + our guard": "srtf+guard",
+        "SRPT + our guard": "srtf+guard", **boosts,
     }  # fmt: skip
-    policies |= {f"boost, gamma {gamma:g}/s": boosted(gamma) for gamma in GAMMAS}
     cases = {
         name: Case(source, policy, None if name == "FCFS" else "oracle", engine, load=1.1)
         for name, policy in policies.items()
     }
-    rows = [
-        Row(setting, name, UNSTATED,
-            "1" if name.startswith(FIRST + ",") else theirs if name.startswith("boost") else NONE,
-            case, metric)
-        for setting, (metric, theirs) in THEIRS.items()
-        for name, case in cases.items()
-    ]  # fmt: skip
+    rows: list[Row] = []
+    for setting, (metric, theirs) in THEIRS.items():
+        ratios = {f"{FIRST}, exact lengths": "1", **dict.fromkeys(boosts, theirs)}
+        rows += beside(setting, cases, metric, UNSTATED, ratios)
     return Reproduction(
         "UniBoost: what the tail costs the mean, Azure's conversations, load 1.1",
         "s",

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.eval.cells import Cells
-from lengthwise.eval.reproductions.table import NONE, Case, Progress, Reproduction, Row, lines
+from lengthwise.eval.reproductions.table import Case, Progress, Reproduction, beside, lines
 from lengthwise.eval.source import Source, Spelled
 from lengthwise.serving import Engine
 from lengthwise.serving.records import PS, Records
@@ -96,17 +96,12 @@ def vtc(
             for name, policy in (("FCFS", "fcfs"), ("VTC", "vtc"), ("WFQ", "wfq"))
         }  # fmt: skip
 
-    rows: list[Row] = []
     overload = pair(Spelled("overload", {"requests": requests}))
-    for setting, metric, theirs, cases in (
-        ("overload, service ratio", overload_share, ("2", "1", NONE), overload),
-        ("overload, largest gap", overload_gap, (NONE, f"at most {BOUND}", NONE), overload),
-        ("dist_shift, service ratio", shift_share, (NONE, "1", NONE), pair(DistShift())),
-    ):
-        rows += [
-            Row(setting, name, value, NONE, case, metric)
-            for (name, case), value in zip(cases.items(), theirs, strict=True)
-        ]
+    rows = [
+        *beside("overload, service ratio", overload, overload_share, {"FCFS": "2", "VTC": "1"}),
+        *beside("overload, largest gap", overload, overload_gap, {"VTC": f"at most {BOUND}"}),
+        *beside("dist_shift, service ratio", pair(DistShift()), shift_share, {"VTC": "1"}),
+    ]
     return Reproduction(
         "VTC: what client 1 is served for each token of client 0",
         "ratio or tokens",

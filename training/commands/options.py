@@ -343,6 +343,20 @@ seeds_option = click.option(
     metavar="N",
     help="Repetitions with different random numbers, for the confidence intervals.",
 )
+# What a choice among policies is made by.
+metric_option = click.option(
+    "--metric", default="e2e_mean", show_default=True, metavar="METRIC_STATISTIC",
+    help="What is made small: e2e_mean, e2e_p99, ttft_p95, normalized_latency_mean, ...",
+)  # fmt: skip
+predictor_option = click.option(
+    "--predictor", default="oracle", show_default=True, metavar="SPEC",
+    help="A name (oracle) or a trained predictor's folder.",
+)  # fmt: skip
+rates_option = click.option(
+    "--rates", type=Rates(auto=True), default=(), metavar="R,R,...|auto",
+    help="Arrival rates in requests/s, all of which count alike; auto: the workload's own, and 80, "
+    "95 and 110% of what can be served. Default: the workload's own.",
+)  # fmt: skip
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="N",
     help="Of the random numbers: the same gives the same.",

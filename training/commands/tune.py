@@ -14,10 +14,12 @@ from lengthwise.training.commands.folders import (
 )
 from lengthwise.training.commands.options import (
     Name,
-    Rates,
     engine_options,
     form_options,
+    metric_option,
     out_option,
+    predictor_option,
+    rates_option,
     seed_option,
     seeds_option,
     served_options,
@@ -30,23 +32,13 @@ from lengthwise.training.commands.options import (
 @click.command()
 @click.argument("policy", metavar="POLICY")
 @workload_options
-@click.option(
-    "--metric", default="e2e_mean", show_default=True, metavar="METRIC_STATISTIC",
-    help="What is made small: e2e_mean, e2e_p99, ttft_p95, normalized_latency_mean, ...",
-)  # fmt: skip
+@metric_option
 @click.option(
     "--budget", type=click.IntRange(4), default=64, show_default=True, metavar="N",
     help="Simulated runs to tune with; 4 for each window and rate at least.",
 )  # fmt: skip
-@click.option(
-    "--predictor", default="oracle", show_default=True, metavar="SPEC",
-    help="A name (oracle) or a trained predictor's folder.",
-)  # fmt: skip
-@click.option(
-    "--rates", type=Rates(auto=True), default=(), metavar="R,R,...|auto",
-    help="Arrival rates in requests/s, all of which count alike; auto: the workload's own, and 80, "
-    "95 and 110% of what can be served. Default: the workload's own.",
-)  # fmt: skip
+@predictor_option
+@rates_option
 @seeds_option
 @seed_option
 @served_options
