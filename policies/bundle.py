@@ -172,26 +172,14 @@ def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingP
         score = Score(described["name"], _read_mlp(path, how["layers"], len(names), skip), names)
     elif how["type"] == "blend":
         score = _read_blend(path, how["terms"]).score(described["name"])
-        if score.features != names:
-            raise InputError(
-                f"bundle {str(path)!r}: its terms read {', '.join(score.features)}, "
-                f"not {', '.join(names)}"
-            )
+        _require_features(path, "its terms read", score, names)
     elif how["type"] == "formula":
         score = _read_formula(path, how["text"]).score(described["name"])
-        if score.features != names:
-            raise InputError(
-                f"bundle {str(path)!r}: its formula reads {', '.join(score.features)}, "
-                f"not {', '.join(names)}"
-            )
+        _require_features(path, "its formula reads", score, names)
     elif how["type"] == "registered":
-        found = load_registered("policy" if kind == "scheduling" else "router", how["name"]).score
-        if found.features != names:
-            raise InputError(
-                f"bundle {str(path)!r}: {how['name']} reads {', '.join(found.features)}, "
-                f"not {', '.join(names)}"
-            )
-        score = found.with_tunables(described["tunables"])
+        score = load_registered("policy" if kind == "scheduling" else "router", how["name"]).score
+        _require_features(path, f"{how['name']} reads", score, names)
+        score = score.with_tunables(described["tunables"])
     else:
         raise UnknownNameError(
             "score type", str(how["type"]), ("mlp", "blend", "formula", "registered")
@@ -222,6 +210,13 @@ def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingP
         label=str(path),
         trained_on=trained_on,
     )
+
+
+def _require_features(path: Path, told: str, score: Score, names: tuple[str, ...]) -> None:
+    if score.features != names:
+        raise InputError(
+            f"bundle {str(path)!r}: {told} {', '.join(score.features)}, not {', '.join(names)}"
+        )
 
 
 def _read_blend(path: Path, terms: list[dict[str, Any]]) -> Blend:

@@ -26,14 +26,11 @@ from lengthwise.policies.formula_file import source
 from lengthwise.policies.limits import limits
 from lengthwise.policies.units import spelled_unit, unit_of, units_of_numbers
 from lengthwise.policy import Preemption
-from lengthwise.serving import Engine
 from lengthwise.serving.fast.compiler.score import compile_score, sample_rows
-from lengthwise.serving.timing import LinearTiming
 from lengthwise.training.cli import cli, main
 from lengthwise.workload import Workload
+from tests.one_seat import SEAT, SLOW_PREFILL, burst
 
-SEAT = Engine(max_num_seqs=1, max_num_batched_tokens=4096, num_gpu_blocks=200)
-SLOW_PREFILL = LinearTiming(base_s=0.01, per_prefill_token_s=0.005)
 FORMULAS = [
     name
     for name in registry.names("policy")
@@ -45,19 +42,6 @@ def tree(text: str, **numbers: float) -> Node:
     import ast
 
     return of_ast(ast.parse(text, mode="eval").body, numbers)
-
-
-def burst(requests: int, seed: int = 0) -> Workload:
-    """Sixty at a time, each at once: on one seat, prompt tokens take half as long as answers'."""
-    rng = np.random.default_rng(seed)
-    return Workload(
-        {
-            "arrival_s": np.repeat(np.arange(requests / 60) * 1e4, 60)[:requests],
-            "prompt_tokens": rng.integers(1, 400, requests),
-            "output_tokens": rng.integers(1, 200, requests),
-        },
-        name="burst",
-    )
 
 
 def found(**given: Any) -> Any:
