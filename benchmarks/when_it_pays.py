@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lengthwise.eval import metrics
-from lengthwise.eval.cells import Cells
+from lengthwise.eval.cells import Cells, once
 from lengthwise.eval.judge import Trial
 from lengthwise.eval.plots import matplotlib_style, svg
 from lengthwise.eval.statistics import Interval, paired_difference, paired_ratio
@@ -293,15 +294,10 @@ def main() -> None:
     kept = Cells.open(given.work, identity)
     cells = []
     for done, place in enumerate(PLACES, 1):
-        seeds = []
-        for seed in range(given.seeds):
-            name = f"{place.name}-{seed}"
-            found = kept.read(name)
-            if found is None:
-                found = run_cell(place, given.requests, seed)
-                kept.write(name, found)
-            seeds.append(found)
-        cells.append(seeds)
+        cells.append([
+            once(kept, f"{place.name}-{seed}", partial(run_cell, place, given.requests, seed))
+            for seed in range(given.seeds)
+        ])  # fmt: skip
         print(f"{done} of {len(PLACES)}: {place.name}", flush=True)
     with whole_file(given.out) as fresh:
         table(cells, PLACES).to_csv(fresh, index=False)
