@@ -13,10 +13,10 @@ from typing import Any
 
 from llvmlite import binding  # type: ignore[import-untyped]
 
-from lengthwise.serving.fast.compiler import cache
+from lengthwise.serving.fast.compiler import cache, memory
 from lengthwise.serving.fast.state import FAULT
 
-LEVEL = 3  # of optimisation
+LEVEL = 3  # of optimisation; code that checks its indices is looked for mistakes in, and needs none
 _KEPT: list[Any] = []  # machine code lives as long as its library or its linker
 
 
@@ -36,10 +36,12 @@ def load(stem: str, names: tuple[str, ...]) -> dict[str, int] | None:
 
 def compile_text(stem: str, text: str, names: tuple[str, ...]) -> dict[str, int]:
     """Addresses of functions in an LLVM module's text, which is optimised and kept."""
-    target = _target(binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
+    level = 0 if memory.CHECKED else LEVEL
+    cpu, features = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+    target = _target(cpu, features, level)
     module = binding.parse_assembly(text)
     module.triple, module.data_layout = target.triple, str(target.target_data)
-    tuning = binding.create_pipeline_tuning_options(speed_level=LEVEL)
+    tuning = binding.create_pipeline_tuning_options(speed_level=level)
     passes = binding.create_pass_builder(target, tuning)
     passes.getModulePassManager().run(module, passes)
     code = target.emit_object(module)
@@ -59,11 +61,11 @@ def _empty() -> Any:
     return binding.parse_assembly("")
 
 
-def _target(cpu: str = "", features: str = "") -> Any:
+def _target(cpu: str = "", features: str = "", level: int = LEVEL) -> Any:
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     return binding.Target.from_default_triple().create_target_machine(
-        cpu=cpu, features=features, opt=LEVEL, codemodel="jitdefault", jit=True
+        cpu=cpu, features=features, opt=level, codemodel="jitdefault", jit=True
     )
 
 
