@@ -138,7 +138,7 @@ def _written(node: Node, numbers: Callable[[Node], str], np_: str) -> tuple[str,
         return node.name, 9
     if node.op in ("number", "literal"):
         text = numbers(node) if node.op == "number" else repr(node.value)
-        return text, 9 if not text.startswith("-") else _STRENGTH["neg"]
+        return text, 9
     parts = [_written(one, numbers, np_) for one in node.args]
     if node.op in ("min", "max", "sqrt"):
         name = next(call for call, op in _CALLS.items() if op == node.op)

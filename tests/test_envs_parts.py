@@ -13,6 +13,7 @@ import pytest
 from gymnasium import spaces
 
 import lengthwise.envs  # noqa: F401 - registers
+from lengthwise.envs import routing as routing_module
 from lengthwise.envs.columns import SCALES, Columns
 from lengthwise.envs.costs import cost_of, latency
 from lengthwise.envs.episodes import Episode, episode_source, episodes_of, system_of
@@ -845,3 +846,9 @@ def test_an_episode_is_its_seed_s_workload_at_the_load_and_its_seed_s_prediction
         ]
         assert tokens[0] == tokens[1] != tokens[2]
         assert made.seed == seed and made.scale == scenario.scale
+
+
+@pytest.mark.parametrize("given", [{"replicas": 1}, {"replicas": 1, "hold": True}])
+def test_a_choice_among_one_replica_is_none(given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"^a choice needs at least 2 candidates, not 1$"):
+        routing_module.routing(**given)

@@ -1330,3 +1330,11 @@ def test_a_message_may_be_as_long_as_a_body() -> None:
                     assert len(answers) == 1 + limits.body // MOST_MESSAGE
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("address", "named"),
+    [("10.0.0.1:80", False), ("[::1]:80", False), ("server:80", True), ("a.b.example:1", True)],
+)
+def test_names_are_resolved_and_addresses_are_not(address: str, named: bool) -> None:
+    assert endpoints_module._by_name({"address": address}) == named

@@ -149,8 +149,10 @@ def test_our_class_stands_in_for_the_stack_s_and_hears_the_ends(
         "vllm_router.routers.routing_logic": routers,
     }.items():
         monkeypatch.setitem(sys.modules, path, module)  # type: ignore[arg-type]
-    monkeypatch.setattr(sys, "argv", ["x"])
-    main(["--port", "1", '--lengthwise={"policy": "jsq"}', "--host", "h"])
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--port", "1", '--lengthwise={"policy": "jsq"}', "--host", "h"]
+    )
+    main()
     assert started == [["vllm-router", "--routing-logic", logic, "--port", "1", "--host", "h"]]
     ((middleware, given),) = added
     assert middleware is Watch and isinstance(given["routing"], StackRouting)

@@ -651,6 +651,11 @@ def test_columns_of_the_line_by_hand() -> None:
     assert found["log_answers"][:2] == pytest.approx([math.log(3), 0.0])
     assert found["from_mean"] == pytest.approx([1.0 * 2 / 3, 0, 0])
     assert found["from_last"] == pytest.approx([math.log(90) - 4, 0, 0])
+    # one answer is enough to go by, and nothing is said of a request that has none
+    one = Context(previous_answers=np.array([1.0, 0.0]), previous_tokens=np.array([20.0, 20.0]))
+    assert effects._line(one, np.array([2.0, 2.0]))["from_last"] == pytest.approx(
+        [math.log(20) - 2, 0]
+    )
 
 
 # Columns
@@ -1007,3 +1012,26 @@ def test_seeds_of_what_a_seed_is_for_are_numpy_s() -> None:
     sequence = np.random.SeedSequence([5, 2]).generate_state(1)[0]
     assert optimize.mixed(5, 2) == sequence == optimize.mixed(2**63 + 5, 2)
     assert optimize.mixed(-1, 2) == optimize.mixed(2**63 - 1, 2) != optimize.mixed(-1, 3)
+
+
+def test_every_bucket_is_held_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares of every row sum to 1, whichever fold it lies in, and say what rows show."""
+    monkeypatch.setattr(boosting, "ITERATIONS", 3)
+    rng = np.random.default_rng(0)
+    side = rng.integers(0, 2, 200)
+    columns = np.column_stack((rng.normal(size=200), side.astype(float)))
+    data = boosting.Rowwise(columns, side + 1.0, np.arange(200) % 5)
+    _, held = boosting._buckets(data, side, 2, 0)
+    assert held.sum(axis=1) == pytest.approx(np.ones(200), abs=1e-6)
+    assert (held.argmax(axis=1) == side).all()
+    # where the other folds have one bucket only, that one is certain
+    alone = (data.folds == 0).astype(int)
+    _, held = boosting._buckets(data, alone, 2, 0)
+    assert held.sum(axis=1) == pytest.approx(np.ones(200), abs=1e-6)
+    assert (held[data.folds == 0] == [1.0, 0.0]).all()
+
+
+def test_no_quantile_is_beyond_what_a_number_of_tokens_may_be() -> None:
+    target = targets.Quantile(np.array([0.5, 0.9]))
+    found = target.prediction(np.array([[-5.0, 100.0], [1.0, 2.0]])).quantiles
+    assert found == pytest.approx(np.array([[1.0, np.exp(20.0)], np.exp([1.0, 2.0])]))

@@ -1020,3 +1020,10 @@ def test_where_live_timing_runs() -> None:
     assert measure_torch._blocks(held) == int(0.9 * 10**10 / 16_000)
     held.device = "cpu"
     assert measure_torch._blocks(held) is None
+
+
+@pytest.mark.parametrize(("budget", "each"), [(vllm_plan.USUAL, 2), (vllm_plan.USUAL + 1, 5)])
+def test_only_budgets_beyond_the_usual_are_swept_in_more_steps(budget: int, each: int) -> None:
+    [group] = vllm_plan._mixed_large(np.random.default_rng(0), 10**7, budget, 4096)
+    counts = {n: sum(step[0] == n for step in group["steps"]) for n, *_ in group["steps"]}
+    assert counts and set(counts.values()) == {each}

@@ -565,3 +565,12 @@ def test_what_the_package_names_it_has() -> None:
     with pytest.raises(AttributeError, match="module 'lengthwise' has no attribute 'nothing'"):
         _ = lengthwise.nothing
     assert SimpleNamespace(**{name: 0 for name in lengthwise._WHERE}).simulate == 0
+
+
+@pytest.mark.parametrize(("said", "tokens"), [(0.2, 1), (1.0, 1), (2.0, 2), (2.2, 3), (2.9, 3)])
+def test_a_guard_counts_a_part_of_a_token_as_one(said: float, tokens: int) -> None:
+    one = Waiter(sequence=0, arrival_ps=0, predicted_tokens=said)
+    books: StarvationGuard[Waiter] = StarvationGuard(Guard(1.0, 0.0))
+    books.arrived(one)
+    books.admitted(one, 1)
+    assert (one.work, one.owed) == (tokens, tokens)

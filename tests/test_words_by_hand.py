@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lengthwise import blame, contract, served_text
+from lengthwise import blame, contract, policy, served_text
 from lengthwise.blame import Problem, blamed, code_of, place_of, suspects
 from lengthwise.chat import Message, asked, field, flat, messages, role_of, system_hash
 from lengthwise.chat_template import KNOWN, PLAIN, Template, learned, of_tokenizer
@@ -599,3 +599,18 @@ def test_the_edges_are_among_what_is_tried() -> None:
     seen.clear()
     contract.problems(Score.from_function(watches), rows=40)
     assert [len(one[0]) for one in seen] == [40, 40]
+
+
+def test_a_score_that_gives_nothing_is_told_so() -> None:
+    def nothing(now_s: Any) -> Any:
+        now_s + 1
+
+    found = policy.wrong_score(nothing, None, 3)
+    assert found is not None and found.what == "gives None"
+
+
+@pytest.mark.parametrize(("text", "said"), [("min(a)", None), ("max(a, b)", "`max` of a feature")])
+def test_only_a_choice_between_features_is_one_of_a_feature(text: str, said: str | None) -> None:
+    """``min(a)`` goes through an array, which is no choice between requests."""
+    found = blame._truth(ast.parse(text, mode="eval").body, lambda node: True)
+    assert (found and found.what.partition(";")[0]) == said
