@@ -20,6 +20,7 @@ from lengthwise.serving.options import differences
 from lengthwise.serving.timing.load import gpu_of
 from lengthwise.training.cli import main
 from lengthwise.training.commands.options import take_engine
+from lengthwise.workload import Workload
 
 FEW = Engine(max_num_seqs=8)
 
@@ -149,6 +150,25 @@ def test_a_profile_used_beyond_what_it_measured_is_said_once():
     (line,) = beyond_measured(system)
     assert "up to 512 sequences and 2,048 tokens" in line and "1,024 and 8,192" in line
     assert not beyond_measured(Setting(Engine()).load().system("fcfs"))
+
+
+def test_contexts_longer_than_were_measured_are_said():
+    def said(tokens: int) -> int:
+        columns = {"arrival_s": [0.0], "prompt_tokens": [tokens], "output_tokens": [1]}
+        return len(beyond_measured(Setting(Engine()).load().system("fcfs"), Workload(columns)))
+
+    assert (said(100), said(10_000_000)) == (0, 1)
+
+
+def test_two_requests_have_a_rate_and_one_has_none(monkeypatch):
+    def asked(*given):
+        raise KeyError  # what it is asked for next
+
+    monkeypatch.setattr("lengthwise.eval.advise.capacity_of", asked)
+    for count, error in ((1, InputError), (2, KeyError)):
+        columns = {"arrival_s": np.arange(count), "prompt_tokens": [9] * count}
+        with pytest.raises(error):
+            advise(Workload({**columns, "output_tokens": [9] * count}))
 
 
 def test_each_command_that_has_an_engine_can_be_like_one():

@@ -233,6 +233,12 @@ def test_mended_trees_keep_units_and_divide_by_no_0() -> None:
     assert by == pytest.approx(medians[0] / medians[1], rel=0.01)
 
 
+@pytest.mark.parametrize("by", ["prompt_tokens + 1.0", "-1.0 - prompt_tokens"])
+def test_what_is_never_near_0_is_divided_by_as_it_is(by: str) -> None:
+    mended = Variation(rows(), 40, np.random.default_rng(1)).mended(tree(f"arrival_s / ({by})"))
+    assert "max(" not in str(Formula(mended)) and "0.001" not in str(Formula(mended))
+
+
 def test_children_are_sound() -> None:
     variation = Variation(rows(), 15, np.random.default_rng(2))
     parents = [
@@ -331,6 +337,16 @@ def test_what_can_not_be_searched_is_said_in_one_line() -> None:
         found(features=("deadline_s",))
     with pytest.raises(UnknownNameError, match="did you mean 'e2e_mean'"):
         found(metric="e2e_meen")
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "less"), [("seeds", 1, 0), ("size", 1, 0), ("parsimony", 0.0, -0.001)]
+)
+def test_the_least_of_each_is_taken_and_less_is_not(name: str, least: float, less: float) -> None:
+    with pytest.raises(UnknownNameError, match="promt_tokens"):  # which is looked at next
+        found(features=("promt_tokens",), **{name: least})
+    with pytest.raises(InputError, match="searching needs"):
+        found(features=("promt_tokens",), **{name: less})
 
 
 def test_where_no_queue_forms_it_says_so() -> None:

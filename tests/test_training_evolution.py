@@ -12,8 +12,9 @@ from lengthwise.errors import InputError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.serving import Engine
 from lengthwise.serving.timing import LinearTiming
-from lengthwise.training import evolve
+from lengthwise.training import evolution, evolve
 from lengthwise.training.evolution import (
+    COSTS,
     Goal,
     Search,
     as_blend,
@@ -157,6 +158,26 @@ def test_processes_give_what_one_gives():
     policies = [load_policy("fcfs"), load_policy("sjf")]
     with judging(episodes) as one, judging(episodes, 2) as two:
         assert np.array_equal(one(policies), two(policies))
+
+
+def test_a_process_is_given_a_quarter_of_its_share_at_a_time(monkeypatch):
+    given = []
+
+    class Pool:
+        def __init__(self, *_, **__): ...
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_): ...
+        def map(self, function, pairs, chunksize):
+            given.append(chunksize)
+            return [np.zeros(len(COSTS)) for _ in pairs]
+
+    monkeypatch.setattr(evolution, "ProcessPoolExecutor", Pool)
+    with judging([scenarios()(seed) for seed in range(5)], 2) as costs:
+        for count in (1, 7):
+            assert costs([load_policy("fcfs")] * count).shape == (count, 5, len(COSTS))
+    assert given == [1, 4] and all(isinstance(one, int) for one in given)
 
 
 def test_ties_are_told():
