@@ -25,6 +25,7 @@ FEW = 10  # tests of a file: then those of who names it are asked as well
 MORE = 3  # times as long for mistakes in the engines: their twins' tests, beside the nearest ones
 # This one looks at a module's numbers, whoever imported it.
 NUMBERS = "tests/test_numbers.py::test_a_number_that_was_chosen_is_that_number[{}]"
+SHARED = "training/commands/"  # an option that is made in one file is a command's in another
 BEGIN = 0.1  # seconds that the cheapest test costs: none is so cheap that it beats what it tells
 
 
@@ -76,6 +77,10 @@ class Nearest:
         for folder, names in COMPILED.items():
             if path.startswith(folder) and not found:
                 found |= {test for test in self.seconds if _file(test) in names}
+        beside = []
+        if path.startswith(SHARED):
+            mark = NUMBERS.format(SHARED.replace("/", "."))[:-1]
+            beside = sorted(test for test in self.seconds if test.startswith(mark))
         noticed = self.noticed[path]
 
         def price(test: str) -> float:
@@ -83,7 +88,7 @@ class Nearest:
             return (self.seconds[test] + BEGIN) / share / (1 + 10 * noticed[test])
 
         ranked = sorted(found, key=lambda test: (price(test), test))
-        chosen = self._in_turns(ranked, seconds)
+        chosen = self._in_turns([test for test in ranked if test not in beside], seconds) + beside
         if path.startswith(ENGINES):
             if path.startswith("serving/fast/compiler/"):  # run by whoever compiled first
                 ranked = sorted(self.seconds, key=lambda test: (price(test), test))
