@@ -327,20 +327,40 @@ class Preemption:
         return predicted > 0 and generated >= self.protect_after * predicted
 
 
+# Features that admission can reserve for: what each request is predicted to generate yet.
+RESERVED = ("predicted_tokens", "expected_remaining_tokens", "remaining_tokens_p90")
+
+
 @dataclass(frozen=True)
 class Admission:
     """Which waiting requests may enter the batch, beyond vLLM's own checks.
 
-    ``reserve`` is the share of the predicted remaining tokens of all running requests (and of the
-    candidate) for which KV blocks must be free before a request is admitted; 0 is stock vLLM,
-    1 the memory-aware admission of Past-Future (Gong et al., ASPLOS 2025).
+    KV blocks must be free for a share ``reserve`` of what all running requests and the candidate
+    are predicted to generate yet; 0 is stock vLLM, which admits whoever fits now. ``by`` says how
+    that is counted. "sum": for all of them at once, as if nobody's memory came back (S3, Jin et
+    al., NeurIPS 2023, section 3.2; with predictions of ``max_tokens`` the usual conservative
+    admission). "peak": for the most that they will hold at one moment, where who ends frees its
+    blocks (Past-Future, Gong et al., ASPLOS 2025, section 4; with exact lengths MC-SF's check,
+    Jaillet et al., 2025, equation 5). ``of`` is the feature that says what is to come:
+    ``predicted_tokens`` less those generated, or one that is refreshed while requests generate.
     """
 
     reserve: float = 0.0
+    by: Literal["sum", "peak"] = "sum"
+    of: str = "predicted_tokens"
 
     def __post_init__(self) -> None:
+        if self.by not in ("sum", "peak"):
+            raise UnknownNameError("way to count what admission reserves", self.by, ("sum", "peak"))
+        if self.of not in RESERVED:
+            raise UnknownNameError("length that admission reserves for", self.of, RESERVED)
         if not 0 <= self.reserve <= MOST_NUMBER and self.reserve != math.inf:
             raise InputError(f"admission reserve must be 0 or more, not {self.reserve!r}")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The features that it reads: none where it reserves nothing."""
+        return (self.of,) if self.reserve > 0 else ()
 
 
 @dataclass(frozen=True)

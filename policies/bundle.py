@@ -193,7 +193,7 @@ def _build(path: Path, described: dict[str, Any]) -> SchedulingPolicy | RoutingP
         preemption, mode=str, price=float, overhead_tokens=int, margin=float, max_per_step=int,
         protect_after=float,
     )  # fmt: skip
-    _types(admission, reserve=float)
+    _types(admission, reserve=float, by=str, of=str)
     guard = described.get("guard")
     if guard is not None:
         _types(guard, ratio=float, floor_s=float)

@@ -126,7 +126,7 @@ def check_policy(policy: SchedulingPolicy, where: str, *, predicted: bool) -> No
         )
     if policy.admission.reserve > 0 and not predicted:
         raise InputError(
-            f"{where}admission with reserve > 0 reads predicted_tokens: it needs a predictor"
+            f"{where}admission with reserve > 0 reads {policy.admission.of}: it needs a predictor"
         )
 
 

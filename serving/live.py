@@ -24,7 +24,7 @@ from lengthwise.serving.inputs import check_policy, gpu_blocks
 from lengthwise.serving.reference.replica import Replica, too_late
 from lengthwise.serving.reference.request import Request
 from lengthwise.serving.reference.scheduler import Scheduler
-from lengthwise.serving.scoring import FRACTION, REFERENCE, Features, Scorer
+from lengthwise.serving.scoring import ADMISSION, FRACTION, REFERENCE, Features, Scorer
 from lengthwise.serving.system import Node
 
 _END, _ARRIVAL, _WAKE = 0, 1, 2
@@ -70,6 +70,7 @@ class LiveNode:
         clock.check(node.engine, node.timing, blocks * node.engine.block_size, 1.0)
         self.engine, self.num_gpu_blocks = node.engine, blocks
         self._features = _LiveFeatures(sample, seed)
+        self._features.require(node.policy.admission.reads, ADMISSION)
         scorer = Scorer(node.policy.score, self._features, np.zeros(0, dtype=np.int64))
         scheduler = Scheduler(node.engine, blocks, node.policy, scorer)
         self.replica = Replica(0, scheduler, clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 BACKLOGS = frozenset({"prefill_backlog_tokens", "decode_backlog_tokens"})
 # Sums of predicted tokens are kept in integers of this fraction of a token, so that they are exact.
 FRACTION = 1024
+
+
+MOST_RESERVED = float(1 << 40)  # tokens, for one request: sums of them stay integers of 64 bits
+ADMISSION = "admission with reserve > 0"  # what is said of who reads, in errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +256,12 @@ class Scorer:
             requests, self._evaluate(values, len(requests)).tolist(), strict=True
         ):
             request.score = score
+
+    def rounded_up(self, curve: str, requests: Sequence[Request]) -> list[int]:
+        """A feature of ``CURVES`` of each request, in whole tokens."""
+        ids = [request.id for request in requests]
+        done = [request.generated for request in requests]
+        return [math.ceil(left) for left in self._features.predictions.at(curve, ids, done)]
 
     def _evaluate(self, values: Mapping[str, Any], count: int) -> NDArray[np.float64]:
         return self._score.numbers(values, count)

@@ -33,7 +33,8 @@ PREEMPTIONS = (
 # What the simulated engines offer beyond vLLM.
 BEYOND = (
     "", "", "", "+preempt:mode=swap,price=0.0", "+admit:reserve=1.0",
-    "+preempt:price=0.0+admit:reserve=0.3",
+    "+preempt:price=0.0+admit:reserve=0.3", "+admit:reserve=1.0,by=peak",
+    "+preempt:price=0.0+admit:reserve=0.8,by=peak,of=expected_remaining_tokens",
 )  # fmt: skip
 
 

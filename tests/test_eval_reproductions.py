@@ -15,7 +15,7 @@ from scipy.stats import kendalltau
 from lengthwise.eval.cells import Cells
 from lengthwise.eval.reproduce import PAPERS, about, reproduce
 from lengthwise.eval.reproductions import hrrn as hrrn_module
-from lengthwise.eval.reproductions import mc_sf, sarathi, table, tie, uniboost, vtc
+from lengthwise.eval.reproductions import mc_sf, past_future, sarathi, table, tie, uniboost, vtc
 from lengthwise.eval.reproductions.sources import Within
 from lengthwise.eval.reproductions.table import NONE, Case, Reproduction, Row
 from lengthwise.eval.reproductions.vllm_ltr import shuffled
@@ -214,6 +214,32 @@ def test_mc_sf_is_near_the_optimum_and_nothing_is_below_it() -> None:
         own = [found.mean for name in mc_sf.NAMES if (found := values[setting, name])]
         assert min(own) >= 1 - 1e-9
         assert own[0] < 1.2 and own[0] <= own[2]
+
+
+def test_the_engine_s_admission_by_the_peak_is_mc_sf_s() -> None:
+    for seed in range(12):
+        for arriving in (False, True):
+            case = mc_sf.instance(seed, arriving, 6)
+            by_hand = mc_sf.latency(*case, np.argsort(case[2], kind="stable"))
+            assert mc_sf.engine_latency(*case, mc_sf.ENGINES[0]) == by_hand
+
+
+def test_past_future_admits_more_than_the_careful_and_preempts_less_than_the_bold() -> None:
+    for clients in past_future.LOADS[1:]:
+        drawn = "Past-Future, drawn"
+        assert ours("past-future", f"{clients} clients, goodput", "conservative (max_tokens)") < 0.5
+        assert ours("past-future", f"{clients} clients, goodput", drawn) > 0.8
+        assert ours("past-future", f"{clients} clients, preemptions a request", drawn) < 0.7
+
+
+def test_what_past_future_draws_is_longer_than_what_was_generated() -> None:
+    given = past_future.Clients(4, 40).load(None, 0)
+    made = past_future.drawn(given, 0)
+    low, high = past_future.ANSWER
+    assert ((made.predicted_tokens >= low) & (made.predicted_tokens <= high)).all()
+    at = made.at("expected_remaining_tokens", slice(None), np.full(40, 3072.0))
+    assert ((at >= 1) & (at <= high - 3072)).all()
+    assert abs(at.mean() - (high - 3072) / 2) < 200  # uniform lengths stay so
 
 
 def test_the_optimum_of_three_requests_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -336,6 +336,48 @@ def test_admission_reserves_for_what_is_predicted() -> None:
     assert made.records().preemptions.sum() == 0
 
 
+def test_admission_by_the_peak_of_what_three_requests_will_hold() -> None:
+    # prompts of 2, 2 and 1 tokens, answers of 6, 2 and 2, and 7 blocks of a token. A last token is
+    # never computed, so that A holds 7 as it ends. With B they hold 3 + 3 when B ends, and 7 later:
+    # both are admitted. C would make it 3 + 3 + 2 = 8, but one iteration later 3 + 3 + 1 as B ends
+    # and 4 + 2 as it ends itself.
+    given = workload((0, 2, 6), (0, 2, 2), (0, 1, 2))
+    tight = {"num_gpu_blocks": 8, "block_size": 1, "predictions": [6, 2, 2],
+             "scheduler_reserve_full_isl": False}  # fmt: skip
+    peak = cluster(given, "fcfs+admit:reserve=1,by=peak", **tight)
+    assert schedule(peak)[:3] == [{0: 2, 1: 2}, {0: 1, 1: 1, 2: 1}, {0: 1, 2: 1}]
+    assert peak.records().preemptions.tolist() == [0, 0, 0]
+    assert seconds(peak.records().finish_ps) == [6, 2, 3]
+    # the sum of what all still need leaves no room for B while A runs: 2 + 6 + 2 of 5
+    careful = cluster(given, "fcfs+admit:reserve=1", **tight)
+    assert schedule(careful)[0] == {0: 2}
+    assert seconds(careful.records().finish_ps) == [6, 8, 8]
+    # whoever fits now: all three, of whom the third token of each does not
+    stock = cluster(given, "fcfs", **tight)
+    assert schedule(stock)[0] == {0: 2, 1: 2, 2: 1}
+    assert stock.records().preemptions.tolist() == [0, 0, 1]
+
+
+def test_with_exact_lengths_the_peak_rule_never_lets_one_give_way() -> None:
+    rng, given_way = np.random.default_rng(3), 0
+    for _ in range(20):
+        jobs = [(float(at), int(p), int(o)) for at, p, o in zip(
+            np.sort(rng.integers(0, 30, 25)), rng.integers(1, 20, 25), rng.integers(1, 20, 25),
+            strict=True)]  # fmt: skip
+        given = workload(*jobs)
+        lengths = given["output_tokens"].astype(float)
+        found = [
+            cluster(given, policy, predictions=lengths, num_gpu_blocks=12, max_num_seqs=8,
+                    max_num_batched_tokens=512)  # fmt: skip
+            for policy in ("fcfs", "fcfs+admit:reserve=1,by=peak", "sjf+admit:reserve=1,by=peak")
+        ]
+        for made in found:
+            schedule(made)
+        given_way += int(found[0].records().preemptions.sum())
+        assert not any(made.records().preemptions.any() for made in found[1:])
+    assert given_way > 0
+
+
 def test_the_guard_bounds_waiting_by_that_of_fcfs() -> None:
     # FCFS starts the long one after the one job before it, and ends it at 23 s
     jobs = [(0.0, 1, 3), (0.0, 1, 20), *((2.0 * i, 1, 3) for i in range(1, 60))]

@@ -47,7 +47,7 @@ TRIES = 10  # episodes drawn until one leaves a choice
 # What a run writes before it reads it needs no copy; all that is neither in this list nor in the
 # next one is part of an episode's block.
 SCRATCH = (
-    "log", "rows", "out", "stash", "heap", "stale", "watched", "candidate", "acting", "words",
+    "log", "rows", "out", "stash", "ends", "heap", "stale", "watched", "candidate", "acting", "words",
     "glance", "hit", "places", "lost",
 )  # fmt: skip
 CONSTANT = (

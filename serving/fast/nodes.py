@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.policy import Score
+from lengthwise.prediction import CURVES
 from lengthwise.serving.fast import state as ks
 from lengthwise.serving.fast.calls import ScoreCalls
 from lengthwise.serving.fast.features import mask
@@ -132,6 +133,7 @@ def _constants(node: Node, inputs: NodeInputs, longest: int) -> dict[str, Any]:
         "swap_ps": inputs.clock.swap_ps_per_token,
         "overhead": rule.overhead_tokens, "price": rule.price, "margin": rule.margin,
         "protect_after": rule.protect_after, "reserve": policy.admission.reserve,
+        "reserve_peak": policy.admission.by == "peak", "reserve_of": _curve(policy.admission.of),
         "caching": engine.enable_prefix_caching,
         "bucket_mask": (1 << (2 * inputs.num_gpu_blocks).bit_length()) - 1,
         "longest": -(-longest // size),
@@ -140,6 +142,11 @@ def _constants(node: Node, inputs: NodeInputs, longest: int) -> dict[str, Any]:
         "depth": 2 if engine.async_scheduling else 1,
         "decode_tokens_per_s": inputs.clock.decode_tokens_per_s(engine),
     }  # fmt: skip
+
+
+def _curve(name: str) -> int:
+    """The place of a feature among the curves, NONE for one that is none."""
+    return list(CURVES).index(name) if name in CURVES else ks.NONE
 
 
 def _time(row: Any, inputs: NodeInputs, node: Node, tables: dict[str, _Tables]) -> None:

@@ -39,6 +39,7 @@ from lengthwise.serving.fast.batch import (
 )
 from lengthwise.serving.fast.blocks import admit, demand, find, grow, release, remember
 from lengthwise.serving.fast.compiler.jit import ceil, hot, kernel, node_of
+from lengthwise.serving.fast.curves import curve_at
 from lengthwise.serving.fast.flags import ASYNC, EVENTS, GUARD, MORE, POLICY, PREFIX, STOPS
 from lengthwise.serving.fast.guard import (
     guard_admission,
@@ -73,6 +74,7 @@ from lengthwise.serving.fast.state import (
 from lengthwise.serving.fast.tables import is_read, sum_of_terms
 from lengthwise.serving.fast.tenants import tenant_arrives
 from lengthwise.serving.reference.replica import FUTILE
+from lengthwise.serving.scoring import MOST_RESERVED
 
 # The end of an iteration
 
@@ -310,13 +312,55 @@ def preempt(S: Any, r: int, s: int, queued: bool) -> None:
 def reserved(S: Any, r: int, id: int) -> int:
     """Blocks that admission keeps for the predicted remainders of a candidate and the batch."""
     node = node_of(S, r)
-    ahead = max(rounded_up(S, id) - S.generated[id], 0)
+    ahead = to_come(S, r, id, S.generated[id])
     s = S.replica[r].head
     while s != NONE:
         sl = S.slot[s]
-        ahead += max(rounded_up(S, sl.id) - generated_of(S, r, s), 0)
+        ahead += to_come(S, r, sl.id, generated_of(S, r, s))
         s = sl.next
     return ceil(node.reserve * ahead / node.block_size)
+
+
+@kernel
+def to_come(S: Any, r: int, id: int, generated: int) -> int:
+    """Tokens that a request is predicted to generate yet, as admission counts them."""
+    node = node_of(S, r)
+    if node.reserve_of == NONE:
+        return max(rounded_up(S, id) - generated, 0)
+    return ceil(curve_at(S, node.reserve_of, id, generated))
+
+
+@kernel
+def file_end(S: Any, r: int, count: int, id: int, generated: int, known: int) -> None:
+    """Puts a request among ``count`` others in ``ends``, most to come first."""
+    to_go = max(to_come(S, r, id, generated), 1)
+    left = ceil(min(node_of(S, r).reserve * to_go, MOST_RESERVED))
+    place = count
+    while place > 0 and S.ends[place - 1].left < left:
+        S.ends[place].left = S.ends[place - 1].left
+        S.ends[place].known = S.ends[place - 1].known
+        place -= 1
+    S.ends[place].left = left
+    S.ends[place].known = known
+
+
+@kernel
+def peak_blocks(S: Any, r: int, id: int) -> int:
+    """``Scheduler._peak_blocks`` of the batch and a candidate."""
+    node = node_of(S, r)
+    file_end(S, r, 0, id, S.generated[id], known_waiting(S, id))
+    count = 1
+    s = S.replica[r].head
+    while s != NONE:
+        file_end(S, r, count, S.slot[s].id, generated_of(S, r, s), known_of(S, r, s))
+        count += 1
+        s = S.slot[s].next
+    peak = known = 0
+    for place in range(count):
+        known += S.ends[place].known
+        each = S.ends[place].left - 1 + node.block_size - 1
+        peak = max(peak, known + (place + 1) * each)
+    return peak // node.block_size
 
 
 @hot
@@ -329,7 +373,11 @@ def admission_blocks(S: Any, r: int, id: int, tokens: int) -> int:
     if rep.running > 0:
         needed += node.watermark
         if MORE and node.reserve > 0:
-            needed += reserved(S, r, id)
+            if node.reserve_peak:
+                peak = peak_blocks(S, r, id) + node.watermark
+                needed = max(needed, peak - (node.blocks - rep.free))
+            else:
+                needed += reserved(S, r, id)
     return needed
 
 

@@ -25,7 +25,7 @@ from lengthwise.serving.fast.setup import allocate, grow, with_rows
 from lengthwise.serving.inputs import Inputs, prepare
 from lengthwise.serving.records import LOST, Iterations, Records, with_lost
 from lengthwise.serving.reference.replica import endless, too_late
-from lengthwise.serving.scoring import Features
+from lengthwise.serving.scoring import ADMISSION, Features
 from lengthwise.serving.system import HOLD, Node, Stop, Stops, System, Totals
 from lengthwise.workload import Workload
 
@@ -244,6 +244,7 @@ def begin_run(
     features = Features(workload, inputs.predictions, seed)
     for node in first:
         features.require(node.policy.score.features, f"policy {node.policy.score.name!r}")
+        features.require(node.policy.admission.reads, ADMISSION)
     routing = system.routing
     features.require(routing.score.features, f"router {routing.score.name!r}")
     calls = ScoreCalls([node.policy for node in first], routing, len(of))

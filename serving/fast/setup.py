@@ -74,6 +74,9 @@ def allocate(
         wheel=np.full((replicas, ks.WHEEL), ks.NONE, np.int32),
         hist=np.zeros((replicas, kinds.largest("block_size")), np.int64),
         heap=np.zeros(queues, ks.WAITING), stash=np.zeros(largest, ks.WAITING),
+        ends=np.zeros(
+            kinds.largest("max_num_seqs") + 1 if (node["reserve_peak"] > 0).any() else 0, ks.ENDS
+        ),
         stale=np.zeros(queues, np.int32),
         **_guard(node, n, replicas, queues),
         log=np.zeros(1024 if log else 0, ks.LOG),
@@ -155,7 +158,8 @@ def _longer(array: NDArray[Any], room: int) -> NDArray[Any]:
 
 def _names(kinds: Kinds, routing: RoutingPolicy) -> set[str]:
     """The features that anybody reads."""
-    return set(routing.score.features).union(*(k.policy.score.features for k in kinds.nodes))
+    read = [(*node.policy.score.features, *node.policy.admission.reads) for node in kinds.nodes]
+    return set(routing.score.features).union(*read)
 
 
 def _guard(

@@ -81,6 +81,7 @@ NODE = np.dtype(
             "preemption", "swaps", "overhead", "max_per_step", "past_preemption", "applies_alone",
             "swap_ps", "caching", "bucket_mask", "longest", "depth", "score_at", "ahead_at",
             "guarded", "guard_floor",
+            "reserve_peak", "reserve_of",  # the place of a curve, or NONE
             "decode_at", "mixed_at", "decode_context_at", "mixed_launch_at",
             "pipeline",  # whether there are two clocks
             *(f"{term}_ps" for term in TERMS),
@@ -138,6 +139,9 @@ SLOW = _row("begins", "ends", "factor")
 TURN = _row("time", "kind", "node")
 LOST_VISIT = _row(*LOST)
 FAILED, KNOWN = 1, 2
+
+# Of a request in the batch, as admission foresees it: tokens to come, and those that are known.
+ENDS = _row("left", "known")
 
 WAITING = np.dtype([("score", np.float64), ("id", np.int64)])
 
@@ -229,6 +233,7 @@ class State(NamedTuple):
     hist: NDArray[Any]  # (R, largest block_size)
     heap: NDArray[Any]  # (all capacities,) WAITING
     stash: NDArray[Any]  # (largest capacity,) WAITING
+    ends: NDArray[Any]  # (largest max_num_seqs + 1,) ENDS, scratch
     stale: NDArray[Any]  # (all capacities,) requests whose scores are out of date
     waits: NDArray[Any]  # (R, RING) WAIT
     watched: NDArray[Any]  # (all capacities,) WATCHED
@@ -339,7 +344,7 @@ KINDS: dict[str, tuple[np.dtype[Any], int]] = {
     name: (np.dtype(np.int64), 1) for name in State._fields
 } | {
     "run": (RUN, 0), "node": (NODE, 1), "replica": (REPLICA, 1), "slot": (SLOT, 1), "log": (LOG, 1),
-    "step": (STEP, 2), "heap": (WAITING, 1), "stash": (WAITING, 1), "rows": (FEATURE_ROW, 1),
+    "step": (STEP, 2), "heap": (WAITING, 1), "stash": (WAITING, 1), "ends": (ENDS, 1), "rows": (FEATURE_ROW, 1),
     "seen": (FEATURE_ROW, 1), "scraped": (FEATURE_ROW, 1),
     "curve": (CURVE, 1), "block": (BLOCK, 1), "prefix": (np.dtype(np.int64), 2),
     "hist": (np.dtype(np.int64), 2),

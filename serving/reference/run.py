@@ -29,7 +29,7 @@ from lengthwise.serving.reference.request import Request
 from lengthwise.serving.reference.scheduler import Scheduler
 from lengthwise.serving.reference.tenants import TenantBooks
 from lengthwise.serving.reference.timeline import Step
-from lengthwise.serving.scoring import FRACTION, Features, ReplicaView, Scorer
+from lengthwise.serving.scoring import ADMISSION, FRACTION, Features, ReplicaView, Scorer
 from lengthwise.serving.system import HOLD, Stop, Stops, System, Totals
 from lengthwise.workload import Workload
 
@@ -65,6 +65,7 @@ class ReferenceRun:
         scorers: dict[int, Scorer] = {}  # by identity: a policy that nodes share scores once
         for node in system.nodes:
             if id(node.policy) not in scorers:
+                self._features.require(node.policy.admission.reads, ADMISSION)
                 scored = Scorer(node.policy.score, self._features, inputs.arrival_ps)
                 scorers[id(node.policy)] = scored
         self._scorers = [scorers[id(node.policy)] for node in system.nodes]

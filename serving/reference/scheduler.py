@@ -23,7 +23,7 @@ from lengthwise.serving.reference.request import Request
 from lengthwise.serving.reference.starvation import Watch
 from lengthwise.serving.reference.timeline import Step
 from lengthwise.serving.reference.waiting import ArrivalQueue, ScoreQueue, WaitingQueue
-from lengthwise.serving.scoring import ReplicaView, Scorer
+from lengthwise.serving.scoring import MOST_RESERVED, ReplicaView, Scorer
 
 UNLIMITED = 1 << 62
 Viewer = Callable[[int, Iterable[str]], ReplicaView]  # a moment and the features that are read
@@ -422,7 +422,38 @@ class Scheduler:
         if self.running:  # alone, a request is always admitted: nobody else could free blocks
             needed += self._watermark
             share = self.policy.admission.reserve
-            if share > 0:
-                ahead = sum(max(r.predicted - r.generated, 0) for r in (*self.running, request))
+            if share > 0 and self.policy.admission.by == "peak":
+                peak = self._peak_blocks([*self.running, request]) + self._watermark
+                needed = max(needed, peak - self.kv.used)
+            elif share > 0:
+                ahead = sum(self._to_come([*self.running, request]))
                 needed += math.ceil(share * ahead / self.engine.block_size)
         return needed
+
+    def _to_come(self, requests: Sequence[Request]) -> list[int]:
+        """Tokens that each is predicted to generate yet."""
+        of = self.policy.admission.of
+        if of == "predicted_tokens":
+            return [request.decode_left for request in requests]
+        return self._scorer.rounded_up(of, requests)
+
+    def _peak_blocks(self, requests: Sequence[Request]) -> int:
+        """The most KV blocks that these will hold at one moment, none ending before its time.
+
+        That is when one of them ends: then those that have as much to come, or more, have grown by
+        what it had to come, and the others are gone. A request's last token is never computed, and
+        each may leave all but one token of its last block empty.
+        """
+        share, size = self.policy.admission.reserve, self.engine.block_size
+        ends = sorted(
+            (
+                (math.ceil(min(share * max(left, 1), MOST_RESERVED)), request.known)
+                for left, request in zip(self._to_come(requests), requests, strict=True)
+            ),
+            reverse=True,
+        )
+        peak = known = 0
+        for holders, (left, tokens) in enumerate(ends, 1):
+            known += tokens
+            peak = max(peak, known + holders * (left - 1 + size - 1))
+        return peak // size
