@@ -360,6 +360,7 @@ def test_admission_by_the_peak_of_what_three_requests_will_hold() -> None:
 
 def test_with_exact_lengths_the_peak_rule_never_lets_one_give_way() -> None:
     rng, given_way = np.random.default_rng(3), 0
+    few = {"num_gpu_blocks": 12, "max_num_seqs": 8, "max_num_batched_tokens": 512}
     for _ in range(20):
         jobs = [(float(at), int(p), int(o)) for at, p, o in zip(
             np.sort(rng.integers(0, 30, 25)), rng.integers(1, 20, 25), rng.integers(1, 20, 25),
@@ -367,8 +368,7 @@ def test_with_exact_lengths_the_peak_rule_never_lets_one_give_way() -> None:
         given = workload(*jobs)
         lengths = given["output_tokens"].astype(float)
         found = [
-            cluster(given, policy, predictions=lengths, num_gpu_blocks=12, max_num_seqs=8,
-                    max_num_batched_tokens=512)  # fmt: skip
+            cluster(given, policy, predictions=lengths, **few)
             for policy in ("fcfs", "fcfs+admit:reserve=1,by=peak", "sjf+admit:reserve=1,by=peak")
         ]
         for made in found:

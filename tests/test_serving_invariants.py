@@ -28,7 +28,8 @@ from lengthwise.workload import Workload
 from tests.systems import alike
 
 POLICIES = (
-    "fcfs", "sjf", "sjf+admit:reserve=1.0", "fcfs+admit:reserve=0.7,by=peak", "priority", "hrrn", "srtf", "mlfq:quantum=2",
+    "fcfs", "sjf", "sjf+admit:reserve=1.0", "fcfs+admit:reserve=0.7,by=peak", "priority",
+    "hrrn", "srtf", "mlfq:quantum=2",
     "srtf+preempt:price=0.0", "srtf+preempt:price=0.0,mode=swap",
     "mlfq:quantum=1,levels=3+preempt:price=0.0,max_per_step=2",
     "srtf+preempt:price=0.001,overhead_tokens=4,margin=1.0,protect_after=0.5",

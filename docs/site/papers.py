@@ -18,7 +18,7 @@ from lengthwise.writing import whole_file
 
 FOLDER = Path(__file__).resolve().parents[1] / "papers"
 WIDTH = 120
-MADE = "27 November 2026"
+MADE = "28 November 2026"
 
 
 def page(name: str, found: Reproduction) -> str:
@@ -62,8 +62,8 @@ cores, with `--seeds`, `--out`, `--json` and `--csv` as everywhere. Each stands 
 `eval/reproductions/`: the published numbers, the runs that are ours, and why the two differ.
 Regimes are those that the papers state (model, GPU, load). Where they leave one open (FastServe's
 batch, TRAIL's cache, HRRN's traffic, UniBoost's trace), a few were tried, and the pages show those
-around theirs; no number was fitted. Sections are cited from summaries where a paper's text was not
-at hand.
+around theirs; no number was fitted. Past-Future's limits and loads were chosen after looking, as
+its page says. Sections are cited from summaries where a paper's text was not at hand.
 
 | | |
 |---|---|

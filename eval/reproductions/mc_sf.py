@@ -179,6 +179,6 @@ def mc_sf(
         "Jaillet et al., arXiv 2502.07115, section 5 (synthetic): mean ratio over 200 instances",
         "With so few requests one that is admitted in the wrong order is a larger share of the "
         "whole than among 50, so that ours may lie above theirs by a few per cent. The engine's "
-        "admission by the peak is MC-SF's, case by case; by the sum it is more cautious, as it does "
-        "not see that requests that end early give their memory back before others need it.",
+        "admission by the peak is MC-SF's, case by case; by the sum it is more cautious, as it "
+        "does not see that requests that end early give their memory back before others need it.",
     )

@@ -47,8 +47,8 @@ TRIES = 10  # episodes drawn until one leaves a choice
 # What a run writes before it reads it needs no copy; all that is neither in this list nor in the
 # next one is part of an episode's block.
 SCRATCH = (
-    "log", "rows", "out", "stash", "ends", "heap", "stale", "watched", "candidate", "acting", "words",
-    "glance", "hit", "places", "lost",
+    "log", "rows", "out", "stash", "ends", "heap", "stale", "watched", "candidate", "acting",
+    "words", "glance", "hit", "places", "lost",
 )  # fmt: skip
 CONSTANT = (
     "node", "decode_ps", "mixed_ps", "decode_context_ps", "mixed_launch_ps", "planned", "reach_ps",

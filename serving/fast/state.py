@@ -344,8 +344,8 @@ KINDS: dict[str, tuple[np.dtype[Any], int]] = {
     name: (np.dtype(np.int64), 1) for name in State._fields
 } | {
     "run": (RUN, 0), "node": (NODE, 1), "replica": (REPLICA, 1), "slot": (SLOT, 1), "log": (LOG, 1),
-    "step": (STEP, 2), "heap": (WAITING, 1), "stash": (WAITING, 1), "ends": (ENDS, 1), "rows": (FEATURE_ROW, 1),
-    "seen": (FEATURE_ROW, 1), "scraped": (FEATURE_ROW, 1),
+    "step": (STEP, 2), "heap": (WAITING, 1), "stash": (WAITING, 1), "ends": (ENDS, 1),
+    "rows": (FEATURE_ROW, 1), "seen": (FEATURE_ROW, 1), "scraped": (FEATURE_ROW, 1),
     "curve": (CURVE, 1), "block": (BLOCK, 1), "prefix": (np.dtype(np.int64), 2),
     "hist": (np.dtype(np.int64), 2),
     **{name: (np.dtype(np.float64), 1) for name in _FLOATS},
