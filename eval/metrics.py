@@ -65,6 +65,17 @@ PER_REQUEST = {
 # One number of a run, e.g. "ttft_p99": the statistic of a metric over requests, in its unit.
 OF_REQUESTS = tuple(f"{name}_{statistic}" for name in PER_REQUEST for statistic in STATISTICS)
 
+# Every name that ``summary`` may find, without its unit; of tasks with an SLO there are more.
+OF_RUNS = (
+    *(f"{name}_{statistic}" for name in (*PER_REQUEST, "slowdown", "itl")
+      for statistic in STATISTICS),
+    "requests", "makespan", "throughput_requests_per_s", "throughput_tokens_per_s", "preemptions",
+    "recomputed_tokens", "downtime", "retries", "lost_tokens", "jain_index", "slo_attainment",
+    "goodput", "deadline_attainment", "deadline_goodput", "lateness_max", "service_gap_mean",
+    "service_gap_max", "tenant_slowdown_max", "tenant_jain_index", "kv_utilization_mean",
+    "kv_utilization_max",
+)  # fmt: skip
+
 
 def itl_s(iterations: Iterations) -> tuple[Floats, Floats]:
     """Inter-token latencies: iteration durations (s) and how many tokens each one spaces.

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise.errors import UnknownNameError
+from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval.alike import NAMES, Alike
 from lengthwise.eval.capacity import Capacity
 from lengthwise.eval.compare import BOUND, Comparison, Contender
+from lengthwise.eval.metrics import OF_RUNS
 from lengthwise.eval.statistics import Interval, paired_ratio
 
 Verdict = Literal["better", "worse", "same", ""]
@@ -81,26 +82,52 @@ def columns_of(comparison: Comparison) -> tuple[Column, ...]:
 
 
 def chosen_columns(comparison: Comparison, names: Sequence[str]) -> tuple[Column, ...]:
-    """Columns by the names of metrics: ``e2e_p99``, ``ttft_p50``, ``goodput``; also ``_s`` at the
-    end. ``_ratio`` makes it the ratio to the first row, ``_ratio_best`` that to the best one.
+    """Columns by their headings, as ``TTFT P99``, or by the names of metrics: ``e2e_p99``,
+    ``ttft_p50``, ``goodput``; also ``_s`` at the end. ``_ratio`` makes it the ratio to the first
+    row, ``_ratio_best`` that to the best one.
 
     Raises ``UnknownNameError`` for a metric that the runs don't have.
     """
     usual = {(column.metric, column.ratio): column for column in columns_of(comparison)}
+    headed = {column.heading.removesuffix(", s").lower(): column for column in usual.values()}
     metrics = {_short_name(str(name)): str(name) for name in comparison.runs if name not in NAMES}
     found = []
     for name in names:
+        if name.lower() in headed:
+            found.append(headed[name.lower()])
+            continue
+        name = "_".join(name.lower().split())
         bare, best, _ = name.partition("_ratio_best")
         ratio: Literal["", "first", "best"] = "best" if best else ""
         if not best and name.endswith("_ratio"):
             bare, ratio = name.removesuffix("_ratio"), "first"
         metric = bare if bare in metrics.values() else metrics.get(bare.removesuffix("_s"))
         if metric is None:
-            raise UnknownNameError("column", name, (*metrics, *(f"{m}_ratio" for m in metrics)))
+            raise UnknownNameError("column", name, metrics)
         to = {"": "", "first": f" × {comparison.baseline}", "best": " × best"}[ratio]
         made = Column(f"{_heading(_short_name(metric))}{to or _unit(metric)}", metric, ratio)
         found.append(usual.get((metric, ratio), made))
     return tuple(found)
+
+
+def check_columns(names: Sequence[str], slo: Collection[str] = ()) -> None:
+    """Raises ``UnknownNameError`` for a column that no comparison has, ``InputError`` for one that
+    needs an SLO.
+
+    For before the runs: ``chosen_columns`` knows which there are only after them.
+    """
+    known = {*OF_RUNS, *(f"slo_attainment_{name.rpartition('.')[0]}" for name in slo)}
+    columns = (*COLUMNS, *FAILURES, GOODPUT, ATTAINED)
+    headed = {c.heading.removesuffix(", s").lower(): c for c in columns}
+    for name in names:
+        bare = "_".join(name.lower().split())
+        bare = _short_name(bare.removesuffix("_best").removesuffix("_ratio"))
+        ratio = name.lower().startswith(("mean × ", "p99 × "))
+        if not (bare in known or name.lower() in headed or ratio):
+            raise UnknownNameError("column", bare, known)
+        if headed.get(name.lower()) in (GOODPUT, ATTAINED) or bare in ("goodput", "slo_attainment"):
+            if not slo:
+                raise InputError(f"column {name!r} needs limits: --slo ttft=1,tpot=0.05")
 
 
 def _short_name(metric: str) -> str:

@@ -185,9 +185,8 @@ class Blocks:
             table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
             for head in self.heads:
                 table.add_column(
-                    head, vertical="bottom", overflow="fold", max_width=self.most,
-                    no_wrap=self.most is None,
-                )  # fmt: skip
+                    head, overflow="fold", max_width=self.most, no_wrap=self.most is None
+                )
             for index in block:
                 table.add_column(self.columns[index], justify="right", no_wrap=True)
             for names, cells in lines:
@@ -529,34 +528,51 @@ def calibration_view(found: Calibration) -> RenderableType:
     )
 
 
-JUDGED = (  # heading, column of lengthwise.eval.judge; ratios have "×"
-    ("mean latency, s", "mean_latency_s"),
-    ("mean × {first}", "ratio"),
-    ("mean × best", "ratio_best"),
-    ("P99 latency, s", "p99_latency_s"),
-    ("P99 × best", "p99_latency_s_ratio_best"),
-    ("max wait, s", "max_wait_s"),
-    ("TTFT P99, s", "p99_ttft_s"),
-    ("TPOT P99, s", "p99_tpot_s"),
-    ("TTFT P50, s", "p50_ttft_s"),
-    ("TPOT P50, s", "p50_tpot_s"),
-    ("mean TTFT, s", "mean_ttft_s"),
-    ("s/token", "mean_normalized_latency_s"),
-    ("s/token × best", "mean_normalized_latency_s_ratio_best"),
+JUDGED = (  # heading, column of lengthwise.eval.judge (ratios have "×"), its name elsewhere
+    ("mean latency, s", "mean_latency_s", "e2e_mean"),
+    ("mean × {first}", "ratio", "e2e_mean_ratio"),
+    ("mean × best", "ratio_best", "e2e_mean_ratio_best"),
+    ("P99 latency, s", "p99_latency_s", "e2e_p99"),
+    ("P99 × best", "p99_latency_s_ratio_best", "e2e_p99_ratio_best"),
+    ("max wait, s", "max_wait_s", "wait_max"),
+    ("TTFT P99, s", "p99_ttft_s", "ttft_p99"),
+    ("TPOT P99, s", "p99_tpot_s", "tpot_p99"),
+    ("TTFT P50, s", "p50_ttft_s", "ttft_p50"),
+    ("TPOT P50, s", "p50_tpot_s", "tpot_p50"),
+    ("mean TTFT, s", "mean_ttft_s", "ttft_mean"),
+    ("s/token", "mean_normalized_latency_s", "normalized_latency_mean"),
+    (
+        "s/token × best",
+        "mean_normalized_latency_s_ratio_best",
+        "normalized_latency_mean_ratio_best",
+    ),
 )
+
+
+def judged_columns(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Headings and columns of ``lengthwise.eval.judge``, by heading, by ``compare``'s name or by
+    their own; all without names.
+
+    Raises ``UnknownNameError`` for others.
+    """
+    every = [(head, column) for head, column, _ in JUDGED]
+    known = {}
+    for head, column, name in JUDGED:
+        for said in (column, name, head.removesuffix(", s")):
+            known[said.lower()] = (head, column)
+    for name in names:
+        if name.lower() not in known:
+            raise UnknownNameError("column", name, (name for _, _, name in JUDGED))
+    return [known[name.lower()] for name in names] or every
 
 
 def judged_view(
     rows: Sequence[Mapping[str, Any]], width: int, columns: Sequence[str] = (), wide: bool = False
 ) -> RenderableType:
     """Trained policies beside baselines, a verdict and a table for each workload and load: rows of
-    ``lengthwise.training.judging.evaluate_policy``. ``columns`` are theirs, by name.
+    ``lengthwise.training.judging.evaluate_policy``. ``columns`` are for ``judged_columns``.
     """
-    known = {column: heading for heading, column in JUDGED}
-    for name in columns:
-        if name not in known:
-            raise UnknownNameError("column", name, known)
-    chosen = [(known[name], name) for name in columns or known]
+    chosen = judged_columns(columns)
     groups: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
     for row_ in rows:
         groups.setdefault((row_["workload"], row_["load"]), []).append(row_)

@@ -223,6 +223,13 @@ def test_a_bundle_is_judged_by_a_plain_install(tmp_path: Path) -> None:
     assert "mean × fcfs" in ended.stdout
 
 
+def test_a_list_says_whole_sentences(run: object) -> None:
+    found = run("list policies --csv")  # type: ignore[operator]
+    assert "who has waited starved_s and has generated fewer than quantum tokens" in found.out
+    found = run("list routers --csv")  # type: ignore[operator]
+    assert "Others: the most, where a seat is free" in found.out
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, run: object) -> None:
     from lengthwise.training.commands import listing
 

@@ -103,7 +103,15 @@ def test_inter_token_latency_and_kv_utilization_by_hand() -> None:
         used_blocks=np.array([4, 8, 2]),
         preempted=np.zeros(3, dtype=np.int64),
     )
-    found = metrics.summary(records(iterations=log), num_gpu_blocks=10)
+    found = metrics.summary(
+        records(iterations=log), num_gpu_blocks=10, alone_s=np.array([5.0, 5.0]),
+        slo={"ttft": 2.5}, tenants=np.array(["a", "b"]), deadline_s=np.array([9.0, 9.0]),
+        downtime_s=0.0,
+    )  # fmt: skip
+    bare = {name.removesuffix("_requests_per_s") for name in found if "goodput" in name}
+    bare |= {name if name.endswith("per_s") else name.removesuffix("_s") for name in found}
+    goodput = {f"{name}_requests_per_s" for name in ("goodput", "deadline_goodput")}
+    assert bare - goodput == set(metrics.OF_RUNS)
     assert found["itl_mean_s"] == pytest.approx((3 * 1 + 1 * 2) / 4)
     assert found["itl_p50_s"] == 1
     assert found["itl_max_s"] == 2

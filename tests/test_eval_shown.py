@@ -19,8 +19,9 @@ import scipy.stats
 from matplotlib.colors import to_hex
 from rich.console import Console, RenderableType
 
-from lengthwise.errors import InputError
+from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval import charts, panels, plots
+from lengthwise.eval.alike import NAMES
 from lengthwise.eval.capacity import Capacity, Probe
 from lengthwise.eval.compare import BOUND, QUANTILES, Comparison, Contender
 from lengthwise.eval.publish import pick_timelines, publish
@@ -30,6 +31,7 @@ from lengthwise.eval.source import Fixed
 from lengthwise.eval.statistics import Interval, t_interval
 from lengthwise.eval.tables import (
     COLUMNS,
+    check_columns,
     chosen_columns,
     columns_of,
     footnote,
@@ -47,6 +49,7 @@ from lengthwise.eval.terminal import (
     BLOCKS,
     capacity_view,
     comparison_view,
+    judged_columns,
     judged_view,
     markdown,
     plain_metric,
@@ -314,6 +317,10 @@ ORDER_NAMES = [
 def test_columns_are_chosen_by_the_names_of_metrics() -> None:
     found = comparison()
     assert chosen_columns(found, ORDER_NAMES) == columns_of(found)
+    headings = [column.heading.removesuffix(", s") for column in columns_of(found)]
+    assert chosen_columns(found, headings) == columns_of(found)
+    (other,) = chosen_columns(found, ["Wait mean"])
+    assert (other.heading, other.metric) == ("mean wait, s", "wait_mean_s")
     odd = chosen_columns(found, ["ttft_p99_ratio", "wait_mean", "tpot_p50_ratio_best"])
     assert [(c.heading, c.metric, c.ratio) for c in odd] == [
         ("TTFT P99 × fcfs", "ttft_p99_s", "first"), ("mean wait, s", "wait_mean_s", ""),
@@ -325,6 +332,19 @@ def test_columns_are_chosen_by_the_names_of_metrics() -> None:
     assert cell.value == pytest.approx(scipy.stats.gmean(ratios))
     with pytest.raises(InputError, match="did you mean 'ttft_p99'"):
         chosen_columns(found, ["ttft_p9"])
+
+
+def test_columns_that_no_comparison_has_are_refused_before_the_runs() -> None:
+    found = comparison()
+    metrics = [name for name in found.runs if name not in NAMES]
+    headings = [column.heading.removesuffix(", s") for column in columns_of(found)]
+    check_columns([*metrics, *ORDER_NAMES, *headings], ("ttft", "chat.tpot"))
+    check_columns(["slo_attainment_chat", "TTFT P90", "e2e_p95_ratio_best"], ("ttft", "chat.tpot"))
+    with pytest.raises(UnknownNameError, match="'e2e_meen'; did you mean 'e2e_mean'"):
+        check_columns(["e2e_meen"])
+    for name in ("goodput", "goodput/s", "meet SLO", "slo_attainment"):
+        with pytest.raises(InputError, match=f"column '{name}' needs limits: --slo ttft=1"):
+            check_columns([name])
 
 
 def test_markdown_says_the_same_in_the_same_order() -> None:
@@ -1210,6 +1230,11 @@ def test_judged_policies_have_a_table_for_each_workload_and_load() -> None:
                 {"workload": workload, "load": load, "rate_requests_per_s": 12.345, "best": "srtf",
                  "policy": policy, "trained": policy == "learned", **said}
             )  # fmt: skip
+    both = [("TTFT P99, s", "p99_ttft_s"), ("mean × best", "ratio_best")]
+    for asked in (["TTFT P99", "mean × best"], ["ttft_p99", "e2e_mean_ratio_best"]):
+        assert judged_columns(asked) == both
+    with pytest.raises(UnknownNameError, match="'ttft_p9'; did you mean 'ttft_p99'"):
+        judged_columns(["ttft_p9"])
     lines = shown(judged_view(rows, 400))
     titles = [i for i, line in enumerate(lines) if "best baseline:" in line]
     assert [lines[i] for i in titles] == [

@@ -125,12 +125,14 @@ def compare(
     from lengthwise.eval.compare import compare as run
     from lengthwise.eval.flat import comparison_document, comparison_rows
     from lengthwise.eval.publish import check_publishable, pick_timelines, publish
+    from lengthwise.eval.tables import check_columns
     from lengthwise.eval.terminal import comparison_view
     from lengthwise.training.commands.show import notices, progress, show, wrote
     from lengthwise.training.commands.stopped import cells_kept, kept
 
     Name("metric", metrics.OF_REQUESTS).convert(metric, None, None)
     limits = metrics.parse_slo(slo, tuple(metrics.PER_REQUEST)) if slo else None
+    check_columns(shown, limits or ())
     engine, source = take_engine(options), take_source(options)
     chosen = policies or (("fcfs",) if routers else ("fcfs", "sjf", "srtf", "mlfq"))
     if out is not None:

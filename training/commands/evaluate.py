@@ -143,11 +143,12 @@ def policy(
     lengthwise evaluate policy run0 run1 run2 code.csv.gz chat.csv.gz --load 0.9 --tune
     """
     from lengthwise.eval.output import check_writable, save_rows
-    from lengthwise.eval.terminal import judged_view
+    from lengthwise.eval.terminal import judged_columns, judged_view
     from lengthwise.training.commands.show import notices, progress, show, wrote
     from lengthwise.training.commands.stopped import cells_kept, kept
     from lengthwise.training.judging import evaluate_policy
 
+    judged_columns(shown)
     folders, workloads = _sorted(items)
     engine = take_engine(options)
     if out is not None:

@@ -28,7 +28,7 @@ def policies() -> tuple[tuple[str, ...], Rows]:
         rows.append(
             (
                 name,
-                _first_line(policy.score.function.__doc__),
+                _about(policy.score.function.__doc__),
                 ", ".join(policy.score.features),
                 _tunables(policy.score),
                 "" if policy.preemption.mode == "none" else policy.preemption.mode,
@@ -44,7 +44,7 @@ def routers() -> tuple[tuple[str, ...], Rows]:
     rows: Rows = []
     for name in registry.names("router"):
         router = registry.load("router", name)
-        about = _first_line(router.score.function.__doc__)
+        about = _about(router.score.function.__doc__)
         if router.choices:
             about = f"Of {router.choices} random replicas: {about[:1].lower()}{about[1:]}"
         reads = ", ".join(router.score.features)
@@ -88,7 +88,7 @@ def workloads() -> tuple[tuple[str, ...], Rows]:
     rows: Rows = []
     for name, made in PRESETS.items():
         sample = preset(name, requests=2000)
-        source = getattr(made, "source", None) or _first_line(made.__doc__)
+        source = getattr(made, "source", None) or _about(made.__doc__)
         rows.append(
             (
                 name,
@@ -168,7 +168,7 @@ def _table(heads: tuple[str, ...], rows: Rows, most: int | None) -> Table:
 
 
 def _documented(kind: str) -> Rows:
-    """Names with the first line of their docstring, read from the source: importing may be slow."""
+    """Names with what their docstring says first, read from the source: importing may be slow."""
     import ast
     from importlib.util import find_spec
     from pathlib import Path
@@ -183,7 +183,7 @@ def _documented(kind: str) -> Rows:
         tree = ast.parse(Path(found.origin).read_text("utf-8"))
         for node in tree.body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
-                rows.append((name, _first_line(ast.get_docstring(node))))
+                rows.append((name, _about(ast.get_docstring(node))))
     return rows
 
 
@@ -200,5 +200,7 @@ def _tunables(score: Score) -> str:
     )
 
 
-def _first_line(docstring: str | None) -> str:
-    return docstring.strip().splitlines()[0].rstrip(".").replace("``", "") if docstring else ""
+def _about(docstring: str | None) -> str:
+    """A docstring's first paragraph as one line."""
+    paragraph, _, _ = (docstring or "").strip().partition("\n\n")
+    return " ".join(paragraph.split()).removesuffix(".").replace("``", "")

@@ -324,7 +324,8 @@ def table_options(command: Command) -> Command:
         ),
         click.option(
             "--show", "shown", type=Specs(), default=(), metavar="COLUMN,...",
-            help="These columns alone: e2e_mean,e2e_p99_ratio,ttft_p99,goodput, ...",
+            help="These columns alone in the table: e2e_mean,e2e_p99_ratio,ttft_p99, ... "
+            "--json and --csv have all.",
         ),
     ):  # fmt: skip
         command = decorate(command)
