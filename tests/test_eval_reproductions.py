@@ -30,7 +30,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "trail": {"requests": 1200}, "hrrn": {"turns": 4}, "clairvoyant": {"requests": 200},
     "uniboost": {"requests": 1500}, "vtc": {}, "tie": {"requests": 700},
     "sarathi": {"requests": 60}, "mc-sf": {"requests": 5, "instances": 2},
-    "past-future": {"rounds": 4},
+    "past-future": {"rounds": 4}, "pars": {"requests": 700},
 }  # fmt: skip
 
 
@@ -233,6 +233,16 @@ def test_past_future_admits_more_than_the_careful_and_preempts_less_than_the_bol
         assert ours("past-future", f"{clients} clients, goodput", drawn) > 0.8
         assert ours("past-future", f"{clients} clients, goodput by TPOT", drawn) < 1
         assert ours("past-future", f"{clients} clients, preemptions a request", drawn) < 0.7
+
+
+def test_pars_gains_by_what_it_ranks_right_and_nothing_where_no_queue_forms() -> None:
+    for workload in ("lmsys-chat", "reasoning"):
+        by_tau = [
+            ours("pars", f"{workload}, burst", name)
+            for name in ("oracle", "PARS: margin, BERT (tau 0.60)", "ten classes (tau 0.19)")
+        ]
+        assert by_tau == sorted(by_tau) and by_tau[-1] < 0.9
+        assert ours("pars", f"{workload}, load 0.95", "oracle") == pytest.approx(1, abs=0.02)
 
 
 def test_what_past_future_draws_is_longer_than_what_was_generated() -> None:
