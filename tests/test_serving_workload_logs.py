@@ -92,6 +92,25 @@ def test_a_proxy_s_log_and_a_batch_s_output(tmp_path: Path) -> None:
         read(lines(tmp_path / "q.jsonl", question))
 
 
+def test_other_lists_of_answers_and_prompts_that_a_cache_had(tmp_path: Path) -> None:
+    rows = [chat_response(1_700_000_000, 9, 4), chat_response(1_700_000_003, 20, 7)]
+    stored = tmp_path / "stored.json"  # as GET /v1/chat/completions lists them
+    stored.write_text(json.dumps({"object": "list", "data": rows, "has_more": False}))
+    assert shown(read(stored), *BASIC) == [(0, 9, 4), (3, 20, 7)]
+    nested = tmp_path / "nested.json"  # lengths in an object of their own
+    nested.write_text(json.dumps([
+        {"request_id": row, "timestamp": row / 2, "data": {"input_tokens": 7, "output_tokens": 3}}
+        for row in range(2)
+    ]))  # fmt: skip
+    assert shown(read(nested), *BASIC) == [(0, 7, 3), (0.5, 7, 3)]
+    usage = {"input_tokens": 10, "cache_read_input_tokens": 90, "output_tokens": 5}
+    other = {"input_tokens": 10, "output_tokens": 6}
+    path = lines(tmp_path / "a.jsonl", {"ts": 1, "usage": usage}, {"ts": 2, "usage": other})
+    found = read(path)  # Anthropic's input_tokens leave out what its cache had
+    assert shown(found, *BASIC) == [(0, 100, 5), (1, 10, 6)]
+    assert any("cache_read_input_tokens" in line for line in found.notices)
+
+
 def test_litellm_s_payloads(tmp_path: Path) -> None:
     row = {
         "id": "1", "call_type": "acompletion", "status": "success", "prompt_tokens": 11,
@@ -282,14 +301,53 @@ def test_common_names_of_columns_are_read_and_said(
     assert said in " ".join(workload.notices)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        "request_created_at,tokens_prompt,tokens_completion",
+        "requestTimestamp,inputTokens,tokens_out",
+        "Arrived at,request_num_prefill_tokens,request_num_decode_tokens",
+    ],
+)
+def test_names_in_any_spelling_and_what_is_left_out(tmp_path: Path, head: str) -> None:
+    (tmp_path / "t.csv").write_text(f"{head},delay\n1,30,4,x\n3,31,5,x\n")
+    found = read(tmp_path / "t.csv")
+    assert shown(found, *BASIC) == [(0, 30, 4), (2, 31, 5)]
+    assert any(line.endswith("; ignored columns delay") for line in found.notices)
+
+
+def test_json_over_many_lines_without_a_list_and_spans_in_snake_case(tmp_path: Path) -> None:
+    spans = [
+        {"name": "chat", "start_time": f"2025-10-09T08:53:2{row}.5Z",
+         "attributes": {"gen_ai.usage.input_tokens": 30, "gen_ai.usage.output_tokens": 4 + row}}
+        for row in range(3)
+    ]  # fmt: skip
+    path = tmp_path / "console.jsonl"  # as OpenTelemetry's console exporter prints spans
+    path.write_text("\n".join(json.dumps(span, indent=4) for span in spans))
+    assert shown(read(path), *BASIC) == [(0, 30, 4), (1, 30, 5), (2, 30, 6)]
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(InputError, match="line 1 is not JSON"):
+        read(path)
+    counts = (("input", 30), ("output", 4))
+    span = {
+        "start_time_unix_nano": str(START_NS),
+        "attributes": [
+            {"key": f"gen_ai.usage.{name}_tokens", "value": {"int_value": str(count)}}
+            for name, count in counts
+        ],
+    }
+    path = lines(tmp_path / "s.jsonl", {"resource_spans": [{"scope_spans": [{"spans": [span]}]}]})
+    assert shown(read(path), *BASIC) == [(0, 30, 4)]
+
+
 def test_an_unknown_layout_is_told_the_nearest_mapping(tmp_path: Path) -> None:
     path = tmp_path / "u.csv"
-    path.write_text("when,tokens_in,tokens_out,who\n0,10,5,a\n1,20,6,b\n")
+    path.write_text("when,in_tok,out_tok,who\n0,10,5,a\n1,20,6,b\n")
     with pytest.raises(InputError) as told:
         read(path)
     line = str(told.value)
-    assert "it has when, tokens_in, tokens_out, who" in line
-    mapping = "output_tokens=tokens_out,prompt_tokens=tokens_in,arrival_s=when"
+    assert "it has when, in_tok, out_tok, who" in line
+    mapping = "output_tokens=out_tok,prompt_tokens=in_tok,arrival_s=when"
     assert f"nearest: --columns {mapping}" in line and "\n" not in line
     columns = dict(item.split("=") for item in mapping.split(","))
     assert shown(read(path, columns=columns), *BASIC) == [(0, 10, 5), (1, 20, 6)]

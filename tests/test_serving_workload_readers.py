@@ -42,7 +42,8 @@ def jsonl(*rows: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["t.csv", "t.csv.gz", "t.jsonl", "t.jsonl.gz", "t.json", "t.ndjson", "t.parquet"]
+    "name",
+    ["t.csv", "t.csv.gz", "t.tsv", "t.jsonl", "t.jsonl.gz", "t.json", "t.ndjson", "t.parquet"],
 )
 def test_every_format_reads_the_same(tmp_path: Path, name: str) -> None:
     frame = pd.DataFrame(
@@ -52,8 +53,8 @@ def test_every_format_reads_the_same(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if ".parquet" in name:
         frame.to_parquet(path)
-    elif ".csv" in name:
-        frame.to_csv(path, index=False)
+    elif ".csv" in name or ".tsv" in name:
+        frame.to_csv(path, index=False, sep="\t" if ".tsv" in name else ",")
     else:
         frame.to_json(path, orient="records", lines=not name.endswith(".json"))
     workload = read(path)
@@ -92,7 +93,10 @@ def test_gzip_is_found_by_its_bytes(tmp_path: Path) -> None:
          "no column GeneratedTokens .'GeneratedToken' is near 'GeneratedTokens'.*layout azure"),
         ("t.csv", "a,b\n1,2\n", "no column .*; it has a, b; --columns .*: engine-record, azure"),
         ("t.csv", "prompt_tokens,output_tokens\n1,2\n", "has no arrival times; .*poisson:8"),
-        ("t.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\nsoon,1,1\n", "holds no dates"),
+        ("t.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\nsoon,1,1\n",
+         "row 0: TIMESTAMP is 'soon'; it must be a number, or a date such as 2024"),
+        ("t.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03,1,1\n5 s,1,1\n",
+         "row 1: TIMESTAMP is '5 s'"),
         ("t.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16,1,1\n,1,1\n",
          "row 1: TIMESTAMP is missing"),
         ("t.jsonl", '{"arrival_s": 0}\n{"arr', "t.jsonl: line 2 is not JSON"),
@@ -366,6 +370,18 @@ def test_openai_messages_and_lmsys_chat(tmp_path: Path) -> None:
         assert list(prompts.output_tokens) == [2]
         assert list(read_table(path).columns["prompt"]) == ["Be terse.\nHi"]
         assert list(prompts.prompt_tokens) == [5]  # of all of it
+
+
+def test_wildchat_has_a_clock(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    rows = [
+        {"conversation": said, "model": "m", "timestamp": f"2023-04-09T00:00:0{second}+00:00"}
+        for second in (4, 1)
+    ]
+    (tmp_path / "w.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = read(tmp_path / "w.jsonl")
+    assert found["arrival_s"].tolist() == [0, 3]
+    assert "w.jsonl: read timestamp as arrival_s" in found.notices
 
 
 def test_instructions(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from lengthwise.serving.workload.parquet import parquet_tables
 
 Columns = dict[str, NDArray[Any]]  # name -> (rows,), all of one length
 
-SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 HUGGING_FACE = "hf:"
 _LFS = b"version https://git-lfs"
 MOST_CHARACTERS = 1 << 30  # of one field of a CSV file
@@ -93,7 +93,7 @@ def _from_file(path: Path, allowed_mb: float | None) -> Columns:
     if suffix == ".parquet":
         (table,) = parquet_tables({name: (data, max(most, _most(data, allowed_mb)))}, LIFT)
         return _of_table(name, table)
-    if suffix == ".csv":
+    if suffix in (".csv", ".tsv"):
         return _from_csv(name, data)
     return _from_json(name, data, lines=suffix != ".json")
 
@@ -214,12 +214,19 @@ def _of_table(name: str, table: Any) -> Columns:
 
 
 def _from_json(name: str, data: bytes, *, lines: bool) -> Columns:
-    """Objects, one a line or in a list; lines are recognised whatever the file is called."""
+    """Objects, one a line, in a list, or one after another over many lines each, as OpenTelemetry's
+    console exporter and jq print them; lines are recognised whatever the file is called.
+    """
     text = _text(name, data)
     whole = None if lines else _parse(name, text, "the file", lines_too=True)
     if whole is None:
         numbered = enumerate(text.split("\n"), start=1)
-        rows = [_parse(name, line, f"line {n}") for n, line in numbered if line.strip()]
+        try:
+            rows = [_parse(name, line, f"line {n}") for n, line in numbered if line.strip()]
+        except InputError:
+            rows = _spread(text)
+            if not rows:
+                raise
     else:
         rows = whole if isinstance(whole, list) else [whole]
     for number, row in enumerate(rows):
@@ -227,6 +234,23 @@ def _from_json(name: str, data: bytes, *, lines: bool) -> Columns:
             raise InputError(f"{name}: row {number} is a JSON {type(row).__name__}, not an object")
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return {key: _array([row.get(key) for row in rows]) for key in keys}
+
+
+def _spread(text: str) -> list[Any]:
+    """JSON values that follow each other, each over several lines; none if it is anything else."""
+    decoder, found, at = json.JSONDecoder(), [], 0
+    text = text.strip()
+    if text.partition("\n")[0].strip() not in ("{", "["):
+        return []
+    while at < len(text):
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return []
+        found.append(value)
+        while at < len(text) and text[at].isspace():
+            at += 1
+    return found
 
 
 def _parse(name: str, text: str, where: str, *, lines_too: bool = False) -> Any:

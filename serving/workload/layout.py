@@ -83,9 +83,14 @@ def seconds(name: str, column: str, values: NDArray[Any], unit_s: float = 1.0) -
                 )
         try:
             dates = pd.to_datetime(pd.Series(found), utc=True, format="ISO8601")
-        except (ValueError, TypeError) as error:
-            first = str(error).splitlines()[0]
-            raise InputError(f"{name}: column {column!r} holds no dates: {first}") from None
+        except (ValueError, TypeError):
+            read = pd.to_datetime(pd.Series(found), utc=True, format="ISO8601", errors="coerce")
+            strange = read.isna().to_numpy() & pd.Series(found).notna().to_numpy()
+            row = int(np.argmax(strange))
+            raise InputError(
+                f"{name}: row {row}: {column} is {str(found[row])[:60]!r}; it must be a number, or "
+                "a date such as 2024-05-10 00:00:09.5+00:00"
+            ) from None
         bad = np.flatnonzero(dates.isna().to_numpy())
         if len(bad):
             raise InputError(f"{name}: row {bad[0]}: {column} is missing; it must be a date")

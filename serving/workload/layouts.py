@@ -259,6 +259,11 @@ def _conversations(columns: Columns, name: str, options: Options) -> Columns:
     table |= _system(systems)
     if "model" in columns:
         table["model"] = columns["model"][rows]
+    if options.turns == "first" and "timestamp" in columns:  # WildChat's, of the last turn
+        times = columns["timestamp"][rows]
+        if all(value is not None and value == value for value in times):
+            table["arrival_s"] = unit_seconds(name, "timestamp", times, "s", options)
+            options.notices.append(f"{name}: read timestamp as arrival_s")
     if options.turns == "all":
         keys = next((k for k in ("session_id", "id", "conversation_id") if k in columns), None)
         table["session_id"] = objects((columns[keys][rows] if keys else rows).tolist())

@@ -7,6 +7,7 @@ that failed, and records that are no calls, are passed over and counted in a not
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -60,14 +61,20 @@ def _openai(columns: Columns, name: str, options: Options) -> Columns:
         usage = answer.get("usage") or row.get("usage")
         if not isinstance(usage, dict):
             raise Skipped("failed" if row.get("error") or answer.get("error") else "no usage")
-        times = ((row, ("timestamp", "time", "created_at", "created", "start_time", "startTime")),
+        times = ((row, ("timestamp", "time", "ts", "created_at", "created", "start_time",
+                        "startTime", "request_time")),
                  (answer, ("created", "created_at")))  # fmt: skip
         limit = _first(asked, "max_completion_tokens", "max_tokens", "max_output_tokens")
         if limit is None and asked is not answer:
             limit = answer.get("max_output_tokens")
+        prompt_tokens = _count(_first(usage, "prompt_tokens", "input_tokens"))
+        if "prompt_tokens" not in usage and isinstance(prompt_tokens, int):  # Anthropic's: the rest
+            cached = sum(usage.get(name) or 0 for name in CACHED)
+            cached_tokens.append(cached)
+            prompt_tokens += cached
         return {
             "arrival_s": next((t for r, k in times if (t := _first(r, *k)) is not None), None),
-            "prompt_tokens": _count(_first(usage, "prompt_tokens", "input_tokens")),
+            "prompt_tokens": prompt_tokens,
             "output_tokens": _count(_first(usage, "completion_tokens", "output_tokens")),
             "model": _first(answer, "model") or asked.get("model"),
             "finish_reason": _ending(answer),
@@ -77,14 +84,40 @@ def _openai(columns: Columns, name: str, options: Options) -> Columns:
             **_asked(asked),
         }
 
-    return _read(columns, name, options, of, "s", "created")
+    cached_tokens: list[int] = []
+    table = _read(columns, name, options, of, "s", "created")
+    if any(cached_tokens):
+        options.notices.append(
+            f"{name}: prompts are input_tokens, {' and '.join(CACHED)} together, as Anthropic "
+            "counts"
+        )
+    return table
+
+
+# Anthropic's ``input_tokens`` are those that its prompt cache neither had nor took in; OpenAI's
+# ``prompt_tokens``, and its ``input_tokens``, are all.
+CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
 
 
 def _inputs(columns: Columns, name: str, options: Options) -> Columns:
     """Files of questions: AIPerf's and GenAI-Perf's inputs.json, input files of OpenAI's Batch API.
 
-    Raises ``InputError``: how long answers are is in other files.
+    Raises ``InputError``: how long answers are is in other files. Other files have ``data`` too:
+    OpenAI's lists of stored answers, and records with their lengths in an object of that name.
     """
+    if "data" in columns:
+        rows = [row for given in columns["data"] if isinstance(given, list) for row in given]
+        if rows and all(isinstance(row, dict) and "usage" in row for row in rows):
+            keys = dict.fromkeys(key for row in rows for key in row)
+            return _openai(
+                {key: objects([row.get(key) for row in rows]) for key in keys}, name, options
+            )
+        if all(isinstance(row, dict) for row in columns["data"]):
+            keys = dict.fromkeys(key for row in columns["data"] for key in row)
+            inner = {key: objects([row.get(key) for row in columns["data"]]) for key in keys}
+            flat = {key: values for key, values in columns.items() if key != "data"} | inner
+            if BY_NAME.fits(flat):
+                return _names(flat, name, options)
     if "body" in columns:
         raise InputError(
             f"{name}: a batch's requests, without answers; give the batch's output file"
@@ -213,7 +246,7 @@ def _otlp(columns: Columns, name: str, options: Options) -> Columns:
     """OTLP's JSON lines, as the collector's file exporter writes them: ``resourceSpans``."""
     spans = [
         span
-        for line in columns["resourceSpans"]
+        for line in columns.get("resourceSpans", columns.get("resource_spans", ()))
         for resource in line or ()
         for scope in resource.get("scopeSpans") or resource.get("scope_spans") or ()
         for span in scope.get("spans") or ()
@@ -265,10 +298,14 @@ def _attributes(given: Any) -> Record:
 
 
 def _typed(value: Record) -> Any:
-    if "arrayValue" in value:
-        return [_typed(one) for one in (value["arrayValue"] or {}).get("values") or ()]
-    if "intValue" in value:
-        return int(value["intValue"])
+    listed, whole = (
+        _first(value, "arrayValue", "array_value"),
+        _first(value, "intValue", "int_value"),
+    )
+    if listed is not None:
+        return [_typed(one) for one in listed.get("values") or ()]
+    if whole is not None:
+        return int(whole)
     return next(iter(value.values()), None)
 
 
@@ -278,32 +315,43 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "prompt_tokens": (
         "prompt_tokens", "prompt_len", "prompt_length", "input_tokens", "input_len",
         "input_length", "num_prompt_tokens", "num_input_tokens", "num_prefill_tokens",
-        "prefill_tokens", "context_tokens", "request_tokens", "input_sequence_length", "isl",
+        "request_num_prefill_tokens", "prefill_tokens", "context_tokens", "request_tokens",
+        "input_sequence_length", "isl",
         "gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "usage.prompt_tokens",
+        "tokens_prompt", "tokens_in",
     ),
     "output_tokens": (
         "output_tokens", "output_len", "output_length", "completion_tokens", "completion_len",
         "generated_tokens", "num_output_tokens", "num_generated_tokens", "num_completion_tokens",
-        "num_decode_tokens", "decode_tokens", "response_tokens", "response_len",
+        "num_decode_tokens", "request_num_decode_tokens", "decode_tokens", "response_tokens",
+        "response_len",
         "output_sequence_length", "osl", "gen_ai.usage.output_tokens",
-        "gen_ai.usage.completion_tokens", "usage.completion_tokens",
+        "gen_ai.usage.completion_tokens", "usage.completion_tokens", "tokens_completion",
+        "tokens_out",
     ),
     "arrival_s": (
         "arrival_s", "arrived_at", "arrival_time", "arrival_timestamp", "arrival", "timestamp",
         "time", "ts", "start_time", "starttime", "request_time", "request_start_time",
-        "created_at", "created", "datetime",
+        "request_timestamp", "request_created_at", "created_at", "created", "datetime",
     ),
 }  # fmt: skip
 
 
 def named(columns: Iterable[str]) -> dict[str, str]:
-    """Our names of columns that are called by a common name of theirs, whatever the case."""
-    held = {column.lower().replace(" ", "_"): column for column in reversed(list(columns))}
+    """Our names of columns that are called by a common name of theirs, whatever the case:
+    ``inputTokens`` and ``Input tokens`` are ``input_tokens``.
+    """
+    listed = list(columns)[::-1]
+    held = {HUMP.sub("_", column).lower(): column for column in listed}
+    held |= {column.lower().replace(" ", "_"): column for column in listed}
     return {
         ours: held[name]
         for ours, names in NAMES.items()
         if (name := next((n for n in names if n in held), None)) is not None
     }
+
+
+HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 def nearest(columns: Iterable[str]) -> dict[str, str]:
@@ -333,19 +381,25 @@ class ByName(Layout):
         return {"prompt_tokens", "output_tokens"} <= named(columns).keys()
 
 
+# what has one name everywhere
+ALSO = ("prompt", "model", "session_id", "tenant", "task", "max_tokens", "finish_reason")
+
+
 def _names(columns: Columns, name: str, options: Options) -> Columns:
     """Vidur's traces (num_prefill_tokens, num_decode_tokens, arrived_at), ``prompt_len`` and
     ``output_len`` of many benchmarks, exports of logs: the first name that is known counts.
     """
     taken = named(columns)
     said = ", ".join(f"{theirs} as {ours}" for ours, theirs in taken.items() if ours != theirs)
-    options.notices.append(f"{name}: read {said}")
+    known = {*taken.values(), *ALSO}
+    left = ", ".join(column for column in columns if column not in known)
+    options.notices.append(f"{name}: read {said}" + (f"; ignored columns {left}" if left else ""))
     table = {ours: columns[theirs] for ours, theirs in taken.items()}
     if "arrival_s" in table:
         table["arrival_s"] = unit_seconds(
             name, taken["arrival_s"], table["arrival_s"], "s", options
         )
-    for key in ("prompt", "model", "session_id", "tenant", "task", "max_tokens", "finish_reason"):
+    for key in ALSO:
         if key in columns:
             table[key] = columns[key]
     return _tidied(table)
@@ -530,7 +584,7 @@ LOGS = (
     Nested(
         "litellm", (("startTime",), ("prompt_tokens",), ("completion_tokens",)), _litellm
     ),
-    Nested("otlp", (("resourceSpans",),), _otlp),
+    Nested("otlp", (("resourceSpans", "resource_spans"),), _otlp),
     Nested(
         "otel-spans",
         (("attributes",),

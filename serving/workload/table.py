@@ -48,9 +48,9 @@ class Table:
                 f"{self.name}: has no arrival times; give some, e.g. --arrivals poisson:8 "
                 "(arrivals='poisson:8'), --arrivals burst or --arrivals TRACE"
                 + "".join(
-                    f"; {said.partition(': ')[2]}: is one the time? --columns arrival_s=NAME"
+                    f"; ignored columns {left}: is one the time? --columns arrival_s=NAME"
                     for said in self.notices
-                    if ": ignored columns " in said
+                    if (left := said.partition(" ignored columns ")[2])
                 )
             )
         columns = {key: values for key, values in self.columns.items() if key != "censored"}
