@@ -625,8 +625,8 @@ def test_the_demo_trains_compares_and_publishes(
         "mae": {"value": 80.0, "low": 70.0, "high": 90.0},
     }
     report = {
-        "model": "r<idge", "metrics": metrics, "train": {"rows": 2000}, "test": {"rows": 1900},
-        "seconds": 3,
+        "model": "r<idge", "metrics": metrics, "train": {"prompts": 2000}, "seconds": 3,
+        "test": {"prompts": 1900}, "baselines": {"const<ant": {"mae": {"value": 95.0}}},
     }  # fmt: skip
 
     def trained(prompts: Any, **given: Any) -> Any:
@@ -691,11 +691,12 @@ def test_the_demo_trains_compares_and_publishes(
     served, (name, html) = publishing["sections"]
     assert served[0].endswith("(1,024 seats): 2 requests/s") and served[1] == "<table>2</table>"
     assert name == "The predictor"
-    assert "r&lt;idge, trained on 2,000 prompts and tested on 1,900 others" in html
+    assert "r&lt;idge, trained on answers to 2,000 prompts and tested on 1,900 others" in html
     rows = html.split("<tr>")[2:]
     assert len(rows) == 2
-    assert "<td>0.500</td><td>0.400 to 0.600</td>" in rows[0]
-    assert "<td>80.0</td><td>70.0 to 90.0</td>" in rows[1]
+    assert "<th>95% interval</th><th>const&lt;ant</th>" in html
+    assert "<td>0.500</td><td>0.400 to 0.600</td><td>–</td>" in rows[0]
+    assert "<td>80.0</td><td>70.0 to 90.0</td><td>95.0</td>" in rows[1]
     assert said[0].startswith("1. Learning") and "30 generated prompts" in said[0]
     assert said[1] == report
     assert "2 times at each load" in said[2]

@@ -151,6 +151,8 @@ def test_unknown_names_say_so() -> None:
         ({"format": "other"}, "is no timing profile"),
         ({"format_version": 99}, "format version 99; this lengthwise reads version 1"),
         ({"fit": {}}, "is damaged"),
+        ({"measured": {"sequences": 8}}, "is damaged: KeyError..tokens"),
+        ({"max_num_seqs": "many"}, "is damaged: sizes of its batches must be whole numbers"),
     ],
 )
 def test_damaged_profiles(tmp_path: Path, change: dict[str, object], said: str) -> None:

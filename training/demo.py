@@ -113,19 +113,29 @@ def run_demo(
 
 
 def _predictor_section(training: dict[str, Any]) -> str:
+    """How well the predictor does on unseen prompts, beside what needs no learning."""
+    baselines: dict[str, Any] = training.get("baselines", {})
+
+    def beside(name: str) -> str:
+        return "".join(
+            f"<td>{plain_metric(name, one[name]['value']) if name in one else '–'}</td>"
+            for one in baselines.values()
+        )
+
     rows = "".join(
         f'<tr><td class="name">{escape(label)}</td>'
         f"<td>{plain_metric(name, found['value'])}</td>"
         f"<td>{plain_metric(name, found['low'])} to {plain_metric(name, found['high'])}</td>"
-        f'<td class="name predictor">{escape(unit)}</td></tr>'
+        f'{beside(name)}<td class="name predictor">{escape(unit)}</td></tr>'
         for label, name, unit in PREDICTION_ROWS
         if (found := training["metrics"].get(name)) is not None
     )
+    heads = "".join(f"<th>{escape(name)}</th>" for name in baselines)
     return (
-        f"<p>{escape(training['model'])}, trained on {training['train']['rows']:,} prompts and "
-        f"tested on {training['test']['rows']:,} others. No policy sees the true lengths, except "
-        "where the table says oracle.</p>"
+        f"<p>{escape(training['model'])}, trained on answers to {training['train']['prompts']:,} "
+        f"prompts and tested on {training['test']['prompts']:,} others. No policy sees the true "
+        "lengths, except where the table says oracle.</p>"
         '<div class="scroll"><table><thead><tr><th class="name">on unseen prompts</th>'
-        '<th>value</th><th>95% interval</th><th class="name">unit</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        f"<th>{escape(training['model'])}</th><th>95% interval</th>{heads}"
+        f'<th class="name">unit</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )

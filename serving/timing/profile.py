@@ -151,6 +151,7 @@ def read_profile(path: Path, engine_version: str | None = None) -> ProfileTiming
             about={key: value for key, value in data.items() if key != "fit"},
         )
         measured = engine["version"]
+        _check_recorded(data)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         said = str(error) if isinstance(error, InputError) else repr(error)
         raise InputError(f"the profile {path} is damaged: {said}") from None
@@ -180,6 +181,16 @@ def _knots(pairs: Any) -> tuple[tuple[float, float], ...]:
     if not all(0 <= size < math.inf and abs(seconds) <= MOST_S for size, seconds in found):
         raise InputError(f"a table holds sizes from 0 and up to {MOST_S:g} s")
     return found
+
+
+def _check_recorded(about: Mapping[str, Any]) -> None:
+    """That what a profile says of the batches it was measured with, if anything, is numbers."""
+    recorded = about.get("measured") or {}
+    sizes = [recorded[name] for name in ("sequences", "tokens", "context")] if recorded else []
+    sizes += [about[name] for name in ("max_num_seqs", "max_num_batched_tokens")
+              if about.get(name) is not None]  # fmt: skip
+    if not all(isinstance(size, int) for size in sizes):
+        raise InputError(f"sizes of its batches must be whole numbers, not {sizes}")
 
 
 def _blocks(given: Any) -> int | None:
