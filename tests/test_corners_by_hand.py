@@ -16,7 +16,17 @@ import pytest
 
 from lengthwise.context import Context
 from lengthwise.errors import InputError
-from lengthwise.eval import advise, alike, calibrate, charts, prediction_windows, search, trace
+from lengthwise.eval import (
+    advise,
+    alike,
+    calibrate,
+    capacity,
+    charts,
+    evaluate_child,
+    prediction_windows,
+    search,
+    trace,
+)
 from lengthwise.eval.bound import _Needs
 from lengthwise.eval.compare import PIECES, Comparison, Contender, _pieces, compare
 from lengthwise.eval.latency import LatencyModel
@@ -28,20 +38,26 @@ from lengthwise.policies import load_policy
 from lengthwise.policies.bundle import read_bundle, write_bundle
 from lengthwise.policies.formula import Node, feature, number
 from lengthwise.policies.formula_file import source as file_text
+from lengthwise.policies.plugins import litellm, transformers
 from lengthwise.policies.plugins.gateways import picker
 from lengthwise.policies.plugins.gateways.waiting import Waiting
+from lengthwise.policies.plugins.litellm import RoutingStrategy
 from lengthwise.policies.plugins.scorer import Scorer
+from lengthwise.policies.plugins.vllm import driver
+from lengthwise.policies.plugins.vllm.lengths import Lengths
 from lengthwise.policies.units import unit_of_feature
 from lengthwise.serving import Engine, Fail
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.serving.workload import Prompts
 from lengthwise.training import doctor, evolution, judging
 from lengthwise.training import policy as training
+from lengthwise.training.commands import calibrate as calibrating
 from lengthwise.training.commands import folders, show
 from lengthwise.training.masked_dqn import MaskedDQN
 from lengthwise.training.predictor import evaluate_predictor, train_predictor
 from lengthwise.training.sources import together
 from lengthwise.workload import Workload
+from tests.engines.odd_requests import litellm_modules
 
 TIMING = LinearTiming(base_s=0.01, per_sequence_s=0.001, num_gpu_blocks=1000)
 
@@ -141,9 +157,8 @@ def test_papers_are_named_beside_what_is_reproduced() -> None:
 
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(papers_view({"one": "its second table"}))
-    assert [line.split() for line in console.export_text().splitlines() if line.strip()][0] == [
-        "paper", "what", "is", "reproduced",
-    ]  # fmt: skip
+    head = next(filter(str.strip, console.export_text().splitlines()))
+    assert head.split() == ["paper", "what", "is", "reproduced"]
 
 
 def test_pieces_of_a_workload_are_whole_and_as_far_apart() -> None:
@@ -227,6 +242,38 @@ def test_a_bound_is_drawn_where_one_is_known(
         assert ("bound" in series) == drawn
 
 
+def test_a_latency_is_above_0_where_all_is_free() -> None:
+    model = LatencyModel(Engine(max_num_seqs=4), LinearTiming(base_s=0.0, num_gpu_blocks=100))
+    seen: Any = SimpleNamespace(
+        running_requests=1, waiting_requests=0, kv_utilization=0.0, prompt_tokens=5, role="",
+        cached_share=0.0, generated_tokens=1, prefill_tokens=0, decode_tokens=3,
+    )  # fmt: skip
+    assert model.plain(seen) == (1e-6, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "tolerance"), [(0, 0.5), (1, 0.0), (1, 1.0), (2, -0.1), (-1, 0.5), (0, 2.0)]
+)
+def test_a_capacity_is_of_a_seed_and_within_a_share(seeds: int, tolerance: float) -> None:
+    with pytest.raises(InputError, match="1 seed or more and a tolerance between 0 and 1"):
+        capacity.capacity(
+            requests(4), "fcfs", {"e2e_mean": 1.0}, seeds=seeds, tolerance=tolerance, timing=TIMING
+        )
+
+
+def test_a_program_gets_as_much_as_it_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    set_: dict[int, tuple[int, int]] = {}
+    monkeypatch.setattr(resource, "setrlimit", lambda what, most: set_.update({what: most}))
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (0, resource.RLIM_INFINITY))
+    monkeypatch.setattr(evaluate_child, "ctypes", SimpleNamespace())
+    evaluate_child._limit(300, 2.5)
+    assert set_[resource.RLIMIT_CPU] == (4, 4)  # whole seconds, and one for the parent's word
+    assert set_[resource.RLIMIT_AS] == (300 * 2**20,) * 2
+    assert set_[resource.RLIMIT_CORE] == (0, 0)
+
+
 # Training
 
 
@@ -253,8 +300,8 @@ def test_what_is_left_is_told_by_the_pace_since_the_count_began(
     waits = iter([False, True])
     event = SimpleNamespace(wait=lambda wait_s: next(waits), set=lambda: None)
     thread = SimpleNamespace(start=lambda: None, join=lambda: None)
-    monkeypatch.setattr(show, "threading", SimpleNamespace(
-        Event=lambda: event, Thread=lambda target, daemon: say.append(target) or thread))  # fmt: skip
+    made = lambda target, daemon: say.append(target) or thread  # noqa: E731
+    monkeypatch.setattr(show, "threading", SimpleNamespace(Event=lambda: event, Thread=made))
     monkeypatch.setattr(show, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with show._lines("work") as moved:
         now[0] = 104.0
@@ -277,7 +324,7 @@ def test_a_cache_that_is_not_trusted_is_said(
     wrong: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "cache", SimpleNamespace(trusted=lambda: (tmp_path, wrong)))
-    first, *_ = doctor._caches()
+    first = next(doctor._caches())
     assert first.verdict == verdict
     assert first.said == (
         f"{tmp_path} {wrong}: no machine code is kept" if wrong else f"{tmp_path}"
@@ -403,6 +450,35 @@ def test_what_one_source_lacks_is_missing_by_its_kind() -> None:
     assert source.tolist() == [0, 0, 1, 1, 1]
 
 
+@pytest.mark.parametrize(("rate", "seconds", "sent"), [
+    (2.0, 49.5, None), (2.0, 50.0, 100), (1.0, 100.4, 100), (0.99, 100.0, None), (5.0, 30.0, 150),
+])  # fmt: skip
+def test_a_hundred_requests_are_the_fewest_to_calibrate_on(
+    rate: float, seconds: float, sent: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def measured(url: str, model: Any, workload: Workload, *rest: Any) -> int:
+        return len(workload)
+
+    monkeypatch.setattr("lengthwise.eval.measure_server.measure_server", measured)
+
+    def run() -> Any:
+        return calibrating._measured("http://x", None, "", Engine(), rate, seconds, 0)
+
+    if sent is None:
+        with pytest.raises(InputError, match="are 99 requests; 100 are the fewest"):
+            run()
+    else:
+        assert run() == sent
+
+
+@pytest.mark.parametrize(("verdicts", "ok"), [
+    ((), True), (("ok", "note", "absent"), True), (("ok", "wrong"), False), (("wrong",) * 2, False),
+])  # fmt: skip
+def test_all_is_well_if_nothing_is_wrong(verdicts: tuple[Any, ...], ok: bool) -> None:
+    found = [doctor.Finding("a", "b", "c", one) for one in verdicts]
+    assert doctor.as_json(found)["ok"] is ok
+
+
 # Policies and plugins
 
 
@@ -428,7 +504,7 @@ def test_an_endpoint_answers_within_its_interval(
 @pytest.mark.parametrize("body", [b"", b"[1]", b"7", b"null", b'"text"', b"{", b"[" * 9000])
 def test_a_body_that_is_no_call_is_a_call_without_words(body: bytes) -> None:
     call, priority, due = picker._read(body, {"x-request-id": "r"})
-    assert (call.text, call.tokens, priority) == ("", None, 0.0) or not (call.text or call.tokens)
+    assert (bool(call.text), bool(call.tokens), priority) == (False, False, 0.0)
     assert due(100.0) == math.inf
 
 
@@ -498,3 +574,127 @@ def test_numbers_of_one_unit_have_names_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "p.py").write_text(text)
     found = load_policy(f"{tmp_path / 'p.py'}:score").score
     assert sorted(found.tunables.values()) == [3.0, 5.0, 7.0]
+
+
+# Plugins, on fakes
+
+
+def of_litellm(hook: Any = None) -> tuple[RoutingStrategy, list[dict[str, Any]]]:
+    asked: list[dict[str, Any]] = []
+
+    async def healthy(**given: Any) -> Any:
+        asked.append(given)
+        return [{"model_info": {"id": name}} for name in ("a", "b")]
+
+    async def iterate(**rest: Any) -> Any: ...
+
+    router = SimpleNamespace(
+        async_get_healthy_deployments=healthy, _acompletion_streaming_iterator=iterate
+    )
+    if hook is not None:
+        router.async_pre_routing_hook = hook
+    with litellm_modules():
+        return RoutingStrategy(router, "least-tokens"), asked
+
+
+@pytest.mark.parametrize("says", [None, ("other", [{"role": "user", "content": "in its place"}])])
+def test_litellm_s_plugins_may_say_another_model(says: Any) -> None:
+    async def hook(**given: Any) -> Any:
+        assert given["model"] == "m" and given["specific_deployment"] is False
+        return says and SimpleNamespace(model=says[0], messages=says[1])
+
+    messages = [{"role": "user", "content": "as it was asked"}]
+    strategy, asked = of_litellm(hook)
+    asyncio.run(strategy.async_get_available_deployment("m", messages=messages, request_kwargs={}))
+    assert (asked[0]["model"], asked[0]["messages"]) == (says or ("m", messages))
+
+
+def test_what_a_stream_placed_is_its_own() -> None:
+    strategy, _ = of_litellm()
+
+    async def original() -> str:
+        assert litellm._placed.get() == []
+        return "no stream"
+
+    async def run() -> None:
+        before = litellm._placed.get()
+        assert await strategy._watched(original) == "no stream"
+        assert litellm._placed.get() is before
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("by_progress", "values"), [(True, [11.0, 12.0]), (False, [5.0, 6.0])])
+def test_scores_that_follow_progress_are_made_of_it(by_progress: bool, values: list[float]) -> None:
+    entries = [SimpleNamespace(score=5.0 + k, arrival_s=float(k)) for k in range(2)]
+    seen: dict[str, Any] = {}
+
+    def many(given: dict[str, Any], n: int) -> Any:
+        seen.update(given)
+        return given["kv_utilization"] + given["arrival_s"]
+
+    made: Any = SimpleNamespace(
+        scheduler=SimpleNamespace(running=[SimpleNamespace(lengthwise=one) for one in entries]),
+        _view={"kv_utilization": 11.0},
+        _scorer=SimpleNamespace(
+            by_progress=by_progress, names=("kv_utilization", "arrival_s"), many=many
+        ),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "VALUES", {"arrival_s": lambda entry: entry.arrival_s})
+        found = driver.Driver._running_scores(made)
+    assert found.tolist() == values
+    assert sorted(seen) == (["arrival_s", "kv_utilization"] if by_progress else [])
+
+
+def test_who_ends_without_its_answer_is_counted_and_not_failed() -> None:
+    counted: list[str] = []
+    lengths: Any = SimpleNamespace(
+        _asked={3: "asked"}, _counters=SimpleNamespace(
+            add=lambda name, why: counted.append(why), warn=lambda *given: None),
+    )  # fmt: skip
+    lengths._fail = lambda *given, **named: Lengths._fail(lengths, *given, **named)
+    entry: Any = SimpleNamespace(
+        sequence=3, state="pending",
+        request=SimpleNamespace(status=SimpleNamespace(name="FINISHED_ABORTED_BY_ALL")),
+    )  # fmt: skip
+    Lengths.finished(lengths, entry)
+    assert (counted, entry.state, lengths._asked) == (["predictor-timeout"], "pending", {})
+    Lengths.finished(lengths, entry)
+    assert counted == ["predictor-timeout"]
+
+
+@pytest.mark.parametrize(("pick", "refusal", "told"), [
+    (None, None, []), ("p", None, ["pick"]), (None, "r", ["refusal"]), ("p", "r", ["pick"]),
+])  # fmt: skip
+@pytest.mark.parametrize("logged", ["dry_run", "log_requests", ""])
+def test_a_stream_tells_its_pick_or_why_there_is_none(
+    pick: str | None, refusal: str | None, told: list[str], logged: str
+) -> None:
+    said: list[str] = []
+    options = SimpleNamespace(**{name: name == logged for name in ("dry_run", "log_requests")})
+    picker_ = SimpleNamespace(
+        options=options, ended=lambda pick: said.append("ended"),
+        tell=lambda pick, name: said.append("pick"),
+        tell_refused=lambda refusal, name: said.append("refusal"),
+    )  # fmt: skip
+    stream: Any = SimpleNamespace(
+        _drop=lambda: None, _pick=pick, _refusal=refusal, _picker=picker_, _headers=None
+    )
+    pytest.importorskip("grpc")
+    from lengthwise.policies.plugins.gateways.ext_proc import _Stream
+
+    _Stream.close(stream)
+    assert said == ["ended"] * (pick is not None) + (told if logged else [])
+
+
+@pytest.mark.parametrize(
+    ("done", "limit", "left"), [(2, 50, 9.0), (2, 5, 3.0), (5, 5, 1.0), (7, 5, 1.0)]
+)
+def test_a_curve_says_no_more_than_the_limit_leaves(done: int, limit: int, left: float) -> None:
+    state = SimpleNamespace(
+        generated_tokens=[0] * done, lengthwise_limit=limit, lengthwise_predicted=6.0,
+        lengthwise_curves={"x": SimpleNamespace(at=lambda tokens: 9.0)},
+    )  # fmt: skip
+    assert transformers._left(state, "x") == left
+    assert transformers._left(state, "y") == max(6.0 - done, 1.0)
