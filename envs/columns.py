@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lengthwise import features
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policies.learned import MLP
 from lengthwise.provider import Provider
@@ -159,7 +158,6 @@ def _column(name: str, scale: Sequence[float] | None) -> Column:
     if name not in SCALES:
         raise UnknownNameError("feature of an environment", name, SCALES)
     plus, minus = DIFFERENCES.get(name, (name, None))
-    features.get(plus)
     column = Column(name, plus, minus, *SCALES[name])
     if scale is None:
         return column

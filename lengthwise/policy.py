@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol, get_args, get_origin, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -244,8 +244,6 @@ def _declared(
                 f"the annotation of tunable {parameter.name!r} of policy {policy!r} can't be read: "
                 f"{type(error).__name__}: {error}"
             ) from error
-    if get_origin(said) is not Annotated:
-        return None
     return next((one for one in get_args(said)[1:] if isinstance(one, Between)), None)
 
 

@@ -75,7 +75,7 @@ def minimize(
         optimizer.load_state_dict(state["optimizer"])
         kept, best, best_at, start = state["kept"], state["best"], state["best_at"], state["next"]
     for epoch in range(start, schedule.epochs):
-        if epoch - best_at > schedule.patience and best_at >= 0:
+        if epoch - best_at > schedule.patience:
             break
         with torch.random.fork_rng(devices):
             torch.manual_seed(mixed(seed, epoch))

@@ -18,14 +18,16 @@ from lengthwise.envs.columns import SCALES, Columns
 from lengthwise.envs.costs import cost_of, latency
 from lengthwise.envs.episodes import Episode, episode_source, episodes_of, system_of
 from lengthwise.envs.picture import picture
+from lengthwise.envs.routing import RoutingEnv, RoutingVectorEnv
 from lengthwise.envs.scenarios import PRESETS, Scenario, Scenarios, presets, read_scenarios, varied
 from lengthwise.envs.task import Task, task_of
 from lengthwise.errors import InputError, UnknownNameError
+from lengthwise.picoseconds import PS
 from lengthwise.policies import load_policy, load_router
 from lengthwise.prediction import Predictions
 from lengthwise.predictors import load_predictor
 from lengthwise.predictors.predict import predict
-from lengthwise.serving import Engine, Node, System, run
+from lengthwise.serving import Engine, Node, System, Totals, run
 from lengthwise.serving.draws import stream
 from lengthwise.serving.events import RandomEvents
 from lengthwise.serving.timing import LinearTiming
@@ -140,6 +142,10 @@ def test_costs_by_name_or_as_they_are() -> None:
     assert cost_of(len) is len  # type: ignore[arg-type,comparison-overlap]
     with pytest.raises(UnknownNameError, match="did you mean 'latency'"):
         cost_of("latenci")
+    # two requests for three seconds, a third for half a second
+    totals = Totals(now_ps=3 * PS, in_system=3, request_ps=13 * PS // 2, waiting_ps=0, finished=0,
+                    generated_tokens=0, preemptions=0, recomputed_tokens=0)  # fmt: skip
+    assert latency(totals) == 6.5
 
 
 def test_an_episode_tells_the_ranges_that_a_policy_meets() -> None:
@@ -222,6 +228,12 @@ def test_workloads_by_name_by_file_and_by_function(tmp_path: Path) -> None:
         [0.5] * 9, rel=0.05
     )
     assert len(episode_source(str(path), requests=30, rate=None)(0)) == 30
+    # what is no longer than asked for is played as it is, also if it begins later
+    late = Workload({**made_of([3] * 5).columns, "arrival_s": 7.0 + np.arange(5)})
+    for requests in (5, 6):
+        assert episode_source(late, requests=requests, rate=None)(0) is late
+    window = episode_source(late, requests=4, rate=None)(0)
+    assert window["arrival_s"].tolist() == [0, 1, 2, 3]
 
     def own(seed: int) -> Workload:
         return made_of([seed] * 3)
@@ -443,6 +455,38 @@ def test_seeds_begin_a_single_environment_s_episodes_anew() -> None:
     assert told[:4] == first * 2 and told[4] not in first
 
 
+def test_a_single_environment_is_reset_before_its_first_step() -> None:
+    env: Any = gymnasium.make(
+        "lengthwise/Routing-v1", workload=lambda seed: made_of([30] * 3), timing=ALONE, replicas=2
+    ).unwrapped
+    with pytest.raises(InputError, match="no run is under way"):
+        env.step(0)
+    env.reset(seed=0)
+    for _ in range(3):
+        ended = env.step(0)[2]
+    assert ended
+    with pytest.raises(InputError, match="no run is under way"):
+        env.step(0)
+
+
+def test_environments_of_ones_own_may_have_another_parent() -> None:
+    """Which hears of its subclasses, as Python's own classes do."""
+    heard: list[type] = []
+
+    class Listed:
+        def __init_subclass__(cls, **given: Any) -> None:
+            super().__init_subclass__(**given)
+            heard.append(cls)
+
+    class Own(RoutingEnv, Listed):
+        pass
+
+    class Many(RoutingVectorEnv, Listed):
+        pass
+
+    assert heard == [Own, Many] and "replicas" in inspect.signature(Own).parameters
+
+
 # Vector environments
 
 
@@ -460,6 +504,14 @@ def test_environments_of_a_vector_are_seeded_one_by_one() -> None:
     assert again[0] == apart[0] and again[2] == apart[2] and again[1] != apart[1]
     assert drawn(None, workload_seed=12) == [12] * 3
     assert 12 not in drawn(None)  # asked for once
+    # with episodes ahead in a bank as well: what was drawn is forgotten
+    banked = vector("Routing", num_envs=2, replicas=2, bank=3, plays=9)
+    banked.reset(seed=5)
+    first = [banked.drawn(k).seed for k in range(2)]
+    banked.reset(options={"workload_seed": 12})
+    assert [banked.drawn(k).seed for k in range(2)] == [12, 12]
+    banked.reset(seed=[5, None])
+    assert banked.drawn(0).seed == first[0] and banked.drawn(1).seed not in (12, first[1])
     with pytest.raises(InputError, match="seeds must be 3, one an environment, not 2"):
         env.reset(seed=[1, 2])
 

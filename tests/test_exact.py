@@ -5,6 +5,7 @@ import pytest
 
 from lengthwise.exact import symlog, tanh
 from lengthwise.policy import Score
+from lengthwise.serving.fast import shown
 from lengthwise.serving.fast.compiler.score import compile_score
 from lengthwise.serving.fast.state import FEATURE_ROW
 
@@ -44,6 +45,16 @@ def test_what_is_no_common_number():
     largest = np.log(np.finfo(float).max)
     assert symlog(ODD)[:4] == pytest.approx([0, 0, largest, -largest]) and np.isnan(symlog(np.nan))
     assert symlog(5e-324) == 5e-324
+    for zero in (0.0, -0.0):  # one 0, for whoever looks at the bits
+        assert np.float64(symlog(zero)).tobytes() == bytes(8)
+
+
+def test_what_agents_are_shown_is_the_same_to_the_last_bit(monkeypatch):
+    monkeypatch.setattr(shown, "bits_of", lambda x: int(np.float64(x).view(np.int64)))
+    monkeypatch.setattr(shown, "float_of", lambda bits: float(np.int64(bits).view(np.float64)))
+    values = np.concatenate([VALUES[::3], ODD[~np.isnan(ODD)], [-5e-324, 1.7976931348623157e308]])
+    ours = np.array([shown.symlog(float(x)) for x in values])
+    assert ours.tobytes() == symlog(values).tobytes()
 
 
 def scored(deadline_s):

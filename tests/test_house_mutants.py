@@ -58,6 +58,17 @@ def test_the_tests_that_run_a_line_are_asked_cheap_and_telling_ones_first(tmp_pa
     assert near.tests("eval/bound.py", 5, 100.0)[0] == a
 
 
+def test_the_most_telling_ones_have_half_of_the_time_and_files_take_turns_in_the_other(
+    tmp_path: Path,
+) -> None:
+    own = [f"tests/test_own.py::test_{k}" for k in range(8)]
+    other, third = "tests/test_other.py::test", "tests/test_third.py::test"
+    named = [*own, other, third]
+    elsewhere = {"eval/judge.py": {line: [other, third] for line in range(20)}}
+    near = nearest(tmp_path, dict.fromkeys(named, 1.0), {"eval/bound.py": {5: named}, **elsewhere})
+    assert near.tests("eval/bound.py", 5, 7.3) == [*own[:4], other, third, own[4]]
+
+
 def test_what_runs_in_a_process_of_its_own_is_seen_by_who_starts_it(tmp_path: Path) -> None:
     a, b = "tests/test_a.py::test", "tests/test_b.py::test"
     near = nearest(

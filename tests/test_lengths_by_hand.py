@@ -25,7 +25,7 @@ from lengthwise.prediction import (
 from lengthwise.protocols import Batch
 from lengthwise.remaining import Pieces
 from lengthwise.spread import Spread
-from lengthwise.workload import OPTIONAL, Workload, check_column
+from lengthwise.workload import MAY_LACK, OPTIONAL, REQUIRED, Workload, check_column
 
 
 def line_of(make: Callable[[], Any]) -> str:
@@ -119,6 +119,14 @@ def test_intervals_by_hand() -> None:
     assert wide.interval(0.9)[1][0] == pytest.approx(9500) and wide.interval(0.9)[0][
         0
     ] == pytest.approx(13)
+    # what a client allows ends both ways: of 100 to 200, at most 150 and at most 102
+    held = Prediction(
+        tokens=np.repeat(made.tokens, 3), edges=made.edges, means=made.means,
+        probabilities=np.repeat(made.probabilities, 3, axis=0),
+        limits=np.array([math.inf, 150.0, 102.0]),
+    )  # fmt: skip
+    low, high = held.interval(0.8)
+    assert low == pytest.approx([110, 110, 102]) and high == pytest.approx([190, 150, 102])
     for level in (0, 1, -0.1, 1.1):
         assert "level must lie in (0, 1)" in line_of(lambda level=level: made.interval(level))
     assert "no interval is known" in line_of(lambda: Prediction.exact([3]).interval())
@@ -380,6 +388,20 @@ def test_times_are_finite_and_some_not_below_zero(name: str) -> None:
         assert "must be a finite number" in line_of(lambda: held(name, [math.inf]))
     assert "must be one-dimensional, not (1, 2)" in line_of(lambda: held(name, [[1, 2]]))
     assert f"row 1: {name} is 'x'; it must be a number" in line_of(lambda: held(name, [1, "x"]))
+
+
+# All columns of numbers that may not be left out: who adds one is reminded here.
+FINITE = sorted(
+    name for name in (*REQUIRED, *OPTIONAL)
+    if OPTIONAL.get(name, "") != "object" and name not in (*MAY_LACK, "deadline_s")
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FINITE)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_are_finite_in_every_column(name: str, value: float) -> None:
+    said = line_of(lambda: held(name, [1, value, value]))
+    assert said == f"w: row 1: {name} is {value}; it must be a finite number (and 1 more rows)"
 
 
 def test_errors_call_rows_by_their_own_numbers() -> None:

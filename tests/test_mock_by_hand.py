@@ -473,6 +473,8 @@ def test_an_engine_that_ends_tells_everybody() -> None:
             await served.all()
         with pytest.raises(InputError, match="forever"):
             made.add(lambda at_s: asked(5, 3), "stop")
+        made.log = []
         made.leave(served)  # nothing is left to be told
+        assert made.log == [] and made.under_way == 1
 
     asyncio.run(drive())

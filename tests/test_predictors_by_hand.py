@@ -16,6 +16,7 @@ import torch
 import yaml
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import Ridge
 
 from lengthwise.context import Context
 from lengthwise.errors import InputError, UnknownNameError
@@ -420,6 +421,11 @@ def test_a_power_law_of_the_prompt_is_least_squares() -> None:
     assert other.predicted_tokens[-1] == pytest.approx(np.median(answer))
     plain = PromptLength()
     assert plain.stream() is plain
+    # log lengths that differ in their last digits are no spread to count in
+    for spread, held in ((0.9e-9, 1.0), (1.5e-9, 1.5e-9)):
+        logs = 5.0 + np.array([-spread, spread])
+        said = Company.of(logs, np.ones(2), np.array([3.0, 7.0]))
+        assert said.spread == pytest.approx(held, rel=1e-3)
 
 
 # Windows and novelty
@@ -537,6 +543,23 @@ def test_of_many_rows_some_choose_the_penalty_on_one_fold(monkeypatch: pytest.Mo
     best, held = design.best_alpha(labels)
     assert best == text.ALPHAS[int(np.argmin(errors))]
     assert held == pytest.approx(design.held_out(labels, best))
+
+
+def test_up_to_many_rows_are_solved_more_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    matrix, labels = rng.normal(size=(41, 30)), rng.normal(size=(41, 2))
+    monkeypatch.setattr(text, "MANY", 40)
+    for rows, tol, other in ((40, 1e-6, 1e-4), (41, 1e-4, 1e-6)):
+        heavy = np.linspace(0.5, 1.5, rows)
+        theirs, rough = (
+            Ridge(alpha=0.5, solver="sparse_cg", tol=one)
+            .fit(matrix[:rows], labels[:rows], sample_weight=heavy)
+            for one in (tol, other)
+        )  # fmt: skip
+        weights, intercept = solve(matrix[:rows], labels[:rows], 0.5, heavy)
+        np.testing.assert_array_equal(weights, theirs.coef_.T)
+        np.testing.assert_array_equal(intercept, theirs.intercept_)
+        assert (weights != rough.coef_.T).any()
 
 
 def test_trees_are_scikit_learn_s_and_nothing_else() -> None:
@@ -674,9 +697,21 @@ def test_columns_are_checked_at_their_limits() -> None:
         columns.lengths([0.0, 0.0], rows=2, name="n", of="x")
     assert columns.mask(None, rows=2, of="x").tolist() == [False, False]
     assert columns.mask([1, 0], rows=2, of="x").tolist() == [True, False]
-    for wrong, said in (([1, 1], "all 2 lengths are censored"), ([2, 0], "true or false")):
+    for wrong, said in (
+        ([1, 1], "all 2 lengths are censored"), ([2, 0], "true or false"),
+        ([True], "censored has 1 rows, the prompts 2"), ([[1], [0]], "one-dimensional"),
+    ):  # fmt: skip
         with pytest.raises(InputError, match=said):
             columns.mask(wrong, rows=2, of="x")
+    assert columns.weights(None, rows=2, of="x").tolist() == [1, 1]
+    assert columns.weights([3, 0, 0], rows=3, of="x").tolist() == [3, 0, 0]
+    for wrong, said in (
+        ([1.0], "weights has 1 rows, the prompts 2"), ([[1.0], [2.0]], "one-dimensional"),
+        (["x", "y"], "not numbers"), ([0, 0], "not all 0"), ([-1, 3], "0 or more"),
+        ([1, math.inf], "finite"), ([1, math.nan], "finite"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            columns.weights(wrong, rows=2, of="x")
     tokens = np.arange(1.0, 11)
     texts = [f"p{i}" for i in range(10)]
     assert len(columns.fit_columns(texts, tokens, None, of="x")[0]) == 10
@@ -696,7 +731,11 @@ def test_columns_are_checked_at_their_limits() -> None:
     for wrong in (True, "1", math.inf, math.nan):
         with pytest.raises(InputError, match="must be a finite number"):
             columns.number(wrong, name="n", of="x")
-    assert columns.number(3, name="n", of="x") == 3.0
+    for number in (3, 1.7976931348623157e308, -1.7976931348623157e308):
+        assert columns.number(number, name="n", of="x") == number
+    for many in (10**309, -(10**309)):
+        with pytest.raises(InputError, match="must be a finite number"):
+            columns.number(many, name="n", of="x")
 
 
 # Training on torch
@@ -732,6 +771,21 @@ def test_the_best_epoch_is_kept_and_patience_ends(tmp_path: Path) -> None:
     assert seen == [(0, 5.0), (1, 3.0), (2, 1.0), (3, 1.0), (4, 1.0)]
     assert float(net.head.weight.detach()) == weights[2] != weights[-1]
     assert not net.training
+
+
+def test_patience_counts_from_the_first_epoch_too() -> None:
+    seen: list[tuple[int, float]] = []
+    net, told = Line(), iter([1.0, 2.0, 3.0, 4.0, 5.0])
+
+    def loss(rows: Any) -> torch.Tensor:
+        return net.head.weight.sum() * 0 + (1.0 if net.training else next(told))
+
+    schedule = optimize.Schedule(epochs=5, patience=2, batch_size=2)
+    optimize.minimize(
+        net, loss, np.arange(4), np.arange(3), schedule, seed=0,
+        advance=lambda epoch, best: seen.append((epoch, best)),
+    )  # fmt: skip
+    assert seen == [(0, 1.0), (1, 1.0), (2, 1.0)]
 
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:

@@ -146,6 +146,17 @@ def test_a_frozen_encoder_has_a_head_for_each_fold(fake: SimpleNamespace, target
     np.testing.assert_allclose(made._raw(PROMPTS[:3]), np.mean(each, axis=0), rtol=1e-6)
 
 
+def test_odd_shapes_are_held_in_and_what_the_encoder_says_is_not(fake: SimpleNamespace) -> None:
+    made = Transformer(model="m", device="cpu")
+    hidden = 3 * len(SHAPE)
+    made.shift_ = np.full(hidden + len(SHAPE), 1.0)
+    made.scale_ = np.full(hidden + len(SHAPE), 0.5)
+    seen = made._standard(np.array([[101.0], [-99.0], [2.0]]) + 0 * made.shift_).numpy()
+    assert (seen[:, :hidden] == [[200.0], [-200.0], [2.0]]).all()
+    assert (seen[:, hidden:] == [[8.0], [-8.0], [2.0]]).all()
+    assert seen.dtype == np.float32
+
+
 def test_an_encoder_that_learns_has_one_head_and_is_embedded_anew(fake: SimpleNamespace) -> None:
     made = Transformer(model="m", frozen=False, seed=3, device="cpu").fit(PROMPTS, LENGTHS)
     assert fake.asked == [("m", {"max_tokens": 128, "drop_layers": 0})]

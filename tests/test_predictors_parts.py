@@ -31,6 +31,7 @@ from lengthwise.predictors import (
     targets,
 )
 from lengthwise.predictors.base import Base, Pretrained
+from lengthwise.predictors.baseline import LengthStream, PromptLength
 from lengthwise.predictors.censoring import drawn_logs, expected_logs
 from lengthwise.predictors.columns import resampled
 from lengthwise.predictors.effects import Effects
@@ -293,6 +294,22 @@ def test_company_makes_a_prompt_as_new_as_it_is() -> None:
     made.novelty_ = None
     assert made.stream() is made
     assert made.predict(["unlike all of them"]).abstained is None
+
+
+def test_in_the_order_of_arrival_it_declares_and_saves_what_the_predictor_does(
+    tmp_path: Path,
+) -> None:
+    fitted = Words().fit(PROMPTS, LENGTHS, context=told(model=MODELS))
+    plain = PromptLength().fit([], LENGTHS, prompt_tokens=COUNTS * 7.0)
+    for made, kind in ((fitted, Stream), (plain, LengthStream)):
+        stream: Any = made.stream()
+        assert type(stream) is kind
+        assert (stream.needs, stream.uses) == (made.needs, made.uses)
+        stream.save(tmp_path / "of the stream")
+        made.save(tmp_path / "own")
+        saved, own = (folder.read(tmp_path / name) for name in ("of the stream", "own"))
+        assert (saved.name, saved.state) == (own.name, own.state)
+        assert saved.arrays.keys() == own.arrays.keys()
 
 
 def test_what_was_not_fitted_says_how_it_is() -> None:

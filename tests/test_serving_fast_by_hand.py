@@ -196,6 +196,36 @@ def test_what_a_policy_needs_has_room_in_every_replica() -> None:
     assert not bare.since.size and not bare.watched.size and len(bare.heap) == 76
 
 
+@pytest.mark.parametrize(("size", "shift", "longest"), [
+    (1, 0, 14), (2, 1, 7), (4, 2, 4), (12, -1, 2), (16, 4, 1), (24, -1, 1), (96, -1, 1),
+])  # fmt: skip
+def test_blocks_are_counted_by_shifts_where_their_size_is_a_power_of_two(
+    size: int, shift: int, longest: int
+) -> None:
+    row = begun(node(block_size=size)).node[0]
+    assert (row["block_size"], row["shift"], row["longest"]) == (size, shift, longest)
+
+
+def test_a_node_s_numbers_by_hand() -> None:
+    made = node(
+        "srtf+preempt:price=0.5,max_per_step=3", max_num_batched_tokens=70, watermark=0.25,
+        long_prefill_token_threshold=9, num_gpu_blocks=30,
+    )  # fmt: skip
+    row = begun(made).node[0]
+    numbers = {
+        "max_seqs": 3, "max_tokens": 70, "blocks": 29, "watermark": 7, "threshold": 9,
+        "max_per_step": 3, "price": 0.5, "preemption": 1, "swaps": 0, "by_score": 1, "scored": 1,
+        "every": 0, "guarded": 0, "guard_ratio": 0, "guard_floor": 0, "depth": 1, "caching": 0,
+        "pipeline": 0, "reserve": 0,
+    }  # fmt: skip
+    assert {name: row[name] for name in numbers} == numbers
+    plain = begun(node("fcfs+guard:ratio=0.5,floor_s=2", async_scheduling=True,
+                       enable_prefix_caching=True)).node[0]  # fmt: skip
+    numbers = {"by_score": 0, "preemption": 0, "depth": 2, "watermark": 0, "threshold": 0,
+               "every": 0}  # fmt: skip
+    assert {name: plain[name] for name in numbers} == numbers
+
+
 def test_what_a_caller_or_an_event_needs_has_room() -> None:
     asked = begun(node(), node(), stops=True)
     more = {"asked": 4, "gave": 4, "candidate": 6, "calendar": 4, "sent": 4}

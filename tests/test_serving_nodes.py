@@ -14,6 +14,7 @@ from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval.compare import compare
 from lengthwise.eval.tables import bound_row, footnote, subtitle
 from lengthwise.policies import load_policy, load_router
+from lengthwise.policy import RoutingPolicy, Score
 from lengthwise.protocols import Batch
 from lengthwise.serving import Engine, Node, Stops, System, run
 from lengthwise.serving.nodes import nodes_of, read_nodes
@@ -252,6 +253,20 @@ def test_old_metrics_herd(backend: Backend) -> None:
         requests, two(router="round-robin", metrics_interval_s=1.0), backend=backend
     ).replica
     assert never.tolist() == [0, 1] * 20  # what the router counts itself is never old
+
+
+def most_seats(free_seats: Any) -> Any:
+    return -free_seats
+
+
+@pytest.mark.parametrize("backend", ["reference", "fast"])
+@pytest.mark.parametrize("interval_s", [1e-12, 0.5, 1e6])
+def test_old_metrics_begin_with_the_empty_nodes(backend: Backend, interval_s: float) -> None:
+    """At time 0, before anything came; from a picosecond to days."""
+    seats = two(fast=Engine(max_num_seqs=4, num_gpu_blocks=64), metrics_interval_s=interval_s)
+    system = System(seats.nodes, RoutingPolicy(Score.from_function(most_seats)), interval_s)
+    requests = workload((0.0, 4, 9), (0.0, 4, 9), (1.0, 4, 9))
+    assert run(requests, system, backend=backend).replica.tolist() == [1, 1, 1]
 
 
 def test_what_a_system_refuses() -> None:

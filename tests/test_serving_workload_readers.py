@@ -878,6 +878,26 @@ def test_no_damaged_parquet_escapes_as_anything_but_one_line(tmp_path: Path) -> 
     assert 10 < refused
 
 
+def test_a_parquet_page_that_is_not_what_was_written_is_refused(tmp_path: Path) -> None:
+    """Of which the file has a checksum: a number that became another one is no number."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, marked = tmp_path / "t.parquet", 0x0123456789ABCD
+    columns = {"arrival_s": [0.0, 1.0], "prompt_tokens": [5, 6], "output_tokens": [7, 8],
+               "priority": [marked, 1]}  # fmt: skip
+    pq.write_table(pa.table(columns), path, compression="none", use_dictionary=False,
+                   write_statistics=False, write_page_checksum=True)  # fmt: skip
+    assert read(path)["priority"].tolist() == [marked, 1]
+    whole = path.read_bytes()
+    assert whole.count(marked.to_bytes(8, "little")) == 1
+    path.write_bytes(
+        whole.replace(marked.to_bytes(8, "little"), (marked + 1).to_bytes(8, "little"))
+    )
+    with pytest.raises(InputError, match=r"t\.parquet: not a Parquet file, .*damaged one: .*CRC"):
+        read(path)
+
+
 def test_one_long_cell_costs_what_it_is_long(tmp_path: Path) -> None:
     """Not that for each row: 3,000 cells as wide as one of a million would be 12 GB."""
     rows = "".join(f"{i},5,5,{'x' * 10**6 if i == 7 else 'a'}\n" for i in range(3000))

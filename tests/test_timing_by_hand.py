@@ -794,6 +794,10 @@ def test_both_at_once_leave_seats_for_chunks() -> None:
     beyond = [step for step in large["steps"] if step[1] == 2 and step[2] != [[4096 - step[0], 0]]
               and step[0] + sum(tokens for tokens, _ in step[2]) > 2048]  # fmt: skip
     assert [step[0] for step in beyond] == [768, 768, 256, 256, 160, 160, 64, 64, 16, 16, 1, 1]
+    # three quarters of the cache, in whole tokens: 951 are one too few for a sequence of 856
+    for cache, sequences in ((1269, 0), (1270, 1), (2537, 1), (2538, 2)):
+        (tight,) = vllm_plan._mixed(np.random.default_rng(0), 256, cache, 2048, 256, 131_072, 1)
+        assert len(tight["context"]) == sequences
     (small,) = vllm_plan._mixed(np.random.default_rng(0), 256, 10**9, 1024, 256, 131_072, 1)
     assert [step[1] for step in small["steps"] if step[0] == 8] == [2, 3]
     assert small["steps"][-1][2] == [[1023, 0]]

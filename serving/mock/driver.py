@@ -102,10 +102,10 @@ class Driver:
 
     def leave(self, served: Served) -> None:
         """A client has all of its answer, or hangs up before that."""
-        if served.request not in self._served or self.failed is not None:
+        if self.failed is not None:
             return
         self._advance(self.now_ps())
-        if self._served.pop(served.request, None) is None:  # it was complete by now
+        if self._served.pop(served.request, None) is None:  # it is complete by now
             return
         self.node.remove(served.request)
         self._ended(served, "abort")
