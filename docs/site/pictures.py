@@ -330,10 +330,14 @@ def _played(name: str) -> dict[str, list[float]]:
 # Drawing
 
 
+LARGEST = 1.3  # times its own size: a narrow picture's text stays about as large as the page's
+
+
 def _svg(width: float, height: float, parts: Sequence[str], title: str) -> str:
     told = title.replace("&", "&amp;").replace("<", "&lt;")
     return (
-        f'<svg class="small" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
+        f'<svg class="small" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'style="max-width: {LARGEST * width:.0f}px" role="img" '
         f'aria-label="{told.replace(chr(34), "")}"><title>{told}</title>{"".join(parts)}</svg>'
     )
 
