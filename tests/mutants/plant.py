@@ -35,8 +35,9 @@ SAID = {"print", "sleep", "lru_cache", "cache", "warn", "_notice", "TypeVar", "f
         "errstate", "printoptions", "add_argument", "add_parser"}  # fmt: skip
 LOOKS = {"stacklevel", "indent", "width", "flush", "maxsize", "copy", "strict", "frozen", "slots",
          "repr", "kw_only", "figsize", "dpi", "alpha", "color", "fontsize", "linewidth", "lw", "ms",
-         "markersize", "pad", "pad_edge", "show_edge", "zorder", "help", "metavar", "rotation", "daemon",
-         "capture_output", "exist_ok", "ensure_ascii", "sort_keys", "show_default"}  # fmt: skip
+         "markersize", "pad", "pad_edge", "show_edge", "zorder", "help", "metavar", "rotation",
+         "daemon", "capture_output", "exist_ok", "ensure_ascii", "sort_keys", "show_default",
+         }  # fmt: skip
 HURRIED = ("CHUNK", "BUFFER", "GROWTH", "CACHE", "LEVEL")
 
 
