@@ -25,11 +25,12 @@ from lengthwise.eval.compare import (
     Contender,
     capacity_of,
     compare,
+    on_hosts,
 )
-from lengthwise.eval.hosts import hosts_of, spread
+from lengthwise.eval.hosts import Host, hosts_of, spread
 from lengthwise.eval.setting import Loaded, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
-from lengthwise.eval.source import Cut, Fixed, Source, as_source
+from lengthwise.eval.source import Cut, Fixed, Source, Spelled, as_source
 from lengthwise.eval.statistics import Interval
 from lengthwise.eval.survival import LOWER
 from lengthwise.eval.tables import number, queue_forms
@@ -153,15 +154,20 @@ def advise(
     shared: dict[str, Any] = {
         "engine": engine, "timing": timing, "replicas": replicas, "router": router, "nodes": nodes,
         "metrics_interval_s": metrics_interval_s, "processes": processes, "slo": limits,
-        "progress": progress, "cells": cells,
+        "cells": cells,
+        "capacity": None if "parent" in whole else capacity,
     }  # fmt: skip
     native, native_seeds = _native(whole, seeds)
-    own = compare(native, POLICIES, predictors, seeds=native_seeds, **shared)
+    load = whole.rate / capacity
+    lengths = "noisy-oracle:tau=0.5" if predictor is None else predictor_label(predictor)
+    read = predictors if load <= 1 else [predictor or lengths]  # nothing is judged beyond capacity
+    hosts = _hosts(loaded)
+    far = _Far(progress, native_seeds, len(AUTO) * seeds, len(hosts) * max(seeds, native_seeds))
+    own = compare(native, POLICIES, read, seeds=native_seeds, progress=far.of(0), **shared)
     own = dataclasses.replace(own, notices=(*own.notices, *_sampled(native, whole)))
     rates = [float(f"{share * capacity:.3g}") for share in AUTO]
     cut = _cut(source, whole, seeds)
-    loads = compare(cut, POLICIES, predictors, rates, seeds, **shared)
-    load = whole.rate / capacity
+    loads = compare(cut, POLICIES, predictors, rates, seeds, progress=far.of(1), **shared)
     queued = queue_forms(own, math.nan) or load > 1
     there = queued and load <= 1
     at = (
@@ -169,11 +175,11 @@ def advise(
         if there
         else _At(loads, rates[1], rates[1], capacity)
     )
-    lengths = "noisy-oracle:tau=0.5" if predictor is None else predictor_label(predictor)
     chosen, pays = _choice(at, lengths)
     taus = _by_tau(at, chosen.policy_name)
-    sure = _how_sure(at, cut if at.found is loads else native, seeds)
-    elsewhere = _elsewhere(at, chosen, pays, cut if at.found is loads else native, setting, shared)
+    judged = cut if at.found is loads else native
+    sure = _how_sure(at, judged, seeds)
+    elsewhere = _elsewhere(at, chosen, pays, hosts, judged, setting, processes, far.of(2))
     sure = "; ".join(filter(None, (sure, elsewhere)))
     return Advice(
         sentences=(
@@ -192,6 +198,23 @@ def advise(
         loads=loads,
         source=cut,
     )
+
+
+@dataclass(frozen=True)
+class _Far:
+    """How far the parts are, as one count of seeds at a rate or on a host."""
+
+    progress: Callable[[int, int], None] | None
+    own: int
+    loads: int
+    hosts: int
+
+    def of(self, part: int) -> Callable[[int, int], None] | None:
+        """What a part calls with its own (done, all)."""
+        steps, tell = (self.own, self.loads, self.hosts), self.progress
+        if tell is None:
+            return None
+        return lambda done, of: tell(sum(steps[:part]) + done * steps[part] // of, sum(steps))
 
 
 @dataclass(frozen=True)
@@ -234,23 +257,23 @@ def _light_slo(workload: Workload, loaded: Loaded, capacity: float) -> dict[str,
 
 def _cut(source: Source, whole: Workload, seeds: int) -> Source:
     """What the seeds see: draws of a preset, windows of a trace, or the same requests each."""
-    again = source.load(None, 1)
-    drawn = not np.array_equal(again["output_tokens"], whole["output_tokens"])
-    if drawn or "parent" in whole:
-        return source
-    if len(whole) >= seeds * LEAST_WINDOW:
+    if not isinstance(source, Spelled) or source.drawn:
+        again = source.load(None, 1)
+        if not np.array_equal(again["output_tokens"], whole["output_tokens"]):
+            return source
+    if len(whole) >= seeds * LEAST_WINDOW and "parent" not in whole:
         return windows_of(whole, seeds)
-    return Fixed(whole)
+    return source if isinstance(source, Fixed) else Fixed(whole)
 
 
 def _native(whole: Workload, seeds: int) -> tuple[Source, int]:
     """What runs at the traffic's own rate, and on how many seeds: the trace from its start, or
-    windows of it where prompts are so long that this were hours of work.
+    windows of it where requests are so long that this were minutes of work.
     """
     if "parent" in whole:
         return Fixed(whole), 2
     head = whole.head(OWN_REQUESTS)
-    if len(head) <= 4 * _size(head, OWN_REQUESTS):
+    if len(head) <= 2 * _size(head, OWN_REQUESTS):
         return Fixed(head), 2
     return windows_of(whole, seeds), seeds
 
@@ -260,7 +283,7 @@ def _sampled(native: Source, whole: Workload) -> list[str]:
     if isinstance(native, Cut):
         size = len(native.windows[0])
         return [
-            f"{whole.name}: prompts are so long that runs are of {size:,} requests, "
+            f"{whole.name}: requests are so long that runs are of {size:,} requests, "
             f"{len(native.windows)} times over the trace, at its own rate too"
         ]
     ran, there = len(native.load(None, 0)), len(whole)
@@ -384,23 +407,23 @@ def _how_sure(at: _At, source: Source | None, seeds: int) -> str:
     return f"intervals are over {at.found.seeds} draws of the workload"
 
 
-def _elsewhere(
-    at: _At, who: Contender, pays: bool, source: Source, setting: Setting, shared: dict[str, Any]
-) -> str:
-    """Whether that holds on other hosts; "" for a timing that knows none, such as a linear one."""
+def _hosts(loaded: Loaded) -> tuple[Host, ...]:
+    """What hosts may be like; none for a timing that knows none, such as a linear one."""
     try:
-        hosts = hosts_of(setting.load().kinds)
+        return hosts_of(loaded.kinds)
     except InputError:
+        return ()
+
+
+def _elsewhere(
+    at: _At, who: Contender, pays: bool, hosts: tuple[Host, ...], source: Source, setting: Setting,
+    processes: int, progress: Callable[[int, int], None] | None,
+) -> str:  # fmt: skip
+    """Whether that holds on other hosts; "" where none are known."""
+    if not hosts:
         return ""
-    rates = () if math.isnan(at.rate) else (at.rate,)
-    predictors = [] if who.predictor_name == "none" else [who.predictor]
-    there = compare(
-        source, [who.policy], predictors, rates, at.found.seeds, hosts=True,
-        **{**shared, "cells": None, "progress": None},
-    )  # fmt: skip
-    row = next(c for c in there.contenders if c.label == who.label)
-    ratios = [there.ratio(at.rate, row, MEAN).mean]
-    ratios += [other.ratio(at.rate, row, MEAN).mean for other in there.hosts.values()]
+    there = on_hosts(source, who, at.rate, at.found.seeds, setting, processes, progress)
+    ratios = [at.ratio(who, MEAN).mean, *(ratio.mean for ratio in there.values())]
     between = f"{100 * min(ratios):.0f} to {100 * max(ratios):.0f}%"
     gained = [ratio < LOWER for ratio in ratios]
     if pays:

@@ -20,7 +20,7 @@ from lengthwise.eval.alone import Alone
 from lengthwise.eval.bound import mean_latency_bound_s
 from lengthwise.eval.cells import Cells, once
 from lengthwise.eval.held_out import apart, trials_of
-from lengthwise.eval.hosts import NEAR, calibrated, hosts_of, spread
+from lengthwise.eval.hosts import NEAR, Host, calibrated, hosts_of, spread
 from lengthwise.eval.pool import over_cores
 from lengthwise.eval.predict import needs_prediction
 from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
@@ -246,6 +246,7 @@ def compare(
     budget: int = BUDGET,
     metric: str = "e2e_mean",
     hosts: bool = False,
+    capacity: float | None = None,
 ) -> Comparison:
     """Runs every policy with every predictor it can read, at every rate, on every seed.
 
@@ -263,7 +264,8 @@ def compare(
     for ``metric`` with its predictor, by ``budget`` simulated runs, on other requests than those
     that are compared on (``lengthwise.eval.held_out``): rows are named as they were tuned.
     With ``hosts``, all is run again on the corners of what hosts were seen to differ by
-    (``lengthwise.eval.hosts``), and verdicts say what holds there too.
+    (``lengthwise.eval.hosts``), and verdicts say what holds there too. ``capacity`` (requests/s)
+    is what is served at most of this mix, where that was found before.
     """
     if seeds < 1:
         raise InputError(f"seeds must be 1 or more, not {seeds}")
@@ -288,7 +290,8 @@ def compare(
     def grid(at: Setting, done: int) -> Comparison:
         moved = None if progress is None else (lambda k, _: progress(done + k, total))
         return _grid(source, contenders, tuple(rates), seeds, at, backend, dict(slo or {}), cells,
-                     processes, moved, bool(routers))  # fmt: skip
+                     processes, moved, bool(routers),
+                     capacity if at.host is None else None)  # fmt: skip
 
     found = grid(setting, 0)
     others = {
@@ -331,11 +334,12 @@ def _grid(
     processes: int,
     progress: Callable[[int, int], None] | None,
     routed: bool,
+    known: float | None,
 ) -> Comparison:
-    """All seeds on one host."""
+    """All seeds on one host, whose capacity may be known."""
     loaded = setting.load()
     notices: dict[str, None] = {}
-    task = partial(_one_seed, contenders, rates, setting, backend, slo, cells)
+    task = partial(_one_seed, contenders, rates, setting, backend, slo, cells, known)
     # windows of a trace may be large: another process is sent the one that it runs
     tasks = [
         (source.of_seed(seed) if isinstance(source, Cut) else source, seed) for seed in range(seeds)
@@ -524,6 +528,51 @@ def _tuned_row(
     return replace(who, policy=spelled, policy_name=chosen.name)
 
 
+def on_hosts(
+    source: Source,
+    who: Contender,
+    rate: float,
+    seeds: int,
+    setting: Setting,
+    processes: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Interval]:
+    """A row's mean latency in the baseline's on each host that may be, by the host's name.
+
+    The same as ``compare`` finds with ``hosts``, of one row at one rate (NaN: the workload's own).
+    Raises ``InputError`` for a timing that knows no hosts.
+    """
+    named = hosts_of(setting.load().kinds)
+    task = partial(_on_host, who, None if math.isnan(rate) else rate, setting)
+    tasks = [
+        (host, source.of_seed(seed) if isinstance(source, Cut) else source, seed)
+        for host in named
+        for seed in range(seeds)
+    ]
+    found: list[tuple[float, float]] = []
+    for pair in over_cores(task, tasks, processes):
+        found.append(pair)
+        if progress is not None:
+            progress(len(found), len(tasks))
+    means = np.array(found).reshape(len(named), seeds, 2)
+    return {
+        host.name: paired_ratio(of[:, 1], of[:, 0]) for host, of in zip(named, means, strict=True)
+    }
+
+
+def _on_host(
+    who: Contender, rate: float | None, setting: Setting, host: Host, source: Source, seed: int
+) -> tuple[float, float]:
+    """The mean latency of the baseline and of a row, on one host and seed, s."""
+    workload, loaded = source.load(rate, seed), replace(setting, host=host).load()
+    predicted = predict(who.predictor, workload, seed)
+    first, row = (
+        simulate_on(workload, loaded, policy, lengths, seed=seed, backend="auto").records
+        for policy, lengths in ((BASELINE, None), (who.policy, predicted))
+    )
+    return float(metrics.e2e_s(first).mean()), float(metrics.e2e_s(row).mean())
+
+
 Cell = dict[str, Any]
 
 
@@ -534,6 +583,7 @@ def _one_seed(
     backend: Backend,
     slo: dict[str, float],
     cells: Cells | None,
+    known: float | None,
     source: Source,
     seed: int,
 ) -> tuple[list[Row], Quantiles, tuple[str, ...], int, dict[str, float], float]:
@@ -559,7 +609,9 @@ def _one_seed(
         rows += cell["rows"]
         said |= dict.fromkeys(cell["said"])
         quantiles |= {(rate, label): np.array(values) for label, values in cell["curves"].items()}
-    capacity = math.nan if seed else _capacity(drawn.workload, drawn.loaded, rows)
+    capacity = math.nan if seed else known
+    if capacity is None:
+        capacity = _capacity(drawn.workload, drawn.loaded, rows)
     return rows, quantiles, tuple(said), cell["mark"], cell["unordered"], capacity
 
 

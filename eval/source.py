@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lengthwise.serving.workload import load_workload
+from lengthwise.serving.workload.presets import PRESETS
 from lengthwise.workload import Workload
 
 
@@ -39,6 +40,11 @@ class Spelled:
         arrivals = self.options.get("arrivals")
         named = Path(self.spec).name
         return f"{named}, arrivals of {Path(str(arrivals)).name}" if arrivals else named
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a seed may draw other requests, which a trace with its own arrivals has not."""
+        return self.spec in PRESETS or self.options.get("arrivals") is not None
 
     def load(self, rate: float | None, seed: int) -> Workload:
         """Reads or draws it."""

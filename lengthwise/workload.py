@@ -195,6 +195,12 @@ class Workload:
         return pd.DataFrame(self.columns)
 
 
+def _is_kept(values: NDArray[Any]) -> bool:
+    """Whether an array is an object column as workloads hold them: its own, and read-only."""
+    kept = values.base is None and not values.flags.writeable
+    return kept and values.dtype == object and values.ndim == 1
+
+
 def _check_weights(name: str, data: Mapping[str, NDArray[Any]]) -> None:
     """Raises ``InputError`` for weights of nobody, that are not positive or differ in a tenant."""
     if "tenant" not in data:
@@ -229,6 +235,8 @@ def check_column(
                 "name or a number"
             )
     if dtype == "object":
+        if isinstance(values, np.ndarray) and _is_kept(values):
+            return values  # of another workload: nobody can change it
         # one by one: numpy would unpack tuples of equal length into a matrix
         return np.fromiter(values, dtype=object, count=len(values))
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -107,7 +106,8 @@ def test_seeds_are_draws_or_windows_or_the_same() -> None:
     assert [len(window) for window in windows_of(heavier, 2).windows] == [150, 150]
     piled = np.where(np.arange(2000) < 850, 0.0, np.arange(2000))
     assert [len(w) for w in windows_of(heavier.replace(arrival_s=piled), 2).windows] == [1000, 1000]
-    assert type(module._native(heavy.head(1000), 3)[0]) is Fixed
+    assert type(module._native(heavy.head(718), 3)[0]) is Fixed
+    assert type(module._native(heavy.head(719), 3)[0]) is Cut
     assert type(module._native(heavier, 3)[0]) is Cut and module._native(heavier, 3)[1] == 3
     (said,) = module._sampled(module._native(heavier, 3)[0], heavier)
     assert "runs are of 150 requests, 3 times over the trace" in said
@@ -383,10 +383,11 @@ def advised(
 def test_traffic_is_compared_at_its_own_rate_and_at_shares_of_the_capacity(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told = print
+    far: list[tuple[int, int]] = []
     found, calls = advised(
         monkeypatch, 3.0, 3.0, slo={"ttft": 2.0}, seeds=4, engine=ONE, replicas=1, router="jsq",
-        metrics_interval_s=0.5, processes=3, progress=told,
+        metrics_interval_s=0.5, processes=3,
+        progress=lambda done, of: far.append((done, of)),
     )  # fmt: skip
     (own, shared), (cut, again) = calls
     predictors = [f"noisy-oracle:tau={tau}" for tau in (0.3, 0.5, 0.7)] + ["oracle"]
@@ -395,10 +396,13 @@ def test_traffic_is_compared_at_its_own_rate_and_at_shares_of_the_capacity(
     assert isinstance(own[0], Fixed) and len(own[0].workload) == 10_000
     assert cut[1:] == (policies, predictors, [3.2, 3.8, 4.4], 4)
     assert isinstance(cut[0], Cut) and len(cut[0].windows) == 4
+    shared.pop("progress")(1, 2)
+    again.pop("progress")(4, 4)
+    assert far == [(1, 30), (14, 30)]  # 2 seeds, 4 at three rates, and 4 on four hosts
     assert shared == again == {
         "engine": ONE, "timing": "h200/llama-3.1-8b", "replicas": 1, "router": "jsq", "nodes": None,
-        "metrics_interval_s": 0.5, "processes": 3, "slo": {"ttft": 2.0}, "progress": told,
-        "cells": None,
+        "metrics_interval_s": 0.5, "processes": 3, "slo": {"ttft": 2.0}, "cells": None,
+        "capacity": 4.0,
     }  # fmt: skip
     # a queue forms and all can be served: judged there
     assert (found.capacity, found.own_rate, found.rate) == pytest.approx((4.0, 3.0, 3.0))
@@ -451,9 +455,9 @@ def test_defaults_and_what_light_load_says(monkeypatch: pytest.MonkeyPatch) -> N
     assert calls[1][0][4] == 5
     told = inspect.signature(advise).parameters
     wanted = {
-        "predictor": None, "slo": None, "seeds": 5, "engine": None, "timing": "h200/llama-3.1-8b",
-        "replicas": 1, "router": "round-robin", "nodes": None, "metrics_interval_s": 0.0,
-        "processes": 1, "progress": None,
+        "predictor": None, "slo": None, "seeds": 5, "engine": None,
+        "timing": "h200/llama-3.1-8b", "replicas": 1, "router": "round-robin", "nodes": None,
+        "metrics_interval_s": 0.0, "processes": 1, "progress": None,
     }  # fmt: skip
     assert {name: told[name].default for name in wanted} == wanted
 
@@ -463,17 +467,16 @@ def test_whether_advice_holds_on_other_hosts(monkeypatch: pytest.MonkeyPatch) ->
         def of(share: float) -> Comparison:
             return grid({FCFS: latency(10.0), ("sjf", HALF): latency(10.0 * share)}, rates=(3.8,))
 
-        def compared(*given: Any, **options: Any) -> Comparison:
-            asked.append((given, options))
-            return replace(of(ratio), hosts={str(k): of(one) for k, one in enumerate(others)})
+        def on_hosts(*given: Any) -> dict[str, Interval]:
+            asked.append(given)
+            return {str(k): Interval(one, one, one, 2) for k, one in enumerate(others)}
 
-        monkeypatch.setattr(module, "compare", compared)
-        here = of(ratio)
-        at = module._At(here, 3.8, 3.8, 4.0)
-        shared = {"timing": "h200/llama-3.1-8b", "cells": "kept", "progress": print}
-        who = replace(here.contenders[1], predictor=HALF)
+        monkeypatch.setattr(module, "on_hosts", on_hosts)
+        at = module._At(of(ratio), 3.8, 3.8, 4.0)
+        where = setting or Setting()
+        hosts = module._hosts(where.load())
         return module._elsewhere(
-            at, who, ratio < 0.98, Fixed(trace(10)), setting or Setting(), shared
+            at, at.found.contenders[1], ratio < 0.98, hosts, Fixed(trace(10)), where, 2, print
         )
 
     asked: list[Any] = []
@@ -482,7 +485,7 @@ def test_whether_advice_holds_on_other_hosts(monkeypatch: pytest.MonkeyPatch) ->
     assert told(0.8, 0.7, 0.99) == f"it doesn't hold on all {seen}: 70 to 99% of fcfs's mean"
     assert told(1.0, 0.99, 1.0) == f"nothing is gained on all {seen}: 99 to 100% of fcfs's mean"
     assert told(1.0, 0.9) == f"there is something to gain on some {seen}: 90 to 100% of fcfs's mean"
-    given, options = asked[0]
-    assert given[1:4] == (["sjf"], [HALF], (3.8,)) and options["hosts"] is True
-    assert options["cells"] is None and options["progress"] is None
+    source, who, rate, seeds, _, processes, moved = asked[0]
+    assert (type(source), who.label, rate, processes) == (Fixed, f"sjf · {HALF}", 3.8, 2)
+    assert seeds == 2 and moved is print
     assert told(0.8, 0.7, setting=Setting(timing=LinearTiming(1.0))) == ""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lengthwise.errors import InputError
-from lengthwise.eval.compare import compare
+from lengthwise.eval.compare import compare, on_hosts
 from lengthwise.eval.flat import comparison_document
 from lengthwise.eval.hosts import CALIBRATED, SEEN, Host, hosts_of, on_host, spread
 from lengthwise.eval.plan import compare_plan
@@ -89,6 +89,17 @@ def test_all_is_run_again_on_each_host() -> None:
         np.testing.assert_array_equal(
             found.hosts[host.name].runs["e2e_mean_s"], alone.runs["e2e_mean_s"]
         )
+    (row,) = [who for who in found.contenders if who.policy_name == "sjf"]
+    told: list[tuple[int, int]] = []
+    alone_there = on_hosts(
+        as_source(burst()), row, float("nan"), 1, Setting(SMALL),
+        progress=lambda done, of: told.append((done, of)),
+    )  # fmt: skip
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert {name: one.mean for name, one in alone_there.items()} == {
+        name: there.ratio(float("nan"), row, "e2e_mean_s").mean
+        for name, there in found.hosts.items()
+    }
     assert any("GPU 0.95 to 1.05 and CPU 0.5 to 2.5" in notice for notice in found.notices)
     assert found.config["hosts"][1] == {"name": "slow CPU", "gpu": 0.95, "cpu": 2.5}
     document = comparison_document(found)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from lengthwise import simulate
 from lengthwise.curves import Curve
 from lengthwise.errors import InputError, InvariantError, UnknownNameError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
 from lengthwise.prediction import CURVES, Prediction, Predictions
 from lengthwise.serving import Engine, Fail, Node, Slow, System, begin, run
-from lengthwise.serving.fast import setup, tables
+from lengthwise.serving.fast import prefixes, setup, tables
 from lengthwise.serving.fast import state as ks
 from lengthwise.serving.fast.calls import ScoreCalls, why_python
 from lengthwise.serving.fast.compiler import build
 from lengthwise.serving.fast.features import BITS, mask
+from lengthwise.serving.fast.prefixes import prefixes_of
 from lengthwise.serving.fast.run import begin_run
 from lengthwise.serving.fast.tabulated import CERTAIN, curve_arrays
 from lengthwise.serving.reference.run import ReferenceRun
@@ -271,7 +274,8 @@ def hashed(*hashes: tuple[int, ...], size: int = 4) -> tuple[Any, Any, Any]:
         "prefix_hashes": list(hashes), "hash_block_tokens": np.full(n, size),
     })  # fmt: skip
     run = np.zeros(1, ks.RUN)
-    return run, *setup._hashes(run, given)
+    found = setup._prefixes(run, given)
+    return run, found.hashes, found.at
 
 
 def test_hashes_lie_flat_and_may_be_of_any_size() -> None:
@@ -283,10 +287,39 @@ def test_hashes_lie_flat_and_may_be_of_any_size() -> None:
     assert flat.tolist() == [0, 1, 0, 2]  # numbered as they appear
     plain = Workload({"arrival_s": [0.0], "prompt_tokens": [1], "output_tokens": [1]})
     run = np.zeros(1, ks.RUN)
-    flat, at = setup._hashes(run, plain)
-    assert len(flat) == 0 and at.tolist() == [0, 0] and run["hash_tokens"][0] == 1
+    none = setup._prefixes(run, plain)
+    assert len(none.hashes) == 0 and none.at.tolist() == [0, 0] and run["hash_tokens"][0] == 1
     with pytest.raises(InputError, match="prefix_hashes need the column hash_block_tokens"):
-        setup._hashes(run, plain.replace(prefix_hashes=[(1,)]))
+        setup._prefixes(run, plain.replace(prefix_hashes=[(1,)]))
+
+
+def test_prefixes_are_numbered_once_for_all_runs_of_a_column() -> None:
+    n = 4
+    work = Workload({
+        "arrival_s": np.arange(n), "prompt_tokens": np.full(n, 99), "output_tokens": np.ones(n),
+        "prefix_hashes": [(5, 6), (5, 7), (), (6,)], "hash_block_tokens": np.full(n, 16),
+    })  # fmt: skip
+    stretched = work.at_rate(3.0).at_rate(7.0)
+    assert stretched["prefix_hashes"] is work["prefix_hashes"]
+    known = prefixes_of(work["prefix_hashes"])
+    assert prefixes_of(stretched["prefix_hashes"]) is known and (known.number == -1).all()
+    engine, tick = Engine(enable_prefix_caching=True, num_gpu_blocks=64), LinearTiming(base_s=1.0)
+    first = simulate(work, engine=engine, timing=tick, backend="fast")
+    assert known.number.tolist() == [0, 1, 0, 2, 3]  # 6 begins another prefix than 5, 6
+    known.hashes[:] = 0  # nobody reads them again
+    again = simulate(work, engine=engine, timing=tick, backend="fast")
+    assert again.records.cached_tokens.tolist() == first.records.cached_tokens.tolist()
+    assert first.records.cached_tokens.tolist() == [0, 16, 0, 0]
+    # a column that others can write to is copied, as is one of another kind
+    mine = np.fromiter([(1,), (2,)], object, 2)
+    two = {"arrival_s": [0, 1], "prompt_tokens": [99, 99], "output_tokens": [1, 1],
+           "hash_block_tokens": [16, 16]}  # fmt: skip
+    assert Workload({**two, "prefix_hashes": mine})["prefix_hashes"] is not mine
+    key = id(stretched["prefix_hashes"])
+    assert key in prefixes._known
+    del work, stretched, first, again
+    gc.collect()
+    assert key not in prefixes._known  # kept no longer than its column
 
 
 def test_seats_and_blocks_are_in_lists() -> None:
@@ -298,13 +331,11 @@ def test_seats_and_blocks_are_in_lists() -> None:
     node["caching"], node["blocks"], node["max_seqs"] = [1, 0], [3, 9], [2, 2]
     node["longest"], node["bucket_mask"] = [5, 7], [3, 3]
     replica["node"] = [0, 1]
-    made = setup._blocks(replica, node, 6)
+    made = setup._blocks(replica, node)
     assert made["block"]["newer"].tolist() == [1, 2, 3, -1]  # three beside the null block
     assert replica["blank"].tolist() == [1, 0] and len(made["bucket"]) == 4
-    assert len(made["held"]) == 10 and len(made["hit"]) == 5 and len(made["chain"]) == 6
-    assert made["prefix"].shape == (16, 3) and (made["bucket_end"] == -1).all()
-    node["caching"] = 0
-    assert setup._blocks(replica, node, 0)["prefix"].shape == (0, 3)
+    assert len(made["held"]) == 10 and len(made["hit"]) == 5
+    assert (made["bucket_end"] == -1).all()
 
 
 # Tables

@@ -21,6 +21,7 @@ from lengthwise.serving.fast.calls import ScoreCalls, why_python
 from lengthwise.serving.fast.compiler.build import compiled
 from lengthwise.serving.fast.features import ACCESSORS, mask
 from lengthwise.serving.fast.nodes import Kinds, kinds_of
+from lengthwise.serving.fast.prefixes import NUMBERING
 from lengthwise.serving.fast.setup import allocate, grow, with_rows
 from lengthwise.serving.inputs import Inputs, prepare
 from lengthwise.serving.records import LOST, Iterations, Records, with_lost
@@ -287,12 +288,14 @@ def flags_of(state: ks.State, *, stops: bool) -> dict[str, bool]:
 
 
 def numbered(state: ks.State, flags: dict[str, bool]) -> ks.State:
-    """The state with its prompts' prefixes numbered, where blocks are told apart."""
-    if not flags["PREFIX"]:
-        return state
-    table = ks.address_table(state)
-    compiled(**flags)["number_prefixes"](table.ctypes.data)
-    return state._replace(prefix=state.prefix[:0], hashes=state.hashes[:0])
+    """The state with its prompts' prefixes numbered, if no run of these prompts has done so."""
+    with NUMBERING:
+        if len(state.chain) and state.chain[0] == ks.NONE:
+            size = 1 << (2 * len(state.chain) + 2).bit_length()
+            scratch = state._replace(prefix=np.full((size, 3), ks.NONE, np.int64))
+            table = ks.address_table(scratch)
+            compiled(**flags)["number_prefixes"](table.ctypes.data)
+    return state._replace(hashes=state.hashes[:0])
 
 
 def _advance(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from lengthwise.serving.fast import state as ks
 from lengthwise.serving.fast.calls import ScoreCalls
 from lengthwise.serving.fast.features import ACCESSORS, mask
 from lengthwise.serving.fast.nodes import Kinds, describe
+from lengthwise.serving.fast.prefixes import Prefixes, prefixes_of
 from lengthwise.serving.fast.tabulated import curve_arrays
 from lengthwise.serving.inputs import Inputs
 from lengthwise.serving.scoring import Features
@@ -52,9 +52,9 @@ def allocate(
         told = {name for name in ACCESSORS if name not in CURVES or name in given}
         names |= told if "tenant" in workload else told - {"tenant_service"}
     run["reads"] = mask(names)
-    hashes, hashes_at = _none(np.int64), _none(np.int64)
+    prefixes = Prefixes(_none(np.int64), _none(np.int64), _none(np.int64))
     if kinds.caching:
-        hashes, hashes_at = _hashes(run, workload)
+        prefixes = _prefixes(run, workload)
     tables = describe(workload, inputs.arrival_ps, kinds, calls, features)
     node = tables["node"]
     replica, queues = _replicas(kinds, node)
@@ -84,7 +84,9 @@ def allocate(
         scraped=np.zeros(replicas if interval_ps else 0, ks.FEATURE_ROW),
         rows=np.zeros(max(largest, replicas), ks.FEATURE_ROW),
         out=np.zeros(max(largest, replicas)), places=np.zeros(replicas, np.int64),
-        **_blocks(replica, node, len(hashes)), hashes=hashes, chain_at=hashes_at,
+        **_blocks(replica, node),
+        hashes=prefixes.hashes, chain_at=prefixes.at, chain=prefixes.number,
+        prefix=np.zeros((0, 3), np.int64),
         arrival=inputs.arrival_ps.copy() if closed else inputs.arrival_ps,
         planned=inputs.arrival_ps,
         reach_ps=inputs.reach_ps if (node["pipeline"] > 0).any() else _none(np.int64),
@@ -237,7 +239,7 @@ def _slots(replica: NDArray[Any]) -> NDArray[Any]:
     return rows
 
 
-def _blocks(replica: NDArray[Any], node: NDArray[Any], hashes: int) -> dict[str, NDArray[Any]]:
+def _blocks(replica: NDArray[Any], node: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """What prefix caching needs: blocks one by one, with all their free ones in a list."""
     of = node[replica["node"]]
     count = of["caching"] * (of["blocks"] + 1)
@@ -248,36 +250,25 @@ def _blocks(replica: NDArray[Any], node: NDArray[Any], hashes: int) -> dict[str,
     block["newer"][begin[usable] + count[usable] - 1] = ks.NONE
     replica["blank"][usable] = begin[usable] + 1
     buckets = int((of["caching"] * (of["bucket_mask"] + 1)).sum())
-    size = 1 << (2 * hashes + 2).bit_length() if len(block) else 0
     return {
         "block": block, "bucket": np.full(buckets, ks.NONE, np.int32),
         "bucket_end": np.full(buckets, ks.NONE, np.int32),
         "held": np.zeros(int((of["caching"] * of["max_seqs"] * of["longest"]).sum()), np.int32),
         "hit": np.zeros(int((node["caching"] * node["longest"]).max()), np.int64),
-        "prefix": np.full((size, 3), ks.NONE, np.int64), "chain": np.zeros(hashes, np.int64),
     }  # fmt: skip
 
 
-def _hashes(run: Any, workload: Workload) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All requests' prefix hashes and, of shape (n + 1,), where each request's begin."""
-    at = np.zeros(len(workload) + 1, np.int64)
+def _prefixes(run: Any, workload: Workload) -> Prefixes:
+    """Those of the prompts; none where the workload has no hashes."""
     run["hash_tokens"] = 1
     if "prefix_hashes" not in workload:
-        return _none(np.int64), at
+        return Prefixes(_none(np.int64), np.zeros(len(workload) + 1, np.int64), _none(np.int64))
     if "hash_block_tokens" not in workload:
         raise InputError(f"{workload.name}: prefix_hashes need the column hash_block_tokens")
     if workload["hash_block_tokens"][0] < 1:
         raise InputError(f"{workload.name}: hash_block_tokens must be 1 or more")
     run["hash_tokens"] = workload["hash_block_tokens"][0]
-    column = workload["prefix_hashes"]
-    np.cumsum(np.fromiter(map(len, column), np.int64, len(column)), out=at[1:])
-    try:
-        hashes = np.fromiter(chain.from_iterable(column), np.int64, int(at[-1]))
-    except OverflowError:  # hashes of more than 64 bits: numbered in order of appearance
-        seen: dict[int, int] = {}
-        numbered = (seen.setdefault(int(h), len(seen)) for h in chain.from_iterable(column))
-        hashes = np.fromiter(numbered, np.int64, int(at[-1]))
-    return hashes, at
+    return prefixes_of(workload["prefix_hashes"])
 
 
 def _none(kind: Any) -> NDArray[Any]:
