@@ -9,43 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.abc
-import importlib.machinery
 import json
 import os
 import sys
-import types
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
 ANSWERS = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
-STUBS = {"orjson", "IPython", "torchvision", "gguf"}
 
-import transformers.models.auto.image_processing_auto  # noqa: F401  before it finds a stub
+from tests.engines import sglang_stubs
 
-
-class Stub(types.ModuleType):
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return MagicMock(name=name)
-
-
-class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name.split(".")[0] in STUBS:
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec: Any) -> Any:
-        return Stub(spec.name)
-
-    def exec_module(self, module: Any) -> None: ...
-
-
-sys.meta_path.insert(0, Stubs())
+sglang_stubs.install("orjson", "IPython", "torchvision", "gguf")
 
 # ruff: noqa: E402
 import msgspec
