@@ -561,8 +561,8 @@ def test_lists_name_everything_with_what_it_reads() -> None:
     assert conv[3] == f"{drawn['prompt_tokens'].mean():,.0f}"
     assert conv[4] == f"{drawn['output_tokens'].mean():,.0f}"
     assert all(row[1] for row in rows)
-    assert listing._first_line("  ``A`` b.\n more") == "A b"
-    assert listing._first_line(None) == ""
+    assert listing._about("  ``A`` b\n more. Then.\n\nLater.") == "A b more. Then"
+    assert listing._about(None) == ""
 
 
 def test_numbers_stand_to_the_right(
