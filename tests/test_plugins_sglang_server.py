@@ -1,4 +1,4 @@
-"""A real SGLang server on the CPU with the plugin, and HTTP clients: order, preemption, lengths, record."""
+"""A real SGLang server on the CPU with the plugin: order, preemption, lengths, record."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def _ask(
 
 
 def ask(url: str, *requests: tuple[str, int, float | None, float]) -> list[Answer]:
-    """Answers as they came to requests: a text, tokens, what the client says, seconds until then."""
+    """Answers as they came to requests: text, tokens, what the client says, seconds until then."""
 
     async def all_of_them() -> list[Answer]:
         async with aiohttp.ClientSession(url) as session:
@@ -82,7 +82,7 @@ def whole(answers: list[Answer]) -> bool:
 
 def test_its_hooks_are_in_the_places_where_sglang_looks(server: tuple[str, Path]) -> None:
     said = (server[1] / "log").read_text()
-    hooked = re.findall(r"Applied 1 hook\(s\) to sglang\.srt\.managers\.(\S+) \(from: plugin=l", said)
+    hooked = re.findall(r"Applied 1 hook\(s\) to sglang\.srt\.managers\.(\S+) \(from: plug", said)
     assert {name.split(".", 1)[1] for name in hooked} == {
         "SchedulePolicy.__init__", "SchedulePolicy.calc_priority", "ScheduleBatch.release_req",
         "PrefillAdder.preempt_to_schedule", "TokenizerManager.__init__",

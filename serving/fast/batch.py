@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from lengthwise.serving.fast.compiler.jit import ceil, hot, kernel, node_of
-from lengthwise.serving.fast.flags import ASYNC, GUARD
+from lengthwise.serving.fast.flags import ASYNC, GUARD, PREFIX
 from lengthwise.serving.fast.state import DECODE, DRAIN, FREE, NONE, PREFILL, WHEEL
 
 # Arithmetic
@@ -120,6 +120,30 @@ def out_of_wheel(S: Any, r: int, s: int) -> None:
         S.slot[sl.wheel_next].wheel_previous = sl.wheel_previous
 
 
+@kernel
+def into_residue(S: Any, r: int, s: int) -> None:
+    """Files a decoding slot under the iterations in which it begins a block."""
+    sl = S.slot[s]
+    of = residue(S, r, sl.offset)
+    head = S.residue[r, of]
+    sl.residue_next, sl.residue_previous = head, NONE
+    if head != NONE:
+        S.slot[head].residue_previous = s
+    S.residue[r, of] = s
+
+
+@kernel
+def out_of_residue(S: Any, r: int, s: int) -> None:
+    """Takes a slot off that list."""
+    sl = S.slot[s]
+    if sl.residue_previous == NONE:
+        S.residue[r, residue(S, r, sl.offset)] = sl.residue_next
+    else:
+        S.slot[sl.residue_previous].residue_next = sl.residue_next
+    if sl.residue_next != NONE:
+        S.slot[sl.residue_next].residue_previous = sl.residue_previous
+
+
 @hot
 def count_in(S: Any, r: int, s: int) -> None:
     """The slot counts among the decoding requests."""
@@ -127,6 +151,8 @@ def count_in(S: Any, r: int, s: int) -> None:
     rep.decoding += 1
     rep.offsets += sl.offset
     S.hist[r, residue(S, r, sl.offset)] += 1
+    if PREFIX and node_of(S, r).caching:
+        into_residue(S, r, s)
 
 
 @hot
@@ -136,6 +162,8 @@ def count_out(S: Any, r: int, s: int) -> None:
     rep.decoding -= 1
     rep.offsets -= sl.offset
     S.hist[r, residue(S, r, sl.offset)] -= 1
+    if PREFIX and node_of(S, r).caching:
+        out_of_residue(S, r, s)
 
 
 @hot

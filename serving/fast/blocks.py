@@ -82,31 +82,54 @@ def place_of(S: Any, r: int, s: int) -> int:
 def find(S: Any, r: int, id: int, known: int) -> None:
     """Writes the blocks of a request's longest cached prefix to ``hit``, their number to ``hits``.
 
-    The last known token is never taken from the cache: computing it yields the next one.
+    The last known token is never taken from the cache: computing it yields the next one. Who waits
+    is looked up in every iteration, so what was found stays: it goes on where a block was added or
+    lost at its end, and begins anew for somebody else.
     """
+    rep = S.replica[r]
+    if rep.sought != id or rep.sought_known != known:
+        rep.sought, rep.sought_known = id, known
+        rep.search += 1
+        rep.hits = rep.idle = rep.missing = 0
+    if rep.missing != 0:
+        return
     shared = shared_blocks(S, r, id)
-    count = 0
-    for index in range((known - 1) // node_of(S, r).block_size):
+    count, idle = rep.hits, rep.idle
+    for index in range(count, (known - 1) // node_of(S, r).block_size):
         key = key_of(S, r, id, index, shared)
         block = S.bucket[bucket_of(S, r, key)]
         while block != NONE and S.block[block].key != key:
             block = S.block[block].bucket_next
         if block == NONE:
+            rep.missing = key
             break
-        S.hit[count] = block
+        bl = S.block[block]
+        bl.search = rep.search
+        if bl.references == 0:
+            idle += 1
+        S.hit[rep.hit_at + count] = block
         count += 1
-    S.replica[r].hits = count
+    rep.hits, rep.idle = count, idle
 
 
 @kernel
 def demand(S: Any, r: int, tokens: int) -> int:
     """Free blocks that a request of ``tokens`` tokens takes, given what ``find`` wrote."""
-    hits = S.replica[r].hits
-    needed = blocks_for(S, r, tokens) - hits
-    for place in range(hits):
-        if S.block[S.hit[place]].references == 0:
-            needed += 1
-    return needed
+    rep = S.replica[r]
+    return blocks_for(S, r, tokens) - rep.hits + rep.idle
+
+
+@kernel
+def lose_hit(S: Any, r: int, block: int) -> None:
+    """A block that the last search found is evicted; most often its last one."""
+    rep = S.replica[r]
+    S.block[block].search = 0
+    if rep.hits > 0 and S.hit[rep.hit_at + rep.hits - 1] == block:
+        rep.hits -= 1
+        rep.idle -= 1
+        rep.missing = 0  # another block may hold the same
+    else:
+        rep.sought = NONE
 
 
 @hot
@@ -127,6 +150,8 @@ def out_of_queue(S: Any, r: int, block: int) -> None:
 def forget(S: Any, r: int, block: int) -> None:
     """A block's content is lost."""
     bl = S.block[block]
+    if bl.search == S.replica[r].search:
+        lose_hit(S, r, block)
     bucket = bucket_of(S, r, bl.key)
     if bl.bucket_previous == NONE:
         S.bucket[bucket] = bl.bucket_next
@@ -159,7 +184,7 @@ def admit(S: Any, r: int, s: int, tokens: int) -> None:
     """Gives a new request the blocks that ``find`` wrote, and room for ``tokens`` in all."""
     rep, sl = S.replica[r], S.slot[s]
     for place in range(rep.hits):
-        block = S.hit[place]
+        block = S.hit[rep.hit_at + place]
         bl = S.block[block]
         if bl.references == 0:
             out_of_queue(S, r, block)
@@ -167,6 +192,7 @@ def admit(S: Any, r: int, s: int, tokens: int) -> None:
         bl.references += 1
         S.held[place_of(S, r, s) + place] = block
     sl.held = sl.hashed = rep.hits
+    rep.sought = NONE
     grow(S, r, s, blocks_for(S, r, tokens) - sl.held)
 
 
@@ -192,6 +218,8 @@ def remember(S: Any, r: int, s: int, tokens: int) -> None:
         block = S.held[place_of(S, r, s) + index]
         bl = S.block[block]
         bl.key = key_of(S, r, sl.id, index, shared)
+        if bl.key == S.replica[r].missing:
+            S.replica[r].missing = 0
         bucket = bucket_of(S, r, bl.key)
         last = S.bucket_end[bucket]
         bl.bucket_previous, bl.bucket_next = last, NONE
@@ -214,6 +242,8 @@ def release(S: Any, r: int, s: int) -> None:
         bl.references -= 1
         if bl.references == 0:
             rep.free += 1
+            if bl.search == rep.search:
+                rep.idle += 1
             if bl.key != 0:
                 bl.older, bl.newer = rep.newest, NONE
                 if rep.newest == NONE:

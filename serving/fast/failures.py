@@ -88,9 +88,11 @@ def renew(S: Any, r: int) -> None:
         S.wheel[r, spoke] = NONE
     for residue in range(node.block_size):
         S.hist[r, residue] = 0
+        if PREFIX and node.caching:
+            S.residue[r, residue] = NONE
     if PREFIX and node.caching and rep.blank != NONE:
         for block in range(rep.blank, rep.blank + node.blocks):
-            S.block[block].key = S.block[block].references = 0
+            S.block[block].key = S.block[block].references = S.block[block].search = 0
             S.block[block].newer = block + 1
         S.block[rep.blank + node.blocks - 1].newer = NONE
         for bucket in range(rep.bucket_at, rep.bucket_at + node.bucket_mask + 1):

@@ -1,9 +1,9 @@
 """One replica of the fast engine: what ``engine.Replica`` decides, iteration by iteration.
 
 Functions take the state, the replica's index and often a slot. In the usual iteration nobody
-touches the decoding requests: a look-up says how many blocks they need. Where blocks run out, are
-told apart by prefix caching, or where a prefill that is not the last in the batch takes tokens, the
-batch is walked as the reference does.
+touches the decoding requests: a look-up says how many blocks they need, and which of them, where
+prefix caching tells blocks apart. Where blocks run out, or where a prefill that is not the last in
+the batch takes tokens, the batch is walked as the reference does.
 """
 
 # compiled from its text; to mypy every number that an array yields is Any
@@ -125,24 +125,41 @@ def complete(S: Any, r: int, s: int, seen: int) -> None:
 
 @kernel
 def complete_in_order(S: Any, r: int, iteration: int, seen: int) -> None:
-    """The same for all that end with an iteration, one after the other: blocks are told apart."""
+    """The same where blocks are told apart: they are released in the batch's order."""
     node, rep = node_of(S, r), S.replica[r]
-    s = rep.head
+    if ASYNC and node.depth > 1:  # when they were scheduled their tokens were not known
+        s = S.residue[r, residue(S, r, -(rep.iteration + 1))]
+        while s != NONE:
+            remember_yielded(S, r, s, iteration)
+            s = S.slot[s].residue_next
+    ending, s = 0, S.wheel[r, iteration & (WHEEL - 1)]
+    last = NONE
     while s != NONE:
-        sl = S.slot[s]
-        following = sl.next
-        if (
-            ASYNC and node.depth > 1 and sl.state != PREFILL
-        ):  # when it was scheduled its token was not known
-            tokens = last_computed(S, sl.id) - (sl.finish - iteration)
-            if sl.state == DECODE:
-                tokens = rep.iteration + 1 + sl.offset
-                if rep.iteration > iteration and pending_since(S, r, s):
-                    tokens -= 1
-            remember(S, r, s, tokens)
-        if sl.state != PREFILL and sl.finish == iteration:
+        if S.slot[s].finish == iteration:
+            ending += 1
+            last = s
+        s = S.slot[s].wheel_next
+    s = last if ending == 1 else rep.head
+    while ending > 0:
+        following = S.slot[s].next
+        if S.slot[s].state != PREFILL and S.slot[s].finish == iteration:
+            if ASYNC and node.depth > 1:
+                remember_yielded(S, r, s, iteration)
             complete(S, r, s, seen)
+            ending -= 1
         s = following
+
+
+@kernel
+def remember_yielded(S: Any, r: int, s: int, iteration: int) -> None:
+    """Registers the blocks that a request has filled, now that an iteration's tokens are known."""
+    rep, sl = S.replica[r], S.slot[s]
+    tokens = last_computed(S, sl.id) - (sl.finish - iteration)
+    if sl.state == DECODE:
+        tokens = rep.iteration + 1 + sl.offset
+        if rep.iteration > iteration and pending_since(S, r, s):
+            tokens -= 1
+    remember(S, r, s, tokens)
 
 
 @hot
@@ -549,13 +566,29 @@ def walk_running(S: Any, r: int) -> int:
     return budget
 
 
+@kernel
+def decode_blocks(S: Any, r: int) -> None:
+    """Gives those that begin a block one, and registers those that are full, of a batch in which
+    everybody gets a token."""
+    rep = S.replica[r]
+    s = S.residue[r, residue(S, r, -rep.iteration)]
+    while s != NONE:
+        grow(S, r, s, 1)
+        remember(S, r, s, min(rep.iteration + S.slot[s].offset + 1, known_of(S, r, s)))
+        s = S.slot[s].residue_next
+    s = S.residue[r, residue(S, r, -(rep.iteration + 1))]
+    while s != NONE:
+        remember(S, r, s, min(rep.iteration + S.slot[s].offset + 1, known_of(S, r, s)))
+        s = S.slot[s].residue_next
+
+
 @hot
 def schedule_running(S: Any, r: int) -> int:
     """The same by look-up where it is possible: all running requests get what they want."""
     node, rep = node_of(S, r), S.replica[r]
     s = rep.tail
     usual = rep.prefilling == 0 or (rep.prefilling == 1 and S.slot[s].state == PREFILL)
-    if usual and not (PREFIX and node.caching):
+    if usual:
         budget = node.max_tokens - rep.decoding
         more = S.hist[r, residue(S, r, -rep.iteration)]
         tokens = grown = 0
@@ -565,10 +598,17 @@ def schedule_running(S: Any, r: int) -> int:
             if tokens > 0:
                 grown = max(blocks_for(S, r, sl.computed + tokens) - sl.held, 0)
         if more + grown <= rep.free:
-            rep.free -= more + grown
+            if PREFIX and node.caching:
+                decode_blocks(S, r)
+            else:
+                rep.free -= more + grown
             if tokens > 0:
                 sl = S.slot[s]
-                sl.held += grown
+                if PREFIX and node.caching:
+                    grow(S, r, s, grown)
+                    remember(S, r, s, sl.computed + tokens)
+                else:
+                    sl.held += grown
                 sl.tokens = tokens
                 S.acting[rep.seat] = s
                 rep.acting = 1

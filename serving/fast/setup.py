@@ -73,6 +73,9 @@ def allocate(
         first=np.zeros(2 * seats, np.int32), orphan=np.zeros(2 * seats, np.int32),
         wheel=np.full((replicas, ks.WHEEL), ks.NONE, np.int32),
         hist=np.zeros((replicas, kinds.largest("block_size")), np.int64),
+        residue=np.full(
+            (replicas if kinds.caching else 0, kinds.largest("block_size")), ks.NONE, np.int32
+        ),
         heap=np.zeros(queues, ks.WAITING), stash=np.zeros(largest, ks.WAITING),
         ends=np.zeros(
             kinds.largest("max_num_seqs") + 1 if (node["reserve_peak"] > 0).any() else 0, ks.ENDS
@@ -211,7 +214,7 @@ def _replicas(kinds: Kinds, node: NDArray[Any]) -> tuple[NDArray[Any], int]:
     rows = np.zeros(len(kinds.of), ks.REPLICA)
     for name in (
         "head", "tail", "queue_head", "queue_tail", "oldest", "newest", "blank", "shadow_head",
-        "shadow_tail", "sent_head", "tenants_last", "tenant_admitted",
+        "shadow_tail", "sent_head", "tenants_last", "tenant_admitted", "sought",
     ):  # fmt: skip
         rows[name] = ks.NONE
     rows["node"] = kinds.of
@@ -221,6 +224,7 @@ def _replicas(kinds: Kinds, node: NDArray[Any]) -> tuple[NDArray[Any], int]:
     rows["seat"] = rows["free_slot"] = rows["seats_end"] - of["max_seqs"]
     rows["capacity"] = np.where(of["by_score"], 4 * of["max_seqs"] + 64, 0)
     rows["queue_at"] = _before(rows["capacity"])
+    rows["hit_at"] = _before(of["caching"] * of["longest"])
     rows["held_at"] = _before(of["caching"] * of["max_seqs"] * of["longest"])
     rows["bucket_at"] = _before(of["caching"] * (of["bucket_mask"] + 1))
     return rows, int(rows["capacity"].sum())
@@ -254,7 +258,7 @@ def _blocks(replica: NDArray[Any], node: NDArray[Any]) -> dict[str, NDArray[Any]
         "block": block, "bucket": np.full(buckets, ks.NONE, np.int32),
         "bucket_end": np.full(buckets, ks.NONE, np.int32),
         "held": np.zeros(int((of["caching"] * of["max_seqs"] * of["longest"]).sum()), np.int32),
-        "hit": np.zeros(int((node["caching"] * node["longest"]).max()), np.int64),
+        "hit": np.zeros(int((of["caching"] * of["longest"]).sum()), np.int64),
     }  # fmt: skip
 
 

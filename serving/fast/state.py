@@ -101,7 +101,10 @@ REPLICA = _row(
     "routed", "departed", "outstanding", "acting", "swapped", "preempted", "pressed", "victims",
     "orphans",
     "futile", "start", "free_at", "launched", "threshold", "stalled", "stalled_offsets",
-    "blank", "oldest", "newest", "hits",
+    "blank", "oldest", "newest",
+    # the last search of the prefix cache: for whom and how many known tokens, its number, what it
+    # found and where that begins in ``hit``, how much of it nobody uses, the key that is not there
+    "sought", "sought_known", "search", "hits", "hit_at", "idle", "missing",
     "running_scored", "waiting_scored",
     "shadow_head", "shadow_tail", "served", "begun", "turns", "longest", "waits", "watched",
     # of ``backlog``: sums over the queue and the batch, the latter as of two iterations; a list
@@ -126,7 +129,7 @@ SLOT = np.dtype(
         *_row(
             "next", "previous", "finish", "wheel_next", "wheel_previous",
             "computed", "known", "held", "hashed", "tokens", "stamp", "acted", "again",
-            "stalled_even", "stalled_odd",
+            "stalled_even", "stalled_odd", "residue_next", "residue_previous",
         ).descr,
     ]
 )  # fmt: skip
@@ -150,7 +153,8 @@ WAIT = _row("turn", "wait")
 WATCHED = _row("start", "id")
 
 # A KV block. ``key`` is what it holds, 0 for nothing; the queue is that of eviction.
-BLOCK = _row("key", "references", "older", "newer", "bucket_previous", "bucket_next")
+# ``search`` is the number of the last search that found it.
+BLOCK = _row("key", "references", "older", "newer", "bucket_previous", "bucket_next", "search")
 
 LOG = _row(
     "replica", "start_ps", "duration_ps", "prefill_tokens", "decode_seqs", "running", "waiting",
@@ -230,7 +234,8 @@ class State(NamedTuple):
     first: NDArray[Any]  # (2 * M,) requests whose first token an iteration makes, by its parity
     orphan: NDArray[Any]  # (2 * M,) requests preempted while a token of theirs is under way
     wheel: NDArray[Any]  # (R, WHEEL) first slot of each list
-    hist: NDArray[Any]  # (R, largest block_size)
+    hist: NDArray[Any]  # (R, largest block_size) decoding slots by their offsets' residues
+    residue: NDArray[Any]  # the same with prefix caching: the first slot of each list
     heap: NDArray[Any]  # (all capacities,) WAITING
     stash: NDArray[Any]  # (largest capacity,) WAITING
     ends: NDArray[Any]  # (largest max_num_seqs + 1,) ENDS, scratch
@@ -252,7 +257,7 @@ class State(NamedTuple):
     bucket: NDArray[Any]  # (buckets,) first block of each list
     bucket_end: NDArray[Any]  # (buckets,) last block of each list
     held: NDArray[Any]  # (M x blocks of the longest request,)
-    hit: NDArray[Any]  # (blocks of the longest request,) what was found for a waiting request
+    hit: NDArray[Any]  # (R x blocks of the longest request,) what a search has found
     hashes: NDArray[Any]  # (hashes,) of prompts, one request after the other
     prefix: NDArray[Any]  # (size, 3) scratch of number_prefixes
     chain: NDArray[Any]  # (hashes,) identities of all prefixes that end with a hash
@@ -350,7 +355,7 @@ KINDS: dict[str, tuple[np.dtype[Any], int]] = {
     "hist": (np.dtype(np.int64), 2),
     **{name: (np.dtype(np.float64), 1) for name in _FLOATS},
     **{name: (np.dtype(np.int32), 1) for name in _INT32},
-    "wheel": (np.dtype(np.int32), 2), "curve_row": (np.dtype(np.int32), 2),
+    **{name: (np.dtype(np.int32), 2) for name in ("wheel", "residue", "curve_row")},
     "slow": (SLOW, 1), "turn": (TURN, 1), "fresh": (REPLICA, 1), "lost": (LOST_VISIT, 1),
     "waits": (WAIT, 2), "watched": (WATCHED, 1), "tenants": (TENANT, 2),
     "gym": (GYM, 0), "env": (ENV, 1), "place": (PLACE, 1), "column": (COLUMN, 1),

@@ -1,4 +1,4 @@
-"""SGLang on a CPU, its scheduler's code or a whole server: its files, in the whole vLLM's environment.
+"""SGLang on a CPU, its scheduler or a whole server: its files, in the whole vLLM's environment.
 
     python -m tests.engines.sglang_environment
 
@@ -65,7 +65,7 @@ def run_checks() -> dict[str, Any]:
 
 @contextmanager
 def serving(folder: Path, model: Path, settings: dict[str, Any], *options: str) -> Iterator[str]:
-    """The URL of a server with the plugin, in ``folder``, where its log is; it is killed at the end.
+    """The URL of a server with the plugin, its log in ``folder``; it is killed at the end.
 
     Raises ``AssertionError`` with the end of its log where it does not start.
     """
