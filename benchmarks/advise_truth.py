@@ -75,6 +75,7 @@ def judged(path: str, engine: Engine, windows: int, processes: int) -> Row:
     there = found.rate == whole.rate
     rates = [found.rate] if there else [share * found.capacity for share in SHARES]
     others, said = _others(whole, found, windows)
+    windows = len(others.windows) if isinstance(others, Cut) else windows
     predictors = [*(f"noisy-oracle:tau={tau:g}" for tau in TAUS), "oracle"]
     grid = compare(others, POLICIES, predictors, rates, windows, engine, processes=processes)
     at = min(rates, key=lambda rate: abs(rate - found.rate))
@@ -99,8 +100,9 @@ def _others(whole: Workload, found: Advice, windows: int) -> tuple[Source, str]:
         return found.source, f"{len(whole):,} requests, {windows} seeds"
     size = len(found.source.windows[0])
     first = np.linspace(0, len(whole) - size, windows).astype(int).tolist()
-    made = Cut(whole.name, tuple(whole.window(at, at + size) for at in first))
-    return made, f"{windows} windows of {size:,}"
+    made = [whole.window(at, at + size) for at in first]
+    able = tuple(one for one in made if np.ptp(one["arrival_s"]) > 0)  # else it has no rate
+    return Cut(whole.name, able), f"{len(able)} windows of {size:,}"
 
 
 def _chosen(told: Comparison, at: float, policy: str) -> Contender:

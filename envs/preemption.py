@@ -24,6 +24,8 @@ from lengthwise.workload import Workload
 FEATURES_SEEN = (
     "predicted_tokens", "generated_tokens", "computed_tokens", "prompt_tokens", "waited_s"
 )  # fmt: skip
+# With vLLM's seats the preset at its own rate never fills a batch, and nobody is asked for.
+FEW = Engine(max_num_seqs=12)
 
 
 def preemption(
@@ -37,7 +39,7 @@ def preemption(
     requests: int = 500,
     rate: float | None = None,
     timing: str | TimingModel = "h200/llama-3.1-8b",
-    engine: Engine | Mapping[str, Any] | None = None,
+    engine: Engine | Mapping[str, Any] | None = FEW,
     predictor: str | Predictor | None = "oracle",
     features: Sequence[str] = FEATURES_SEEN,
     scales: Mapping[str, Sequence[float]] | None = None,

@@ -32,7 +32,6 @@ from lengthwise.eval.setting import Loaded, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Cut, Fixed, Source, Spelled, as_source
 from lengthwise.eval.statistics import Interval
-from lengthwise.eval.survival import LOWER
 from lengthwise.eval.tables import number, queue_forms
 from lengthwise.eval.verdict import gains, share
 from lengthwise.predictors.predict import PredictorLike, predictor_label
@@ -423,9 +422,10 @@ def _elsewhere(
     if not hosts:
         return ""
     there = on_hosts(source, who, at.rate, at.found.seeds, setting, processes, progress)
-    ratios = [at.ratio(who, MEAN).mean, *(ratio.mean for ratio in there.values())]
-    between = f"{100 * min(ratios):.0f} to {100 * max(ratios):.0f}%"
-    gained = [ratio < LOWER for ratio in ratios]
+    ratios = [at.ratio(who, MEAN), *there.values()]
+    means = [ratio.mean for ratio in ratios]
+    between = f"{100 * min(means):.0f} to {100 * max(means):.0f}%"
+    gained = [gains(ratio) for ratio in ratios]  # for sure, as the sentences before it mean it
     if pays:
         held = "it holds" if all(gained) else "it doesn't hold"
     else:

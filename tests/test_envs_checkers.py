@@ -86,6 +86,17 @@ def test_gymnasium_checker(name: str) -> None:
     check_env(env.unwrapped)
 
 
+@old
+@pytest.mark.parametrize("name", IDS)
+def test_every_id_asks_with_nothing_but_its_defaults(name: str) -> None:
+    envs = gymnasium.make_vec(name, num_envs=2)
+    observations, _ = envs.reset(seed=0)
+    assert (observations["mask"].sum(axis=-1) > 1).all()  # there is a choice
+    *_, ended, _, _ = envs.step(observations["mask"].argmax(axis=-1))
+    assert not ended.any()
+    envs.close()
+
+
 @every
 def test_stable_baselines3_checker(make: Make) -> None:
     sb3_check_env(make(), warn=True)

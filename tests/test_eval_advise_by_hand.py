@@ -463,13 +463,18 @@ def test_defaults_and_what_light_load_says(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_whether_advice_holds_on_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
-    def told(ratio: float, *others: float, setting: Setting | None = None) -> str:
+    def told(
+        ratio: float, *others: float | Interval, setting: Setting | None = None
+    ) -> str:  # fmt: skip
         def of(share: float) -> Comparison:
             return grid({FCFS: latency(10.0), ("sjf", HALF): latency(10.0 * share)}, rates=(3.8,))
 
         def on_hosts(*given: Any) -> dict[str, Interval]:
             asked.append(given)
-            return {str(k): Interval(one, one, one, 2) for k, one in enumerate(others)}
+            sure = [
+                one if isinstance(one, Interval) else Interval(one, one, one, 2) for one in others
+            ]
+            return {str(k): one for k, one in enumerate(sure)}
 
         monkeypatch.setattr(module, "on_hosts", on_hosts)
         at = module._At(of(ratio), 3.8, 3.8, 4.0)
@@ -485,6 +490,9 @@ def test_whether_advice_holds_on_other_hosts(monkeypatch: pytest.MonkeyPatch) ->
     assert told(0.8, 0.7, 0.99) == f"it doesn't hold on all {seen}: 70 to 99% of fcfs's mean"
     assert told(1.0, 0.99, 1.0) == f"nothing is gained on all {seen}: 99 to 100% of fcfs's mean"
     assert told(1.0, 0.9) == f"there is something to gain on some {seen}: 90 to 100% of fcfs's mean"
+    unsure = Interval(0.94, 0.88, 1.01, 5)  # the advice is of gains for sure, here as elsewhere
+    assert told(1.0, unsure) == f"nothing is gained on all {seen}: 94 to 100% of fcfs's mean"
+    assert told(0.8, unsure) == f"it doesn't hold on all {seen}: 80 to 94% of fcfs's mean"
     source, who, rate, seeds, _, processes, moved = asked[0]
     assert (type(source), who.label, rate, processes) == (Fixed, f"sjf · {HALF}", 3.8, 2)
     assert seeds == 2 and moved is print
