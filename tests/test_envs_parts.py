@@ -320,7 +320,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
                      "kv_utilization"),
     },
     "Preemption": {
-        **COMMON, "slots": None, "replicas": 1, "router": "round-robin", "policy": "sjf",
+        **COMMON, "engine": Engine(max_num_seqs=12), "slots": None, "replicas": 1,
+        "router": "round-robin", "policy": "sjf",
         "features": ("predicted_tokens", "generated_tokens", "computed_tokens", "prompt_tokens",
                      "waited_s"),
     },
