@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -194,9 +194,22 @@ def _environment(kind: str, name: str) -> list[str]:
     lines += ["Of each candidate the agent sees, in this order: "
               + ", ".join(f"`{column}`" for column in env.columns.names) + ".", ""]  # fmt: skip
     lines += ["## Options", "", _prose(task.__doc__), "", *_table(("name", "default"), (
-        (f"`{p.name}`", f"`{p.default!r}`") for p in inspect.signature(task).parameters.values()
+        (f"`{p.name}`", f"`{_short(p.default)}`")
+        for p in inspect.signature(task).parameters.values()
     )), ""]  # fmt: skip
     return [*lines, "## On a few episodes", "", pictures.environment(name), ""]
+
+
+def _short(default: Any) -> str:
+    """A default as one would type it: of a dataclass, the fields that differ from its own."""
+    if not is_dataclass(default) or isinstance(default, type):
+        return repr(default)
+    own = ", ".join(
+        f"{field.name}={value!r}"
+        for field in fields(default)
+        if (value := getattr(default, field.name)) != field.default
+    )
+    return f"{type(default).__name__}({own})"
 
 
 @cache
