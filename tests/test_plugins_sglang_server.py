@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 import urllib.request
@@ -45,29 +46,46 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         pytest.skip(str(error))
 
 
-async def _ask(
-    session: aiohttp.ClientSession, text: str, tokens: int, said: float | None, after_s: float
-) -> Answer:
-    await asyncio.sleep(after_s)
-    given: dict[str, Any] = {"max_new_tokens": tokens, "ignore_eos": True}
-    if said is not None:
-        given["custom_params"] = {"predicted_tokens": said}
-    body = {"text": text, "sampling_params": given}
-    async with session.post("/generate", json=body) as response:
+async def _first(session: aiohttp.ClientSession, body: dict[str, Any], begun: asyncio.Event) -> Any:
+    """The answer to a stream, which ``begun`` is told the beginning of."""
+    async with session.post("/generate", json={**body, "stream": True}) as response:
         assert response.status == 200, await response.text()
-        answer = await response.json()
-    return time.monotonic(), tokens, answer
+        last = b""
+        async for line in response.content:
+            if line.startswith(b"data: {"):
+                begun.set()
+                last = line
+    return json.loads(last.removeprefix(b"data: "))
 
 
-def ask(url: str, *requests: tuple[str, int, float | None, float]) -> list[Answer]:
-    """Answers as they came to requests: text, tokens, what the client says, seconds until then."""
+def ask(
+    url: str, first: tuple[str, int, float], *others: tuple[str, int, float | None]
+) -> list[Answer]:
+    """Answers as they came to requests: a text, tokens, what the client says of them. The others
+    are sent one after the other as soon as the first one is being answered.
+    """
 
     async def all_of_them() -> list[Answer]:
+        begun = asyncio.Event()
+
+        async def one(number: int, text: str, tokens: int, said: float | None) -> Answer:
+            given: dict[str, Any] = {"max_new_tokens": tokens, "ignore_eos": True}
+            if said is not None:
+                given["custom_params"] = {"predicted_tokens": said}
+            body = {"text": text, "sampling_params": given}
+            if number == 0:
+                answer = await _first(session, body, begun)
+                return time.monotonic(), tokens, answer
+            await begun.wait()
+            await asyncio.sleep(0.02 * number)
+            async with session.post("/generate", json=body) as response:
+                assert response.status == 200, await response.text()
+                answer = await response.json()
+            return time.monotonic(), tokens, answer
+
         async with aiohttp.ClientSession(url) as session:
-            return sorted(
-                await asyncio.gather(*(_ask(session, *one) for one in requests)),
-                key=lambda one: one[0],
-            )
+            asked = (one(number, *given) for number, given in enumerate((first, *others)))
+            return sorted(await asyncio.gather(*asked), key=lambda one: one[0])
 
     return asyncio.run(all_of_them())
 
@@ -94,18 +112,17 @@ def test_its_hooks_are_in_the_places_where_sglang_looks(server: tuple[str, Path]
 def test_who_is_said_to_be_shortest_goes_first_and_displaces_a_long_one(
     server: tuple[str, Path],
 ) -> None:
-    """Arrivals are long, 50, 10, 40, 20, 30 while one is served; all are as long as was said."""
-    tokens = (50, 10, 40, 20, 30)
-    waiting = [("abc", n, n, 0.5 + 0.02 * i) for i, n in enumerate(tokens)]
-    found = ask(server[0], ("abc", 1000, 1000, 0.0), *waiting)
-    assert [tokens for _, tokens, _ in found] == [10, 20, 30, 40, 50, 1000]
+    """Arrivals are 50, 10, 35, 20, 30 while a long one is served; all are as long as was said."""
+    waiting = [("abc", n, n) for n in (50, 10, 35, 20, 30)]
+    found = ask(server[0], ("abc", 1000, 1000), *waiting)
+    assert [tokens for _, tokens, _ in found] == [10, 20, 30, 35, 50, 1000]
     assert whole(found)
     assert retracted(found[-1]) > 0 and not any(map(retracted, found[:4]))
 
 
 def test_below_the_threshold_nobody_is_displaced(server: tuple[str, Path]) -> None:
     """What runs is held to have at most 25 tokens more to go than what comes."""
-    found = ask(server[0], ("abc", 900, 40, 0.0), ("abc", 20, 20, 0.5), ("abc", 15, 15, 0.52))
+    found = ask(server[0], ("abc", 900, 40), ("abc", 20, 20), ("abc", 15, 15))
     assert [tokens for _, tokens, _ in found] == [900, 15, 20]
     assert whole(found) and not any(map(retracted, found))
 
@@ -115,16 +132,17 @@ def test_the_predictor_orders_whom_no_client_speaks_for(server: tuple[str, Path]
     has each of them with its prediction, and the server's own metrics page tells whose it was."""
     url, folder = server
     texts = [f"Tell me {'so ' * n}please" for n in (12, 1, 6)]
-    waiting = [(text, 70 + i, None, 0.5 + 0.02 * i) for i, text in enumerate(texts)]
-    found = ask(url, ("abc", 1000, 0.5, 0.0), *waiting)  # it is taken for the shortest of all
+    waiting = [(text, 70 + i, None) for i, text in enumerate(texts)]
+    found = ask(url, ("abc", 1000, 0.5), *waiting)  # it is taken for the shortest of all
     assert [tokens for _, tokens, _ in found] == [1000, 71, 72, 70]
     assert whole(found)
-    rows = live_server.wait_for(
-        lambda: (
-            [row for row in live_server.rows(folder / "record") if 70 <= row["output_tokens"] < 73]
-            if len(live_server.rows(folder / "record")) >= 4 else []
-        )
-    )  # fmt: skip
+
+    def recorded() -> list[dict[str, Any]]:
+        rows = live_server.rows(folder / "record")
+        mine = [row for row in rows if 70 <= row["output_tokens"] <= 72]
+        return mine if len(mine) == len(texts) else []  # it is written every two seconds
+
+    rows = live_server.wait_for(recorded)
     rows.sort(key=lambda row: row["output_tokens"])
     assert [row["predicted_by"] for row in rows] == ["predictor"] * 3
     long, short, middle = (row["predicted_tokens"] for row in rows)

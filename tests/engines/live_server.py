@@ -51,6 +51,20 @@ def wait_for(done: Callable[[], Any], most_s: float = 60.0) -> Any:
     return found
 
 
+def until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Waits for a server that begins; raises ``AssertionError`` with the end of its log."""
+    deadline = time.monotonic() + 900
+    while True:
+        said = log.read_text(errors="replace")[-3000:]
+        assert process.poll() is None, f"the server ended: {said}"
+        assert time.monotonic() < deadline, f"it did not start: {said}"
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.5)
+
+
 class Live:
     """``vllm serve`` on loopback, its log in a file."""
 
@@ -70,15 +84,7 @@ class Live:
             self.process = subprocess.Popen(
                 line, start_new_session=True, stdout=log, stderr=log, env=variables
             )
-        deadline = time.monotonic() + 900
-        while True:
-            assert self.process.poll() is None, f"the server ended: {self.said()[-3000:]}"
-            assert time.monotonic() < deadline, f"it did not start: {self.said()[-3000:]}"
-            try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
-                    return
-            except OSError:
-                time.sleep(0.5)
+        until_healthy(self.process, self.url, self.log)
 
     @property
     def url(self) -> str:

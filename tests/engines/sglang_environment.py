@@ -12,8 +12,6 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,25 +93,12 @@ def serving(folder: Path, model: Path, settings: dict[str, Any], *options: str) 
             line, start_new_session=True, stdout=written, stderr=written, env=variables, cwd=folder
         )
     try:
-        late = time.monotonic() + 900
-        while not _healthy(url):
-            said = log.read_text(errors="replace")[-3000:]
-            assert process.poll() is None, f"the server ended: {said}"
-            assert time.monotonic() < late, f"it did not start: {said}"
-            time.sleep(0.5)
+        live_server.until_healthy(process, url, log)
         yield url
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def _healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 if __name__ == "__main__":
