@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lengthwise.eval import panels, plots
+from lengthwise.eval import output, panels, plots
 from lengthwise.training.cli import cli
 
 FILE = Path(__file__).parent / "data" / "shown_again.json"
@@ -200,6 +200,8 @@ def of_command(line: str) -> dict[str, list[float]]:
     quiet = {"COLUMNS": "100", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, quiet), \
          mock.patch.object(plots, "write", write), \
+         mock.patch.object(output, "_versions", dict), \
+         mock.patch("platform.python_version", lambda: "installed"), \
          mock.patch.object(panels, "_svg", lambda *given: ""), \
          mock.patch.object(Figure, "draw_without_rendering"):  # fmt: skip
         os.chdir(folder)
