@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -89,14 +89,14 @@ def chosen_columns(comparison: Comparison, names: Sequence[str]) -> tuple[Column
     Raises ``UnknownNameError`` for a metric that the runs don't have.
     """
     usual = {(column.metric, column.ratio): column for column in columns_of(comparison)}
-    headed = {column.heading.removesuffix(", s").lower(): column for column in usual.values()}
+    headed = _by_heading(usual.values())
     metrics = {_short_name(str(name)): str(name) for name in comparison.runs if name not in NAMES}
     found = []
     for name in names:
         if name.lower() in headed:
             found.append(headed[name.lower()])
             continue
-        name = "_".join(name.lower().split())
+        name = _as_metric(name)
         bare, best, _ = name.partition("_ratio_best")
         ratio: Literal["", "first", "best"] = "best" if best else ""
         if not best and name.endswith("_ratio"):
@@ -117,17 +117,24 @@ def check_columns(names: Sequence[str], slo: Collection[str] = ()) -> None:
     For before the runs: ``chosen_columns`` knows which there are only after them.
     """
     known = {*OF_RUNS, *(f"slo_attainment_{name.rpartition('.')[0]}" for name in slo)}
-    columns = (*COLUMNS, *FAILURES, GOODPUT, ATTAINED)
-    headed = {c.heading.removesuffix(", s").lower(): c for c in columns}
+    headed = _by_heading((*COLUMNS, *FAILURES, GOODPUT, ATTAINED))
     for name in names:
-        bare = "_".join(name.lower().split())
-        bare = _short_name(bare.removesuffix("_best").removesuffix("_ratio"))
+        bare = _short_name(_as_metric(name).removesuffix("_best").removesuffix("_ratio"))
         ratio = name.lower().startswith(("mean × ", "p99 × "))
         if not (bare in known or name.lower() in headed or ratio):
             raise UnknownNameError("column", bare, known)
         if headed.get(name.lower()) in (GOODPUT, ATTAINED) or bare in ("goodput", "slo_attainment"):
             if not slo:
                 raise InputError(f"column {name!r} needs limits: --slo ttft=1,tpot=0.05")
+
+
+def _by_heading(columns: Iterable[Column]) -> dict[str, Column]:
+    """By what one types for a heading: without its unit, in any case."""
+    return {column.heading.removesuffix(", s").lower(): column for column in columns}
+
+
+def _as_metric(name: str) -> str:
+    return "_".join(name.lower().split())
 
 
 def _short_name(metric: str) -> str:

@@ -108,14 +108,10 @@ def _inputs(columns: Columns, name: str, options: Options) -> Columns:
     if "data" in columns:
         rows = [row for given in columns["data"] if isinstance(given, list) for row in given]
         if rows and all(isinstance(row, dict) and "usage" in row for row in rows):
-            keys = dict.fromkeys(key for row in rows for key in row)
-            return _openai(
-                {key: objects([row.get(key) for row in rows]) for key in keys}, name, options
-            )
+            return _openai(_turned(rows), name, options)
         if all(isinstance(row, dict) for row in columns["data"]):
-            keys = dict.fromkeys(key for row in columns["data"] for key in row)
-            inner = {key: objects([row.get(key) for row in columns["data"]]) for key in keys}
-            flat = {key: values for key, values in columns.items() if key != "data"} | inner
+            outer = {key: values for key, values in columns.items() if key != "data"}
+            flat = outer | _turned(columns["data"])
             if BY_NAME.fits(flat):
                 return _names(flat, name, options)
     if "body" in columns:
@@ -240,6 +236,13 @@ def _genai_perf(columns: Columns, name: str, options: Options) -> Columns:
 
 
 # OpenTelemetry
+
+
+def _turned(rows: Iterable[Record]) -> Columns:
+    """Records as columns, None where one lacks a key."""
+    rows = list(rows)
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: objects([row.get(key) for row in rows]) for key in keys}
 
 
 def _otlp(columns: Columns, name: str, options: Options) -> Columns:
