@@ -46,11 +46,25 @@ def pins(engine: str) -> str:
 
 
 def beside(engine: str, taken: str) -> str:
-    """The versions of our package's needs where those of the engine are ``taken`` and stay."""
-    return _compile([str(ROOT / "pyproject.toml")], engine, constraints=taken)
+    """The versions of our package's needs where those of the engine are ``taken`` and stay.
+
+    An index of several servers can withhold a version that it named a moment ago. So a refusal
+    counts where the engine alone is still granted its own versions, and is asked for twice.
+    """
+    ours = [str(ROOT / "pyproject.toml")]
+    try:
+        return _compile(ours, engine, constraints=taken)
+    except Unresolvable:
+        try:
+            _compile([], engine, constraints=taken, refresh=True)
+        except Unresolvable as error:
+            raise NoNetwork(f"it no longer has what it just named: {error}") from error
+        return _compile(ours, engine, constraints=taken, refresh=True)
 
 
-def _compile(sources: list[str], engine: str, constraints: str = "") -> str:
+def _compile(
+    sources: list[str], engine: str, constraints: str = "", *, refresh: bool = False
+) -> str:
     with tempfile.TemporaryDirectory() as folder:
         wanted, kept = Path(folder) / "engine.in", Path(folder) / "kept.txt"
         wanted.write_text(f"{engine}\n")
@@ -58,7 +72,8 @@ def _compile(sources: list[str], engine: str, constraints: str = "") -> str:
         done = subprocess.run(
             [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-build", "--no-config",
              "--python", sys.executable, "--python-platform", PLATFORM, "--no-header",
-             "--no-annotate", "--constraints", str(kept), *sources, str(wanted)],
+             "--no-annotate", "--constraints", str(kept), *(["--refresh"] if refresh else []),
+             *sources, str(wanted)],
             env={**os.environ, **_index()}, cwd=folder, capture_output=True, text=True, check=False,
         )  # fmt: skip
     if done.returncode == 0:
