@@ -86,6 +86,7 @@ class Chart:
     across: int
     size: tuple[float, float]  # inches
     inside: bool = False  # the legends lie in the panels
+    joined: bool = True  # a series is a line, not points alone
 
 
 def trade(comparison: Comparison) -> Chart:
@@ -148,6 +149,7 @@ def trade(comparison: Comparison) -> Chart:
         tuple(series for _, series in _series_of(comparison)),
         min(3, len(comparison.rates)),
         (4.3, 3.6),
+        joined=False,
     )
 
 

@@ -111,22 +111,25 @@ def _placed(figure: Figure, points: list[Point]) -> list[list[Any]]:
 
 def _legend(chart: Chart) -> str:
     buttons = "".join(
-        f'<button type="button" aria-pressed="true" data-key="{each.key}">{_swatch(each)}'
-        f"{escape(each.label)}</button>"
+        f'<button type="button" aria-pressed="true" data-key="{each.key}">'
+        f"{_swatch(each, chart.joined)}{escape(each.label)}</button>"
         for each in chart.series
     )
     return f'<div class="legend" role="group" aria-label="Show and hide">{buttons}</div>'
 
 
-def _swatch(series: Series) -> str:
+def _swatch(series: Series, joined: bool) -> str:
     style = series.style
     place = COLOURS.index(style["color"]) if style["color"] in COLOURS else -1
     colour = "var(--faint)" if place < 0 else f"var(--c{place})" if place else "var(--ink)"
     mark = SHAPES.get(style.get("marker", ""), "")
-    return (
-        '<svg viewBox="0 0 34 12" aria-hidden="true">'
+    line = (
         f'<line x1="1" x2="33" y1="6" y2="6" style="stroke:{colour};stroke-width:2;'
         f'stroke-dasharray:{DASHES[style["linestyle"]] or "none"}"/>'
+    )
+    return (
+        '<svg viewBox="0 0 34 12" aria-hidden="true">'
+        f"{line if joined else ''}"
         f'<text x="17" y="10" style="fill:{colour};text-anchor:middle;font-size:11px">{mark}</text>'
         "</svg>"
     )

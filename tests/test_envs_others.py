@@ -13,7 +13,13 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.wrappers import RecordEpisodeStatistics, RecordVideo
+from gymnasium.wrappers import (
+    FrameStackObservation,
+    NormalizeObservation,
+    RecordEpisodeStatistics,
+    RecordVideo,
+    TimeAwareObservation,
+)
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorStatistics
 from torch import nn
 from torch.distributions import Categorical
@@ -96,6 +102,24 @@ def test_gymnasium_records_returns() -> None:
         _, _, done, _, info = env.step(0)
     assert info["episode"]["l"] == 60
     assert info["episode"]["r"] == pytest.approx(-info["mean_latency_s"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gymnasium_s_wrappers_of_observations_take_them(name: str) -> None:
+    """Stacked, scaled, and with the time that is left, which asks for a limit of steps."""
+    flat = gymnasium.make(f"lengthwise/{name}-v1", flat=True, max_episode_steps=15, **OPTIONS)
+    width = flat.observation_space.shape
+    assert width is not None
+    env = FrameStackObservation(NormalizeObservation(TimeAwareObservation(flat)), 2)
+    seen, _ = env.reset(seed=0)
+    done, steps = False, 0
+    while not done:
+        assert env.observation_space.contains(seen)
+        assert seen.shape == (2, width[0] + 1)
+        mask = env.get_wrapper_attr("action_masks")()
+        seen, _, ended, cut, _ = env.step(int(np.flatnonzero(mask)[0]))
+        done, steps = ended or cut, steps + 1
+    assert steps <= 15
 
 
 def test_gymnasium_s_own_vectors_take_them() -> None:

@@ -779,6 +779,14 @@ def test_a_distribution_at_the_workload_s_own_rate_says_it() -> None:
     assert plots.latency_cdf(at_once).axes[0].get_title() == "all arrive at once"
 
 
+def test_a_legend_s_swatch_is_what_is_drawn() -> None:
+    found = comparison()
+    for made, first in ((charts.trade, "text"), (charts.latency_by_rate, "line")):
+        chart = made(found)
+        swatches = re.findall(r"<svg[^>]*aria-hidden[^>]*><(\w+)", panels.html(chart))
+        assert swatches == [first] * len(chart.series)
+
+
 def test_a_policy_has_its_colour_and_a_predictor_its_line() -> None:
     drawn = lines_of(plots.latency_cdf(comparison()).axes[0])
     fcfs, noisy, oracle, mlfq = (drawn[who.label] for who in WHO)
