@@ -66,11 +66,11 @@ def random_policy(
     spec = registered_policy(rng)
     if rng.random() < 0.4:
         spec = random_score(int(rng.integers(scores)), told)
-    if load_policy(spec).queue == "fcfs":
-        return load_policy(spec)
+    if (plain := _policy(spec)).queue == "fcfs":
+        return plain
     more = BEYOND[rng.integers(len(BEYOND))] if beyond else ""
     more = more or PREEMPTIONS[rng.integers(len(PREEMPTIONS))]
-    return load_policy(spec + more + further)
+    return _policy(spec + more + further)
 
 
 def random_router(rng: np.random.Generator, told: Iterable[str], scores: int) -> RoutingPolicy:
@@ -79,7 +79,7 @@ def random_router(rng: np.random.Generator, told: Iterable[str], scores: int) ->
     spec = names[rng.integers(len(names))]
     if rng.random() < 0.4:
         spec = random_score(int(rng.integers(scores)), told)
-    policy = load_router(spec)
+    policy = _router(spec)
     return dataclasses.replace(policy, choices=2) if rng.random() < 0.2 else policy
 
 
@@ -111,6 +111,10 @@ def _other(value: Any, rng: np.random.Generator) -> Any:
         return str(not value).lower()
     factor = (0.25, 0.5, 2.0)[rng.integers(3)]
     return max(1, round(value * factor)) if isinstance(value, int) else value * factor
+
+
+# A file is judged by trying its score, which takes longer than many a trial.
+_policy, _router = cache(load_policy), cache(load_router)
 
 
 @cache

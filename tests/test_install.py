@@ -24,6 +24,13 @@ OLDEST = (
     "tests/test_cli.py::test_every_command_has_help",
 )  # fmt: skip
 
+# of the fast engine: what another numba or LLVM makes of scores and of it shows in a few of them
+VARIANTS = (
+    "tests/test_serving_kernel.py::test_two_thousand_trials_agree_to_the_bit[seeds0]",
+    "tests/test_serving_kernel.py::test_ten_thousand_arrivals_at_once",
+    "tests/test_serving_kernel.py::test_a_guarded_policy_in_python",
+)  # fmt: skip
+
 
 @pytest.mark.parametrize("engine", resolving.ENGINES)
 def test_no_version_of_an_engine_has_to_change(engine: str) -> None:
@@ -71,7 +78,7 @@ def passes(environment: Callable[[], tuple[str, dict[str, str]]], *arguments: st
 def test_the_fast_engine_equals_the_reference_under_the_numba_of_engines(numba: str) -> None:
     passes(
         lambda: numba_versions.overlay(numba),
-        "tests/test_policies_agree.py", "tests/test_serving_kernel.py",
+        "tests/test_policies_agree.py", *VARIANTS,
     )  # fmt: skip
 
 

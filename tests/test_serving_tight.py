@@ -12,7 +12,7 @@ from lengthwise.errors import InvariantError
 from lengthwise.policies import load_policy, load_router
 from lengthwise.serving import Engine, Node, Slow, Stops, System, begin
 from lengthwise.serving.fast import setup
-from lengthwise.serving.fast.compiler import build, memory, native
+from lengthwise.serving.fast.compiler import build, memory
 from lengthwise.workload import Workload
 from tests.test_serving_events import chosen, happening
 from tests.test_serving_kernel import TwoClocks, differences
@@ -21,12 +21,9 @@ from tests.test_serving_kernel import TwoClocks, differences
 @pytest.fixture
 def checked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Machine code that tells of an index outside of its table, as with NUMBA_BOUNDSCHECK=1."""
-    monkeypatch.setenv("NUMBA_BOUNDSCHECK", "1")
     monkeypatch.setattr(memory, "CHECKED", True)
-    native.machine.cache_clear()
     build.compiled.cache_clear()
     yield
-    native.machine.cache_clear()
     build.compiled.cache_clear()
 
 
