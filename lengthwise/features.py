@@ -142,6 +142,11 @@ FEATURES: dict[str, Feature] = {
             "tokens served to the request's tenant there, generated ones twice, over its weight",
             given="tenant",
         ),
+        Feature(
+            "tenant_attained", "tokens", "float64", "tenant", "state",
+            "the same, but that a tenant who comes back begins where it ended",
+            given="tenant",
+        ),
     )
 }  # fmt: skip
 

@@ -35,6 +35,8 @@ TABLES: dict[str, dict[str, str]] = {
         "niyama": "lengthwise.policies.niyama:NIYAMA",
         "lpm": "lengthwise.policies.lpm:LPM",
         "vtc": "lengthwise.policies.vtc:VTC",
+        "lcf": "lengthwise.policies.lcf:LCF",
+        "plas": "lengthwise.policies.plas:PLAS",
         "wfq": "lengthwise.policies.wfq:WFQ",
         "dlpm": "lengthwise.policies.dlpm:DLPM",
     },

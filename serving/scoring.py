@@ -196,6 +196,7 @@ REFERENCE: Provider[Accessor] = Provider(
         "cached_tokens": lambda f, rs, view: [view.replica.cached_tokens(r) for r in rs],
         "tenant_weight": _column("tenant_weight"),
         "tenant_service": lambda f, rs, view: view.replica.tenant_service(rs),
+        "tenant_attained": lambda f, rs, view: view.replica.tenant_attained(rs),
     },
 )
 

@@ -149,7 +149,10 @@ def test_both_engines_count_alike(seed: int) -> None:
         max_num_seqs=int(rng.integers(1, 8)), num_gpu_blocks=int(rng.integers(12, 60)),
         max_num_batched_tokens=int(rng.integers(16, 128)), async_scheduling=seed % 3 == 0,
     )  # fmt: skip
-    policy = ("vtc", "wfq", "vtc+preempt:price=0", "dlpm:quantum=50")[seed % 4]
+    policy = (
+        "vtc", "wfq", "vtc+preempt:price=0", "dlpm:quantum=50", "lcf+preempt:price=0",
+        "plas:quantum=20,levels=4+preempt:price=0",
+    )[seed % 6]  # fmt: skip
     one, other = (
         lw.simulate(
             Workload(columns), policy=policy, predictor="oracle", engine=engine,
@@ -159,6 +162,48 @@ def test_both_engines_count_alike(seed: int) -> None:
     )  # fmt: skip
     assert one.finish_ps.tolist() == other.finish_ps.tolist()
     assert one.preemptions.tolist() == other.preemptions.tolist()
+
+
+@pytest.mark.parametrize("backend", ["reference", "fast"])
+def test_who_comes_back_saved_up_for_lcf_and_not_for_vtc(backend: Any) -> None:
+    """a was served 7 tokens a request, b comes at 3.5 s: its three go first for ``lcf``, for
+    ``vtc`` it begins where a is, and they take turns."""
+    workload = Workload({
+        "arrival_s": [0.0, 0.0, 0.0, 0.0, 3.5, 3.5], "prompt_tokens": np.full(6, 3),
+        "output_tokens": np.full(6, 2), "tenant": [*"aaaa", *"bb"],
+    })  # fmt: skip
+    ends = {
+        policy: np.argsort(lw.simulate(
+            workload, policy=policy, timing=TICK, backend=backend,
+            engine=Engine(max_num_seqs=1, num_gpu_blocks=50),
+        ).records.finish_ps).tolist()
+        for policy in ("lcf", "vtc")
+    }  # fmt: skip
+    assert ends == {"lcf": [0, 1, 4, 5, 2, 3], "vtc": [0, 1, 4, 2, 5, 3]}
+
+
+@pytest.mark.parametrize("backend", ["reference", "fast"])
+def test_calls_of_programs_by_levels_of_what_they_attained(backend: Any) -> None:
+    """Calls are worth 7: with levels up to 8, 24, ... those of a program that had one are alike."""
+    workload = Workload({
+        "arrival_s": np.zeros(7), "prompt_tokens": np.full(7, 3),
+        "output_tokens": np.full(7, 2), "tenant": [*"aaaabbc"],
+    })  # fmt: skip
+
+    def order(policy: str) -> list[int]:
+        found = lw.simulate(
+            workload,
+            policy=policy,
+            timing=TICK,
+            backend=backend,
+            engine=Engine(max_num_seqs=1, num_gpu_blocks=50),
+        ).records.finish_ps
+        return np.argsort(found).tolist()
+
+    # a's second goes on from 7, still in the first level; then b's two and c's, and a's others
+    assert order("plas:quantum=8,levels=3") == [0, 1, 4, 5, 6, 2, 3]
+    assert order("plas:quantum=1000") == list(range(7))  # one level: by arrival
+    assert order("lcf") == [0, 4, 6, 1, 5, 2, 3]
 
 
 def test_what_is_missing_or_wrong_is_told() -> None:

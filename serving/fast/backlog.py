@@ -16,7 +16,7 @@ from lengthwise.serving.fast.blocks import find
 from lengthwise.serving.fast.compiler.jit import hot, kernel, node_of
 from lengthwise.serving.fast.flags import MORE, PREFIX
 from lengthwise.serving.fast.state import DRAIN, NONE, PREFILL
-from lengthwise.serving.fast.tables import is_read
+from lengthwise.serving.fast.tables import is_read, is_read_of
 
 # The queue
 
@@ -29,7 +29,7 @@ def tally(S: Any, r: int, id: int, sign: int) -> None:
         stored = S.stored[id] if len(S.stored) else 0
         rep.queued_prefill += sign * max(S.prompt[id] - stored, 0)
         rep.queued_decode += sign * max(rounded_up(S, id) - S.generated[id], 0)
-    if MORE and is_read(S.run.reads, "tenant_service"):
+    if MORE and is_read_of(S.run.reads, "tenant"):
         row = S.tenants[r, S.tenant[id]]
         row.waiting += sign
         if S.preemptions[id] > 0:

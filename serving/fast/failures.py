@@ -15,7 +15,7 @@ from lengthwise.serving.fast.backlog import generated_so_far
 from lengthwise.serving.fast.compiler.jit import hot, kernel, node_of
 from lengthwise.serving.fast.flags import MORE, PREFIX, STOPS
 from lengthwise.serving.fast.state import FREE, KNOWN, NONE, OUT, WHEEL
-from lengthwise.serving.fast.tables import is_read, restore
+from lengthwise.serving.fast.tables import is_read_of, restore
 from lengthwise.serving.fast.tenants import forget_tenants
 
 
@@ -78,7 +78,7 @@ def renew(S: Any, r: int) -> None:
     node, rep = node_of(S, r), S.replica[r]
     restore(rep, S.fresh[r], "queue_at", "capacity", "routed", "iteration")
     rep.departed, rep.done, rep.summed_last = rep.routed, rep.iteration, NONE
-    if MORE and is_read(S.run.reads, "tenant_service"):
+    if MORE and is_read_of(S.run.reads, "tenant"):
         forget_tenants(S, r)
     for s in range(rep.seat, rep.seats_end):
         S.slot[s].state = FREE

@@ -45,6 +45,7 @@ ACCESSORS: Provider[str] = Provider(
         "cached_tokens": "cached_prefix(S, r, id, generated)",
         "tenant_weight": "S.weight[id]",
         "tenant_service": "tenant_service(S, r, id, last)",
+        "tenant_attained": "tenant_attained(S, r, id, last)",
     },
 )
 

@@ -71,7 +71,7 @@ from lengthwise.serving.fast.state import (
     WHEEL,
     YIELDED,
 )
-from lengthwise.serving.fast.tables import is_read, sum_of_terms
+from lengthwise.serving.fast.tables import is_read, is_read_of, sum_of_terms
 from lengthwise.serving.fast.tenants import tenant_arrives
 from lengthwise.serving.reference.replica import FUTILE
 from lengthwise.serving.scoring import MOST_RESERVED
@@ -98,7 +98,7 @@ def depart(S: Any, r: int, id: int, seen: int) -> None:
     S.replica[r].departed += 1
     if MORE and is_read(S.run.reads, "outstanding_tokens"):
         S.replica[r].outstanding -= weight(S, id)
-    if MORE and is_read(S.run.reads, "tenant_service"):
+    if MORE and is_read_of(S.run.reads, "tenant"):
         S.tenants[r, S.tenant[id]].left += S.prompt[id] + 2 * S.output[id]
     if STOPS:
         S.run.in_system -= 1
@@ -256,7 +256,7 @@ def enqueue(S: Any, r: int, id: int) -> None:
     node, rep = node_of(S, r), S.replica[r]
     if GUARD and node.guarded:
         guard_arrival(S, r, id)
-    if MORE and is_read(S.run.reads, "tenant_service"):
+    if MORE and is_read_of(S.run.reads, "tenant"):
         tenant_arrives(S, r, id)
     rep.waiting += 1
     rep.known += S.prompt[id]
@@ -675,7 +675,7 @@ def schedule_waiting(S: Any, r: int, budget: int) -> int:
         rep.waiting -= 1
         rep.known -= known
         tally(S, r, id, -1)
-        if MORE and is_read(S.run.reads, "tenant_service"):
+        if MORE and is_read_of(S.run.reads, "tenant"):
             rep.tenant_admitted = S.tenant[id]
         sl.computed = start
         sl.known = known

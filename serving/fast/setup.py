@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError
+from lengthwise.features import FEATURES
 from lengthwise.policy import RoutingPolicy
 from lengthwise.prediction import CURVES
 from lengthwise.serving.fast import state as ks
@@ -20,6 +21,8 @@ from lengthwise.serving.fast.tabulated import curve_arrays
 from lengthwise.serving.inputs import Inputs
 from lengthwise.serving.scoring import Features
 from lengthwise.workload import Workload
+
+TENANTS = {name for name, feature in FEATURES.items() if feature.of == "tenant"}
 
 
 def allocate(
@@ -50,7 +53,7 @@ def allocate(
     elif stops:  # its caller may read any feature: what is counted all along is counted for all
         given = () if inputs.predictions is None else inputs.predictions.curves
         told = {name for name in ACCESSORS if name not in CURVES or name in given}
-        names |= told if "tenant" in workload else told - {"tenant_service"}
+        names |= told if "tenant" in workload else told - TENANTS
     run["reads"] = mask(names)
     prefixes = Prefixes(_none(np.int64), _none(np.int64), _none(np.int64))
     if kinds.caching:
@@ -98,7 +101,7 @@ def allocate(
         **curve_arrays(inputs.predictions, names),
         priority=_column(workload, "priority", np.int64),
         deadline=_column(workload, "deadline_s", np.float64),
-        **_tenants(features, "tenant_service" in names, replicas),
+        **_tenants(features, bool(TENANTS & names), replicas),
         score=np.zeros(n if node["by_score"].any() else 0),
         link=np.zeros(n, np.int32), generated=np.zeros(n, np.int32),
         reach=np.zeros(n, np.int32),

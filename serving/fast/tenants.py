@@ -37,10 +37,16 @@ def sum_tenants(S: Any, r: int, last: int) -> None:
 
 
 @hot
-def service_of(S: Any, r: int, t: int) -> float:
-    """The tokens of a tenant over its weight, from where it began."""
+def attained_by(S: Any, r: int, t: int) -> float:
+    """The tokens of a tenant over its weight."""
     row = S.tenants[r, t]
-    return row.offset + np.float64(row.left + row.queued + row.running) / S.share[t]
+    return np.float64(row.left + row.queued + row.running) / S.share[t]
+
+
+@hot
+def service_of(S: Any, r: int, t: int) -> float:
+    """The same from where it began."""
+    return S.tenants[r, t].offset + attained_by(S, r, t)
 
 
 @kernel
@@ -48,6 +54,13 @@ def tenant_service(S: Any, r: int, id: int, last: int) -> float:
     """The same of a request's tenant."""
     sum_tenants(S, r, last)
     return service_of(S, r, S.tenant[id])
+
+
+@kernel
+def tenant_attained(S: Any, r: int, id: int, last: int) -> float:
+    """What a request's tenant attained, wherever it began."""
+    sum_tenants(S, r, last)
+    return attained_by(S, r, S.tenant[id])
 
 
 @kernel

@@ -111,6 +111,12 @@ class Replica:
         service = self.tenants.service(self.here)
         return [service[self.tenants.of[request.id]] for request in requests]
 
+    def tenant_attained(self, requests: Sequence[Request]) -> list[float]:
+        """The same as ``TenantBooks.attained`` has it."""
+        assert self.tenants is not None, "read, and the workload has no tenants"
+        attained = self.tenants.attained(self.here)
+        return [attained[self.tenants.of[request.id]] for request in requests]
+
     def add(self, request: Request, now_ps: int, planned_ps: int) -> None:
         """A request arrives, or comes from a replica that it was removed from, and waits.
 

@@ -26,12 +26,16 @@ class TenantBooks:
 
     def service(self, here: Iterable[Request]) -> list[float]:
         """Tokens over weight of each tenant, (tenants,); ``here`` are the replica's requests."""
+        counted = zip(self._begin, self.attained(here), strict=True)
+        return [begin + attained for begin, attained in counted]
+
+    def attained(self, here: Iterable[Request]) -> list[float]:
+        """The same, without what tenants began with when they came back."""
         tokens = list(self._left)
         for request in here:
             if request.in_batch or request.preemptions:
                 tokens[self.of[request.id]] += _tokens(request)
-        counted = zip(self._begin, tokens, self._shares, strict=True)
-        return [begin + float(all_of_it) / share for begin, all_of_it, share in counted]
+        return [float(each) / share for each, share in zip(tokens, self._shares, strict=True)]
 
     def arrives(self, id: int, here: Iterable[Request]) -> None:
         """A request comes, and is not among ``here`` yet."""
