@@ -113,13 +113,14 @@ def vtc(
             "pool on a roofline of that GPU, an estimate, in vLLM's scheduler",
             "theirs reserves for the answer's limit of 256 tokens before it admits; so does ours "
             "(`admit:reserve=1` with exact lengths)",
-            "theirs compares with least counter first in other figures, whose numbers were not at hand",
+            "theirs compares with least counter first in other figures, whose numbers were not at "
+            "hand",
         ),
         source="Sheng et al., OSDI 2024, figure 3 (overload), figure 10 (dist_shift), theorem 4.4 "
         "(the bound); rates and lengths as in the authors' artifact",
         why="Theirs are curves; what they show is that FCFS serves as clients ask (1 to 2) and VTC "
-        "alike, and so it is here, with a gap far below its bound. Least counter first (LCF), without "
-        "VTC's lift, gives client 0 more in the second phase, for the minutes that it was away in "
-        "the first. WFQ is VTC where all requests "
-        "are alike. A weighted VTC takes the workload's `tenant_weight`.",
+        "alike, and so it is here, with a gap far below its bound. Least counter first (LCF), "
+        "without VTC's lift, gives client 0 more in the second phase, for the minutes that it was "
+        "away in the first. WFQ is VTC where all requests are alike. A "
+        "weighted VTC takes the workload's `tenant_weight`.",
     )
