@@ -198,7 +198,7 @@ def test_calls_of_programs_by_levels_of_what_they_attained(backend: Any) -> None
             backend=backend,
             engine=Engine(max_num_seqs=1, num_gpu_blocks=50),
         ).records.finish_ps
-        return np.argsort(found).tolist()
+        return [int(place) for place in np.argsort(found)]
 
     # a's second goes on from 7, still in the first level; then b's two and c's, and a's others
     assert order("plas:quantum=8,levels=3") == [0, 1, 4, 5, 6, 2, 3]
