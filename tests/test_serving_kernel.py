@@ -26,7 +26,7 @@ from lengthwise.workload import Workload
 from tests.random_policies import random_policy, random_router
 from tests.systems import alike
 
-SCORES = 24  # random ones; each is compiled once
+SCORES = 28  # random ones; each is compiled once
 FEW = 8  # trials
 GUARDS = (
     "", "", "+guard", "+guard:ratio=0.5,floor_s=0.01", "+guard:ratio=0.1,floor_s=0.001",
