@@ -298,6 +298,12 @@ class Predictions:
     abstained: Mask | None = None
 
     def __post_init__(self) -> None:
+        # a part of a table is strided, and lengths are often whole: compiled code takes neither
+        columns = {
+            name: np.require(_numbers(name, values), None, "C")
+            for name, values in self.columns.items()
+        }
+        object.__setattr__(self, "columns", columns)
         n = len(self)
         if self.abstained is not None and self.abstained.shape != (n,):
             raise InputError(f"abstained has shape {self.abstained.shape}, not {(n,)}")
@@ -403,8 +409,15 @@ def _quantile_weights(levels: Floats) -> Floats:
     return np.diff(cuts)
 
 
+def _numbers(label: str, values: ArrayLike) -> Floats:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{label} must be numbers: {error}") from None
+
+
 def _finite(label: str, values: ArrayLike, dimensions: int) -> Floats:
-    array = np.asarray(values, dtype=np.float64)
+    array = _numbers(label, values)
     if array.ndim != dimensions:
         raise InputError(f"{label} must have {dimensions} dimension(s), not {array.ndim}")
     if not np.isfinite(array).all():

@@ -29,7 +29,7 @@ BACKLOGS = frozenset({"prefill_backlog_tokens", "decode_backlog_tokens"})
 FRACTION = 1024
 
 
-MOST_RESERVED = float(1 << 40)  # tokens, for one request: sums of them stay integers of 64 bits
+MOST_RESERVED = float(1 << 40)  # tokens, at one decision: sums of them stay integers of 64 bits
 ADMISSION = "admission with reserve > 0"  # what is said of who reads, in errors
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
+import lengthwise as lw
 from lengthwise import remaining
 from lengthwise import spread as spreads
 from lengthwise.curves import BETWEEN, Curve, RequestCurve
@@ -162,10 +163,33 @@ def test_a_run_s_predictions_are_checked_and_chosen_from() -> None:
         (({"predicted_tokens": tokens}, {}, None, mask[:1]), "abstained has shape (1,), not (2,)"),
         (({"predicted_tokens": tokens, "x": tokens[:1]},), "x have shape (1,), not (2,)"),
         (({"predicted_tokens": np.array([-0.1])},), "must be finite and 0 or more"),
+        (({"predicted_tokens": np.array([1.0, np.inf])},), "must be finite and 0 or more"),
+        (({"predicted_tokens": ["a"]},), "predicted_tokens must be numbers: could not convert"),
         (({"predicted_tokens": tokens}, {"gittins": curve}), "did you mean 'gittins_index'"),
         (({"predicted_tokens": tokens[:1]}, {"gittins_index": curve}), "of 2 requests, not 1"),
     ):
         assert said in line_of(lambda given=given: Predictions(*given))
+
+
+@pytest.mark.parametrize("backend", ["reference", "fast"])
+def test_lengths_may_be_a_column_of_a_table_or_whole_numbers(
+    backend: Literal["reference", "fast"],
+) -> None:
+    table = np.arange(1, 41).reshape(20, 2)
+    workload = lw.Workload.preset("azure-conv-2023", requests=20, rate=50.0)
+    engine = lw.Engine(max_num_seqs=2)
+
+    def served(told: object) -> list[float]:
+        known = Predictions({"predicted_tokens": told})  # type: ignore[dict-item]
+        result = lw.simulate(
+            workload, "sjf", engine=engine, predicted_tokens=known, backend=backend
+        )
+        assert result.requests["predicted_tokens"].tolist() == list(range(1, 40, 2))
+        return result.requests["finish_s"].tolist()
+
+    plain = served(table[:, 0].astype(float).copy())
+    assert served(table[:, 0]) == served(table[:, 0].tolist()) == plain
+    assert served(table.astype(float)[:, 0]) == plain
 
 
 def test_curves_are_made_once_and_by_name() -> None:

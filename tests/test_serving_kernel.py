@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from lengthwise.errors import InputError
 from lengthwise.policies import load_policy, load_router
-from lengthwise.policy import Guard, Preemption, SchedulingPolicy, Score
+from lengthwise.policy import Admission, Guard, Preemption, SchedulingPolicy, Score
 from lengthwise.serving import Engine
 from lengthwise.serving.fast import run as kernel
 from lengthwise.serving.fast.features import ACCESSORS
@@ -220,13 +221,14 @@ def test_no_trial_reads_or_writes_outside_an_array():
     subprocess.run([sys.executable, "-c", code, str(Path(__file__))], env=env, check=True)
 
 
-def engines(columns, *, policy="fcfs", num_gpu_blocks=10_000, **options):
+def engines(columns, *, policy="fcfs", num_gpu_blocks=10_000, told=None, **options):
     """What both engines make of a workload: records, or the line with which it is refused."""
     given = alike(
         policy=load_policy(policy), routing=load_router("round-robin"),
         engine=Engine(num_gpu_blocks=num_gpu_blocks, **options),
         timing=LinearTiming(base_s=0.01, per_prefill_token_s=1e-5),
-        predictions=np.asarray(columns["output_tokens"], float), log_iterations=True,
+        predictions=np.asarray(columns["output_tokens"] if told is None else told, float),
+        log_iterations=True,
     )  # fmt: skip
     workload = Workload({name: np.asarray(column) for name, column in columns.items()})
     return [
@@ -265,6 +267,21 @@ def test_ten_thousand_arrivals_at_once(policy):
     slow, fast = engines(columns, policy=policy)
     assert differences(slow, fast) == []
     assert fast.scheduled_ps.min() == 3 * 10**12
+
+
+@pytest.mark.parametrize("by", ["sum", "peak"])
+def test_an_infinite_reserve_serves_one_after_the_other(by):
+    """But requests whose predicted lengths are reached, of which nothing is to come."""
+    columns = some(60, longest=30) | {"arrival_s": np.zeros(60)}
+    for reserve in (math.inf, sys.float_info.max, 1e300):
+        policy = SchedulingPolicy(load_policy("fcfs").score, admission=Admission(reserve, by))
+        told = columns["output_tokens"] + 1.0
+        slow, fast = engines(columns, policy=policy, told=told, num_gpu_blocks=200)
+        assert differences(slow, fast) == []
+        assert fast.iterations.running.max() == 1
+        slow, fast = engines(columns, policy=policy, told=np.zeros(60), num_gpu_blocks=200)
+        assert differences(slow, fast) == []
+        assert bool(fast.iterations.running.max() > 1) == (by == "sum")
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "srtf"])

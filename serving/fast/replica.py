@@ -335,7 +335,9 @@ def reserved(S: Any, r: int, id: int) -> int:
         sl = S.slot[s]
         ahead += to_come(S, r, sl.id, generated_of(S, r, s))
         s = sl.next
-    return ceil(node.reserve * ahead / node.block_size)
+    if ahead == 0:  # an infinite share of nothing is nothing
+        return 0
+    return ceil(min(node.reserve * ahead, MOST_RESERVED) / node.block_size)
 
 
 @kernel

@@ -427,7 +427,8 @@ class Scheduler:
                 needed = max(needed, peak - self.kv.used)
             elif share > 0:
                 ahead = sum(self._to_come([*self.running, request]))
-                needed += math.ceil(share * ahead / self.engine.block_size)
+                if ahead > 0:  # an infinite share of nothing is nothing
+                    needed += math.ceil(min(share * ahead, MOST_RESERVED) / self.engine.block_size)
         return needed
 
     def _to_come(self, requests: Sequence[Request]) -> list[int]:
