@@ -123,6 +123,8 @@ def system_of(
         node = Node(options, model, scheduling)
         return System.replicated(node, replicas, routing, metrics_interval_s)
     found = nodes_of(read_nodes(nodes, options, model), scheduling)
+    if any(node.role != "both" for node in found):
+        raise InputError("environments can't run nodes of roles prefill and decode yet")
     return System(found, routing, metrics_interval_s)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
-from lengthwise.serving.records import PS, Iterations, Records
+from lengthwise.serving.records import PS, TRANSFER, Iterations, Records
 from lengthwise.workload import Workload
 
 Floats = NDArray[np.float64]
@@ -73,7 +73,7 @@ OF_RUNS = (
     "recomputed_tokens", "downtime", "retries", "lost_tokens", "jain_index", "slo_attainment",
     "goodput", "deadline_attainment", "deadline_goodput", "lateness_max", "service_gap_mean",
     "service_gap_max", "tenant_slowdown_max", "tenant_jain_index", "kv_utilization_mean",
-    "kv_utilization_max",
+    "kv_utilization_max", "transfers", "transferred_gb", "transfer_mean", "transfer_max",
 )  # fmt: skip
 
 
@@ -295,6 +295,16 @@ def _covered(start: Floats, end: Floats, edges: Floats) -> NDArray[np.bool_]:
     return covered
 
 
+def _transferred(moved: NDArray[np.int64]) -> dict[str, float]:
+    """What rows of ``records.TRANSFER`` come to."""
+    of = dict(zip(TRANSFER, moved.T, strict=True))
+    found = {"transfers": float(len(moved)), "transferred_gb": float(of["bytes"].sum()) / 1e9}
+    if len(moved):
+        took_s = (of["end_ps"] - of["ready_ps"]) / PS
+        found |= {"transfer_mean_s": float(took_s.mean()), "transfer_max_s": float(took_s.max())}
+    return found
+
+
 def summary(
     records: Records,
     *,
@@ -314,7 +324,8 @@ def summary(
     (``meets_slo``) for that task's attainment too; ``told_by`` has what a workload says; KV
     utilisation needs the iteration log and ``num_gpu_blocks`` (nodes,), those of each node.
     ``downtime_s`` is how long nodes were down, where any fails: retries and lost tokens stand
-    beside it.
+    beside it. Where prefill and decode have nodes of their own there are the transfers of KV, and
+    the time from the end of a prefill until its KV is at the node that decodes.
     """
     span, count = makespan_s(records), len(records.output_tokens)
     found: dict[str, float] = {"requests": float(count), "makespan_s": span}
@@ -328,6 +339,8 @@ def summary(
         found["downtime_s"] = downtime_s
         found["retries"] = float(records.retries.sum())
         found["lost_tokens"] = float(records.lost_tokens.sum())
+    if records.moved is not None:
+        found |= _transferred(records.moved)
     if alone_s is not None:
         slowdown = e2e_s(records) / alone_s
         found |= describe("slowdown", slowdown)

@@ -31,7 +31,12 @@ def fleet(
     """A server for each node, on ports one after the other from ``serving.port`` on."""
     told = predictions(predictor, serving.seed)
     servers = []
-    for place, node in enumerate(setting.load().system(load_policy(policy)).nodes):
+    nodes = setting.load().system(load_policy(policy)).nodes
+    if any(node.role != "both" for node in nodes):
+        raise InputError(
+            "mock servers have no roles prefill and decode: each serves whole requests"
+        )
+    for place, node in enumerate(nodes):
         name = needs_prediction(node.policy)
         if name and told is None:
             raise InputError(

@@ -13,9 +13,10 @@ from lengthwise.policy import RoutingPolicy, SchedulingPolicy
 from lengthwise.protocols import TimingModel
 from lengthwise.serving import Engine, System
 from lengthwise.serving.events import Event, EventsLike, check_events, read_events
-from lengthwise.serving.nodes import Kind, NodesLike, nodes_of, read_nodes
+from lengthwise.serving.nodes import Kind, NodesLike, nodes_of, read_kv_transfer, read_nodes
 from lengthwise.serving.options import DEFAULT_TIMING
 from lengthwise.serving.timing import timing as load_timing
+from lengthwise.serving.transfer import KVTransfer
 
 PolicyLike = str | SchedulingPolicy | Callable[..., Any]
 RouterLike = str | RoutingPolicy | Callable[..., Any]
@@ -57,7 +58,11 @@ class Setting:
             kinds = tuple(replace(k, timing=on_host(k.timing, self.host)) for k in kinds)
         events = read_events(self.failures)
         check_events(events, [kind.name for kind in kinds for _ in range(kind.count)])
-        return Loaded(kinds, load_router(self.router), self.metrics_interval_s, events)
+        transfer = None if self.nodes is None else read_kv_transfer(self.nodes)
+        routing = load_router(self.router)
+        found = Loaded(kinds, routing, self.metrics_interval_s, events, transfer)
+        found.system("fcfs")  # roles that don't fit are told now
+        return found
 
 
 @dataclass(frozen=True)
@@ -68,17 +73,20 @@ class Loaded:
     routing: RoutingPolicy
     metrics_interval_s: float
     events: tuple[Event, ...] = ()
+    kv_transfer: KVTransfer | None = None
 
     @property
     def alike(self) -> bool:
-        """Whether all nodes are as fast and as large as each other."""
+        """Whether all nodes are as fast and as large as each other, and serve whole requests."""
+        if self.kv_transfer is not None:
+            return False
         first = self.kinds[0]
         return all((k.engine, k.timing) == (first.engine, first.timing) for k in self.kinds)
 
     def system(self, policy: PolicyLike) -> System:
         """The system in which the nodes that have no policy of their own follow ``policy``."""
         nodes = nodes_of(self.kinds, load_policy(policy))
-        return System(nodes, self.routing, self.metrics_interval_s, self.events)
+        return System(nodes, self.routing, self.metrics_interval_s, self.events, self.kv_transfer)
 
     def config(self) -> dict[str, Any]:
         """What a result's config says of it."""
@@ -99,6 +107,8 @@ class Loaded:
             said["timing_error"] = {"mean": off[0].mean, "worst": off[0].worst}
         if self.metrics_interval_s:
             said["metrics_interval_s"] = self.metrics_interval_s
+        if self.kv_transfer is not None:
+            said["kv_transfer"] = self.kv_transfer.to_dict()
         if self.events:
             said["failures"] = [{"kind": event.kind, **asdict(event)} for event in self.events]
         return said

@@ -81,6 +81,13 @@ class Result:
         return self.records.visits.to_frame()
 
     @cached_property
+    def transfers(self) -> pd.DataFrame:
+        """One row a transfer of KV from a prefill node to one that decodes: request_id, source,
+        target, ready_s (the prefill's end), start_s, end_s, bytes. None without such nodes.
+        """
+        return self.records.transfers_frame()
+
+    @cached_property
     def iterations(self) -> pd.DataFrame | None:
         """One row an engine iteration, or None where ``log_iterations`` was not asked for."""
         return None if self.records.iterations is None else self.records.iterations.to_frame()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from lengthwise.prediction import Prediction
     from lengthwise.predictors import load_predictor
-    from lengthwise.serving import Engine, Fail, Node, Slow, System
+    from lengthwise.serving import Engine, Fail, KVTransfer, Node, Slow, System
     from lengthwise.serving.timing import LinearTiming, timing
     from lengthwise.workload import Workload
 
@@ -35,6 +35,7 @@ _WHERE = {
     "Fail": "lengthwise.serving",
     "Guard": "lengthwise.policy",
     "InputError": "lengthwise.errors",
+    "KVTransfer": "lengthwise.serving",
     "LengthwiseError": "lengthwise.errors",
     "LinearTiming": "lengthwise.serving.timing",
     "Node": "lengthwise.serving",
@@ -62,6 +63,7 @@ __all__ = [
     "Fail",
     "Guard",
     "InputError",
+    "KVTransfer",
     "LengthwiseError",
     "LinearTiming",
     "Node",

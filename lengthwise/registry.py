@@ -91,6 +91,7 @@ TABLES: dict[str, dict[str, str]] = {
 # Parts that meet without importing each other: how one asks another to read what a user wrote.
 LOADERS: dict[str, str] = {
     "policy": "lengthwise.policies.load:load_policy",
+    "router": "lengthwise.policies.load:load_router",
     "predictor": "lengthwise.predictors.load:load_predictor",
     "workload file": "lengthwise.serving.workload.readers:read",
     "workload preset": "lengthwise.serving.workload.presets:preset",

@@ -5,8 +5,9 @@ from lengthwise.serving.options import Engine
 from lengthwise.serving.records import Iterations, Records, Visits
 from lengthwise.serving.run import begin, run
 from lengthwise.serving.system import HOLD, Node, Run, Stop, Stops, System, Totals
+from lengthwise.serving.transfer import KVTransfer
 
 __all__ = [
-    "HOLD", "Engine", "Fail", "Iterations", "Node", "Records", "Run", "Slow", "Stop", "Stops",
-    "System", "Totals", "Visits", "begin", "run",
+    "HOLD", "Engine", "Fail", "Iterations", "KVTransfer", "Node", "Records", "Run", "Slow", "Stop",
+    "Stops", "System", "Totals", "Visits", "begin", "run",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from lengthwise.serving.clock import Clock
 from lengthwise.serving.events import Slow, Turn, Window, slow_windows, turns
 from lengthwise.serving.options import Engine
 from lengthwise.serving.system import Node, System
+from lengthwise.serving.transfer import Transfers, transfers_of
 from lengthwise.workload import Workload
 
 Keys = list[tuple[int, ...]]
@@ -42,6 +43,7 @@ class Inputs:
     nodes: tuple[NodeInputs, ...]
     slow: tuple[tuple[Window, ...], ...]  # of each node; empty where nothing happens
     turns: tuple[Turn, ...]  # failures, in order
+    transfers: Transfers | None = None  # where prefill and decode have nodes of their own
 
     @property
     def predicted(self) -> NDArray[np.float64] | None:
@@ -85,6 +87,7 @@ def prepare(
         nodes=tuple(nodes),
         slow=slow_windows(system.events, system.names),
         turns=turns(system.events, system.names),
+        transfers=transfers_of(workload, system),
     )
 
 
@@ -98,14 +101,9 @@ def _node(
     slowed: float,
 ) -> NodeInputs:
     """One kind of node; ``where`` begins what is said of it, ``keys`` are known by block size."""
-    if node.role != "both":
-        raise InputError(
-            f"{where}role {node.role} needs KV transfer, which no engine here has yet: "
-            "only role both can be run"
-        )
     check_policy(node.policy, where, predicted=predicted)
     blocks = gpu_blocks(node.engine, node.timing)
-    _check_lengths(workload, node.engine, blocks, where)
+    _check_lengths(workload, node, blocks, where)
     size, found = node.engine.block_size, None
     if node.engine.enable_prefix_caching and "prefix_hashes" in workload:
         if size not in keys:
@@ -220,10 +218,10 @@ def predictions_of(
     return given.capped(workload["max_tokens"])
 
 
-def _check_lengths(workload: Workload, engine: Engine, num_gpu_blocks: int, where: str) -> None:
+def _check_lengths(workload: Workload, node: Node, num_gpu_blocks: int, where: str) -> None:
     """Refuses requests that vLLM would refuse, or that could never hold all their tokens."""
-    prompt, output = workload["prompt_tokens"], workload["output_tokens"]
-    total = prompt + output
+    prompt, output, engine = workload["prompt_tokens"], workload["output_tokens"], node.engine
+    total = prompt + (1 if node.role == "prefill" else output)
     if engine.max_model_len is not None:
         _refuse(total > engine.max_model_len, prompt, output, where,
                 f"max_model_len is {engine.max_model_len}")  # fmt: skip

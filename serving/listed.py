@@ -22,20 +22,27 @@ def read_list(path: Path, what: str) -> list[Any]:
 
     Raises ``InputError`` for a file that can't be read or holds no list.
     """
+    return read_with(path, what)[0]
+
+
+def read_with(path: Path, what: str, *beside: str) -> tuple[list[Any], dict[str, Any]]:
+    """The same, and what stands under the keys ``beside`` where the list stands under a key."""
     parse = {".json": json.loads, ".csv": _rows}.get(path.suffix, yaml.safe_load)
     try:
         found = read_described(path, f"{what} file", parse)
     except yaml.YAMLError as error:
         said = " ".join(str(error).split())
         raise InputError(f"{what} file {str(path)!r} can't be read: {said}") from None
+    more: dict[str, Any] = {}
     if isinstance(found, Mapping):
         for key in found:
-            if key != what:
-                raise UnknownNameError(f"key of {path}", str(key), (what,))
+            if key not in (what, *beside):
+                raise UnknownNameError(f"key of {path}", str(key), (what, *beside))
+        more = {key: found[key] for key in beside if key in found}
         found = found.get(what)
     if not isinstance(found, list):
         raise InputError(f"{path}: expected a list of {what}, not {found!r}"[:200])
-    return found
+    return found, more
 
 
 def _rows(text: str) -> list[dict[str, Any]]:

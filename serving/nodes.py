@@ -3,7 +3,8 @@
 Spelled, nodes are timings between commas, each after how many there are (``2x``; one without). A
 ``.yaml`` or ``.json`` file is a list of nodes with the keys ``count``, ``timing``, ``speed`` (a
 factor: 0.5 takes twice as long), ``role``, ``name``, ``policy`` and any option of ``Engine``.
-What it leaves out is the run's.
+What it leaves out is the run's. Where nodes have the roles prefill and decode the list stands under
+the key ``nodes``, and ``kv_transfer`` beside it (``serving.transfer``).
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.policy import SchedulingPolicy
 from lengthwise.protocols import TimingModel
 from lengthwise.registry import loader
-from lengthwise.serving.listed import YAML, read_list
+from lengthwise.serving.listed import YAML, read_with
 from lengthwise.serving.options import Engine
 from lengthwise.serving.system import Node, Role, check_seats
 from lengthwise.serving.timing import timing as load_timing
 from lengthwise.serving.timing.speed import at_speed
+from lengthwise.serving.transfer import KVTransfer, read_transfer
 
-NodesLike = str | Path | Sequence[Node | Mapping[str, Any]]
+NodesLike = str | Path | Sequence[Node | Mapping[str, Any]] | Mapping[str, Any]
+BESIDE = "kv_transfer"
 OPTIONS = tuple(field.name for field in fields(Engine))
 KEYS = ("count", "timing", "speed", "role", "name", "policy", *OPTIONS)
 
@@ -70,16 +73,7 @@ def read_nodes(given: NodesLike, engine: Engine, timing: str | TimingModel) -> t
             loaded[name] = load_timing(name)
         return loaded[name]
 
-    where = "nodes"
-    if isinstance(given, str | Path):
-        text = os.fspath(given)
-        # a profile's file is a timing: as a node it is spelled with its count, 1xPROFILE.json
-        if text.endswith(YAML) or (text.endswith(".json") and os.path.isfile(text)):
-            where, rows = text, read_list(Path(text), "nodes")
-        else:
-            rows = [_spelled(item) for item in text.split(",") if item]
-    else:
-        rows = list(given)
+    where, rows, _ = _listed(given)
     if not rows:
         raise InputError(f"{where}: a system needs at least one node")
     kinds: list[Kind] = []
@@ -89,6 +83,37 @@ def read_nodes(given: NodesLike, engine: Engine, timing: str | TimingModel) -> t
             continue
         kinds.append(_kind(one, f"node {index} in {where}", engine, timing, model))
     return tuple(kinds)
+
+
+def read_kv_transfer(given: NodesLike) -> KVTransfer | None:
+    """The kv transfer that stands beside nodes, None where none does; errors as of
+    ``transfer.read_transfer``."""
+    where, _, beside = _listed(given)
+    try:
+        return read_transfer(beside.get(BESIDE))
+    except UnknownNameError:
+        raise
+    except (InputError, TypeError) as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _listed(given: NodesLike) -> tuple[str, list[Any], Mapping[str, Any]]:
+    """What messages call the place of the nodes, the nodes, and what stands beside them."""
+    if isinstance(given, str | Path):
+        text = os.fspath(given)
+        # a profile's file is a timing: as a node it is spelled with its count, 1xPROFILE.json
+        if text.endswith(YAML) or (text.endswith(".json") and os.path.isfile(text)):
+            return text, *read_with(Path(text), "nodes", BESIDE)
+        return "nodes", [_spelled(item) for item in text.split(",") if item], {}
+    if not isinstance(given, Mapping):
+        return "nodes", list(given), {}
+    for key in given:
+        if key not in ("nodes", BESIDE):
+            raise UnknownNameError("key of nodes", str(key), ("nodes", BESIDE))
+    rows = given.get("nodes")
+    if not isinstance(rows, Sequence) or isinstance(rows, str):
+        raise InputError(f"nodes: expected a list of nodes, not {rows!r}"[:200])
+    return "nodes", list(rows), given
 
 
 def _kind(

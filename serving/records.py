@@ -44,6 +44,7 @@ class Records:
     backend_reason: str = ""  # why, where the user left the choice
     iterations: Iterations | None = None
     lost: Ints | None = None  # (visits, LOST): stays at nodes that failed, by request and time
+    moved: Ints | None = None  # (transfers, TRANSFER): of KV between nodes, by request
 
     @cached_property
     def retries(self) -> Ints:
@@ -62,10 +63,12 @@ class Records:
     @cached_property
     def visits(self) -> Visits:
         """Where each request was: one visit where it was served, and one before for each node that
-        failed while it was there.
+        failed while it was there. One that was handed over has two, of stages prefill and decode.
 
         A request that was preempted, or held at the router, has no more visits for it.
         """
+        if self.moved is not None:
+            return self._stages(self.moved)
         count, lost = len(self.replica), self._lost
         request = np.concatenate((np.arange(count), lost[:, 0]))
         finish_ps = np.concatenate((self.finish_ps, lost[:, 3]))
@@ -78,6 +81,44 @@ class Records:
             finish_ps=finish_ps[order], finished=ends[order],
             lost_tokens=np.concatenate((np.zeros(count, np.int64), lost[:, 4]))[order],
         )  # fmt: skip
+
+    def _stages(self, moved: Ints) -> Visits:
+        """The visits where prefill and decode have nodes of their own, and none fails."""
+        count, columns = len(self.replica), dict(zip(TRANSFER, moved.T, strict=True))
+        start_ps, stage = self.scheduled_ps.copy(), np.zeros(count, dtype=np.int8)
+        start_ps[columns["request"]] = columns["decode_ps"]
+        stage[columns["request"]] = STAGES.index("decode")
+        request = np.concatenate((np.arange(count), columns["request"]))
+        order = np.lexsort((np.arange(len(request)) < count, request))
+        return Visits(
+            request=request[order],
+            node=np.concatenate((self.replica, columns["source"]))[order],
+            stage=np.concatenate(
+                (stage, np.full(len(moved), STAGES.index("prefill"), dtype=np.int8))
+            )[order],
+            start_ps=np.concatenate((start_ps, self.scheduled_ps[columns["request"]]))[order],
+            finish_ps=np.concatenate((self.finish_ps, columns["ready_ps"]))[order],
+            finished=np.ones(len(request), dtype=np.bool_),
+            lost_tokens=np.zeros(len(request), np.int64),
+        )
+
+    def transfers_frame(self) -> pd.DataFrame:
+        """A DataFrame of KV transfers, times in seconds: as ``Result.transfers`` documents."""
+        import pandas as pd
+
+        rows = np.zeros((0, len(TRANSFER)), np.int64) if self.moved is None else self.moved
+        columns = dict(zip(TRANSFER, rows.T, strict=True))
+        return pd.DataFrame(
+            {
+                "request_id": columns["request"],
+                "source": columns["source"],
+                "target": columns["target"],
+                "ready_s": columns["ready_ps"] / PS,
+                "start_s": columns["start_ps"] / PS,
+                "end_s": columns["end_ps"] / PS,
+                "bytes": columns["bytes"],
+            }
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """A DataFrame with times in seconds: the columns that ``Result.requests`` documents."""
@@ -103,7 +144,7 @@ class Records:
         )
 
 
-STAGES = ("both",)  # prefill and decode in one place
+STAGES = ("both", "prefill", "decode")  # both: prefill and decode in one place
 
 
 @dataclass(frozen=True)
@@ -115,7 +156,7 @@ class Visits:
     stage: NDArray[np.int8]  # place in ``STAGES``
     start_ps: Ints  # start of the first iteration there that computed any of its tokens; -1: none
     finish_ps: Ints  # when it was done, or when the router knew that the node had failed
-    finished: NDArray[np.bool_]
+    finished: NDArray[np.bool_]  # its stage was done there, rather than lost
     lost_tokens: Ints  # generated there, and lost as it failed
 
     def to_frame(self) -> pd.DataFrame:
@@ -138,6 +179,13 @@ class Visits:
 # A stay at a node that failed: what the engines write down of it.
 LOST = (
     "request", "node", "start_ps", "finish_ps", "lost_tokens", "preemptions", "recomputed_tokens",
+)  # fmt: skip
+
+
+# A transfer of KV: what the engines write down of it. Its prefill ended at ``ready_ps``;
+# ``decode_ps`` is the start of the first iteration at the target that computed any of its tokens.
+TRANSFER = (
+    "request", "source", "target", "ready_ps", "start_ps", "end_ps", "bytes", "decode_ps",
 )  # fmt: skip
 
 

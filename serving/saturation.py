@@ -26,7 +26,12 @@ def saturation_rate(workload: Workload, system: System) -> float:
     burst of the workload's requests, over and over, and its rate is that of the middle half of the
     completions, when all seats (or all of the KV cache) are taken. Beyond it queues grow forever.
     Prompts that share a prefix do so within a round; no request finds its own of the round before.
+    Nodes of roles prefill and decode are given the burst together, with their own router.
     """
+    if system.kv_transfer is not None:
+        fcfs = tuple(replace(node, policy=load("policy", "fcfs")) for node in system.nodes)
+        count = sum(_seats(workload, node) for node in system.nodes)
+        return _of_burst(workload, replace(system, nodes=fcfs, events=()), ROUNDS * count)
     known: dict[tuple[object, object], float] = {}
     total = 0.0
     for node in system.nodes:
@@ -38,21 +43,32 @@ def saturation_rate(workload: Workload, system: System) -> float:
 
 
 def _alone(workload: Workload, node: Node) -> float:
+    fcfs = replace(node, policy=load("policy", "fcfs"))
+    alone = System((fcfs,), load("router", "round-robin"))
+    return _of_burst(workload, alone, ROUNDS * _seats(workload, node))
+
+
+def _seats(workload: Workload, node: Node) -> int:
+    """Requests that are served at once, as far as seats and prompts' KV tell."""
     blocks = gpu_blocks(node.engine, node.timing)
     fit = blocks * node.engine.block_size / float(workload["prompt_tokens"].mean())
-    count = max(ROUNDS * min(node.engine.max_num_seqs, math.ceil(fit)), len(workload))
+    return min(node.engine.max_num_seqs, math.ceil(fit))
+
+
+def _of_burst(workload: Workload, system: System, least: int) -> float:
+    """The rate of the middle half of the completions of a burst of ``least`` requests or more."""
+    count = max(least, len(workload))
     rounds, again = np.divmod(np.arange(count), len(workload))
     columns: dict[str, Any] = {name: workload[name][again] for name in REQUIRED[1:]}
-    if node.engine.enable_prefix_caching and "prefix_hashes" in workload:
+    caching = any(node.engine.enable_prefix_caching for node in system.nodes)
+    if caching and "prefix_hashes" in workload:
         columns["prefix_hashes"] = [  # a prefix is known by its first hash on
             (int(hashes[0]) + AFRESH * turn, *hashes[1:]) if turn and len(hashes) else hashes
             for hashes, turn in zip(workload["prefix_hashes"][again], rounds.tolist(), strict=True)
         ]
         columns["hash_block_tokens"] = workload["hash_block_tokens"][again]
     burst = Workload({"arrival_s": np.zeros(count), **columns}, name=workload.name)
-    fcfs = replace(node, policy=load("policy", "fcfs"))
-    alone = System((fcfs,), load("router", "round-robin"))
-    finish = np.sort(run(burst, alone).finish_ps)
+    finish = np.sort(run(burst, system).finish_ps)
     first, last = count // 4, 3 * count // 4
     if finish[last] == finish[first]:  # all at the same instant, as alike as they are
         return float(count * PS / int(finish[-1]))

@@ -48,6 +48,7 @@ class ReplicaView:
     outstanding: int  # tokens x FRACTION
     oldest_ps: int  # the arrival of the request that is there longest; ``now_ps`` if none is
     backlogs: tuple[int, int] | None  # of prefill and decoding, in tokens; where they are read
+    pulled: int  # of those that wait, those that have blocks and a seat and await their KV
     replica: Replica  # for what stands still, and its cache as it is now
 
 
@@ -162,6 +163,10 @@ def _seen(value: Callable[[ReplicaView], float]) -> Accessor:
     return lambda f, requests, view: value(view)
 
 
+def _free_seats(view: ReplicaView) -> int:
+    return view.replica.engine.max_num_seqs - view.running - view.pulled
+
+
 def _backlogs(view: ReplicaView) -> tuple[int, int]:
     assert view.backlogs is not None, "a view that was made without them"
     return view.backlogs
@@ -189,7 +194,7 @@ REFERENCE: Provider[Accessor] = Provider(
         "oldest_request_s": _seen(lambda view: float(view.now_ps - view.oldest_ps) / PS),
         "prefill_backlog_tokens": _seen(lambda view: _backlogs(view)[0]),
         "decode_backlog_tokens": _seen(lambda view: _backlogs(view)[1]),
-        "free_seats": _seen(lambda view: view.replica.engine.max_num_seqs - view.running),
+        "free_seats": _seen(_free_seats),
         "max_seats": _seen(lambda view: view.replica.engine.max_num_seqs),
         "decode_tokens_per_s": _seen(lambda view: view.replica.decode_tokens_per_s),
         "random_draw": lambda f, rs, view: [uniform(f.seed, r.id, view.index) for r in rs],

@@ -18,6 +18,7 @@ from lengthwise.protocols import TimingModel
 from lengthwise.serving.events import Event, Fail, check_events, downtime_ps
 from lengthwise.serving.options import Engine
 from lengthwise.serving.records import PS, Records
+from lengthwise.serving.transfer import KVTransfer, check_roles
 
 Role = Literal["both", "prefill", "decode"]
 ROLES: tuple[Role, ...] = ("both", "prefill", "decode")
@@ -27,7 +28,11 @@ HOLD = -1  # the answer to a route stop that leaves the request at the router fo
 
 @dataclass(frozen=True)
 class Node:
-    """One replica: its engine's options, how long its iterations take, its policy and role."""
+    """One replica: its engine's options, how long its iterations take, its policy and role.
+
+    ``prefill`` computes prompts and hands them over, ``decode`` takes them over, ``both`` serves
+    whole requests and takes over where there are prefill nodes (``serving.transfer``).
+    """
 
     engine: Engine
     timing: TimingModel
@@ -58,13 +63,15 @@ class System:
     scrapes metrics; 0 is the present moment. What the router counts itself (requests and tokens
     that it sent and that came back) is never old.
 
-    ``events`` are what happens to nodes in a run (``serving.events``).
+    ``events`` are what happens to nodes in a run (``serving.events``). ``kv_transfer`` joins nodes
+    of roles ``prefill`` and ``decode`` (``serving.transfer``).
     """
 
     nodes: tuple[Node, ...]
     routing: RoutingPolicy
     metrics_interval_s: float = 0.0
     events: tuple[Event, ...] = ()
+    kv_transfer: KVTransfer | None = None
 
     def __post_init__(self) -> None:
         if not self.nodes:
@@ -78,6 +85,7 @@ class System:
             )
         object.__setattr__(self, "events", tuple(self.events))
         check_events(self.events, self.names)
+        check_roles(self)
 
     @classmethod
     def replicated(

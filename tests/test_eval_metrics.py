@@ -108,10 +108,14 @@ def test_inter_token_latency_and_kv_utilization_by_hand() -> None:
         slo={"ttft": 2.5}, tenants=np.array(["a", "b"]), deadline_s=np.array([9.0, 9.0]),
         downtime_s=0.0,
     )  # fmt: skip
+    moved = np.array([[0, 0, 1, 2 * PS, 3 * PS, 5 * PS, 7 * 10**9, 6 * PS]])
+    found |= metrics.summary(records(moved=moved))
     bare = {name.removesuffix("_requests_per_s") for name in found if "goodput" in name}
     bare |= {name if name.endswith("per_s") else name.removesuffix("_s") for name in found}
     goodput = {f"{name}_requests_per_s" for name in ("goodput", "deadline_goodput")}
     assert bare - goodput == set(metrics.OF_RUNS)
+    assert (found["transfers"], found["transferred_gb"]) == (1, 7.0)
+    assert found["transfer_mean_s"] == found["transfer_max_s"] == 3.0
     assert found["itl_mean_s"] == pytest.approx((3 * 1 + 1 * 2) / 4)
     assert found["itl_p50_s"] == 1
     assert found["itl_max_s"] == 2

@@ -50,6 +50,7 @@ from lengthwise.serving.saturation import saturation_rate
 from lengthwise.serving.system import HOLD, MOST_SEATS, Stop, Totals, check_seats
 from lengthwise.serving.timing import LinearTiming
 from lengthwise.serving.timing.model import Pipeline
+from lengthwise.serving.transfer import KVTransfer
 from lengthwise.workload import Workload
 
 FCFS, SJF = load_policy("fcfs"), load_policy("sjf")
@@ -222,7 +223,8 @@ def test_a_system_s_numbers_have_two_ends() -> None:
 )
 def test_nodes_of_two_kinds_are_not_uniform(other: dict[str, Any]) -> None:
     router = load_router("jsq")
-    assert not System((ONE, replace(ONE, **other)), router).uniform
+    transfer = KVTransfer(1.0) if "role" in other else None
+    assert not System((ONE, replace(ONE, **other)), router, kv_transfer=transfer).uniform
     equal = replace(ONE, engine=replace(ONE.engine), timing=LinearTiming(1.0))
     assert System((ONE, equal, ONE), router).uniform
 
@@ -548,10 +550,6 @@ def test_policies_that_no_node_can_follow() -> None:
         "n: admission"
     )
     check_policy(SJF, "", predicted=False)
-    with pytest.raises(InputError, match="role decode needs KV transfer"):
-        prepare(
-            workload((0, 1, 1)), System((replace(ONE, role="decode"),), load_router("jsq")), None
-        )
 
 
 def test_times_and_lengths_become_integers() -> None:

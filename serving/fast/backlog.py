@@ -14,11 +14,19 @@ from typing import Any
 from lengthwise.serving.fast.batch import last_computed, next_seat, rounded_up
 from lengthwise.serving.fast.blocks import find
 from lengthwise.serving.fast.compiler.jit import hot, kernel, node_of
-from lengthwise.serving.fast.flags import MORE, PREFIX
+from lengthwise.serving.fast.flags import MORE, PREFIX, ROLES
 from lengthwise.serving.fast.state import DRAIN, NONE, PREFILL
 from lengthwise.serving.fast.tables import is_read, is_read_of
 
 # The queue
+
+
+@hot
+def foreseen(S: Any, r: int, id: int) -> int:
+    """Tokens that a request is predicted to generate, as far as it does so at a replica."""
+    if ROLES and node_of(S, r).prefills:
+        return min(rounded_up(S, id), 1)
+    return rounded_up(S, id)
 
 
 @hot
@@ -28,7 +36,7 @@ def tally(S: Any, r: int, id: int, sign: int) -> None:
         rep = S.replica[r]
         stored = S.stored[id] if len(S.stored) else 0
         rep.queued_prefill += sign * max(S.prompt[id] - stored, 0)
-        rep.queued_decode += sign * max(rounded_up(S, id) - S.generated[id], 0)
+        rep.queued_decode += sign * max(foreseen(S, r, id) - S.generated[id], 0)
     if MORE and is_read_of(S.run.reads, "tenant"):
         row = S.tenants[r, S.tenant[id]]
         row.waiting += sign
@@ -63,7 +71,7 @@ def decode_backlog(S: Any, r: int, last: int) -> int:
         total = 0
         s = next_seat(S, r, rep.seat)
         while s != NONE:
-            total += max(rounded_up(S, S.slot[s].id) - generated_so_far(S, r, s, last), 0)
+            total += max(foreseen(S, r, S.slot[s].id) - generated_so_far(S, r, s, last), 0)
             s = next_seat(S, r, s + 1)
         rep.running_decode = total
     return rep.queued_decode + rep.running_decode

@@ -33,10 +33,16 @@ class ScoreCalls:
     """
 
     def __init__(
-        self, policies: Sequence[SchedulingPolicy], routing: RoutingPolicy, replicas: int
+        self,
+        policies: Sequence[SchedulingPolicy],
+        routing: RoutingPolicy,
+        replicas: int,
+        decode_routing: RoutingPolicy | None = None,
     ) -> None:
+        routers = [routing] if decode_routing is None else [routing, decode_routing]
         scores = dict.fromkeys(p.score.name for p in policies)
-        self.names = " or ".join(map(repr, (*scores, routing.score.name)))
+        scores |= dict.fromkeys(router.score.name for router in routers)
+        self.names = " or ".join(map(repr, scores))
         self._error: BaseException | None = None
         self._columns: dict[str, NDArray[Any]] = {}  # of the rows that scores read
         self._out: NDArray[np.float64] = np.zeros(0)
@@ -44,7 +50,8 @@ class ScoreCalls:
         found = [self._address(p.score) if p.queue == "priority" else (0, None) for p in policies]
         self.policy_at = [address for address, _ in found]  # 0 where arrival is the order
         self.why = [why for _, why in found]  # None where there is machine code, or no score
-        self.router_at = self._address(routing.score, "router")[0] if replicas > 1 else 0
+        found = [self._address(r.score, "router") for r in routers if replicas > 1]
+        self.router_at, self.decode_at = ([address for address, _ in found] + [0, 0])[:2]
 
     def bind(self, state: State) -> None:
         """Takes the arrays that scores are called with."""

@@ -17,7 +17,7 @@ from lengthwise.serving.fast.arrivals import next_arrival, push_child, reaches, 
 from lengthwise.serving.fast.backlog import note_sent
 from lengthwise.serving.fast.compiler.jit import as_state, hot, kernel, node_of
 from lengthwise.serving.fast.failures import come_back, lose
-from lengthwise.serving.fast.flags import ASYNC, EVENTS, GUARD, MORE, POLICY, STOPS
+from lengthwise.serving.fast.flags import ASYNC, EVENTS, GUARD, MORE, POLICY, ROLES, STOPS
 from lengthwise.serving.fast.guard import drop_unwatched
 from lengthwise.serving.fast.queue import compact
 from lengthwise.serving.fast.replica import (
@@ -28,8 +28,9 @@ from lengthwise.serving.fast.replica import (
     let_yield,
     schedule_iteration,
 )
-from lengthwise.serving.fast.routing import route, scrape
-from lengthwise.serving.fast.scores import score_at_arrival, weight
+from lengthwise.serving.fast.roles import land, next_landing, take_landing, take_over
+from lengthwise.serving.fast.routing import route, route_on, scrape
+from lengthwise.serving.fast.scores import score_at_arrival, weight_at
 from lengthwise.serving.fast.state import (
     ADMIT,
     DONE,
@@ -56,6 +57,11 @@ from lengthwise.serving.system import HOLD
 def send(S: Any, id: int, r: int) -> int:
     """A request arrives at a replica and waits; a code."""
     run, node, rep = S.run, node_of(S, r), S.replica[r]
+    if ROLES:
+        rep.stuck = 0
+        S.move[id].at = r
+        if node.prefills:
+            S.output[id] = 1
     if MORE and node.by_score and not node.every:
         if node.ahead_at != NONE:
             S.score[id] = S.ahead[node.ahead_at + id]
@@ -67,7 +73,7 @@ def send(S: Any, id: int, r: int) -> int:
     note_sent(S, r, id)
     rep.routed += 1
     if MORE and is_read(run.reads, "outstanding_tokens"):
-        rep.outstanding += weight(S, id)
+        rep.outstanding += weight_at(S, r, id)
     return DONE
 
 
@@ -191,6 +197,27 @@ def wait_for_replica(S: Any, id: int) -> None:
     push_child(S, id)
 
 
+@kernel
+def pass_on(S: Any) -> int:
+    """KV arrives, and requests whose prompts are computed are sent to who decodes them; a code."""
+    run = S.run
+    while next_landing(S) <= run.now:
+        land(S, take_landing(S))
+    while run.hand_next < run.hand_end:
+        id = S.handed[run.hand_next]
+        r = route_on(S, id)
+        if r < 0:
+            return -1 - r
+        if not has_room(S, r):
+            run.at_replica = r
+            return GROW
+        run.hand_next += 1
+        code = take_over(S, r, id)
+        if code != DONE:
+            return code
+    return DONE
+
+
 @hot
 def next_turn(S: Any) -> int:
     """When a replica fails, is known to have failed or comes back next."""
@@ -255,6 +282,10 @@ def run_until(table: int) -> int:
             return code
     while True:
         now = run.now
+        if ROLES:
+            code = pass_on(S)
+            if code != DONE:
+                return code
         if EVENTS:
             code = happen(S)
             if code != DONE:
@@ -291,6 +322,8 @@ def run_until(table: int) -> int:
                 continue
             depth = node_of(S, r).depth if ASYNC else 1
             while rep.iteration - rep.done < depth and (rep.running > 0 or rep.waiting > 0):
+                if ROLES and rep.stuck and rep.running == 0:
+                    break
                 if ASYNC and rep.launched > now:  # the CPU is busy
                     following = min(following, rep.launched)
                     break
@@ -306,9 +339,14 @@ def run_until(table: int) -> int:
                     while S.end[r] <= now:
                         finish(S, r)
                     break
+                if ROLES and next_landing(S) <= now:
+                    following = now
+                    break
             if following <= now:
                 break
             following = min(following, S.end[r])
+        if ROLES:
+            following = min(following, next_landing(S))
         if following <= now:
             continue
         if following == NEVER:

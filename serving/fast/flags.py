@@ -10,4 +10,5 @@ PREFIX = True  # prefix caching
 GUARD = True  # a starvation guard
 ASYNC = True  # asynchronous scheduling
 STOPS = True  # a caller that is asked on the way, and totals for it
+ROLES = True  # prefill and decode have replicas of their own
 EVENTS = True  # something happens to nodes: they slow down, or fail

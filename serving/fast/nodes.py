@@ -49,7 +49,7 @@ def kinds_of(nodes: Sequence[Node]) -> tuple[tuple[Node, ...], tuple[int, ...]]:
     first: list[Node] = []
     of = []
     for node in nodes:
-        key = (node.engine, id(node.timing), id(node.policy))
+        key = (node.engine, id(node.timing), id(node.policy), node.role)
         if key not in seen:
             seen[key] = len(first)
             first.append(node)
@@ -139,6 +139,7 @@ def _constants(node: Node, inputs: NodeInputs, longest: int) -> dict[str, Any]:
         "longest": -(-longest // size),
         "guarded": guard is not None, "guard_ratio": guard.ratio if guard else 0.0,
         "guard_floor": guard.floor_ps if guard else 0,
+        "prefills": node.role == "prefill",
         "depth": 2 if engine.async_scheduling else 1,
         "decode_tokens_per_s": inputs.clock.decode_tokens_per_s(engine),
     }  # fmt: skip

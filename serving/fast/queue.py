@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from lengthwise.serving.fast.compiler.jit import hot, kernel, node_of
-from lengthwise.serving.fast.flags import ASYNC, GUARD, POLICY
+from lengthwise.serving.fast.flags import ASYNC, GUARD, POLICY, ROLES
 from lengthwise.serving.fast.state import AHEAD, NONE, OUT, WAITS
 
 # By arrival
@@ -140,6 +140,8 @@ def heapify(S: Any, r: int) -> None:
 def is_valid(S: Any, r: int, score: float, id: int) -> bool:
     """Whether an entry still stands: its request waits, and with that score."""
     if S.link[id] == OUT:
+        return False
+    if ROLES and S.move[id].at != r:  # it waits at another replica by now
         return False
     if node_of(S, r).every:
         return True

@@ -40,7 +40,16 @@ from lengthwise.serving.fast.batch import (
 from lengthwise.serving.fast.blocks import admit, demand, find, grow, release, remember
 from lengthwise.serving.fast.compiler.jit import ceil, hot, kernel, node_of
 from lengthwise.serving.fast.curves import curve_at
-from lengthwise.serving.fast.flags import ASYNC, EVENTS, GUARD, MORE, POLICY, PREFIX, STOPS
+from lengthwise.serving.fast.flags import (
+    ASYNC,
+    EVENTS,
+    GUARD,
+    MORE,
+    POLICY,
+    PREFIX,
+    ROLES,
+    STOPS,
+)
 from lengthwise.serving.fast.guard import (
     guard_admission,
     guard_arrival,
@@ -57,7 +66,8 @@ from lengthwise.serving.fast.queue import (
     take_first,
     unlink,
 )
-from lengthwise.serving.fast.scores import look, score_running, score_waiting, weight
+from lengthwise.serving.fast.roles import hand_over, hands_over, set_out
+from lengthwise.serving.fast.scores import look, score_running, score_waiting, weight_at
 from lengthwise.serving.fast.state import (
     DECODE,
     DONE,
@@ -97,7 +107,7 @@ def depart(S: Any, r: int, id: int, seen: int) -> None:
     S.where[id] = r
     S.replica[r].departed += 1
     if MORE and is_read(S.run.reads, "outstanding_tokens"):
-        S.replica[r].outstanding -= weight(S, id)
+        S.replica[r].outstanding -= weight_at(S, r, id)
     if MORE and is_read_of(S.run.reads, "tenant"):
         S.tenants[r, S.tenant[id]].left += S.prompt[id] + 2 * S.output[id]
     if STOPS:
@@ -117,15 +127,19 @@ def complete(S: Any, r: int, s: int, seen: int) -> None:
         count_out(S, r, s)
     if PREFIX and node_of(S, r).caching:
         release(S, r, s)
-    else:
+    elif not (ROLES and hands_over(S, r, id)):
         S.replica[r].free += blocks_for(S, r, last_computed(S, id))
     leave(S, r, s)
+    if ROLES and hands_over(S, r, id):
+        hand_over(S, r, id)
+        return
     depart(S, r, id, seen)
 
 
 @kernel
 def complete_in_order(S: Any, r: int, iteration: int, seen: int) -> None:
-    """The same where blocks are told apart: they are released in the batch's order."""
+    """The same where blocks are told apart: they are released in the batch's order. Or where
+    others go on with the requests, which are handed over in that order."""
     node, rep = node_of(S, r), S.replica[r]
     if ASYNC and node.depth > 1:  # when they were scheduled their tokens were not known
         s = S.residue[r, residue(S, r, -(rep.iteration + 1))]
@@ -215,6 +229,9 @@ def end_iteration(S: Any, r: int) -> None:
     if STOPS:
         S.run.generated += step.yields
     if PREFIX and node_of(S, r).caching:
+        complete_in_order(S, r, rep.done, step.seen)
+        return
+    if ROLES and node_of(S, r).prefills:
         complete_in_order(S, r, rep.done, step.seen)
         return
     s = S.wheel[r, rep.done & (WHEEL - 1)]
@@ -383,13 +400,21 @@ def peak_blocks(S: Any, r: int, id: int) -> int:
 
 
 @hot
+def seated(S: Any, r: int) -> int:
+    """Requests that have a seat."""
+    if ROLES:
+        return S.replica[r].running + S.replica[r].pulled
+    return S.replica[r].running
+
+
+@hot
 def admission_blocks(S: Any, r: int, id: int, tokens: int) -> int:
     """Free blocks that must be there for a waiting request to be admitted."""
     node, rep = node_of(S, r), S.replica[r]
     if node.full_isl or tokens == 0:
         tokens = known_waiting(S, id)
     needed = demand(S, r, tokens) if PREFIX and node.caching else blocks_for(S, r, tokens)
-    if rep.running > 0:
+    if seated(S, r) > 0:
         needed += node.watermark
         if MORE and node.reserve > 0:
             if node.reserve_peak:
@@ -622,14 +647,14 @@ def schedule_running(S: Any, r: int) -> int:
 def schedule_waiting(S: Any, r: int, budget: int) -> int:
     """Admits waiting requests, in order, until one finds no seat, no tokens or no blocks."""
     run, node, rep = S.run, node_of(S, r), S.replica[r]
-    if rep.waiting == 0 or rep.running >= node.max_seqs:
+    if rep.waiting == 0 or seated(S, r) >= node.max_seqs:
         return DONE
     if POLICY:
         code = score_waiting(S, r)
         if code != DONE:
             return code
     passed = ahead = 0
-    while rep.waiting > passed and budget > 0 and rep.running < node.max_seqs:
+    while rep.waiting > passed and budget > 0 and seated(S, r) < node.max_seqs:
         named = False
         if STOPS:
             named = ahead < run.chosen
@@ -654,6 +679,19 @@ def schedule_waiting(S: Any, r: int, budget: int) -> int:
         if STOPS and S.gave[id] == rep.iteration:
             break
         known = known_waiting(S, id)
+        if ROLES and S.stored[id] > 0:  # its KV lies at another replica
+            if admission_blocks(S, r, id, 0) > rep.free:
+                break
+            if node.by_score:
+                take_first(S, r)
+            else:
+                pop_front(S, r)
+            rep.waiting -= 1
+            rep.known -= known
+            rep.free -= blocks_for(S, r, known)
+            rep.pulled += 1
+            set_out(S, r, id)
+            continue
         found = found_for(S, r, id)
         start = max(found, stored_of(S, id))
         tokens = capped(S, r, known - start)
@@ -833,6 +871,8 @@ def launch(S: Any, r: int) -> int:
         sl = S.slot[s]
         if sl.state == FREE:
             continue
+        if ROLES and S.move[sl.id].target == r and S.move[sl.id].decode == NONE:
+            S.move[sl.id].decode = rep.start
         start = sl.computed
         after = start + sl.tokens
         sl.computed = after
@@ -940,4 +980,10 @@ def schedule_iteration(S: Any, r: int) -> int:
     if POLICY:
         for place in range(rep.victims):
             S.link[S.stash[len(S.stash) - 1 - place].id] = WAITS
+    if ROLES and rep.running == 0 and rep.preempted == 0:
+        # whoever waits needs blocks that others' KV takes: there is no iteration
+        rep.stuck = 1
+        rep.iteration -= 1
+        rep.running_scored = rep.waiting_scored = NONE
+        return DONE
     return launch(S, r)

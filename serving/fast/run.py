@@ -28,6 +28,7 @@ from lengthwise.serving.records import LOST, Iterations, Records, with_lost
 from lengthwise.serving.reference.replica import endless, too_late
 from lengthwise.serving.scoring import ADMISSION, Features
 from lengthwise.serving.system import HOLD, Node, Stop, Stops, System, Totals
+from lengthwise.serving.transfer import Transfers
 from lengthwise.workload import Workload
 
 TO_THE_END = Stops()
@@ -47,6 +48,29 @@ def supports(workload: Workload, system: System) -> str | None:
     )
     for node in nodes:
         lacking = lacking or _lacks(workload, node, longest)
+    return lacking or (None if system.kv_transfer is None else _lacks_apart(system))
+
+
+def _lacks_apart(system: System) -> str | None:
+    """Why the fast engine can't run prefill and decode on nodes of their own; None if it can."""
+    routers = [system.routing]
+    if system.kv_transfer is not None and system.kv_transfer.decode_routing is not None:
+        routers.append(system.kv_transfer.decode_routing)
+    lacking = None
+    for router in routers:
+        lacking = lacking or ACCESSORS.lacks(router.score.features, f"router {router.name!r}")
+    scores = [router.score for router in routers] + [node.policy.score for node in system.nodes]
+    for score in scores:
+        if "oldest_request_s" in score.features:
+            return (
+                f"{score.name!r} reads oldest_request_s, which the fast engine doesn't keep "
+                "across roles prefill and decode: the reference engine does"
+            )
+    if any(node.policy.acting_guard is not None for node in system.nodes):
+        return (
+            "the fast engine has no starvation guard across roles prefill and decode: the "
+            "reference engine has"
+        )
     return lacking
 
 
@@ -248,7 +272,13 @@ def begin_run(
         features.require(node.policy.admission.reads, ADMISSION)
     routing = system.routing
     features.require(routing.score.features, f"router {routing.score.name!r}")
-    calls = ScoreCalls([node.policy for node in first], routing, len(of))
+    apart = inputs.transfers
+    if stops and apart is not None:
+        raise InputError("a run with roles prefill and decode can't be asked on its way yet")
+    calls = ScoreCalls(
+        [node.policy for node in first], routing, len(of),
+        None if apart is None else apart.routing,
+    )  # fmt: skip
     state = allocate(
         workload,
         inputs,
@@ -283,6 +313,7 @@ def flags_of(state: ks.State, *, stops: bool) -> dict[str, bool]:
         "GUARD": bool(node["guarded"].any()),
         "ASYNC": bool((node["depth"] > 1).any()),
         "STOPS": stops,
+        "ROLES": bool(len(state.move)),
         "EVENTS": happens,
     }
 
@@ -358,4 +389,20 @@ def records_of(state: ks.State, inputs: Inputs, *, log: bool) -> Records:
         preemptions=with_lost(state.preemptions, lost, "preemptions"),
         recomputed_tokens=with_lost(state.recomputed, lost, "recomputed_tokens"),
         cached_tokens=state.cached, backend="fast", iterations=iterations, lost=lost,
+        moved=None if inputs.transfers is None else _moved(state, inputs.transfers),
+    )  # fmt: skip
+
+
+def _moved(state: ks.State, apart: Transfers) -> NDArray[np.int64]:
+    """The transfers of a run, (transfers, TRANSFER)."""
+    request = np.flatnonzero(state.move["target"] != ks.NONE)
+    move = state.move[request]
+    size = state.node["block_size"][state.replica["node"][move["source"]]]
+    carried = -(-state.prompt[request] // size) * np.array(apart.block_bytes)[move["source"]]
+    return np.stack(
+        (
+            request, move["source"], move["target"], move["ready"], move["start"], move["end"],
+            carried, move["decode"],
+        ),
+        axis=1,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 
 from lengthwise.serving.fast.batch import computed_of, generated_of, next_seat
 from lengthwise.serving.fast.compiler.jit import call_score, hot, kernel, node_of, rint
-from lengthwise.serving.fast.flags import ASYNC, GUARD
+from lengthwise.serving.fast.flags import ASYNC, GUARD, ROLES
 from lengthwise.serving.fast.queue import compact, heapify, push, sort_heap
 from lengthwise.serving.fast.state import AHEAD, DONE, NAN, NONE, RAISED, TAKEN, WAITS
 from lengthwise.serving.fast.tables import (
@@ -30,6 +30,17 @@ def weight(S: Any, id: int) -> int:
     if len(S.predicted):
         tokens += S.predicted[id]
     return rint(tokens * FRACTION)
+
+
+@hot
+def weight_at(S: Any, r: int, id: int) -> int:
+    """The same, as far as they are a replica's."""
+    if ROLES and node_of(S, r).prefills:
+        tokens = np.float64(S.prompt[id])
+        if len(S.predicted):
+            tokens += min(S.predicted[id], 1.0)
+        return rint(tokens * FRACTION)
+    return weight(S, id)
 
 
 @kernel

@@ -48,6 +48,12 @@ def allocate(
     run["router_at"], run["interval"] = calls.router_at, interval_ps
     run["scraped"] = ks.NONE
     names = _names(kinds, routing)
+    apart = inputs.transfers
+    if apart is not None:
+        names |= set(apart.routing.score.features)
+        run["min_prompt"], run["latency"] = apart.min_prompt, apart.latency_ps
+        run["decode_at"], run["decode_choices"] = calls.decode_at, apart.routing.choices
+        run["decode_reads"] = mask(apart.routing.score.features)
     if shown is not None:
         names |= set(shown)
     elif stops:  # its caller may read any feature: what is counted all along is counted for all
@@ -61,6 +67,8 @@ def allocate(
     tables = describe(workload, inputs.arrival_ps, kinds, calls, features)
     node = tables["node"]
     replica, queues = _replicas(kinds, node)
+    if apart is not None:
+        node["block_ps"][list(kinds.of)] = apart.block_ps
     replica["slow_end"] = np.cumsum([len(windows) for windows in inputs.slow])
     replica["slow_at"] = _before(np.array([len(windows) for windows in inputs.slow]))
     seats = int(replica["seats_end"][-1])
@@ -96,7 +104,8 @@ def allocate(
         arrival=inputs.arrival_ps.copy() if closed else inputs.arrival_ps,
         planned=inputs.arrival_ps,
         reach_ps=inputs.reach_ps if (node["pipeline"] > 0).any() else _none(np.int64),
-        prompt=workload["prompt_tokens"], output=workload["output_tokens"],
+        prompt=workload["prompt_tokens"],
+        output=workload["output_tokens"] if apart is None else workload["output_tokens"].copy(),
         predicted=_none(np.float64) if inputs.predicted is None else inputs.predicted,
         **curve_arrays(inputs.predictions, names),
         priority=_column(workload, "priority", np.int64),
@@ -106,7 +115,7 @@ def allocate(
         link=np.zeros(n, np.int32), generated=np.zeros(n, np.int32),
         reach=np.zeros(n, np.int32),
         flight=np.zeros(n if kinds.overlapped else 0, np.int32),
-        stored=np.zeros(n if node["swaps"].any() else 0, np.int32),
+        stored=np.zeros(n if node["swaps"].any() or apart is not None else 0, np.int32),
         sent=np.zeros(n if run["reads"][0] & mask(["oldest_request_s"]) else 0, np.int32),
         think=_none(np.int64) if inputs.think_ps is None else inputs.think_ps,
         first_child=first_child, sibling=sibling,
@@ -124,6 +133,7 @@ def allocate(
         first_token=np.zeros(n, np.int64), finish=np.zeros(n, np.int64),
         preemptions=np.zeros(n, np.int64), recomputed=np.zeros(n, np.int64),
         cached=np.zeros(n, np.int64),
+        **({} if apart is None else _roles(workload)),
     )  # fmt: skip
 
 
@@ -193,6 +203,14 @@ def _tenants(features: Features, read: bool, replicas: int) -> dict[str, NDArray
         "weight": features.columns.get("tenant_weight", _none(np.float64)),
         "share": shares, "tenants": np.zeros((replicas, len(shares)), ks.TENANT),
     }  # fmt: skip
+
+
+def _roles(workload: Workload) -> dict[str, NDArray[Any]]:
+    """What is known of requests before they are handed over."""
+    n = len(workload)
+    move = np.full(n * len(ks.MOVE.names or ()), ks.NONE).view(ks.MOVE)
+    move["whole"] = workload["output_tokens"]
+    return {"move": move, "flying": np.zeros(n, np.int32), "handed": np.zeros(n, np.int32)}
 
 
 def _describe(

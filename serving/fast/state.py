@@ -67,6 +67,10 @@ RUN = _row(
     # failures: the place in the timetable, nodes that are not known to be down, rows of ``lost``,
     # how many there must be room for, tokens that were lost
     "next_turn", "open", "lost_rows", "lost_room", "lost_tokens",
+    # roles: whose prompts are prefilled apart, who chooses who decodes, and how; a transfer's
+    # latency; how many transfers are under way; the part of ``handed`` that has yet to be sent on
+    "min_prompt", "decode_at", "decode_reads", "decode_choices", "latency", "flying", "hand_next",
+    "hand_end",
 )  # fmt: skip
 HALF = 31
 
@@ -84,6 +88,7 @@ NODE = np.dtype(
             "reserve_peak", "reserve_of",  # the place of a curve, or NONE
             "decode_at", "mixed_at", "decode_context_at", "mixed_launch_at",
             "pipeline",  # whether there are two clocks
+            "prefills", "block_ps",  # whether that is all it does; how long its link takes a block
             *(f"{term}_ps" for term in TERMS),
         )),
         *((name, np.float64) for name in (
@@ -112,6 +117,9 @@ REPLICA = _row(
     "sent_head", "sent_tail",
     "tenants_last", "tenants_done", "tenant_admitted",  # of ``tenants``; the last admitted
     "down",  # 0; FAILED; KNOWN, the router knows it too
+    # of ``roles``: requests that await their KV in a seat; whether it can schedule nothing before
+    # something comes or leaves; when its link is free
+    "pulled", "stuck", "link_free",
     "slow_at", "slow_end",  # of its windows in ``slow``, the first that is not over, and the last
 )  # fmt: skip
 
@@ -142,6 +150,11 @@ SLOW = _row("begins", "ends", "factor")
 TURN = _row("time", "kind", "node")
 LOST_VISIT = _row(*LOST)
 FAILED, KNOWN = 1, 2
+
+# Of a request where prefill and decode have replicas of their own: where it waits or runs; its
+# output tokens; with NONE until it is so: who prefilled it and who decodes it, when its prefill
+# ended, its transfer began and ended, and when its first iteration at the target began.
+MOVE = _row("at", "whole", "source", "target", "ready", "start", "end", "decode")
 
 # Of a request in the batch, as admission foresees it: tokens to come, and those that are known.
 ENDS = _row("left", "known")
@@ -331,12 +344,16 @@ class State(NamedTuple):
     mean_latency_s: NDArray[Any] = _no(np.float64)  # (E,)
     glance: NDArray[Any] = _no(FEATURE_ROW)  # (1,) the replica whose choice is due
     kept: NDArray[Any] = _no(np.float64, 0, 0)  # (columns that stay, n) as agents see them
+    # roles
+    move: NDArray[Any] = _no(MOVE)  # (n,)
+    flying: NDArray[Any] = _no(np.int32)  # (n,) heap of requests whose KV is on its way
+    handed: NDArray[Any] = _no(np.int32)  # (n,) requests as their prefills ended
     words: NDArray[Any] = _no(np.int64, 0, 0)  # the memory of rows, by the features' places
 
 
 _INT32 = (
     "link", "generated", "reach", "flight", "stored", "sent", "first_child", "sibling", "calendar",
-    "roots", "shadow", "sent_ahead", "tenant",
+    "roots", "flying", "handed", "shadow", "sent_ahead", "tenant",
     "acting", "first", "orphan", "stale", "bucket", "bucket_end", "held", "candidate",
 )  # fmt: skip
 _FLOATS = (
@@ -356,6 +373,7 @@ KINDS: dict[str, tuple[np.dtype[Any], int]] = {
     **{name: (np.dtype(np.float64), 1) for name in _FLOATS},
     **{name: (np.dtype(np.int32), 1) for name in _INT32},
     **{name: (np.dtype(np.int32), 2) for name in ("wheel", "residue", "curve_row")},
+    "move": (MOVE, 1),
     "slow": (SLOW, 1), "turn": (TURN, 1), "fresh": (REPLICA, 1), "lost": (LOST_VISIT, 1),
     "waits": (WAIT, 2), "watched": (WATCHED, 1), "tenants": (TENANT, 2),
     "gym": (GYM, 0), "env": (ENV, 1), "place": (PLACE, 1), "column": (COLUMN, 1),

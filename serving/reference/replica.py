@@ -14,7 +14,7 @@ from lengthwise.serving.events import Window
 from lengthwise.serving.options import Engine
 from lengthwise.serving.reference.kv_cache import KVCache
 from lengthwise.serving.reference.request import Request
-from lengthwise.serving.reference.scheduler import Decider
+from lengthwise.serving.reference.scheduler import Decider, Scheduler
 from lengthwise.serving.reference.tenants import TenantBooks
 from lengthwise.serving.reference.timeline import Step, Timeline
 from lengthwise.serving.scoring import BACKLOGS, ReplicaView
@@ -59,6 +59,9 @@ class Replica:
         self.depth = 2 if self.engine.async_scheduling else 1
         self.here: dict[Request, None] = {}  # all that were sent and have not left, in order
         self.routed = 0
+        self.apart = False  # prefill and decode have nodes of their own
+        self.pulled = 0  # requests that have blocks and a seat, and whose KV is on its way
+        self.stuck = False  # nobody can be scheduled before a request or KV comes, or KV leaves
         self.down = False
         self.outstanding = 0  # prompt and predicted tokens x FRACTION, of unfinished requests
         self.tenants: TenantBooks | None = None  # of a workload that names tenants
@@ -88,8 +91,9 @@ class Replica:
         if not BACKLOGS.isdisjoint(names):
             backlogs = sum(r.prefill_left for r in self.here), sum(r.decode_left for r in self.here)
         return ReplicaView(
-            self.index, now_ps, len(self.running), len(self.waiting), self.kv.used, self.kv.total,
-            self.routed, len(self.here), self.outstanding, self.oldest_ps(now_ps), backlogs, self,
+            self.index, now_ps, len(self.running), len(self.waiting) + self.pulled, self.kv.used,
+            self.kv.total, self.routed, len(self.here), self.outstanding, self.oldest_ps(now_ps),
+            backlogs, self.pulled, self,
         )  # fmt: skip
 
     def oldest_ps(self, now_ps: int) -> int:
@@ -122,6 +126,7 @@ class Replica:
 
         ``planned_ps`` is when the workload says that it would arrive.
         """
+        self.stuck = False
         self.scheduler.add(request, now_ps, planned_ps)
 
     def remove(self, request: Request) -> Request:
@@ -142,7 +147,7 @@ class Replica:
         """Whether there is work, and room for another iteration in flight."""
         if self.down or len(self.in_flight) >= self.depth:
             return False
-        return bool(self.running or len(self.waiting))
+        return bool(self.running or (len(self.waiting) and not self.stuck))
 
     @property
     def ends_ps(self) -> int:
@@ -167,6 +172,11 @@ class Replica:
         step = self.scheduler.schedule(first)
         if self.tenants is not None and step.admitted is not None:
             self.tenants.admitted = step.admitted
+        self.pulled += len(step.pulled)
+        if self.apart and not (self.running or step.preempted):
+            self.stuck = True  # whoever waits needs blocks that others' KV takes
+            self.scheduler.finish(step)
+            return step
         step.start_ps = self.timeline.starts_ps(self._now_ps)
         self._launch(step, self._now_ps)
         self.in_flight.append(step)
@@ -182,6 +192,19 @@ class Replica:
             if request.generated == 1:
                 request.first_token_ps = step.seen_ps
         return self.scheduler.finish(step)
+
+    def land(self, request: Request) -> None:
+        """The KV of a request has arrived: it joins the batch."""
+        self.pulled -= 1
+        self.stuck = False
+        assert isinstance(self.scheduler, Scheduler)
+        self.scheduler.land(request)
+
+    def let_go(self, request: Request) -> None:
+        """The KV of a request that was handed over has left."""
+        self.stuck = False
+        assert isinstance(self.scheduler, Scheduler)
+        self.scheduler.let_go(request)
 
     def check(self) -> None:
         """Raises ``InvariantError`` if seats, tokens or blocks don't add up."""

@@ -17,8 +17,9 @@ class Request:
 
     __slots__ = (
         "ahead", "arrival_ps", "block_keys", "blocks", "cached", "computed", "first_token_ps",
-        "hashed", "held", "id", "in_batch", "known", "output", "pending", "predicted",
-        "preemptions", "prompt", "reach", "recomputed", "scheduled_ps", "score", "stored", "waiter",
+        "hands_over", "hashed", "held", "id", "in_batch", "known", "output", "pending", "predicted",
+        "preemptions", "prompt", "reach", "recomputed", "remote", "scheduled_ps", "score", "stored",
+        "waiter",
     )  # fmt: skip
 
     def __init__(
@@ -44,7 +45,10 @@ class Request:
         self.pending = 0
         self.in_batch = False  # running, as opposed to waiting
         self.preemptions = 0
-        self.stored = 0  # computed tokens that lie in host memory (preemption mode "swap")
+        # computed tokens that lie in host memory (preemption mode "swap"), or at another node
+        self.stored = 0
+        self.remote = False  # they lie at another node
+        self.hands_over = False  # when its prompt is computed here another node goes on with it
         self.reach = 0  # the furthest that ``computed`` has ever been
         self.recomputed = 0  # tokens computed again, below ``reach``
         self.cached = -1  # tokens found in the prefix cache at first admission; -1 before it

@@ -1,8 +1,8 @@
 """The reference engine's run: nodes behind a router, in one total order of events.
 
-At one moment iterations end first (by node), then nodes fail or come back (``serving.events``),
-then requests arrive (by id), then nodes that can schedule do so (by node). Time is integer
-picoseconds.
+At one moment iterations end first (by node), then KV arrives (by request), then requests are handed
+over (as their prefills ended), then nodes fail or come back (``serving.events``), then requests
+arrive (by id), then nodes that can schedule do so (by node). Time is integer picoseconds.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from numpy.typing import ArrayLike, NDArray
 from lengthwise.errors import InputError, InvariantError
 from lengthwise.features import get
 from lengthwise.picoseconds import LAST_PS
+from lengthwise.policy import RoutingPolicy
 from lengthwise.prediction import Predictions
 from lengthwise.serving import answers
 from lengthwise.serving.draws import sample
 from lengthwise.serving.events import FAIL, NOTICE, UP
 from lengthwise.serving.inputs import prepare
-from lengthwise.serving.records import LOST, Iterations, Records, with_lost
+from lengthwise.serving.records import LOST, TRANSFER, Iterations, Records, with_lost
 from lengthwise.serving.reference.replica import Replica, too_late
 from lengthwise.serving.reference.request import Request
 from lengthwise.serving.reference.scheduler import Scheduler
@@ -33,8 +34,29 @@ from lengthwise.serving.scoring import ADMISSION, FRACTION, Features, ReplicaVie
 from lengthwise.serving.system import HOLD, Stop, Stops, System, Totals
 from lengthwise.workload import Workload
 
-_END, _TURN, _ARRIVAL, _WAKE = 0, 1, 2, 3
+_END, _LAND, _HAND, _TURN, _ARRIVAL, _WAKE = 0, 1, 2, 3, 4, 5
 TO_THE_END = Stops()
+
+
+@dataclasses.dataclass(slots=True)
+class _Moving:
+    """A request that was handed over, as it was at the node before and is at the next."""
+
+    prefilled: Request
+    source: int
+    request: Request
+    target: int
+    ready_ps: int
+    start_ps: int = -1
+    end_ps: int = -1
+    bytes: int = 0
+
+    def row(self, decode_ps: int) -> tuple[int, ...]:
+        """With the columns of ``records.TRANSFER``."""
+        return (
+            self.request.id, self.source, self.target, self.ready_ps, self.start_ps, self.end_ps,
+            self.bytes, decode_ps,
+        )  # fmt: skip
 
 
 class ReferenceRun:
@@ -94,14 +116,26 @@ class ReferenceRun:
         self._reach_ps = inputs.reach_ps.tolist()  # from a request's arrival to the router
         self._predicted_up = inputs.predicted_up.tolist()
         self._weight = _weights(workload, inputs.predicted)
+        self._prefill_weight = self._weight
+        if inputs.transfers is not None and inputs.predicted is not None:
+            self._prefill_weight = _weights(workload, np.minimum(inputs.predicted, 1.0))
         self._children = _children(workload)
         self._arrivals = _roots(workload)
         self._next = 0  # place in ``_arrivals``
         self._rows: list[tuple[int, ...]] = []  # one a finished request
+        self._apart = inputs.transfers  # None where all nodes serve whole requests
+        self._handed: list[tuple[Request, int]] = []  # prefills that ended, and where
+        self._moving: dict[int, _Moving] = {}  # requests that were handed over
+        self._link_free_ps = [0] * len(self.nodes)
+        self._moved: list[tuple[int, ...]] = []  # one a finished request that was handed over
+        for made in self.nodes:
+            made.apart = self._apart is not None
         self._logged: list[tuple[int, ...]] = []  # one an iteration
 
     def advance(self, stops: Stops = TO_THE_END) -> Stop:
         """Goes on to the next stop that was asked for, or to the end."""
+        if self._apart is not None and (stops.route or stops.admit or stops.preempt):
+            raise InputError("a run with roles prefill and decode can't be asked on its way yet")
         due, self._due = self._due, None
         if due is not None:
             if due.kind == "route":
@@ -117,6 +151,12 @@ class ReferenceRun:
                 if event[1] == _END:
                     heapq.heappop(self._ends)
                     self._end_iteration(event[2])
+                elif event[1] == _LAND:
+                    heapq.heappop(self._ends)
+                    self._land(event[2])
+                elif event[1] == _HAND:
+                    heapq.heappop(self._ends)
+                    self._hand_over(*self._handed[event[2]])
                 elif event[1] == _WAKE:
                     heapq.heappop(self._ends)
                     heapq.heappush(self._ready, event[2])
@@ -202,6 +242,8 @@ class ReferenceRun:
             predicted_tokens=np.full(requests, np.nan) if predicted is None else predicted,
             preemptions=preemptions, recomputed_tokens=recomputed, cached_tokens=cached,
             backend="reference", iterations=self._iterations(), lost=lost,
+            moved=None if self._apart is None
+            else np.array(sorted(self._moved), np.int64).reshape(-1, len(TRANSFER)),
         )  # fmt: skip
 
     def _node(self, index: int, scorer: Scorer) -> Replica:
@@ -209,7 +251,8 @@ class ReferenceRun:
         node, inputs = self.system.nodes[index], self._inputs.nodes[index]
         decides = Scheduler(node.engine, inputs.num_gpu_blocks, node.policy, scorer)
         made = Replica(index, decides, inputs.clock, self._inputs.slow[index])
-        if (known := self._features.tenants) is not None:
+        known = self._features.tenants
+        if known is not None and self._inputs.transfers is None:  # else nobody may read them
             made.tenants = TenantBooks(known.of.tolist(), known.shares.tolist())
         return made
 
@@ -294,12 +337,18 @@ class ReferenceRun:
             return False
         if ask:
             return True
-        self._send(request, self._route(request))
+        self._send(request, self._route(request, self.system.routing, self._begins_at(request)))
         return False
 
-    def _route(self, request: int) -> int:
-        routing = self.system.routing
-        chosen = [at for at, down in enumerate(self._closed) if not down]
+    def _begins_at(self, request: int) -> Sequence[int]:
+        """The nodes that a request which arrives may be sent to."""
+        apart = self._apart
+        if apart is None:
+            return range(len(self.nodes))
+        return apart.prefill if self._prompt[request] >= apart.min_prompt else apart.decode
+
+    def _route(self, request: int, routing: RoutingPolicy, nodes: Sequence[int]) -> int:
+        chosen = [at for at in nodes if not self._closed[at]]
         if len(chosen) == 1:
             return chosen[0]
         if 0 < routing.choices < len(chosen):
@@ -323,14 +372,75 @@ class ReferenceRun:
         request = self._request(id, index)
         if node.tenants is not None:
             node.tenants.arrives(id, node.here)
+        if self._prefills(index):
+            request.hands_over = request.output > 1
+            request.output, request.predicted = 1, min(request.predicted, 1)
         node.add(request, self._now_ps, self._planned[id])
         node.here[request] = None
         self._held.pop(id, None)
         self._waiting -= 1
         self._count(node)
         node.routed += 1
-        node.outstanding += self._weight[id]
+        node.outstanding += self._weight_at(id, index)
         heapq.heappush(self._ready, index)
+
+    # Prefill and decode on nodes of their own
+
+    def _prefills(self, index: int) -> bool:
+        """Whether a node computes prompts alone."""
+        return self.system.nodes[index].role == "prefill"
+
+    def _weight_at(self, id: int, index: int) -> int:
+        """Prompt and predicted tokens of a request, as far as they are a node's, x FRACTION."""
+        return self._prefill_weight[id] if self._prefills(index) else self._weight[id]
+
+    def _hand_over(self, prefilled: Request, source: int) -> None:
+        """A request whose prompt was computed waits at a node that decodes."""
+        assert self._apart is not None
+        id = prefilled.id
+        self._held[id] = prefilled.arrival_ps  # the router has it again, with its old arrival
+        index = self._route(id, self._apart.routing, self._apart.decode)
+        del self._held[id]
+        request = Request(
+            id, self._prompt[id], self._output[id], prefilled.arrival_ps, self._predicted_up[id], ()
+        )
+        request.known += 1  # the first token
+        request.stored = request.reach = request.prompt
+        request.remote = True
+        request.cached = 0
+        request.preemptions, request.recomputed = prefilled.preemptions, prefilled.recomputed
+        request.first_token_ps = prefilled.first_token_ps
+        self._moving[id] = _Moving(prefilled, source, request, index, ready_ps=self._now_ps)
+        node = self.nodes[index]
+        node.add(request, self._now_ps, self._planned[id])
+        node.here[request] = None
+        self._count(node)
+        node.routed += 1
+        node.outstanding += self._weight_at(id, index)
+        heapq.heappush(self._ready, index)
+
+    def _pull(self, request: Request) -> None:
+        """The KV of a request sets out as soon as the links of both its ends are free."""
+        assert self._apart is not None
+        moving, free_ps = self._moving[request.id], self._link_free_ps
+        at, to = moving.source, moving.target
+        blocks = moving.prefilled.held
+        moving.bytes = blocks * self._apart.block_bytes[at]
+        moving.start_ps = max(self._now_ps, free_ps[at], free_ps[to])
+        free_ps[at] = free_ps[to] = moving.start_ps + blocks * self._apart.block_ps[at]
+        moving.end_ps = free_ps[at] + self._apart.latency_ps
+        heapq.heappush(self._ends, (moving.end_ps, _LAND, request.id))
+
+    def _land(self, id: int) -> None:
+        """The KV of a request has arrived."""
+        moving = self._moving[id]
+        source, target = self.nodes[moving.source], self.nodes[moving.target]
+        source.let_go(moving.prefilled)
+        target.land(moving.request)
+        for node in (source, target):
+            heapq.heappush(self._ready, node.index)
+            if self._check:
+                node.check()
 
     def _hold(self, request: int, until_ps: int) -> None:
         """The router keeps a request until it is asked for again."""
@@ -386,22 +496,28 @@ class ReferenceRun:
         step = node.in_flight[0]
         self._generated += len(step.yields)
         for request in node.finish():
-            self._finish(request, node, step.seen_ps)
+            if request.hands_over:
+                self._leave(request, node)
+                heapq.heappush(self._ends, (self._now_ps, _HAND, len(self._handed)))
+                self._handed.append((request, index))
+            else:
+                self._finish(request, node, step.seen_ps)
         self._count(node)
         if self._check:
             node.check()
         heapq.heappush(self._ready, index)
 
     def _finish(self, request: Request, node: Replica, seen_ps: int) -> None:
-        id = request.id
+        id, scheduled_ps = request.id, request.scheduled_ps
         self._in_system -= 1
-        del node.here[request]
-        if node.tenants is not None:
-            node.tenants.finished(request)
-        node.outstanding -= self._weight[id]
+        self._leave(request, node)
+        if id in self._moving:
+            moving = self._moving[id]
+            self._moved.append(moving.row(scheduled_ps))
+            scheduled_ps = moving.prefilled.scheduled_ps
         self._rows.append(
             (
-                id, node.index, request.arrival_ps, request.scheduled_ps,
+                id, node.index, request.arrival_ps, scheduled_ps,
                 request.first_token_ps, seen_ps, request.preemptions,
                 request.recomputed, request.cached,
             )
@@ -412,6 +528,13 @@ class ReferenceRun:
                 reached = max(arrival, self._planned[child]) + self._reach_ps[child]
                 event = (reached, _ARRIVAL, child)
                 heapq.heappush(self._ends, event)
+
+    def _leave(self, request: Request, node: Replica) -> None:
+        """A request is done at a node."""
+        del node.here[request]
+        if node.tenants is not None:
+            node.tenants.finished(request)
+        node.outstanding -= self._weight_at(request.id, node.index)
 
     def _schedule(self, node: Replica, stops: Stops, passed: str = "") -> Stop | None:
         """Schedules the iteration that a node began, unless the caller is to be asked before.
@@ -430,6 +553,10 @@ class ReferenceRun:
             chosen = None
         step = node.schedule(chosen or ())
         self._count(node)
+        for request in step.pulled:
+            self._pull(request)
+        if node.stuck:
+            return None
         self._preemptions += len(step.preempted)
         self._recomputed += step.recomputed_tokens
         heapq.heappush(self._ends, (step.end_ps, _END, node.index))

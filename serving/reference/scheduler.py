@@ -105,6 +105,8 @@ class Scheduler:
         self.kv = KVCache(num_gpu_blocks, engine.block_size, engine.enable_prefix_caching)
         self.running: list[Request] = []
         self.waiting: WaitingQueue = ArrivalQueue() if policy.queue == "fcfs" else ScoreQueue()
+        self.pulling: dict[Request, None] = {}  # have blocks and a seat; their KV is on its way
+        self.handed: dict[Request, None] = {}  # done here, whose KV has yet to leave
         self._in_flight: list[Step] = []
         self._async = engine.async_scheduling
         self._scorer = scorer
@@ -196,16 +198,31 @@ class Scheduler:
                 elif self._scorer.changes:
                     self._stale.append(request)
             if last:
-                self.kv.release(request)
+                if request.hands_over:
+                    self.handed[request] = None
+                else:
+                    self.kv.release(request)
                 done.append(request)
         if done:
             finished = set(done)
             self.running = [r for r in self.running if r not in finished]
         return done
 
+    def land(self, request: Request) -> None:
+        """The KV of a request has arrived: it joins the batch, at its end."""
+        del self.pulling[request]
+        request.computed, request.stored, request.remote = request.stored, 0, False
+        request.in_batch = True
+        self.running.append(request)
+
+    def let_go(self, request: Request) -> None:
+        """The KV of a request has left: its blocks are free."""
+        del self.handed[request]
+        self.kv.release(request)
+
     def check(self) -> None:
         """Raises ``InvariantError`` if seats, tokens or blocks don't add up."""
-        if len(self.running) > self.engine.max_num_seqs:
+        if len(self.running) + len(self.pulling) > self.engine.max_num_seqs:
             raise InvariantError(f"{len(self.running)} requests run on {self.engine.max_num_seqs}")
         waiting = self.waiting.ordered()
         if len(waiting) != len(self.waiting) or any(r.in_batch or r.held for r in waiting):
@@ -215,13 +232,14 @@ class Scheduler:
                 raise InvariantError(f"request {request.id} computed tokens that it can't know")
             if request.held < self.kv.blocks_for(request.computed):
                 raise InvariantError(f"request {request.id} has tokens outside its KV blocks")
-        self.kv.check(self.running)
+        self.kv.check([*self.running, *self.pulling, *self.handed])
 
     # Scores: evaluated when first asked for in an iteration, all as of its beginning.
 
     def _set_first_score(self, request: Request, now_ps: int, planned_ps: int) -> None:
         score = self._scorer.known_at_arrival(request, planned_ps)
-        if score is None or request.reach:  # what was known of it at its arrival is out of date
+        stale = request.reach and not self._scorer.every_iteration
+        if score is None or stale:  # what was known of it at its arrival is out of date
             self._scorer.update([request], self.view(now_ps, self._scorer.reads))
         else:
             request.score = score
@@ -366,12 +384,12 @@ class Scheduler:
 
     def _schedule_waiting(self, step: Step, budget: int, first: Sequence[Request]) -> None:
         """Admits waiting requests, in order, until one finds no seat, no tokens or no blocks."""
-        if not len(self.waiting) or len(self.running) >= self.engine.max_num_seqs:
+        if not len(self.waiting) or not self._seats:
             return
         self._score_waiting()
         ahead = deque(first)
         passed: list[Request] = []
-        while len(self.waiting) and budget > 0 and len(self.running) < self.engine.max_num_seqs:
+        while len(self.waiting) and budget > 0 and self._seats:
             request = ahead[0] if ahead else self.waiting.peek()
             if request.preemptions and any(request in other.scheduled for other in self._in_flight):
                 # what it computed before its preemption has yet to come back
@@ -382,6 +400,11 @@ class Scheduler:
                 continue
             if request in step.preempted:  # nobody gives way and returns in one iteration
                 break
+            if request.remote:
+                if self._admission_blocks(request, []) > self.kv.free:
+                    break
+                self._pull(request)
+                continue
             hits = self.kv.find(request)
             found = len(hits) * self.engine.block_size
             start = max(found, request.stored)
@@ -411,6 +434,19 @@ class Scheduler:
         for request in reversed(passed):
             self.waiting.push_back(request)
 
+    @property
+    def _seats(self) -> int:
+        return self.engine.max_num_seqs - len(self.running) - len(self.pulling)
+
+    def _pull(self, request: Request) -> None:
+        """A waiting request takes its blocks and a seat; its KV sets out."""
+        self.kv.admit(request, [], request.known)
+        self.waiting.remove(request)
+        self.pulling[request] = None
+        self._step.pulled.append(request)
+        if self._watch is not None:
+            self._watch.admitted(request, self._now_ps)
+
     def _admission_blocks(self, request: Request, hits: list[int], tokens: int = 0) -> int:
         """Free blocks that must be there for a waiting request to be admitted.
 
@@ -419,7 +455,8 @@ class Scheduler:
         if self.engine.scheduler_reserve_full_isl or tokens == 0:
             tokens = request.known
         needed = self.kv.demand(tokens, hits)
-        if self.running:  # alone, a request is always admitted: nobody else could free blocks
+        # alone, a request is always admitted: nobody else could free blocks
+        if self.running or self.pulling:
             needed += self._watermark
             share = self.policy.admission.reserve
             if share > 0 and self.policy.admission.by == "peak":

@@ -19,6 +19,7 @@ class Step:
     scheduled: dict[Request, int] = field(default_factory=dict)  # request -> tokens, in order
     preempted: list[Request] = field(default_factory=list)
     admitted: Request | None = None  # the last one that entered the batch
+    pulled: list[Request] = field(default_factory=list)  # whose KV sets out for here
     swapped_tokens: int = 0  # moved to or from host memory
     recomputed_tokens: int = 0  # computed before, and lost to a preemption
     yields: list[Request] = field(default_factory=list)  # those that get a token at its end

@@ -44,6 +44,10 @@ class VllmRun(ReferenceRun):
         seed: int = 0,
         log_iterations: bool = False,
     ) -> None:
+        if system.kv_transfer is not None:
+            raise InputError(
+                "backend vllm can't run roles prefill and decode: backend reference can"
+            )
         self._vllm = vllm
         self._plugins = plugins or (None,) * len(system.nodes)
         super().__init__(workload, system, predictions, seed=seed, log_iterations=log_iterations)

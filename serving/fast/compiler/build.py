@@ -32,7 +32,7 @@ FLAGS = "flags"
 TABLES = "tables"
 PARTS = (
     "compiler/jit", "arrivals", "queue", "batch", "guard", "blocks", "curves", "backlog", "tenants",
-    "scores", "routing", "replica", "failures", "stops", "cluster", "shown", "yields",
+    "scores", "routing", "roles", "replica", "failures", "stops", "cluster", "shown", "yields",
     "steps",
 )  # fmt: skip
 TYPES = (
