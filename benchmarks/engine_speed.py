@@ -16,7 +16,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from lengthwise.envs.columns import Columns
 from lengthwise.eval.pool import over_cores
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy, SchedulingPolicy, Score
-from lengthwise.serving import Node, System, run
+from lengthwise.serving import KVTransfer, Node, System, run
 
 TIMING = lw.LinearTiming(
     base_s=6.5e-3, per_prefill_token_s=21e-6, per_sequence_s=40e-6, num_gpu_blocks=56_105
@@ -119,12 +119,18 @@ def simulate(
     policy: str | SchedulingPolicy = "fcfs",
     router: Any = "jsq",
     replicas: int = 1,
+    prefill: int = 0,
     backend: Any = "fast",
     **options: Any,
 ) -> Any:
-    """One run; ``options`` are the engine's."""
+    """One run; ``prefill`` of the replicas only prefill, ``options`` are the engine's."""
     node = Node(lw.Engine(**options), TIMING, load_policy(policy))
     system = System.replicated(node, replicas, load_router(router))
+    if prefill:
+        roles = (replace(node, role="prefill"),) * prefill
+        decode = (replace(node, role="decode"),) * (replicas - prefill)
+        link = KVTransfer(50.0, 1e-5, kv_bytes_per_token=131_072)
+        system = System(roles + decode, system.routing, kv_transfer=link)
     return run(requests, system, requests["output_tokens"].astype(float), backend=backend)
 
 
@@ -153,6 +159,8 @@ class Case:
 CASES = (
     Case("fcfs", ">= 300 x"),
     Case("fcfs, 8 replicas, jsq", ">= 200 x", {"replicas": 8}),
+    Case("fcfs, 2 that prefill and 6 that decode, jsq", ">= 0.5M", {"replicas": 8, "prefill": 2},
+         many=100_000, rate=200.0),
     Case("srtf, stable", ">= fcfs / 2", {"policy": "srtf"}),
     Case("mlfq, stable", ">= fcfs / 2", {"policy": "mlfq"}),
     Case("srtf, preemption free of charge: thrashing", ">= 0.5M",

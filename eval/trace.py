@@ -3,7 +3,7 @@
 A node is a process. Its threads are its iterations, its seats, in which requests are computed, and
 places in its queue; its counters are the requests that run and wait, and the KV blocks in use. What
 a request goes through are slices: ``queued``, ``prefill`` (of all chunks, and of what a preemption
-lost), ``decode`` and ``preempted``.
+lost), ``decode`` and ``preempted``, and ``transfer`` where its KV comes from another node.
 
 The format is the Trace Event Format's, an object with complete ("X"), counter ("C") and metadata
 ("M") events, times in microseconds (Google, "Trace Event Format", 2016).
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".json", ".json.gz")
 QUEUED, PREFILL, DECODE, PREEMPTED = "queued", "prefill", "decode", "preempted"
+TRANSFER = "transfer"  # of its KV to the node that decodes, where a seat is kept
 WAITS = (QUEUED, PREEMPTED)  # a request then has a place in the queue, else a seat
 MOST_HEAD = 2**16  # bytes of a trace's first line, which says what wrote it
 NS = PS // 10**9  # a nanosecond: what viewers count in
@@ -161,6 +162,7 @@ def phases(records: Records, steps: Sequence[tuple[int, Step]]) -> list[Slice]:
     with the iteration that schedules or preempts the request; ``decode`` when its token is seen.
     """
     turns, found = _turns(steps), []
+    moved = {} if records.moved is None else {row[0]: row for row in records.moved.tolist()}
     for request, node, start, begin, end in _stays(records):
         args: dict[str, float] = {
             "request": request,
@@ -169,13 +171,25 @@ def phases(records: Records, steps: Sequence[tuple[int, Step]]) -> list[Slice]:
         }
         if records.predicted_tokens[request] >= 0:  # NaN where nothing was predicted
             args["predicted_tokens"] = float(records.predicted_tokens[request])
-        phase = QUEUED
-        for at_ps, then in [*turns[request, node, start], (end, "")]:
+        phase, changes = QUEUED, turns[request, node, start]
+        if request in moved and node == moved[request][2]:
+            changes = _handed_over(moved[request], changes)
+        for at_ps, then in [*changes, (end, "")]:
             until = min(max(at_ps, begin), end)
             if until // NS > begin // NS:
                 found.append(Slice(node, phase, f"{phase} {request}", begin, until, args))
             begin, phase = until, then
     return found
+
+
+def _handed_over(row: Sequence[int], changes: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """What a stay at the node that decodes goes through; ``row`` is one of ``Records.moved``.
+
+    The token that is first computed there is decoded, though it is the first of the stay.
+    """
+    if [then for _, then in changes[:2]] == [PREFILL, DECODE]:
+        changes = changes[2:]
+    return [(row[4], TRANSFER), (row[5], DECODE), *changes]
 
 
 def _stays(records: Records) -> Iterator[tuple[int, int, int, int, int]]:

@@ -12,6 +12,7 @@ import pytest
 
 import lengthwise as lw
 from lengthwise.errors import InputError
+from lengthwise.eval.trace import phases
 from lengthwise.features import get
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import Admission, Preemption
@@ -236,6 +237,20 @@ def test_answers_of_one_token_are_those_of_the_prefill_nodes_alone(served: Runne
     alone = run(jobs(*rows), plain, backend=found.backend)
     assert not len(found.moved)
     assert not differences(dataclasses.replace(found, moved=None), alone)
+
+
+def test_a_trace_shows_what_a_request_goes_through_at_both_nodes() -> None:
+    link = KVTransfer(16e-6, latency_s=0.25e-3, kv_bytes_per_token=1)
+    system = System((node("prefill"), node("decode")), ROBIN, kv_transfer=link)
+    made = ReferenceRun(jobs((0.0, 16, 3), (0.0, 16, 2)), system)
+    made.steps = []
+    made.advance()
+    found = phases(made.records(), made.steps)
+    assert [(one.node, one.kind, one.start_ps / 1e9, one.end_ps / 1e9) for one in found] == [
+        (0, "prefill", 0, 1.32), (1, "transfer", 1.32, 2.57), (1, "decode", 2.57, 4.57),
+        (0, "prefill", 0, 1.32), (1, "queued", 1.32, 2.32), (1, "transfer", 2.32, 3.57),
+        (1, "decode", 3.57, 4.57),
+    ]  # fmt: skip
 
 
 # What is refused, in one line
