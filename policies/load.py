@@ -24,6 +24,12 @@ from lengthwise.policy import Guard, RoutingPolicy, SchedulingPolicy, Score, Tun
 from lengthwise.registry import load
 
 Policy = SchedulingPolicy | RoutingPolicy
+# Policies of engines that are no score of one request, by their engines' names, and why.
+NOT_CARRIED = {
+    "dfs-weight": "SGLang's dfs-weight is not carried: it is an order of the whole queue, by how "
+    "many requests wait below each node of the cache's tree, and a policy here is a score of one "
+    "request; 'lpm' is its other order by the cache",
+}
 
 
 def load_policy(
@@ -111,6 +117,8 @@ def _head(head: str, kind: str, tried: bool) -> Policy:
         raise InputError(
             f"{head!r} is neither a bundle (a folder with policy.json) nor FILE.py:NAME"
         )
+    if kind == "policy" and name in NOT_CARRIED:
+        raise InputError(NOT_CARRIED[name])
     return _apply(load(kind, name), options, head)
 
 

@@ -1,8 +1,9 @@
 """Earliest deadline first, blended with the work left, and relegation of who is late anyway.
 
 Niyama: Goel et al., "Niyama: Breaking the Silos of LLM Inference Serving", arXiv 2503.22562,
-hybrid prioritization (deadline and work blended) and eager relegation. Its dynamic chunk size is
-the engine's, not an order, and is not here.
+hybrid prioritization (deadline and work blended) and eager relegation. Its dynamic chunk size, how
+many tokens a step may have by the slack of those that generate, is no order of requests: here, as
+in vLLM, ``max_num_batched_tokens`` is one number for a whole run.
 """
 
 from typing import Annotated, Any

@@ -72,6 +72,7 @@ def test_a_bundle_s_path_may_hold_a_plus(tmp_path: Path) -> None:
     ("spec", "message"),
     [
         ("srft", "did you mean 'srtf'"),
+        ("dfs-weight", "order of the whole queue.*'lpm' is its other"),
         ("", "unknown policy ''"),
         ("mlfq:quantums=3", "did you mean 'quantum'"),
         ("mlfq:quantum=3.5", "takes int, not 3.5"),
