@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from lengthwise.eval import searched, tuned
 from lengthwise.eval.compare import BASELINE, auto_rates, contenders_of
 from lengthwise.eval.held_out import apart
 from lengthwise.eval.hosts import hosts_of
+from lengthwise.eval.judge import Policy, Trial
 from lengthwise.eval.setting import Loaded, PolicyLike, RouterLike, Setting
 from lengthwise.eval.simulate import simulate_on
 from lengthwise.eval.source import Source
-from lengthwise.eval.tune import numbers_of
+from lengthwise.eval.tune import numbers_of, records_of
 from lengthwise.policies import load_policy, load_router
+from lengthwise.policy import RoutingPolicy
 from lengthwise.predictors.predict import PredictorLike, predict
 from lengthwise.serving import Engine
 from lengthwise.serving.run import Backend
@@ -125,6 +128,81 @@ def capacity_plan(
     ]
 
 
+def tune_plan(
+    policy: PolicyLike | RoutingPolicy,
+    source: Source,
+    *,
+    metric: str,
+    budget: int,
+    rates: Sequence[float] | Literal["auto"],
+    requests: int,
+    seeds: int,
+    predictor: PredictorLike,
+    engine: Engine,
+    **system: Any,
+) -> list[str]:
+    """The same of ``tune``; ``system`` is as for ``compare_plan``."""
+    setting = Setting(engine, **system)
+    task = tuned.begun(policy, source, setting, metric, budget, rates, requests, seeds, predictor)
+    numbers = ", ".join(numbers_of(task.judged)[0])
+    return [
+        f"would tune {task.judged.name} ({numbers}) for a small {metric}",
+        *_apart_lines(task.apart, task.trials, task.runs, "tune", task.baseline),
+        *task.notices,
+    ]
+
+
+def search_plan(
+    source: Source,
+    *,
+    metric: str,
+    budget: int,
+    features: Sequence[str],
+    start: Sequence[str],
+    rates: Sequence[float] | Literal["auto"],
+    requests: int,
+    seeds: int,
+    predictor: PredictorLike,
+    engine: Engine,
+    **system: Any,
+) -> list[str]:
+    """The same of ``search``."""
+    setting = Setting(engine, **system)
+    task = searched.begun(
+        source, setting, metric, budget, features, start, rates, requests, seeds, predictor
+    )
+    baseline = load_policy(BASELINE)
+    return [
+        f"would search a score for a small {metric}, of {', '.join(task.names)}",
+        f"beginning with {', '.join(task.began)}",
+        *_apart_lines(task.apart, task.trials, task.runs, "search", baseline),
+        *task.notices,
+    ]
+
+
+def _apart_lines(
+    apart: tuned.HeldOut, trials: Mapping[str, Sequence[Trial]], runs: int, does: str,
+    baseline: Policy,
+) -> list[str]:  # fmt: skip
+    """How many runs on which windows, and how long they take: all on one core."""
+    at = (
+        f"at {', '.join(f'{rate:g}' for rate in apart.rates)} requests/s"
+        if apart.rates
+        else "at its own rate"
+    )
+    train, test = apart.windows.tuning, apart.windows.test
+    each = max(len(window.workload) for window in train)
+    trial = max(trials["train"], key=lambda one: one.workload.rate)
+    run_s = _second_s(lambda: records_of(trial, baseline))
+    tests = 3 * (len(trials["train"]) + len(trials["test"]))
+    return [
+        f"on {apart.source.name} {at}: {runs} runs on {len(train)} windows of {each:,} requests to "
+        f"{does}, and {tests} to judge it beside two others on those and on {len(test)} "
+        "more",
+        f"about {duration((runs + tests) * run_s)} (a run of {baseline.name} took {run_s:.2g} s)",
+    ]
+
+
 def duration(seconds: float) -> str:
     """ "40 s", "12 min", "3.5 h"."""
     if seconds < 100:
@@ -136,10 +214,16 @@ def _run_s(
     workload: Workload, loaded: Loaded, backend: Backend, policy: PolicyLike = BASELINE,
     predicted: Any = None,
 ) -> float:  # fmt: skip
+    return _second_s(
+        lambda: simulate_on(workload, loaded, policy, predicted, seed=0, backend=backend)
+    )
+
+
+def _second_s(run: Callable[[], Any]) -> float:
     """How long a run takes; the second one, since the first may compile."""
     took = 0.0
     for _ in range(2):
         began = time.perf_counter()
-        simulate_on(workload, loaded, policy, predicted, seed=0, backend=backend)
+        run()
         took = time.perf_counter() - began
     return took

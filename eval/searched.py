@@ -15,11 +15,12 @@ from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval import tuned
 from lengthwise.eval.cells import Cells
 from lengthwise.eval.compare import BASELINE
+from lengthwise.eval.judge import Trial
 from lengthwise.eval.search import BUDGET, PARSIMONY, SIZE, Candidate, search
-from lengthwise.eval.setting import RouterLike, Setting
+from lengthwise.eval.setting import Loaded, RouterLike, Setting
 from lengthwise.eval.source import Source
 from lengthwise.eval.tune import METRICS, Case
-from lengthwise.eval.tuned import REQUESTS, SETS, Floats, Tuned, held_out, values_of
+from lengthwise.eval.tuned import REQUESTS, SETS, Floats, HeldOut, Tuned, held_out, values_of
 from lengthwise.features import FEATURES
 from lengthwise.policies import load_policy
 from lengthwise.policies.formula import Formula, read
@@ -59,6 +60,61 @@ class Searched(Tuned):
     history: tuple[tuple[int, float], ...] = ()
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What a search begins with: ``runs`` are simulated on ``trials`` to search, those "train".
+
+    ``names`` are the features that scores may read, ``began`` the policies that it begins with.
+    """
+
+    loaded: Loaded
+    apart: HeldOut
+    trials: Mapping[str, list[Trial]]
+    names: tuple[str, ...]
+    began: Mapping[str, Candidate]
+    runs: int
+    notices: list[str]
+
+
+def begun(
+    workload: str | Workload | Source,
+    setting: Setting,
+    metric: str,
+    budget: int,
+    features: Sequence[str],
+    start: Sequence[str],
+    rates: Sequence[float] | Literal["auto"],
+    requests: int,
+    seeds: int,
+    predictor: PredictorLike,
+) -> Begun:
+    """What ``search_policy`` says of its arguments, checked and read; nothing is run."""
+    if metric not in METRICS:
+        raise UnknownNameError("metric", metric, METRICS)
+    if seeds < 1 or requests < 1:
+        raise InputError("searching needs 1 seed and 1 request or more")
+    for name in features:
+        if name not in FEATURES:
+            raise UnknownNameError("feature", name, FEATURES)
+    loaded = setting.load()
+    apart = held_out(workload, loaded, predictor, rates, requests, seeds)
+    trials = {on: apart.trials(on) for on in SETS}
+    notices = list(apart.notices)
+    caching = any(node.engine.enable_prefix_caching for node in loaded.system(BASELINE).nodes)
+    there = _there(trials["train"], caching)
+    for name in features:
+        if name not in there:
+            raise InputError(f"this run has no {name} (it has {', '.join(there)})")
+    began = _seeds(start, there, notices)
+    names = tuple(features) or tuple(
+        name for name in there if name in USUAL or FEATURES[name].given in ("column", "tenant")
+    )
+    least = max(budget, len(trials["train"]) * (len(began) + 24))
+    if least > budget:
+        notices.append(f"{len(trials['train'])} windows to search on: {least} runs, not {budget}")
+    return Begun(loaded, apart, trials, names, began, least, notices)
+
+
 def search_policy(
     workload: str | Workload | Source,
     *,
@@ -93,36 +149,20 @@ def search_policy(
 
     Raises ``InputError`` for a policy in ``start`` that is no formula, or reads what there is not.
     """
-    if metric not in METRICS:
-        raise UnknownNameError("metric", metric, METRICS)
-    if seeds < 1 or requests < 1 or size < 1 or parsimony < 0:
-        raise InputError("searching needs 1 seed, 1 request and 1 node or more")
-    for name in features:
-        if name not in FEATURES:
-            raise UnknownNameError("feature", name, FEATURES)
+    if size < 1 or parsimony < 0:
+        raise InputError("searching needs 1 node or more, and a parsimony of 0 or more")
     setting = Setting(
         engine or Engine(), timing, replicas, router, nodes, metrics_interval_s, failures
     )
-    loaded = setting.load()
-    apart = held_out(workload, loaded, predictor, rates, requests, seeds)
-    trials = {on: apart.trials(on) for on in SETS}
-    notices = list(apart.notices)
-    caching = any(node.engine.enable_prefix_caching for node in loaded.system(BASELINE).nodes)
-    there = _there(trials["train"], caching)
-    for name in features:
-        if name not in there:
-            raise InputError(f"this run has no {name} (it has {', '.join(there)})")
-    began = _seeds(start, there, notices)
-    names = tuple(features) or tuple(
-        name for name in there if name in USUAL or FEATURES[name].given in ("column", "tenant")
+    task = begun(
+        workload, setting, metric, budget, features, start, rates, requests, seeds, predictor
     )
+    apart, trials, names, began = task.apart, task.trials, task.names, task.began
+    notices = list(task.notices)
     rows = sample(trials["train"], {*names, *_read_by(began)}, seed)
-    least = max(budget, len(trials["train"]) * (len(began) + 24))
-    if least > budget:
-        notices.append(f"{len(trials['train'])} windows to search on: {least} runs, not {budget}")
     found = search(
-        began, trials["train"], rows, metric=metric, budget=least, size=size, parsimony=parsimony,
-        seed=seed, cells=cells, progress=progress, names=names,
+        began, trials["train"], rows, metric=metric, budget=task.runs, size=size,
+        parsimony=parsimony, seed=seed, cells=cells, progress=progress, names=names,
     )  # fmt: skip
     told = f"{Formula(found.best.tree)} {found.best.beside}".strip()
     if found.best in began.values():
@@ -142,11 +182,11 @@ def search_policy(
         workload=apart.source.name, policy=found.seed, tuned=told, metric=metric,
         predictor=predictor_label(predictor), values=values, notices=tuple(notices),
         config={
-            "workload": apart.source.name, "metric": metric, "budget": least, "size": size,
-            "parsimony": parsimony, "features": list(names), "start": list(began),
+            "workload": apart.source.name, "metric": metric, "budget": task.runs,
+            "size": size, "parsimony": parsimony, "features": list(names), "start": list(began),
             "predictor": predictor_label(predictor), "rates_requests_per_s": list(apart.rates),
             "requests": requests, "windows": {on: len(of) for on, of in trials.items()},
-            "seed": seed, **loaded.config(),
+            "seed": seed, **task.loaded.config(),
         },
         spelled=f"{FILE}:{FUNCTION}{found.best.beside}", runs=found.runs, refused=found.refused,
         history=found.history,

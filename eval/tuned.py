@@ -127,6 +127,48 @@ def values_of(
     }
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What tuning begins with: ``runs`` are simulated on ``trials`` to tune, those "train"."""
+
+    judged: Policy
+    baseline: Policy
+    loaded: Loaded
+    apart: HeldOut
+    trials: Mapping[str, list[Trial]]
+    runs: int
+    notices: list[str]
+
+
+def begun(
+    policy: PolicyLike | RoutingPolicy,
+    workload: str | Workload | Source,
+    setting: Setting,
+    metric: str,
+    budget: int,
+    rates: Sequence[float] | Literal["auto"],
+    requests: int,
+    seeds: int,
+    predictor: PredictorLike,
+) -> Begun:
+    """What ``tune_policy`` says of its arguments, all of them checked and read; nothing is run."""
+    if metric not in METRICS:
+        raise UnknownNameError("metric", metric, METRICS)
+    if seeds < 1 or requests < 1:
+        raise InputError("tuning needs 1 seed and 1 request or more")
+    loaded = setting.load()
+    judged, baseline = _read(policy, loaded)
+    if not numbers_of(judged)[0]:
+        raise InputError(f"{judged.name} has no numbers to tune (see `lengthwise list policies`)")
+    apart = held_out(workload, loaded, predictor, rates, requests, seeds)
+    trials = {on: apart.trials(on) for on in SETS}
+    notices = list(apart.notices)
+    least = max(budget, 4 * len(trials["train"]))
+    if least > budget:
+        notices.append(f"{len(trials['train'])} windows to tune on: {least} runs, not {budget}")
+    return Begun(judged, baseline, loaded, apart, trials, least, notices)
+
+
 def tune_policy(
     policy: PolicyLike | RoutingPolicy,
     workload: str | Workload | Source,
@@ -159,25 +201,14 @@ def tune_policy(
 
     Raises ``InputError`` for a policy without numbers to tune.
     """
-    if metric not in METRICS:
-        raise UnknownNameError("metric", metric, METRICS)
-    if seeds < 1 or requests < 1:
-        raise InputError("tuning needs 1 seed and 1 request or more")
     setting = Setting(
         engine or Engine(), timing, replicas, router, nodes, metrics_interval_s, failures
     )
-    loaded = setting.load()
-    judged, baseline = _read(policy, loaded)
-    if not numbers_of(judged)[0]:
-        raise InputError(f"{judged.name} has no numbers to tune (see `lengthwise list policies`)")
-    apart = held_out(workload, loaded, predictor, rates, requests, seeds)
-    trials = {on: apart.trials(on) for on in SETS}
-    notices = list(apart.notices)
-    least = max(budget, 4 * len(trials["train"]))
-    if least > budget:
-        notices.append(f"{len(trials['train'])} windows to tune on: {least} runs, not {budget}")
+    task = begun(policy, workload, setting, metric, budget, rates, requests, seeds, predictor)
+    judged, baseline, apart, trials = task.judged, task.baseline, task.apart, task.trials
+    notices = list(task.notices)
     found = tune(
-        judged, trials["train"], metric=metric, budget=least, seed=seed, cells=cells,
+        judged, trials["train"], metric=metric, budget=task.runs, seed=seed, cells=cells,
         progress=progress,
     )  # fmt: skip
     if found is judged:
@@ -193,10 +224,11 @@ def tune_policy(
         workload=apart.source.name, policy=judged.name, tuned=found.name, metric=metric,
         predictor=predictor_label(predictor), values=values, notices=tuple(notices),
         config={
-            "workload": apart.source.name, "policy": judged.name, "metric": metric, "budget": least,
+            "workload": apart.source.name, "policy": judged.name, "metric": metric,
+            "budget": task.runs,
             "predictor": predictor_label(predictor), "rates_requests_per_s": list(apart.rates),
             "requests": requests, "windows": {on: len(of) for on, of in trials.items()},
-            "seed": seed, **loaded.config(),
+            "seed": seed, **task.loaded.config(),
         },
     )  # fmt: skip
 

@@ -77,12 +77,14 @@ OPTIONS: dict[str, dict[str, str]] = {
         **{name: said for name, said in GRID.items() if name != "backend"}, **FORM,
         "policy": "text, required", "metric": "text = e2e_mean", "budget": "int [4, ] = 64",
         "predictor": "text = oracle", "rates": "R,R,...", "seeds": SEEDS, "seed": SEED,
+        "dry_run": "switch",
     },
     "search": {
         **{name: said for name, said in GRID.items() if name != "backend"}, **FORM,
         "metric": "text = e2e_mean", "budget": "int [1, ] = 2000", "size": "int [1, 60] = 15",
         "parsimony": "float [0, 1] = 0.0005", "features": "A,B,...", "start": "A,B,...",
         "predictor": "text = oracle", "rates": "R,R,...", "seeds": SEEDS, "seed": SEED,
+        "dry_run": "switch",
     },
     "train policy": {
         **TIMING, **ENGINE, "env": "name = lengthwise/Routing-v1", "algo": "name = ppo",
@@ -104,7 +106,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "rate": "float", "loads": "R,R,...", "baseline_names": "A,B,...", "tuning": "switch",
         "budget": "int [4, ] = 64", "predictor": "text = oracle", "replicas": "int [1, ]",
         "nodes": "text", "metrics_interval_s": "float = 0.0", "failures": "text", "seeds": SEEDS,
-        "wide": "switch", "out": "text", "force": "switch",
+        "wide": "switch", "out": "text", "force": "switch", "dry_run": "switch",
     },
     "evaluate predictor": {
         **FORM, "folder": "text, required", "data": "text, required", "split": "name",

@@ -22,6 +22,8 @@ from lengthwise.errors import InputError
 from lengthwise.eval import compare as comparing
 from lengthwise.eval.cells import Cells, digests
 from lengthwise.eval.compare import compare
+from lengthwise.policies import load_policy
+from lengthwise.policies.bundle import write_bundle
 from lengthwise.training import judging
 from lengthwise.training.cli import main
 from lengthwise.training.commands import show
@@ -432,6 +434,40 @@ def test_plans_say_what_would_run_and_write_nothing(run: Run) -> None:
     code, out, _ = run("train predictor synthetic-chat --max-rows 400 --out p --dry-run")
     assert code == 0 and not Path("p").exists()
     assert out.startswith("would train ridge (exact) on ")
+
+
+def test_plans_of_what_is_tuned_searched_and_judged(run: Run) -> None:
+    write_bundle(load_policy("srtf"), Path("b"))
+    there = {path.name for path in Path().iterdir()}
+    given = "t.csv --requests 10 --seeds 2 --max-num-seqs 2"
+    code, out, err = run(f"tune work {given} --budget 4 --rates 8,20 --out r --dry-run")
+    lines = out.splitlines()
+    assert (code, err) == (0, "")
+    assert lines[0] == "would tune work (b) for a small e2e_mean"
+    assert lines[1] == (  # 4 runs on each of two windows at two rates, 3 policies on 4 + 4
+        "on t.csv at 8, 20 requests/s: 16 runs on 2 windows of 10 requests to tune, and 24 to "
+        "judge it beside two others on those and on 2 more"
+    )
+    assert re.match(r"about \d+ s \(a run of fcfs took \d", lines[2])
+    assert lines[3] == "4 windows to tune on: 16 runs, not 4"
+    code, out, _ = run(f"search {given} --budget 99 --start sjf,work --features prompt_tokens "
+                       "--out r --dry-run")  # fmt: skip
+    lines = out.splitlines()
+    assert code == 0 and lines[0] == "would search a score for a small e2e_mean, of prompt_tokens"
+    assert lines[1] == "beginning with sjf, work"
+    assert lines[2].startswith("on t.csv at its own rate: 99 runs on 2 windows of 10 requests")
+    code, out, _ = run(f"evaluate policy b {given} --rate 20 --tune --budget 9 --out r --dry-run "
+                       "--baselines fcfs,work")  # fmt: skip
+    lines = out.splitlines()
+    assert code == 0 and lines[0] == "would judge fcfs, work, b"
+    assert lines[1] == "and, tuned by 9 runs each on other windows, work"
+    assert lines[2].startswith("on 2 windows of t.csv at ")
+    # fcfs, work, b and the tuned work on 2 windows, 9 runs to tune
+    assert re.match(r"17 runs, about \d+ s \(a run of fcfs took \d", lines[3])
+    assert {path.name for path in Path().iterdir()} == there
+    assert "did you mean 'srtf'" in run(f"tune srft {given} --dry-run")[2]
+    assert "did you mean 'prompt_tokens'" in run(f"search {given} --features prompt_token "
+                                                 "--dry-run")[2]  # fmt: skip
 
 
 # Progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,7 @@ def evaluate_policy(
     say: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
     cells: Cells | None = None,
+    dry_run: bool = False,
 ) -> list[dict[str, Any]]:
     """Bundles (or runs' folders) beside baselines on the same unseen workloads.
 
@@ -92,6 +94,10 @@ def evaluate_policy(
     is called with notices, ``progress`` with (policies done, policies in all), over all workloads
     and loads. With ``cells``, each policy on each workload and load, and each tuned baseline, is
     kept as it is finished, and is not run again.
+
+    A ``dry_run`` reads and checks everything and runs the first baseline once: rows say who would
+    be judged, by how many ``runs`` and, of those with tunables, ``runs_to_tune`` before them, and
+    how long it took as ``run_s``.
     """
     judged = [_read(one) for one in _several(policy)]
     kind = _kind_of(judged)
@@ -126,6 +132,17 @@ def evaluate_policy(
             arrived = float(sum(t.workload.rate for t in trials) / len(trials))
             said = {"workload": made.name, "load": share, "rate_requests_per_s": arrived}
             groups.append((said, trials))
+    if dry_run:
+        began = time.perf_counter()
+        measured(beaten[0], groups[0][1][:1])
+        run_s = time.perf_counter() - began
+        least = max(budget, 4 * len(practice)) if tuning else 0
+        return [
+            {**said, "policy": each.name, "runs": len(trials), "run_s": run_s,
+             "runs_to_tune": least if each in beaten and numbers_of(each)[0] else 0}
+            for said, trials in groups
+            for each in (*beaten, *judged)
+        ]  # fmt: skip
     work = _Work(cells, progress, len(groups) * (len(beaten) + len(judged)))
     if tuning:
         least = max(budget, 4 * len(practice))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ import click
 
 from lengthwise.errors import InputError
 from lengthwise.serving.options import DEFAULT_TIMING
-from lengthwise.training.commands.folders import cells_of, claim, config_option, force_option
+from lengthwise.training.commands.folders import (
+    cells_of,
+    claim,
+    config_option,
+    dry_run_option,
+    force_option,
+)
 from lengthwise.training.commands.options import (
     Name,
     Rates,
@@ -117,6 +124,7 @@ def predictor(
 @form_options
 @out_option
 @force_option
+@dry_run_option
 @config_option
 @click.pass_obj
 def policy(
@@ -129,6 +137,7 @@ def policy(
     form: str | None,
     out: str | None,
     force: bool,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Judges trained policies (bundles or runs' folders) beside baselines on unseen workloads.
@@ -154,9 +163,18 @@ def policy(
     if out is not None:
         check_writable(out)
     claim(command, out, force)
+    given = [_allowed(name, max_expanded_mb) for name in workloads]
+    if dry_run:
+        for line in _plan(
+            evaluate_policy(
+                folders, given, engine=engine, say=lambda line: notices([line]), dry_run=True,
+                **options,
+            )
+        ):  # fmt: skip
+            click.echo(line)
+        return
     cells = cells_of(command, out, force)
     with kept(lambda: cells_kept(out)), progress("judging") as moved:
-        given = [_allowed(name, max_expanded_mb) for name in workloads]
         rows = evaluate_policy(
             folders, given, engine=engine, say=lambda line: notices([line]), progress=moved,
             cells=cells, **options,
@@ -174,6 +192,31 @@ def policy(
         wrote(save_rows(rows, out, "policies.parquet", config, command), form)
         if cells is not None:
             cells.drop()
+
+
+def _plan(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a dry run says of the rows that would be."""
+    from lengthwise.eval.plan import duration
+
+    names = dict.fromkeys(row["policy"] for row in rows)
+    tuned = {row["policy"]: row["runs_to_tune"] for row in rows if row["runs_to_tune"]}
+    lines = [f"would judge {', '.join(names)}"]
+    if tuned:
+        runs = next(iter(tuned.values()))
+        lines.append(f"and, tuned by {runs} runs each on other windows, {', '.join(tuned)}")
+    places = dict.fromkeys(
+        (row["workload"], row["load"], row["rate_requests_per_s"], row["runs"]) for row in rows
+    )
+    lines += [
+        f"on {runs} windows of {workload} at {rate:.3g} requests/s"
+        + (f", {load:g} of the capacity" if load is not None else "")
+        for workload, load, rate, runs in places
+    ]
+    again = sum(row["runs"] for row in rows if row["policy"] in tuned)
+    count = sum(row["runs"] for row in rows) + sum(tuned.values()) + again
+    run_s = rows[0]["run_s"]
+    took = f"(a run of {rows[0]['policy']} took {run_s:.2g} s)"
+    return [*lines, f"{count} runs, about {duration(count * run_s)} {took}"]
 
 
 def _allowed(name: str, max_expanded_mb: float | None) -> Any:

@@ -10,6 +10,7 @@ from lengthwise.training.commands.folders import (
     cells_of,
     claim,
     config_option,
+    dry_run_option,
     force_option,
 )
 from lengthwise.training.commands.options import (
@@ -65,6 +66,7 @@ from lengthwise.training.commands.options import (
 @form_options
 @out_option
 @force_option
+@dry_run_option
 @config_option
 @click.pass_obj
 def search(
@@ -83,6 +85,7 @@ def search(
     form: str | None,
     out: str | None,
     force: bool,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Evolves a score function that serves WORKLOAD well, and judges it on other requests.
@@ -113,6 +116,15 @@ def search(
     if out is not None:
         check_writable(out)
     claim(command, out, force)
+    if dry_run:
+        from lengthwise.eval.plan import search_plan
+
+        for line in search_plan(
+            source, metric=metric, budget=budget, features=features, start=start, rates=rates,
+            requests=requests, seeds=seeds, predictor=predictor, engine=engine, **options,
+        ):  # fmt: skip
+            click.echo(line)
+        return
     cells = cells_of(command, out, force)
     with kept(lambda: cells_kept(out)), progress("searching") as moved:
         found = search_policy(

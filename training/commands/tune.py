@@ -10,6 +10,7 @@ from lengthwise.training.commands.folders import (
     cells_of,
     claim,
     config_option,
+    dry_run_option,
     force_option,
 )
 from lengthwise.training.commands.options import (
@@ -46,6 +47,7 @@ from lengthwise.training.commands.options import (
 @form_options
 @out_option
 @force_option
+@dry_run_option
 @config_option
 @click.pass_obj
 def tune(
@@ -61,6 +63,7 @@ def tune(
     form: str | None,
     out: str | None,
     force: bool,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Finds the numbers of POLICY that serve best on WORKLOAD, and judges them on other requests.
@@ -89,6 +92,15 @@ def tune(
     if out is not None:
         check_writable(out)
     claim(command, out, force)
+    if dry_run:
+        from lengthwise.eval.plan import tune_plan
+
+        for line in tune_plan(
+            policy, source, metric=metric, budget=budget, rates=rates, requests=requests,
+            seeds=seeds, predictor=predictor, engine=engine, **options,
+        ):  # fmt: skip
+            click.echo(line)
+        return
     cells = cells_of(command, out, force)
     with kept(lambda: cells_kept(out)), progress("tuning") as moved:
         found = tune_policy(
