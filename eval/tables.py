@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.eval.alike import NAMES, Alike
 from lengthwise.eval.capacity import Capacity
-from lengthwise.eval.compare import BOUND, Comparison, Contender
+from lengthwise.eval.compare import BASELINE, BOUND, ROUTER_BASELINE, Comparison, Contender
 from lengthwise.eval.metrics import OF_RUNS
 from lengthwise.eval.statistics import Interval, paired_ratio
 
@@ -110,18 +110,24 @@ def chosen_columns(comparison: Comparison, names: Sequence[str]) -> tuple[Column
     return tuple(found)
 
 
-def check_columns(names: Sequence[str], slo: Collection[str] = ()) -> None:
+def check_columns(names: Sequence[str], slo: Collection[str] = (), *, routed: bool = False) -> None:
     """Raises ``UnknownNameError`` for a column that no comparison has, ``InputError`` for one that
-    needs an SLO.
+    needs an SLO; ``routed`` is whether routers are compared.
 
     For before the runs: ``chosen_columns`` knows which there are only after them.
     """
     known = {*OF_RUNS, *(f"slo_attainment_{name.rpartition('.')[0]}" for name in slo)}
-    headed = _by_heading((*COLUMNS, *FAILURES, GOODPUT, ATTAINED))
+    to = (ROUTER_BASELINE, "best") if routed else (BASELINE,)
+    ratios = [f"{what} × {row}" for row in to for what in ("mean", "P99")]
+    plain = [column for column in COLUMNS if not column.ratio]
+    headed = _by_heading((*plain, *FAILURES, GOODPUT, ATTAINED))
     for name in names:
+        if "×" in name:
+            if name.lower() not in map(str.lower, ratios):
+                raise UnknownNameError("column", name, (*ratios, *known))
+            continue
         bare = _short_name(_as_metric(name).removesuffix("_best").removesuffix("_ratio"))
-        ratio = name.lower().startswith(("mean × ", "p99 × "))
-        if not (bare in known or name.lower() in headed or ratio):
+        if not (bare in known or name.lower() in headed):
             raise UnknownNameError("column", bare, known)
         if headed.get(name.lower()) in (GOODPUT, ATTAINED) or bare in ("goodput", "slo_attainment"):
             if not slo:

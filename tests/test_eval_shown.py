@@ -339,9 +339,18 @@ def test_columns_that_no_comparison_has_are_refused_before_the_runs() -> None:
     metrics = [name for name in found.runs if name not in NAMES]
     headings = [column.heading.removesuffix(", s") for column in columns_of(found)]
     check_columns([*metrics, *ORDER_NAMES, *headings], ("ttft", "chat.tpot"))
+    routed = comparison(contenders=ROUTED, replicas=2)
     check_columns(["slo_attainment_chat", "TTFT P90", "e2e_p95_ratio_best"], ("ttft", "chat.tpot"))
     with pytest.raises(UnknownNameError, match="'e2e_meen'; did you mean 'e2e_mean'"):
         check_columns(["e2e_meen"])
+    headings = [column.heading.removesuffix(", s") for column in columns_of(routed)]
+    check_columns(headings, ("ttft",), routed=True)
+    for name, routers in (("mean × foo", False), ("mean × best", False), ("P99 × fcfs", True),
+                          ("TTFT P99 × fcfs", False)):  # fmt: skip
+        with pytest.raises(UnknownNameError, match=f"unknown column '{name}'.*mean × "):
+            check_columns([name], routed=routers)
+        with pytest.raises(UnknownNameError):  # and so are they after the runs
+            chosen_columns(routed if routers else found, [name])
     for name in ("goodput", "goodput/s", "meet SLO", "slo_attainment"):
         with pytest.raises(InputError, match=f"column '{name}' needs limits: --slo ttft=1"):
             check_columns([name])

@@ -132,7 +132,7 @@ def compare(
 
     Name("metric", metrics.OF_REQUESTS).convert(metric, None, None)
     limits = metrics.parse_slo(slo, tuple(metrics.PER_REQUEST)) if slo else None
-    check_columns(shown, limits or ())
+    check_columns(shown, limits or (), routed=bool(routers))
     engine, source = take_engine(options), take_source(options)
     chosen = policies or (("fcfs",) if routers else ("fcfs", "sjf", "srtf", "mlfq"))
     if out is not None:
