@@ -340,6 +340,30 @@ def test_json_over_many_lines_without_a_list_and_spans_in_snake_case(tmp_path: P
     assert shown(read(path), *BASIC) == [(0, 30, 4)]
 
 
+def test_litellm_s_log_without_the_lengths_of_answers_is_told_what_is_missing(
+    tmp_path: Path,
+) -> None:
+    row = {"status": "success", "prompt_tokens": 11, "total_tokens": 17, "startTime": 1.7e9}
+    whole = {**row, "completion_tokens": 6, "startTime": 1.7e9 + 1}
+    for rows, count in (
+        ((whole, row), "1 of 2"),
+        (({**row, "completion_tokens": None},), "1 of 1"),
+    ):
+        with pytest.raises(InputError) as told:
+            read(lines(tmp_path / "l.jsonl", *rows))
+        assert str(told.value) == (
+            f"l.jsonl: row {len(rows) - 1}: no completion_tokens, which says how "
+            f"long its answer is ({count} requests have none), and not every answer has a text to "
+            "count"
+        )
+    with pytest.raises(InputError) as told:
+        read(lines(tmp_path / "l.jsonl", row))
+    line = str(told.value)
+    assert "nothing says how many tokens its answers have: no column completion_tokens" in line
+    assert "which the layout litellm needs" in line and "'total_tokens' is near" not in line
+    assert "nearest: --columns arrival_s=startTime,output_tokens=NAME" in line
+
+
 def test_an_unknown_layout_is_told_the_nearest_mapping(tmp_path: Path) -> None:
     path = tmp_path / "u.csv"
     path.write_text("when,in_tok,out_tok,who\n0,10,5,a\n1,20,6,b\n")
@@ -360,7 +384,7 @@ def test_odd_records_are_one_line(tmp_path: Path) -> None:
     usage = {"prompt_tokens": 3, "completion_tokens": 2}
     with pytest.raises(InputError, match="row 1: no time; others have one"):
         read(lines(tmp_path / "a.jsonl", {"created": 1, "usage": usage}, {"usage": usage}))
-    with pytest.raises(InputError, match="not all requests have prompt_tokens"):
+    with pytest.raises(InputError, match=r"row 0: no usage\.prompt_tokens.*how long its prompt is"):
         read(lines(tmp_path / "b.jsonl", {"created": 1, "usage": {"completion_tokens": 2}}))
     with pytest.raises(InputError, match=r"c.jsonl: row 0: not as its layout has it"):
         read(lines(tmp_path / "c.jsonl", {"experiments": [{"requests": ["x"]}]}))

@@ -85,7 +85,8 @@ def _openai(columns: Columns, name: str, options: Options) -> Columns:
         }
 
     cached_tokens: list[int] = []
-    table = _read(columns, name, options, of, "s", "created")
+    counts = ("usage.prompt_tokens", "usage.completion_tokens")
+    table = _read(columns, name, options, of, "s", "created", counts)
     if any(cached_tokens):
         options.notices.append(
             f"{name}: prompts are input_tokens, {' and '.join(CACHED)} together, as Anthropic "
@@ -149,7 +150,8 @@ def _litellm(columns: Columns, name: str, options: Options) -> Columns:
             **_asked(row),
         }
 
-    return _read(columns, name, options, of, "s", "startTime")
+    counts = ("prompt_tokens", "completion_tokens")
+    return _read(columns, name, options, of, "s", "startTime", counts)
 
 
 # Benchmarks
@@ -413,9 +415,11 @@ def _names(columns: Columns, name: str, options: Options) -> Columns:
 
 def _read(
     columns: Columns, name: str, options: Options, of: Callable[[Record], Record], unit: str,
-    clock: str,
+    clock: str, lengths: tuple[str, str] = ("prompt_tokens", "output_tokens"),
 ) -> Columns:  # fmt: skip
-    """Columns of what ``of`` makes of each record; ``unit`` and ``clock`` are those of times."""
+    """Columns of what ``of`` makes of each record; ``unit`` and ``clock`` are those of times,
+    ``lengths`` what the file calls a prompt's and an answer's.
+    """
     count = len(next(iter(columns.values())))
     found: list[Record] = []
     rows: list[int] = []
@@ -455,10 +459,18 @@ def _read(
         if missing:
             raise InputError(f"{name}: row {missing[0]}: no time; others have one ({clock})")
         table["arrival_s"] = unit_seconds(name, clock, table["arrival_s"], unit, options)
-    for text, tokens in (("prompt", "prompt_tokens"), ("response", "output_tokens")):
+    for theirs, text, tokens, whose in zip(
+        lengths, ("prompt", "response"), ("prompt_tokens", "output_tokens"), ("prompt", "answer"),
+        strict=True,
+    ):  # fmt: skip
         if text not in table and tokens not in table:
+            without = [
+                row for row, record in zip(rows, found, strict=True) if record.get(tokens) is None
+            ]
             raise InputError(
-                f"{name}: not all requests have {tokens}, and there are no texts of them"
+                f"{name}: row {without[0]}: no {theirs}, which says how long its {whose} is "
+                f"({len(without)} of {len(rows)} requests have none), and not every {whose} has a "
+                "text to count"
             )
     if "prompt" not in table:
         for key in ("asked", "system_hash"):

@@ -224,17 +224,30 @@ def _no_layout(name: str, raw: Columns) -> str:
         f"{column!r} is near {close[0]!r}"
         for column in raw
         if column not in known
+        and not column.lower().startswith("total")
         and (close := difflib.get_close_matches(column, sum(missing, ()), n=1, cutoff=0.6))
     ]
-    likely = [f"{ours}={theirs}" for ours, theirs in nearest(raw).items() if ours != theirs]
+    hint = nearest(raw)
+    likely = [f"{ours}={theirs}" for ours, theirs in hint.items() if ours != theirs]
+    unknown = [ours for ours in LENGTHS if ours not in hint]
+    said = ""
+    if len(unknown) == 1:  # the other and the layout are known: this alone is to be had
+        said = f"nothing says {LENGTHS[unknown[0]]}: "
+        likely.append(f"{unknown[0]}=NAME")
     return (
-        f"{name}: no column {' and '.join(' or '.join(names) for names in missing)}"
+        f"{name}: {said}no column {' and '.join(' or '.join(names) for names in missing)}"
         + (f" ({'; '.join(near)})" if near else "")
         + f", which the layout {best.name} needs; it has {', '.join(raw) or 'no columns'}"
         + ("; texts are joined by prompt_id with prompts=FILE" if "prompt_id" in raw else "")
         + (f"; nearest: --columns {','.join(likely)}" if likely else "; --columns renames columns")
         + f" (layouts: {', '.join(LAYOUTS)})"
     )
+
+
+LENGTHS = {
+    "prompt_tokens": "how many tokens its prompts have",
+    "output_tokens": "how many tokens its answers have",
+}
 
 
 def _ignored(name: str, raw: Columns) -> tuple[str, ...]:
