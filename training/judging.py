@@ -95,8 +95,8 @@ def evaluate_policy(
     and loads. With ``cells``, each policy on each workload and load, and each tuned baseline, is
     kept as it is finished, and is not run again.
 
-    A ``dry_run`` reads and checks everything and times a run of the first baseline: rows say who would
-    be judged, by how many ``runs`` and, of those with tunables, ``runs_to_tune`` before them, and
+    A ``dry_run`` reads and checks everything, and times a run of the first baseline. Rows say who
+    would be judged, by how many ``runs``, of those with tunables ``runs_to_tune`` before them, and
     how long it took as ``run_s``.
     """
     judged = [_read(one) for one in _several(policy)]
