@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "simulate": ("simulate:simulate", "Run one workload under one policy."),
     "compare": ("compare:compare", "Compare policies and predictors at several rates and seeds."),
     "capacity": ("capacity:capacity", "Find the largest arrival rate that meets an SLO."),
+    "plan": ("plan:plan", "Find the cheapest mix of nodes that serves a workload within an SLO."),
     "tune": ("tune:tune", "Find the numbers of a policy that serve best on a workload."),
     "search": ("search:search", "Evolve a score function that serves a workload well."),
     "train": ("train:train", "Train a predictor or a policy."),
