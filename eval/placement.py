@@ -94,7 +94,7 @@ class Wanted:
     rate: float | None = None
     attainment: float = ATTAINMENT
     slices: int = SLICES
-    headroom: float | None = 0.0
+    headroom: float | None = None
     prompts: tuple[int, ...] = PROMPTS
     outputs: tuple[int, ...] = OUTPUTS
 
@@ -159,9 +159,10 @@ class Plan:
 
     @property
     def cheapest_single(self) -> Single | None:
-        """The cheapest of those that serve all of it with one type."""
-        return min((s for s in self.singles if s.count is not None), key=lambda s: s.cost,
-                   default=None)  # fmt: skip
+        """The cheapest of those that serve all of it with one type, within the SLO if any does."""
+        able = [one for one in self.singles if one.count is not None]
+        met = [one for one in able if one.attainment >= self.wanted.attainment]
+        return min(met or able, key=lambda one: one.cost, default=None)
 
     def share(self, place: int) -> float:
         """The share of all requests that go to a type."""
@@ -174,13 +175,17 @@ class Plan:
         return [{"count": count, **kind.row} for kind, count in kinds if count]
 
 
-def read_plan(path: str | Path) -> Wanted:
-    """What a file asks for; every mistake in it is an ``InputError`` of one line."""
+def read_plan(path: str | Path, requests: int | None = None) -> Wanted:
+    """What a file asks for, with so many ``requests`` in place of the file's; every mistake in it
+    is an ``InputError`` of one line.
+    """
     where = f"plan file {str(path)!r}"
     try:
         given = read_described(Path(path), "plan file", yaml.safe_load)
     except yaml.YAMLError as error:
         raise InputError(f"{where} can't be read: {' '.join(str(error).split())}") from None
+    if requests is not None and isinstance(given, Mapping):
+        given = {**given, "requests": requests}
     return wanted_of(given, where)
 
 
@@ -218,7 +223,7 @@ def wanted_of(given: object, where: str = "plan") -> Wanted:
         None if rate is None else _number(rate, f"{where}: rate", above=0.0),
         _number(given.get("attainment", ATTAINMENT), f"{where}: attainment", 0.0, 1.0),
         _whole(given.get("slices", SLICES), f"{where}: slices", 1, 1000),
-        _headroom(given.get("headroom", 0.0), where),
+        _headroom(given.get("headroom", AUTO), where),
         check_ends(f"{where}: buckets' prompt", edges["prompt"]) if "prompt" in edges else PROMPTS,
         check_ends(f"{where}: buckets' output", edges["output"]) if "output" in edges else OUTPUTS,
     )  # fmt: skip
@@ -249,9 +254,10 @@ def plan(
     buckets, of = buckets_of(workload, wanted.prompts, wanted.outputs)
     rates, why = service_rates(wanted, buckets, seed, processes, progress)
     check_served(wanted, buckets, rates, why)
+    load = loads(buckets, rates, rate)
     made: Plan | None = None
     for headroom in STEPS if wanted.headroom is None else (wanted.headroom,):
-        found = _with_headroom(wanted, headroom, rate, buckets, rates, why)
+        found = _with_headroom(wanted, headroom, rate, buckets, rates, load, why)
         if found is None:
             break
         if made is not None and found.mix.counts == made.mix.counts:  # simulated before
@@ -268,28 +274,58 @@ def plan(
             "lower the rate"
         )
     singles = tuple(
-        replace(one, attainment=_alone(wanted, kind, one.count, workload, seed))
-        if one.count
-        else one
-        for kind, one in zip(wanted.types, made.singles, strict=True)
+        _alone(made, place, load[place], workload, seed) for place in range(len(wanted.types))
     )
-    return replace(made, singles=singles, notices=_notices(made, workload))
+    made = replace(made, singles=singles)
+    best = made.cheapest_single
+    if wanted.headroom is None and best is not None and best.cost < made.mix.cost:
+        mix = _of_one(made, singles.index(best), load)  # it needs less headroom than the mix
+        made = replace(made, mix=mix, headroom=0.0)
+        made = replace(made, tried=_all_tried(made, workload, of, routings, routers, seed))
+    return replace(made, notices=_notices(made, workload))
 
 
-def _alone(wanted: Wanted, kind: NodeType, count: int, workload: Workload, seed: int) -> float:
-    """The share of requests that meet the SLO on nodes of one type alone."""
-    system = System.replicated(kind.node, count, load_router(WITHIN))
-    return _tried(wanted, WITHIN, [run(workload, system, seed=seed)]).attainment
+def _of_one(made: Plan, place: int, load: NDArray[np.float64]) -> Mix:
+    """The mix that is so many nodes of one type as serve all of it alone."""
+    single = made.singles[place]
+    assert single.count is not None
+    here = np.arange(len(load)) == place
+    used = np.where(here, load[place].sum() / single.count, 0.0)
+    shares = np.repeat(here[:, None], load.shape[1], axis=1).astype(np.float64)
+    counts = tuple((here * single.count).tolist())
+    return Mix(counts, shares, used, single.cost, made.mix.gap)
+
+
+def _alone(
+    made: Plan, place: int, load: NDArray[np.float64], workload: Workload, seed: int
+) -> Single:
+    """What one type alone takes, simulated; without a headroom to keep, as many nodes as it needs.
+
+    ``load`` (buckets,) is of nodes without headroom.
+    """
+    wanted, single = made.wanted, made.singles[place]
+    kind = wanted.types[place]
+    if single.count is None:
+        return single
+    most = MOST_NODES if kind.limit is None else kind.limit
+    count = nodes_alone(load / (1 - (wanted.headroom or 0.0)))
+    while True:
+        system = System.replicated(kind.node, count, load_router(WITHIN))
+        met = _tried(wanted, WITHIN, [run(workload, system, seed=seed)]).attainment
+        more = max(count + 1, math.ceil(count * 1.05))
+        if wanted.headroom is not None or met >= wanted.attainment or more > most:
+            return Single(kind.name, count, count * kind.price, "", met)
+        count = more
 
 
 def _with_headroom(
     wanted: Wanted, headroom: float, rate: float, buckets: tuple[Bucket, ...],
-    rates: NDArray[np.float64], why: list[list[str]],
+    rates: NDArray[np.float64], load: NDArray[np.float64], why: list[list[str]],
 ) -> Plan | None:  # fmt: skip
     """The cheapest mix that leaves ``headroom`` free, and what one type alone would take; None
     where limits leave none.
     """
-    load = loads(buckets, rates * (1 - headroom), rate)
+    load = load / (1 - headroom)
     mix = cheapest_mix(load, [t.price for t in wanted.types], [t.limit for t in wanted.types],
                        wanted.slices)  # fmt: skip
     if mix is None:
@@ -333,7 +369,7 @@ def _notices(made: Plan, workload: Workload) -> tuple[str, ...]:
     best = max((one.attainment for one in made.tried if not one.why), default=1.0)
     if best < wanted.attainment:
         more = (
-            "no more nodes are to be had"
+            "more nodes are not to be had, or do not help"
             if wanted.headroom is None
             else "headroom: auto adds nodes until it is enough"
         )

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lengthwise.errors import InputError, LengthwiseError, UnknownNameError
+    from lengthwise.eval.placement import plan
     from lengthwise.eval.simulate import Result, simulate
     from lengthwise.policies import load_policy, load_router
     from lengthwise.policy import (
@@ -52,6 +53,7 @@ _WHERE = {
     "load_policy": "lengthwise.policies",
     "load_predictor": "lengthwise.predictors",
     "load_router": "lengthwise.policies",
+    "plan": "lengthwise.eval.placement",
     "simulate": "lengthwise.eval.simulate",
     "timing": "lengthwise.serving.timing",
 }
@@ -81,6 +83,7 @@ __all__ = [
     "load_policy",
     "load_predictor",
     "load_router",
+    "plan",
     "simulate",
     "timing",
 ]

@@ -39,6 +39,15 @@ TINY = "--env-set requests=24,rate=9"
 PPO = f"--steps 48 --set rollout=12,batch_size=12,n_epochs=2 {TINY}"
 ROUTED = "requests=24,rate=20,replicas=3"
 
+FLEET = """
+gpus:
+- {name: small, timing: roofline:l4/llama-3.1-8b, price: 0.8, max_num_seqs: 6}
+- {name: large, timing: h200/llama-3.1-8b, price: 4, max_num_seqs: 6}
+workload: t.csv
+slo: {e2e: 4}
+buckets: {prompt: [200, 2000], output: [2000]}
+"""
+
 LINES = {
     "simulate": "simulate t.csv --policy srtf --predictor noisy-oracle:sigma=0.5 --seed 3 "
     "--slo ttft=0.2,tpot=0.02 --max-num-seqs 6 --log-iterations --out o --trace trace.json",
@@ -62,6 +71,8 @@ LINES = {
     "ttft_p90=1,e2e_p99=9 --tolerance 0.2 --max-num-seqs 6 --requests 25 --out o",
     "capacity, JSON": f"capacity t.csv {BESIDE} --slo e2e_mean=1 --tolerance 0.1 "
     "--max-num-seqs 6 --json",
+    "plan": "plan fleet.yaml --processes 1 --rate 9 --out nodes.yaml",
+    "plan, JSON": "plan fleet.yaml --processes 1 --seed 2 --routers jsq,plan --json",
     "advise": f"advise t.csv {BESIDE} --max-num-seqs 6 --slo e2e=1 --json --requests 30",
     "tune": "tune mlfq t.csv --requests 25 --budget 8 --seeds 2 --max-num-seqs 6 --rates 9",
     "tune, JSON": "tune least-load t.csv --requests 25 --budget 8 --seeds 1 --max-num-seqs 3 "
@@ -106,6 +117,7 @@ def files() -> None:
         "arrival_s": arrival, "prompt_tokens": rng.integers(3, 900, 60),
         "output_tokens": rng.integers(1, 300, 60), "tenant": rng.choice(["a", "b"], 60),
     }).to_csv("t.csv", index=False)  # fmt: skip
+    Path("fleet.yaml").write_text(FLEET)
     Path("f.csv").write_text("kind,node,at_s,until_s,factor\nfail,1,2,4,\nslow,0,1,5,2.5\n")
 
 

@@ -73,6 +73,9 @@ OPTIONS: dict[str, dict[str, str]] = {
     "capacity": {**GRID, **FORM, "policies": "A,B,... = fcfs", "predictors": "A,B,...",
                  "slo": "text, required", "tolerance": "float = 0.01", "seeds": SEEDS,
                  "dry_run": "switch"},
+    "plan": {**FORM, "file": "text, required", "rate": "float", "requests": "int [1, ]",
+             "routers": "A,B,... = plan,least-requests", "seed": SEED,
+             "out": "text", "force": "switch", "dry_run": "switch"},
     "tune": {
         **{name: said for name, said in GRID.items() if name != "backend"}, **FORM,
         "policy": "text, required", "metric": "text = e2e_mean", "budget": "int [4, ] = 64",

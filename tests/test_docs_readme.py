@@ -83,6 +83,7 @@ SHORTER = {
     "export": "",
     "list": "",
     "mock-server": "--port 0",
+    "plan": "--requests 40 --processes 1",
     "search": "--requests 60 --seeds 1 --budget 60 --force",
     "serve-epp": "--port 0 --metrics-port 0",
     "hint-proxy": "--port 0",

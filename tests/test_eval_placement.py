@@ -156,6 +156,7 @@ GIVEN: dict[str, Any] = {
     "requests": 300,
     "rate": 12,
     "slo": {"tpot": 0.12},
+    "headroom": 0,
     "buckets": {"prompt": [500, 4000], "output": [2000]},
 }
 
@@ -192,21 +193,26 @@ def bursts() -> Workload:
 def test_headroom_is_raised_until_the_simulation_is_within_the_slo() -> None:
     given = {"gpus": [{**GIVEN["gpus"][1], "limit": None}], "workload": bursts(),
              "slo": {"ttft": 0.5}}  # fmt: skip
-    plain = plan(given, routers=("plan",))
+    plain = plan({**given, "headroom": 0}, routers=("plan",))
     assert plain.tried[0].attainment < 0.99
     assert "headroom: auto" in plain.notices[-1]
-    auto = plan({**given, "headroom": "auto"}, routers=("plan",))
+    auto = plan(given, routers=("plan",))
     assert auto.tried[0].attainment >= 0.99
-    assert auto.mix.cost > plain.mix.cost and auto.headroom > 0
+    assert auto.mix.cost > plain.mix.cost
     assert auto.utilization(0) <= 1 - auto.headroom + 1e-9
     assert auto.capacity == pytest.approx(auto.rate * (1 - auto.headroom) / auto.utilization(0))
+    (alone,) = auto.singles  # never dearer than one type alone that is within the SLO
+    assert alone.attainment >= 0.99 and auto.mix.cost <= alone.cost
+    kept = plan({**given, "headroom": 0.9}, routers=("plan",))
+    assert kept.headroom == 0.9
+    assert kept.mix.counts == (int(np.ceil(plain.utilization(0) * plain.mix.counts[0] / 0.1)),)
     limited = plan(
-        {**given, "headroom": "auto", "gpus": [{**GIVEN["gpus"][1], "limit": 1}]},
+        {**given, "gpus": [{**GIVEN["gpus"][1], "limit": 1}]},
         routers=("plan",),
     )
     assert limited.mix.counts == (1,)
     assert limited.tried[0].attainment == plain.tried[0].attainment
-    assert "no more nodes" in limited.notices[-1]
+    assert "more nodes are not to be had" in limited.notices[-1]
 
 
 def test_a_node_that_cannot_hold_all_is_behind_no_router() -> None:

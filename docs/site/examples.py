@@ -41,6 +41,7 @@ EXAMPLES = {
     "fcfs,sjf --max-num-seqs 64 --seeds 3",
     "capacity": "lengthwise capacity azure-conv-2023 --requests 300 --policy sjf --slo ttft_p99=1 "
     "--predictor oracle --max-num-seqs 64 --seeds 2",
+    "plan": "lengthwise plan fleet.yaml --rate 20 --out nodes.yaml",
     "tune": "lengthwise tune srtf azure-conv-2023 --rates 24 --predictor noisy-oracle:tau=0.5 "
     "--requests 300 --seeds 2 --budget 16 --max-num-seqs 64",
     "search": "lengthwise search azure-conv-2023 --rates 24 --predictor noisy-oracle:tau=0.5 "
@@ -100,6 +101,11 @@ def files(folder: Path) -> None:
     }  # fmt: skip
     text = {name: np.asarray(column).tolist() for name, column in measured.items()}
     (folder / "bench.json").write_text(json.dumps(text))
+    # one of the page on plans
+    page = (ROOT / "docs" / "placement.md").read_text("utf-8")
+    fleet = re.search(r"<!-- file: fleet.yaml -->\n```yaml\n(.*?)```", page, re.DOTALL)
+    assert fleet is not None
+    (folder / "fleet.yaml").write_text(fleet[1])
 
 
 def printed(command: str, folder: Path) -> str:

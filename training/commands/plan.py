@@ -30,6 +30,9 @@ MADE_BY = "# "  # how the first line of a nodes file begins, which tells the com
     help="Requests/s. Default: the file's, or its workload's own.",
 )  # fmt: skip
 @click.option(
+    "--requests", type=click.IntRange(1), metavar="N", help="How many. Default: the file's."
+)
+@click.option(
     "--routers", "--router", "routers", type=Specs(), default="plan,least-requests",
     show_default=True,
     help="Behind which the nodes are simulated; plan: each request where the plan has its bucket.",
@@ -46,6 +49,7 @@ def plan(
     /,
     file: str,
     rate: float | None,
+    requests: int | None,
     routers: tuple[str, ...],
     seed: int,
     processes: int,
@@ -70,7 +74,9 @@ def plan(
     from lengthwise.policies import load_router
     from lengthwise.training.commands.show import notices, progress, show, wrote
 
-    wanted = read_plan(file)
+    if rate is not None and not 0 < rate < float("inf"):
+        raise InputError(f"--rate takes a positive number of requests/s, not {rate:g}")
+    wanted = read_plan(file, requests)
     for name in routers:
         if name != BY_PLAN:
             load_router(name)
