@@ -12,6 +12,7 @@ from lengthwise.eval.reproductions.clairvoyant import clairvoyant
 from lengthwise.eval.reproductions.fastserve import fastserve
 from lengthwise.eval.reproductions.hrrn import hrrn
 from lengthwise.eval.reproductions.mc_sf import mc_sf
+from lengthwise.eval.reproductions.melange import melange
 from lengthwise.eval.reproductions.pars import pars
 from lengthwise.eval.reproductions.past_future import past_future
 from lengthwise.eval.reproductions.sarathi import sarathi
@@ -37,6 +38,7 @@ PAPERS: dict[str, Callable[..., Reproduction]] = {
     "mc-sf": mc_sf,
     "past-future": past_future,
     "pars": pars,
+    "melange": melange,
 }
 
 

@@ -31,6 +31,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "uniboost": {"requests": 1500}, "vtc": {}, "tie": {"requests": 700},
     "sarathi": {"requests": 60}, "mc-sf": {"requests": 5, "instances": 2},
     "past-future": {"rounds": 4}, "pars": {"requests": 700},
+    "melange": {"requests": 150, "settings": ("short (chat)",)},
 }  # fmt: skip
 
 
@@ -317,3 +318,12 @@ def test_what_is_longer_than_a_context_is_cut() -> None:
     short_ones = whole["prompt_tokens"] + whole["output_tokens"] < 100
     assert short_ones.any()
     assert (cut["output_tokens"] == whole["output_tokens"])[short_ones].all()
+
+
+def test_a_mix_is_never_dearer_than_one_type_and_saves_most_against_the_dearest() -> None:
+    found = {line.policy: line.ours for line in short("melange").lines if "120 ms" in line.setting}
+    least, most = found["least saved"], found["most saved"]
+    alone = [found[f"{gpu} alone, mean"] for gpu in ("l4", "a10g", "a100", "h100")]
+    assert least is not None and most is not None and least.mean >= -1e-6
+    means = [one.mean for one in alone if one is not None]
+    assert len(means) == 4 and means == sorted(means) and most.mean > 60
