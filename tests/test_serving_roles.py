@@ -136,9 +136,9 @@ def test_both_engines_agree_to_the_bit() -> None:
         assert type(slow) is type(fast), (seed, slow, fast)
         assert slow == fast if isinstance(slow, str) else not differences(slow, fast), seed
         tried += 1
-        if tried == 16:
+        if tried == 8:
             break
-    assert tried == 16
+    assert tried == 8
 
 
 # By hand, in both engines
