@@ -286,4 +286,4 @@ def test_linear_timing_by_hand() -> None:
 def test_gpu_datasheets_are_plausible() -> None:
     for name, gpu in gpus().items():
         assert 5e13 < gpu.bf16_flops < 2e15, name
-        assert 5e11 < gpu.bandwidth_bytes_s < 1e13, name
+        assert 2e11 < gpu.bandwidth_bytes_s < 1e13, name  # an L4 has GDDR6, 300 GB/s
