@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from lengthwise.errors import InputError
 from lengthwise.eval.metrics import meets_slo
 from lengthwise.picoseconds import LONGEST_S
-from lengthwise.registry import load
 from lengthwise.serving.draws import stream
 from lengthwise.serving.inputs import gpu_blocks
 from lengthwise.serving.run import run
-from lengthwise.serving.saturation import saturation_rate
-from lengthwise.serving.system import Node, System
+from lengthwise.serving.saturation import by_itself, saturation_rate
+from lengthwise.serving.system import Node
 from lengthwise.workload import Workload
 
 # upper ends, tokens; the last of each holds all that is longer
@@ -86,7 +85,7 @@ def most_rate(
     room = min(room, node.engine.max_model_len or room)
     if longest > room:
         return 0.0, f"one of {longest:,} tokens does not fit its {room:,}"
-    alone = System((replace(node, policy=load("policy", "fcfs")),), load("router", "round-robin"))
+    alone = by_itself(node)
     fit = room / float((bucket.prompt_tokens + bucket.output_tokens).mean())
     count = int(np.clip(ROUNDS * min(node.engine.max_num_seqs, fit), LEAST, MOST))
     rng = stream(seed, ARRIVALS)

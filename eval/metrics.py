@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
-from lengthwise.serving.records import PS, TRANSFER, Iterations, Records
+from lengthwise.serving.records import PS, Iterations, Records, transfer_columns
 from lengthwise.workload import Workload
 
 Floats = NDArray[np.float64]
@@ -297,7 +297,7 @@ def _covered(start: Floats, end: Floats, edges: Floats) -> NDArray[np.bool_]:
 
 def _transferred(moved: NDArray[np.int64]) -> dict[str, float]:
     """What rows of ``records.TRANSFER`` come to."""
-    of = dict(zip(TRANSFER, moved.T, strict=True))
+    of = transfer_columns(moved)
     found = {"transfers": float(len(moved)), "transferred_gb": float(of["bytes"].sum()) / 1e9}
     if len(moved):
         took_s = (of["end_ps"] - of["ready_ps"]) / PS

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from lengthwise.errors import InputError, UnknownNameError
@@ -35,11 +34,12 @@ from lengthwise.eval.source import Fixed, Source, Spelled
 from lengthwise.policies import load_policy, load_router
 from lengthwise.policy import RoutingPolicy
 from lengthwise.predictors.predict import predict
-from lengthwise.reading import read_described
+from lengthwise.reading import whole_number
 from lengthwise.serving import Engine, Node, System, run
+from lengthwise.serving.listed import read_yaml
 from lengthwise.serving.nodes import nodes_of, read_nodes
 from lengthwise.serving.options import DEFAULT_TIMING
-from lengthwise.serving.records import Records
+from lengthwise.serving.records import PS, Records
 from lengthwise.serving.timing.roofline import RooflineTiming
 from lengthwise.serving.workload.presets import PRESETS
 from lengthwise.workload import Workload
@@ -180,10 +180,7 @@ def read_plan(path: str | Path, requests: int | None = None) -> Wanted:
     is an ``InputError`` of one line.
     """
     where = f"plan file {str(path)!r}"
-    try:
-        given = read_described(Path(path), "plan file", yaml.safe_load)
-    except yaml.YAMLError as error:
-        raise InputError(f"{where} can't be read: {' '.join(str(error).split())}") from None
+    given = read_yaml(Path(path), "plan file")
     if requests is not None and isinstance(given, Mapping):
         given = {**given, "requests": requests}
     return wanted_of(given, where)
@@ -209,7 +206,7 @@ def wanted_of(given: object, where: str = "plan") -> Wanted:
             raise InputError(f"{where}: two gpus are called {name!r}: give each a name")
     requests = given.get("requests")
     if requests is not None:
-        _whole(requests, f"{where}: requests", 1)
+        whole_number(requests, f"{where}: requests", 1)
     edges = given.get("buckets", {})
     if not isinstance(edges, Mapping):
         raise InputError(f"{where}: buckets must have the keys prompt and output, not {edges!r}")
@@ -222,7 +219,7 @@ def wanted_of(given: object, where: str = "plan") -> Wanted:
         types, _source(given["workload"], requests, where), slo,
         None if rate is None else _number(rate, f"{where}: rate", above=0.0),
         _number(given.get("attainment", ATTAINMENT), f"{where}: attainment", 0.0, 1.0),
-        _whole(given.get("slices", SLICES), f"{where}: slices", 1, 1000),
+        whole_number(given.get("slices", SLICES), f"{where}: slices", 1, 1000),
         _headroom(given.get("headroom", AUTO), where),
         check_ends(f"{where}: buckets' prompt", edges["prompt"]) if "prompt" in edges else PROMPTS,
         check_ends(f"{where}: buckets' output", edges["output"]) if "output" in edges else OUTPUTS,
@@ -505,7 +502,7 @@ def _tried(wanted: Wanted, router: str, runs: list[Records]) -> Tried:
     first = min(int(records.arrival_ps.min()) for records in runs)
     last = max(int(records.finish_ps.max()) for records in runs)
     tokens = sum(int(records.output_tokens.sum()) for records in runs)
-    return Tried(router, float(met.mean()), values, tokens / ((last - first) / 1e12))
+    return Tried(router, float(met.mean()), values, tokens / ((last - first) / PS))
 
 
 def _type(row: object, where: str) -> NodeType:
@@ -520,7 +517,7 @@ def _type(row: object, where: str) -> NodeType:
     price = _number(row["price"], f"{where}: price", above=0.0)
     limit = row.get("limit")
     if limit is not None:
-        _whole(limit, f"{where}: limit", 0, MOST_NODES)
+        whole_number(limit, f"{where}: limit", 0, MOST_NODES)
     own = {key: value for key, value in row.items() if key not in ("price", "limit")}
     own.setdefault("name", row["timing"])
     try:
@@ -581,11 +578,3 @@ def _number(
     ):
         raise InputError(f"{what} must be a number {' and '.join(said)}, not {given!r}")
     return float(given)
-
-
-def _whole(given: object, what: str, least: int, most: int | None = None) -> int:
-    whole = isinstance(given, int) and not isinstance(given, bool)
-    if not isinstance(given, int) or not whole or given < least or given > (most or given):
-        to = "" if most is None else f" to {most}"
-        raise InputError(f"{what} must be a whole number from {least}{to}, not {given!r}")
-    return given

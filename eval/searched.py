@@ -19,8 +19,17 @@ from lengthwise.eval.judge import Trial
 from lengthwise.eval.search import BUDGET, PARSIMONY, SIZE, Candidate, search
 from lengthwise.eval.setting import Loaded, RouterLike, Setting
 from lengthwise.eval.source import Source
-from lengthwise.eval.tune import METRICS, Case
-from lengthwise.eval.tuned import REQUESTS, SETS, Floats, HeldOut, Tuned, held_out, values_of
+from lengthwise.eval.tune import Case
+from lengthwise.eval.tuned import (
+    REQUESTS,
+    SETS,
+    Floats,
+    HeldOut,
+    Tuned,
+    check_asked,
+    held_out,
+    values_of,
+)
 from lengthwise.features import FEATURES
 from lengthwise.policies import load_policy
 from lengthwise.policies.formula import Formula, read
@@ -89,10 +98,7 @@ def begun(
     predictor: PredictorLike,
 ) -> Begun:
     """What ``search_policy`` says of its arguments, checked and read; nothing is run."""
-    if metric not in METRICS:
-        raise UnknownNameError("metric", metric, METRICS)
-    if seeds < 1 or requests < 1:
-        raise InputError("searching needs 1 seed and 1 request or more")
+    check_asked("searching", metric, requests, seeds)
     for name in features:
         if name not in FEATURES:
             raise UnknownNameError("feature", name, FEATURES)

@@ -140,6 +140,14 @@ class Begun:
     notices: list[str]
 
 
+def check_asked(doing: str, metric: str, requests: int, seeds: int) -> None:
+    """Raises ``InputError`` for a metric that there is not, and for nothing to run on."""
+    if metric not in METRICS:
+        raise UnknownNameError("metric", metric, METRICS)
+    if seeds < 1 or requests < 1:
+        raise InputError(f"{doing} needs 1 seed and 1 request or more")
+
+
 def begun(
     policy: PolicyLike | RoutingPolicy,
     workload: str | Workload | Source,
@@ -152,10 +160,7 @@ def begun(
     predictor: PredictorLike,
 ) -> Begun:
     """What ``tune_policy`` says of its arguments, all of them checked and read; nothing is run."""
-    if metric not in METRICS:
-        raise UnknownNameError("metric", metric, METRICS)
-    if seeds < 1 or requests < 1:
-        raise InputError("tuning needs 1 seed and 1 request or more")
+    check_asked("tuning", metric, requests, seeds)
     loaded = setting.load()
     judged, baseline = _read(policy, loaded)
     if not numbers_of(judged)[0]:

@@ -59,3 +59,18 @@ def read_described(path: Path, what: str, parse: Callable[[str], Any] = json.loa
     except ValueError as error:
         why = str(error)
     raise InputError(f"{what} {str(path)!r} can't be read: {why}")
+
+
+def whole_number(given: object, what: str, least: int, most: int | None = None) -> int:
+    """A whole number of a user's; ``InputError`` where it is none, or not from ``least`` to
+    ``most`` (None: any). ``what`` begins the message.
+    """
+    if (
+        not isinstance(given, int)
+        or isinstance(given, bool)
+        or given < least
+        or (most is not None and given > most)
+    ):
+        to = "" if most is None else f" to {most}"
+        raise InputError(f"{what} must be a whole number from {least}{to}, not {given!r}")
+    return given

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,19 @@ def read_list(path: Path, what: str) -> list[Any]:
     return read_with(path, what)[0]
 
 
+def read_yaml(path: Path, what: str, parse: Callable[[str], Any] = yaml.safe_load) -> Any:
+    """The YAML in a file, or what ``parse`` makes of its text; ``InputError`` where it can't."""
+    try:
+        return read_described(path, what, parse)
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{what} {str(path)!r} can't be read: {said}") from None
+
+
 def read_with(path: Path, what: str, *beside: str) -> tuple[list[Any], dict[str, Any]]:
     """The same, and what stands under the keys ``beside`` where the list stands under a key."""
     parse = {".json": json.loads, ".csv": _rows}.get(path.suffix, yaml.safe_load)
-    try:
-        found = read_described(path, f"{what} file", parse)
-    except yaml.YAMLError as error:
-        said = " ".join(str(error).split())
-        raise InputError(f"{what} file {str(path)!r} can't be read: {said}") from None
+    found = read_yaml(path, f"{what} file", parse)
     more: dict[str, Any] = {}
     if isinstance(found, Mapping):
         for key in found:

@@ -84,7 +84,7 @@ class Records:
 
     def _stages(self, moved: Ints) -> Visits:
         """The visits where prefill and decode have nodes of their own, and none fails."""
-        count, columns = len(self.replica), dict(zip(TRANSFER, moved.T, strict=True))
+        count, columns = len(self.replica), transfer_columns(moved)
         start_ps, stage = self.scheduled_ps.copy(), np.zeros(count, dtype=np.int8)
         start_ps[columns["request"]] = columns["decode_ps"]
         stage[columns["request"]] = STAGES.index("decode")
@@ -107,7 +107,7 @@ class Records:
         import pandas as pd
 
         rows = np.zeros((0, len(TRANSFER)), np.int64) if self.moved is None else self.moved
-        columns = dict(zip(TRANSFER, rows.T, strict=True))
+        columns = transfer_columns(rows)
         return pd.DataFrame(
             {
                 "request_id": columns["request"],
@@ -187,6 +187,11 @@ LOST = (
 TRANSFER = (
     "request", "source", "target", "ready_ps", "start_ps", "end_ps", "bytes", "decode_ps",
 )  # fmt: skip
+
+
+def transfer_columns(moved: Ints) -> dict[str, Ints]:
+    """The columns of (transfers, TRANSFER) by name."""
+    return dict(zip(TRANSFER, moved.T, strict=True))
 
 
 def no_visits() -> Ints:

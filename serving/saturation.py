@@ -29,7 +29,7 @@ def saturation_rate(workload: Workload, system: System) -> float:
     Nodes of roles prefill and decode are given the burst together, with their own router.
     """
     if system.kv_transfer is not None:
-        fcfs = tuple(replace(node, policy=load("policy", "fcfs")) for node in system.nodes)
+        fcfs = tuple(map(_fcfs, system.nodes))
         count = sum(_seats(workload, node) for node in system.nodes)
         return _of_burst(workload, replace(system, nodes=fcfs, events=()), ROUNDS * count)
     known: dict[tuple[object, object], float] = {}
@@ -42,10 +42,17 @@ def saturation_rate(workload: Workload, system: System) -> float:
     return total
 
 
+def by_itself(node: Node) -> System:
+    """A node that serves all that comes, in the order of arrival."""
+    return System((_fcfs(node),), load("router", "round-robin"))
+
+
+def _fcfs(node: Node) -> Node:
+    return replace(node, policy=load("policy", "fcfs"))
+
+
 def _alone(workload: Workload, node: Node) -> float:
-    fcfs = replace(node, policy=load("policy", "fcfs"))
-    alone = System((fcfs,), load("router", "round-robin"))
-    return _of_burst(workload, alone, ROUNDS * _seats(workload, node))
+    return _of_burst(workload, by_itself(node), ROUNDS * _seats(workload, node))
 
 
 def _seats(workload: Workload, node: Node) -> int:

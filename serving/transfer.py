@@ -25,6 +25,7 @@ from lengthwise.errors import InputError, UnknownNameError
 from lengthwise.features import get
 from lengthwise.picoseconds import LAST_PS, LONGEST_S, MOST_PS, PS
 from lengthwise.policy import RoutingPolicy
+from lengthwise.reading import whole_number
 from lengthwise.registry import loader
 from lengthwise.serving.events import Fail
 from lengthwise.serving.timing.kv_size import kv_bytes_per_token
@@ -62,9 +63,9 @@ class KVTransfer:
             raise InputError(
                 f"kv transfer: latency_s must be a number from 0 to {LONGEST_S:g}, not {latency!r}"
             )
-        _whole("min_prompt_tokens", self.min_prompt_tokens, 0, 2**40)
+        whole_number(self.min_prompt_tokens, "kv transfer: min_prompt_tokens", 0, 2**40)
         if self.kv_bytes_per_token is not None:
-            _whole("kv_bytes_per_token", self.kv_bytes_per_token, 1, MOST_BYTES)
+            whole_number(self.kv_bytes_per_token, "kv transfer: kv_bytes_per_token", 1, MOST_BYTES)
 
     def to_dict(self) -> dict[str, Any]:
         """Its keys and values, as ``read_transfer`` takes them."""
@@ -220,10 +221,3 @@ def _kv_bytes(system: System) -> int:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
-
-
-def _whole(name: str, value: Any, least: int, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InputError(
-            f"kv transfer: {name} must be a whole number from {least} to {most}, not {value!r}"
-        )
